@@ -1,0 +1,41 @@
+# Everything a user or a developer runs. Needs only Python >= 3.11, make and git: the rest goes into .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+DATA   ?=
+OUT    ?= demo_output
+BENCH  ?= runs/bench
+
+.PHONY: install demo test test-full lint bench clean
+
+# constraints.txt pins every version; without it torch's default build brings gigabytes of CUDA libraries.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/ehrseq demo --output $(OUT) $(if $(DATA),--data $(DATA))
+
+test: install
+	$(BIN)/python -m pytest -n 2 -m "not slow" --durations=15
+
+test-full: install
+	$(BIN)/python -m pytest -n 2 --durations=30
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python benchmarks/bench_fhir.py --output $(BENCH)/fhir.json
+	$(BIN)/python benchmarks/bench_tokenizer.py --output $(BENCH)/tokenizer.json
+	$(BIN)/python benchmarks/bench_block.py --output $(BENCH)/block.json
+	$(BIN)/python benchmarks/bench_learning.py --output $(BENCH)/learning
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

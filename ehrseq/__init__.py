@@ -1,0 +1,1 @@
+"""ehrseq: risks from a patient's whole record."""
