@@ -32,6 +32,7 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
+	$(BIN)/python benchmarks/bench_import.py --output $(BENCH)/import.json
 	$(BIN)/python benchmarks/bench_fhir.py --output $(BENCH)/fhir.json
 	$(BIN)/python benchmarks/bench_tokenizer.py --output $(BENCH)/tokenizer.json
 	$(BIN)/python benchmarks/bench_block.py --output $(BENCH)/block.json
