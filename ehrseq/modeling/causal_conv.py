@@ -1,0 +1,239 @@
+"""Causal depthwise convolution with SiLU, channel-last, with a carried state and segment resets.
+
+    out_t = silu(bias + sum_s weight[:, k-1-s] * x_{t-s}),   s = 0 .. k-1, and s <= steps since the segment of t began
+
+As k shifted multiply-adds it needs no transpose to channel-first, which makes it about twice as fast on CPU as `torch.conv1d` with groups.
+The backward recomputes the sum instead of storing it.
+
+Glossary: b batch, l length, d channels, k kernel size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Activation = Literal["silu"] | None
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    initial_state: Tensor | None = None,
+    reset_mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    activation: Activation = "silu",
+    return_final_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Causal depthwise convolution over the length, then SiLU.
+
+    Computes in float64 when `x` is float64, in float32 otherwise. Continuing a returned final state over any number of further steps equals
+    the whole pass.
+
+    Args:
+        x: Input, [batch, length, channels], length at least 1.
+        weight: [channels, kernel]; the last tap meets the current step (a `Conv1d` weight with its middle axis squeezed).
+        bias: [channels].
+        initial_state: The kernel - 1 inputs before the first step, oldest first, [batch, channels, kernel - 1]; zeros when None.
+        reset_mask: bool [batch, length]; True starts a segment there: no tap of it or of a later step reaches back before it, nor into
+            `initial_state`.
+        lengths: int [batch], real steps of right-padded rows (0 .. length): the final state is then the one after each row's last real step.
+            The output does not depend on it.
+        activation: "silu" or None.
+        return_final_state: Also return the state after the last (real) step.
+
+    Returns:
+        The output in the dtype of `x`, [batch, length, channels]; with `return_final_state` the pair (output, final_state), the state
+        [batch, channels, kernel - 1] in the dtype of `x`. Inputs before the last segment's start are 0 in it.
+
+    Raises:
+        ValueError: a wrong shape, dtype or device, a length of 0, `lengths` outside 0 .. length, or an unknown activation.
+    """
+    _check_inputs(x, weight, bias, initial_state, reset_mask, lengths, activation)
+    positions = None if reset_mask is None else positions_in_segment(reset_mask, weight.shape[1] - 1)
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, initial_state))
+    if needs_grad:
+        out = _CausalConv.apply(x, weight, bias, initial_state, positions, activation)  # type: ignore[no-untyped-call]
+    else:
+        out = _convolve(x, weight, bias, initial_state, positions)
+        out = (F.silu(out, inplace=True) if activation == "silu" else out).to(x.dtype)
+    if not return_final_state:
+        return out
+    return out, conv_final_state(x, weight.shape[1], initial_state=initial_state, reset_mask=reset_mask, lengths=lengths)
+
+
+def positions_in_segment(reset_mask: Tensor, before: int = 0) -> Tensor:
+    """Steps since the segment of each step began, int64 [batch, length]; `before` steps are taken to precede a row's first, unreset one."""
+    steps = torch.arange(reset_mask.shape[1], device=reset_mask.device)
+    last_reset = torch.where(reset_mask, steps, -before).cummax(1).values
+    return steps - last_reset
+
+
+def conv_final_state(
+    x: Tensor,
+    kernel: int,
+    *,
+    initial_state: Tensor | None = None,
+    reset_mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """The last kernel - 1 inputs of each row, oldest first, [batch, channels, kernel - 1]: the `initial_state` of what follows.
+
+    Arguments as in `causal_conv1d`. Inputs before the row's last segment start are 0. Differentiable.
+    """
+    batch, length, channels = x.shape
+    past = kernel - 1
+    steps = torch.arange(-past, 0, device=x.device)
+    earlier = x.new_zeros(batch, past, channels) if initial_state is None else initial_state.transpose(1, 2).to(x.dtype)
+    if lengths is None:
+        ends = torch.full((batch, 1), length, device=x.device)
+        tail = torch.cat([earlier, x[:, max(0, length - past) :]], 1)[:, min(past, length) :]  # [b, k-1, d]
+    else:
+        ends = lengths.to(x.device, torch.int64)[:, None]
+        tail = torch.cat([earlier, x], 1).gather(1, (ends + steps + past)[..., None].expand(-1, -1, channels))
+    if reset_mask is not None:
+        row_steps = torch.arange(length, device=x.device)
+        segment_start = torch.where(reset_mask & (row_steps < ends), row_steps, -past).amax(1, keepdim=True)  # [b, 1], of the last segment
+        tail = tail.masked_fill((ends + steps < segment_start)[..., None], 0.0)
+    return tail.transpose(1, 2)
+
+
+class _CausalConv(torch.autograd.Function):
+    """Saves its inputs only; the backward computes the sum before the activation again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        initial_state: Tensor | None,
+        positions: Tensor | None,
+        activation: Activation,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, bias, initial_state, positions)
+        ctx.activation = activation
+        out = _convolve(x, weight, bias, initial_state, positions)
+        return (F.silu(out, inplace=True) if activation == "silu" else out).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, initial_state, positions = ctx.saved_tensors
+        dtype = _compute_dtype(x)
+        kernel, length = weight.shape[1], x.shape[1]
+        g = grad.to(dtype)  # [b, l, d], of the sum before the activation
+        if ctx.activation == "silu":
+            g = torch.ops.aten.silu_backward(g, _convolve(x, weight, bias, initial_state, positions))
+        x_, w = x.to(dtype), weight.to(dtype)
+        grad_x = g * w[:, -1]
+        grad_weight = torch.empty_like(w)
+        grad_weight[:, -1] = (g * x_).sum((0, 1))
+        grad_state = None if initial_state is None else initial_state.new_zeros(initial_state.shape, dtype=dtype)
+        for s in range(1, kernel):
+            tap = w[:, kernel - 1 - s]
+            # [b, l, d], 0 where the tap would have crossed a segment start
+            reached = g if positions is None else g.masked_fill((positions < s)[..., None], 0.0)
+            grad_tap = (reached[:, s:] * x_[:, :-s]).sum((0, 1)) if s < length else 0.0
+            if s < length:
+                grad_x[:, :-s].addcmul_(reached[:, s:], tap)
+            if initial_state is not None and grad_state is not None:
+                m = min(s, length)  # the first m steps reach into the state
+                past = slice(kernel - 1 - s, kernel - 1 - s + m)
+                grad_state[:, :, past] += (reached[:, :m] * tap).transpose(1, 2)
+                grad_tap = grad_tap + (reached[:, :m] * initial_state[:, :, past].to(dtype).transpose(1, 2)).sum((0, 1))
+            grad_weight[:, kernel - 1 - s] = grad_tap
+        return (
+            grad_x.to(x.dtype),
+            grad_weight.to(weight.dtype),
+            None if bias is None else g.sum((0, 1)).to(bias.dtype),
+            None if initial_state is None or grad_state is None else grad_state.to(initial_state.dtype),
+            None,
+            None,
+        )
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, positions: Tensor | None
+) -> Tensor:
+    """The sum before the activation, in the compute dtype, [b, l, d]."""
+    dtype = _compute_dtype(x)
+    kernel, length = weight.shape[1], x.shape[1]
+    x, w = x.to(dtype), weight.to(dtype)
+    out = x * w[:, -1] if bias is None else torch.addcmul(bias.to(dtype), x, w[:, -1])
+    for s in range(1, kernel):
+        tap = w[:, kernel - 1 - s]
+        if s < length:
+            earlier = x[:, :-s]
+            if positions is not None:  # a fill, not a product with 0, so that a NaN stays in its own segment
+                earlier = earlier.masked_fill((positions[:, s:] < s)[..., None], 0.0)
+            out[:, s:].addcmul_(earlier, tap)
+        if initial_state is not None:
+            m = min(s, length)  # the first m steps reach into the state
+            before = initial_state[:, :, kernel - 1 - s : kernel - 1 - s + m].to(dtype).transpose(1, 2)
+            if positions is not None:
+                before = before.masked_fill((positions[:, :m] < s)[..., None], 0.0)
+            out[:, :m].addcmul_(before, tap)
+    return out
+
+
+def _check_inputs(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    reset_mask: Tensor | None,
+    lengths: Tensor | None,
+    activation: Activation,
+) -> None:
+    """Raise a ValueError that names the argument, what it is, and what it should be."""
+    for name, tensor, layout in (("x", x, "[batch, length, channels]"), ("weight", weight, "[channels, kernel]")):
+        if not isinstance(tensor, Tensor) or tensor.dim() != layout.count(",") + 1:
+            raise ValueError(f"causal_conv1d: {name} is {_describe(tensor)}, expected a tensor {layout}.")
+    batch, length, channels = x.shape
+    kernel = weight.shape[1]
+    if length == 0:
+        raise ValueError(f"causal_conv1d: x has length 0 (shape {list(x.shape)}), expected at least one step; leave empty sequences out.")
+    if kernel == 0:
+        raise ValueError("causal_conv1d: weight has kernel size 0, expected at least one tap.")
+    expected: dict[str, tuple[Tensor | None, str, tuple[int, ...]]] = {
+        "weight": (weight, "[channels, kernel]", (channels, kernel)),
+        "bias": (bias, "[channels]", (channels,)),
+        "initial_state": (initial_state, "[batch, channels, kernel - 1]", (batch, channels, kernel - 1)),
+        "reset_mask": (reset_mask, "[batch, length]", (batch, length)),
+        "lengths": (lengths, "[batch]", (batch,)),
+    }
+    for name, (tensor, layout, shape) in expected.items():
+        if tensor is None and name != "weight":
+            continue
+        if not isinstance(tensor, Tensor) or tensor.shape != shape:
+            raise ValueError(f"causal_conv1d: {name} is {_describe(tensor)}, expected {layout} = {list(shape)}.")
+        if tensor.device != x.device:
+            raise ValueError(f"causal_conv1d: {name} is on {tensor.device} and x on {x.device}; move them to one device.")
+        if name not in ("reset_mask", "lengths") and not tensor.is_floating_point():
+            raise ValueError(f"causal_conv1d: {name} is {tensor.dtype}, expected a floating dtype; convert it with `.float()`.")
+    if not x.is_floating_point():
+        raise ValueError(f"causal_conv1d: x is {x.dtype}, expected a floating dtype; convert it with `.float()`.")
+    if reset_mask is not None and reset_mask.dtype != torch.bool:
+        raise ValueError(f"causal_conv1d: reset_mask is {reset_mask.dtype}, expected torch.bool; convert it with `.bool()`.")
+    if lengths is not None:
+        if lengths.is_floating_point() or lengths.dtype == torch.bool:
+            raise ValueError(f"causal_conv1d: lengths is {lengths.dtype}, expected an integer dtype; use `attention_mask.sum(1)`.")
+        if lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= length:
+            raise ValueError(f"causal_conv1d: lengths is {lengths.tolist()}, expected values from 0 to the length {length}.")
+    if activation not in ("silu", None):
+        raise ValueError(f"causal_conv1d: unknown activation {activation!r}, expected 'silu' or None.")
+
+
+def _describe(value: Any) -> str:
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
