@@ -1,1 +1,112 @@
-"""ehrseq: risks from a patient's whole record."""
+"""ehrseq: risks from a patient's whole record.
+
+Importing the package registers its models, its tokenizer and `pipeline("ehr-risk")` with transformers. Everything else is
+loaded when it is first used.
+
+Example:
+    ```python
+    import ehrseq
+    from transformers import pipeline
+
+    risk = pipeline("ehr-risk", model="my-checkpoint")
+    risk({"subject_id": 1, "events": [{"time": "2150-03-01T08:00", "code": "DIAGNOSIS//ICD10CM//I10"}]})
+    ```
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ehrseq._registration import register_all
+from ehrseq.version import __version__
+
+if TYPE_CHECKING:
+    from ehrseq.data import (
+        ConversionReport,
+        EventDataset,
+        load_events,
+        patient_from_bundle,
+        read_fhir,
+        read_meds,
+        write_dataset,
+    )
+    from ehrseq.data.simulate import simulate
+    from ehrseq.hub import EhrModelCard, push_to_hub
+    from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
+    from ehrseq.modeling.convert_odyssey import convert_odyssey_checkpoint
+    from ehrseq.modeling.modeling_ehrmamba import (
+        EhrMambaForCausalLM,
+        EhrMambaForSequenceClassification,
+        EhrMambaModel,
+    )
+    from ehrseq.pipelines.ehr_risk import EhrRiskPipeline
+    from ehrseq.tasks import label_events, list_tasks, load_task
+    from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
+
+# Name -> module that defines it. `TYPE_CHECKING` above says the same to type checkers and editors.
+_EXPORTS = {
+    "ConversionReport": "data",
+    "EventDataset": "data",
+    "load_events": "data",
+    "patient_from_bundle": "data",
+    "read_fhir": "data",
+    "read_meds": "data",
+    "write_dataset": "data",
+    "simulate": "data.simulate",
+    "EhrModelCard": "hub",
+    "push_to_hub": "hub",
+    "EhrMambaConfig": "modeling.configuration_ehrmamba",
+    "EhrMambaModel": "modeling.modeling_ehrmamba",
+    "EhrMambaForCausalLM": "modeling.modeling_ehrmamba",
+    "EhrMambaForSequenceClassification": "modeling.modeling_ehrmamba",
+    "convert_odyssey_checkpoint": "modeling.convert_odyssey",
+    "EhrRiskPipeline": "pipelines.ehr_risk",
+    "label_events": "tasks",
+    "list_tasks": "tasks",
+    "load_task": "tasks",
+    "EhrTokenizer": "tokenization.tokenization_ehr",
+}
+
+__all__ = [
+    "ConversionReport",
+    "EhrMambaConfig",
+    "EhrMambaForCausalLM",
+    "EhrMambaForSequenceClassification",
+    "EhrMambaModel",
+    "EhrModelCard",
+    "EhrRiskPipeline",
+    "EhrTokenizer",
+    "EventDataset",
+    "__version__",
+    "convert_odyssey_checkpoint",
+    "label_events",
+    "list_tasks",
+    "load_events",
+    "load_task",
+    "patient_from_bundle",
+    "push_to_hub",
+    "read_fhir",
+    "read_meds",
+    "simulate",
+    "write_dataset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load an export, or a subpackage, on first use (PEP 562)."""
+    if name in _EXPORTS:
+        value = getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Every public name, loaded or not."""
+    return sorted({*globals(), *__all__})
+
+
+# The thin phase: register only what has landed.
+from importlib.util import find_spec  # noqa: E402
+
+if find_spec("ehrseq.modeling.modeling_ehrmamba") and find_spec("ehrseq.tokenization.tokenization_ehr"):
+    register_all()

@@ -1,0 +1,1 @@
+"""Pipelines of the package: `pipeline("ehr-risk")`."""

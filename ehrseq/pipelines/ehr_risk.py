@@ -1,0 +1,245 @@
+"""`pipeline("ehr-risk")`: from one patient's record to a risk per task.
+
+A classifier of this package has one head and reads the question from the prompt: the task's token stands in the sequence. So
+one patient and one task make one row of the model, and a patient with six tasks makes six. transformers calls such a pipeline
+a chunk pipeline: rows are batched over patients and tasks alike, and gathered again per patient.
+"""
+
+import math
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import ChunkPipeline
+
+
+class EhrRiskPipeline(ChunkPipeline):
+    """Risks of the tasks that a prompted classifier was trained for.
+
+    Args:
+        model: A model for sequence classification with `config.tasks` and `risk_scores(logits, task_ids)`.
+        tokenizer: Tokenizer of the checkpoint. Exactly one of `tokenizer` and `feature_extractor` is needed.
+        feature_extractor: Feature extractor of the checkpoint, for models that read triplets.
+        tasks: Names of the tasks to score, all of them by default.
+        prediction_time: What is known after this time is not read; by default each patient's own `prediction_time`,
+            else the end of the record.
+        max_length: Context length in tokens, the model's by default; the most recent events are kept.
+        batch_size: Rows in one forward pass. A row is one (patient, task) pair.
+        device, dtype, num_workers: As in every pipeline of transformers.
+
+    Example:
+        ```python
+        import ehrseq  # registers the task
+        from transformers import pipeline
+
+        risk = pipeline("ehr-risk", model="my-checkpoint")
+        risk({"subject_id": 1, "events": [{"time": "2150-03-01T08:00", "code": "DIAGNOSIS//ICD10CM//I10"}]})
+        # [{"task": "mortality_30d", "label": "death within 30 days", "score": 0.04}, ...]
+        ```
+    """
+
+    # Both optional for transformers, exactly one for us: `__init__` holds the rule and says what is missing.
+    _load_tokenizer = None
+    _load_feature_extractor = None
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_processor = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.encoder = self._check_encoder()
+        self._task_ids = self._check_model()
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Score one patient or many.
+
+        Args:
+            inputs: A patient (a dict of `subject_id`, `events` and optionally `prediction_time`; a table of one
+                subject's rows; a FHIR R4 Bundle as a dict, where `ehrseq` is installed), a list of them, or a
+                generator or dataset of them, which is scored as it is read.
+            **kwargs: `tasks`, `prediction_time`, `max_length` and `batch_size` for this call.
+
+        Returns:
+            For one patient a list of `{"task", "label", "score"}`, for a list a list of such lists, for a generator or
+            dataset an iterator over them. `label` is the task's positive outcome and `score` its probability.
+
+        Raises:
+            ValueError: An unknown task, an unreadable patient.
+        """
+        # transformers looks into the first element of a list, so an empty one has to be answered here.
+        if isinstance(inputs, list | tuple) and not inputs:
+            self._sanitize_parameters(**{name: kwargs[name] for name in kwargs.keys() - {"batch_size", "num_workers"}})
+            return []
+        if isinstance(inputs, list | tuple):
+            inputs = list(inputs)
+        elif isinstance(inputs, Iterator) and not isinstance(inputs, types.GeneratorType):
+            inputs = (patient for patient in inputs)
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(
+        self, tasks: Any = None, prediction_time: Any = None, max_length: int | None = None, **unknown: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        unknown.pop("local_files_only", None)  # the factory's own, handed through
+        if unknown:
+            raise ValueError(
+                f"Unknown argument(s) {sorted(unknown)} for pipeline('ehr-risk'): it takes tasks, prediction_time, "
+                f"max_length, batch_size and num_workers."
+            )
+        preprocess: dict[str, Any] = {}
+        if tasks is not None:
+            preprocess["tasks"] = self._select(tasks)
+        if prediction_time is not None:
+            preprocess["prediction_time"] = prediction_time
+        if max_length is not None:
+            preprocess["max_length"] = max_length
+        return preprocess, {}, {}
+
+    # One patient -> one row per task.
+    def preprocess(
+        self, patient: Any, tasks: list[str] | None = None, prediction_time: Any = None, max_length: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the model's inputs, one row `[1, length]` per task."""
+        if is_fhir(patient):
+            patient = patient_from_fhir(patient)
+        names = tasks or list(self._task_ids)
+        context = max_length or getattr(self.model.config, "max_position_embeddings", None)
+        for name in names:
+            row = self.encoder(
+                patient,
+                task=name,
+                prediction_time=prediction_time,
+                truncation=context is not None,
+                max_length=context,
+                return_tensors="pt",
+            )
+            inputs = {channel: _as_batch(values) for channel, values in row.items()}
+            yield {
+                **inputs,
+                "task_ids": torch.tensor([self._task_ids[name]]),
+                "subject_id": _subject_of(patient),
+                "is_last": name == names[-1],
+            }
+
+    # A batch of rows -> a probability for each.
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        is_last, subject_id = model_inputs.pop("is_last"), model_inputs.pop("subject_id")
+        task_ids = model_inputs["task_ids"]
+        logits = self.model(**model_inputs).logits
+        scores = self.model.risk_scores(logits, task_ids)
+        return {"scores": scores.float(), "task_ids": task_ids, "subject_id": subject_id, "is_last": is_last}
+
+    # The rows of one patient -> the answer.
+    def postprocess(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One `{"task", "label", "score"}` per row, in the order in which the tasks were asked for."""
+        answers = []
+        for row in rows:
+            task = self.model.config.tasks[int(row["task_ids"])]
+            score = float(row["scores"])
+            if not math.isfinite(score):
+                raise ValueError(
+                    f"The model gives {score} as the risk of {task['name']} for subject {row['subject_id']}: its weights "
+                    f"are damaged, or overflow in {self.dtype}. Load it again, or with dtype='float32'."
+                )
+            answers.append({"task": task["name"], "label": task["positive_label"], "score": score})
+        return answers
+
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, files_timestamps: Any, **kwargs: Any) -> Any:
+        try:
+            from ehrseq.hub import ensure_card
+        except ImportError:
+            pass  # remote code without the package: transformers' own card stays
+        else:
+            ensure_card(working_dir, self.model)
+        return super()._upload_modified_files(working_dir, repo_id, files_timestamps, **kwargs)
+
+    def _check_encoder(self) -> Any:
+        """The one encoder of this checkpoint, or an error that says what is missing."""
+        where = getattr(self.model.config, "name_or_path", "") or type(self.model).__name__
+        given = [part for part in (self.tokenizer, self.feature_extractor) if part is not None]
+        if not given:
+            raise ValueError(
+                f"The checkpoint {where} has neither a tokenizer nor a feature extractor, and its vocabulary cannot be "
+                f"guessed. Save the one it was trained with into the same folder (tokenizer.save_pretrained(folder)), or "
+                f"give it: pipeline('ehr-risk', model=..., tokenizer=...)."
+            )
+        if len(given) > 1:
+            raise ValueError(
+                f"pipeline('ehr-risk') needs exactly one of tokenizer and feature extractor, got "
+                f"{' and '.join(type(part).__name__ for part in given)}."
+            )
+        if self.tokenizer is not None and not hasattr(self.tokenizer, "task_tokens"):
+            raise ValueError(
+                f"The tokenizer of {where} was loaded as {type(self.tokenizer).__name__}, which reads text and no patients. "
+                f"Import ehrseq first, or pass trust_remote_code=True so that the checkpoint's own tokenizer is used."
+            )
+        return given[0]
+
+    def _check_model(self) -> dict[str, int]:
+        """Task name -> its index in `config.tasks`, which is what `task_ids` means."""
+        tasks = getattr(self.model.config, "tasks", None)
+        name = type(self.model).__name__
+        if not tasks:
+            raise ValueError(
+                f"config.tasks of this {name} is empty, so it is not known what its logits stand for. Finetune it on "
+                f"tasks, or set config.tasks (name, token, horizon, definition, positive_label of each)."
+            )
+        if not hasattr(self.model, "risk_scores"):
+            raise ValueError(f"{name} has no risk_scores(logits, task_ids): pipeline('ehr-risk') needs a risk classifier.")
+        known = getattr(self.tokenizer, "task_tokens", None)
+        unknown = [task["name"] for task in tasks if known is not None and task["name"] not in known]
+        if unknown:
+            raise ValueError(
+                f"The tokenizer has no token for {unknown}, which the model's config lists: this tokenizer (tasks "
+                f"{sorted(known)}) is not the one that the model was trained with."
+            )
+        return {task["name"]: index for index, task in enumerate(tasks)}
+
+    def _select(self, tasks: Any) -> list[str]:
+        """The asked-for tasks as a list without repetition."""
+        names = [tasks] if isinstance(tasks, str) else list(tasks)
+        # `_sanitize_parameters` runs inside the base's __init__ as well, before `_task_ids` is there.
+        known = [task["name"] for task in getattr(self.model.config, "tasks", None) or []]
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f"Unknown task(s) {unknown}: this model was trained for {known}.")
+        if not names:
+            raise ValueError(f"tasks is empty: name at least one of {known}, or leave it out for all of them.")
+        return list(dict.fromkeys(names))
+
+
+def is_fhir(patient: Any) -> bool:
+    """Whether `patient` is a FHIR resource as a dict."""
+    return isinstance(patient, dict) and "resourceType" in patient
+
+
+def patient_from_fhir(bundle: dict[str, Any]) -> dict[str, Any]:
+    """Read a FHIR R4 Bundle of one patient.
+
+    Raises:
+        ValueError: It is another resource, or the Bundle does not hold exactly one Patient.
+        ImportError: The package is not installed: the reader does not travel with a checkpoint.
+    """
+    if bundle["resourceType"] != "Bundle":
+        raise ValueError(
+            f"Got a FHIR {bundle['resourceType']!r}, expected a Bundle that holds one patient's whole record "
+            f"(Patient/$everything, or all resources in Bundle.entry)."
+        )
+    try:
+        from ehrseq.data import patient_from_bundle
+    except ImportError as error:
+        raise ImportError(
+            "FHIR Bundles are read by the package ehrseq, which is not installed here: pip install ehrseq, or give the "
+            'patient as {"subject_id": ..., "events": [{"time": ..., "code": ...}, ...]}.'
+        ) from error
+    return patient_from_bundle(bundle)
+
+
+def _as_batch(values: Any) -> torch.Tensor:
+    """`[1, length]`, whether or not the encoder kept the batch dimension of a single patient."""
+    tensor = torch.as_tensor(values)
+    return tensor if tensor.ndim > 1 else tensor.unsqueeze(0)
+
+
+def _subject_of(patient: Any) -> str:
+    return str(patient.get("subject_id")) if isinstance(patient, dict) else "?"
