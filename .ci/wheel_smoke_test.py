@@ -1,0 +1,32 @@
+"""The installed wheel, far from its source: import, data, tokenizer, model, save, reload by Auto classes, a risk, a model card."""
+
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+
+import ehrseq
+from ehrseq.data.simulate import simulate
+from ehrseq.tasks import list_tasks, load_task
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+events = simulate(num_patients=8, seed=0).events()
+tasks = [load_task("mortality_30d").to_config(), load_task("readmission_30d").to_config()]
+tokenizer = ehrseq.EhrTokenizer.train(events, tasks=tasks)
+config = ehrseq.EhrMambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, tasks=tasks)
+model = ehrseq.EhrMambaForSequenceClassification(config).eval()
+
+with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    AutoModelForSequenceClassification.from_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder)
+    risk = pipeline("ehr-risk", model=folder)
+    scores = risk({"subject_id": 1, "events": events.filter(events["subject_id"] == events["subject_id"][0]).to_dicts()})
+    print(scores)
+    if not (len(scores) == 2 and all(0 <= row["score"] <= 1 for row in scores)):
+        raise SystemExit(f"expected two probabilities, got {scores}")
+
+package = Path(str(files("ehrseq")))
+missing = [name for name in ("py.typed", "hub_cards/model_card.md", "tasks") if not (package / name).exists()]
+if missing or len(list_tasks()) < 12 or "site-packages" not in str(package):
+    raise SystemExit(f"the wheel lacks {missing}, or its tasks {list_tasks()}, or this is not the wheel: {package}")
