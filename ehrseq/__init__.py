@@ -1,7 +1,7 @@
 """ehrseq: risks from a patient's whole record.
 
-Importing the package registers its models, its tokenizer and `pipeline("ehr-risk")` with transformers. Everything else is
-loaded when it is first used.
+Importing the package registers its models, its tokenizer and `pipeline("ehr-risk")` with transformers. Everything else
+is loaded when it is first used.
 
 Example:
     ```python

@@ -59,9 +59,9 @@ PIPELINES: dict[str, RegisteredPipeline] = {
 class NamedInCheckpoint(PreTrainedConfig):
     """Key under which tokenizers are registered; no checkpoint has this config.
 
-    A checkpoint of the package names its tokenizer class, and that name is enough to find a registered class. Registered
-    under the model's config, the class would lose against the checkpoint's own code as soon as somebody passes
-    `trust_remote_code=True` (AutoTokenizer takes such a registration for one of transformers' own).
+    A checkpoint of the package names its tokenizer class, and that name is enough to find a registered class.
+    Registered under the model's config, the class would lose against the checkpoint's own code as soon as somebody
+    passes `trust_remote_code=True` (AutoTokenizer takes such a registration for one of transformers' own).
     """
 
     model_type = "ehrseq_tokenizer"
@@ -112,5 +112,6 @@ def _register_pipeline(task: str, entry: RegisteredPipeline) -> None:
     auto_models = tuple(getattr(transformers, name) for name in entry.auto_models)
     PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=auto_models, type="multimodal")
     # With this attribute `pipe.save_pretrained` would leave `custom_pipelines` on the model's config, and transformers
-    # would ask for trust from then on. The model writes that field itself, for those who lack the package (hub_mixin.py).
+    # would ask for trust from then on. The model writes that field itself, for whoever lacks the package
+    # (modeling/hub_mixin.py).
     del pipeline_class._registered_impl

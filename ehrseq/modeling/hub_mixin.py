@@ -1,13 +1,16 @@
 """What makes a checkpoint folder stand by itself: its own code, its pipeline, and a card on every push.
 
-transformers copies the files of a custom class, and names them in `auto_map`, for the one Auto class that the saved object
-was registered under. A checkpoint of this package promises more: whoever has no `ehrseq` installed loads the same folder with
-any fitting Auto class, and with `pipeline("ehr-risk", model=folder, trust_remote_code=True)`. Two mixins keep that promise:
+transformers copies the files of a custom class, and names them in `auto_map`, for the one Auto class that the saved
+object was registered under. A checkpoint of this package promises more: whoever has no `ehrseq` installed loads the same
+folder with any fitting Auto class, and with `pipeline("ehr-risk", model=folder, trust_remote_code=True)`. Two mixins keep
+that promise:
 
-1. `EhrHubMixin.save_pretrained` writes the whole `auto_map`, the pipeline's file, and `custom_pipelines` in `config.json`.
-2. `EhrConfigMixin.from_dict` leaves `custom_pipelines` out where the class comes from the installed package: transformers
-   asks for trust as soon as a loaded config has that field, even when the task is registered. So users of the package are
-   never asked, while a class that was itself loaded as remote code keeps the field, which is how its pipeline is found.
+1. `EhrHubMixin.save_pretrained` writes the whole `auto_map`, the pipeline's file, and `custom_pipelines` into
+   `config.json`.
+2. `EhrConfigMixin.from_dict` leaves `custom_pipelines` out where the class comes from the installed package:
+   transformers asks for trust as soon as a loaded config has that field, even when the task is registered. So users of
+   the package are never asked, while a class that was itself loaded as remote code keeps the field, which is how its
+   pipeline is found.
 """
 
 import os

@@ -1,8 +1,8 @@
 """`pipeline("ehr-risk")`: from one patient's record to a risk per task.
 
-A classifier of this package has one head and reads the question from the prompt: the task's token stands in the sequence. So
-one patient and one task make one row of the model, and a patient with six tasks makes six. transformers calls such a pipeline
-a chunk pipeline: rows are batched over patients and tasks alike, and gathered again per patient.
+A classifier of this package has one head and reads the question from the prompt: the task's token stands in the
+sequence. So one patient and one task make one row of the model, and a patient with six tasks makes six. transformers
+calls such a pipeline a chunk pipeline: rows are batched over patients and tasks alike, and gathered again per patient.
 """
 
 import math
@@ -138,8 +138,8 @@ class EhrRiskPipeline(ChunkPipeline):
             score = float(row["scores"])
             if not math.isfinite(score):
                 raise ValueError(
-                    f"The model gives {score} as the risk of {task['name']} for subject {row['subject_id']}: its weights "
-                    f"are damaged, or overflow in {self.dtype}. Load it again, or with dtype='float32'."
+                    f"The model gives {score} as the risk of {task['name']} for subject {row['subject_id']}: its "
+                    f"weights are damaged, or overflow in {self.dtype}. Load it again, or with dtype='float32'."
                 )
             answers.append({"task": task["name"], "label": task["positive_label"], "score": score})
         return answers
@@ -160,8 +160,8 @@ class EhrRiskPipeline(ChunkPipeline):
         if not given:
             raise ValueError(
                 f"The checkpoint {where} has neither a tokenizer nor a feature extractor, and its vocabulary cannot be "
-                f"guessed. Save the one it was trained with into the same folder (tokenizer.save_pretrained(folder)), or "
-                f"give it: pipeline('ehr-risk', model=..., tokenizer=...)."
+                f"guessed. Save the one it was trained with into the same folder (tokenizer.save_pretrained(folder)), "
+                f"or give it: pipeline('ehr-risk', model=..., tokenizer=...)."
             )
         if len(given) > 1:
             raise ValueError(
@@ -170,8 +170,8 @@ class EhrRiskPipeline(ChunkPipeline):
             )
         if self.tokenizer is not None and not hasattr(self.tokenizer, "task_tokens"):
             raise ValueError(
-                f"The tokenizer of {where} was loaded as {type(self.tokenizer).__name__}, which reads text and no patients. "
-                f"Import ehrseq first, or pass trust_remote_code=True so that the checkpoint's own tokenizer is used."
+                f"The tokenizer of {where} was loaded as {type(self.tokenizer).__name__}, which reads text and no "
+                f"patients. Import ehrseq first, or pass trust_remote_code=True to use the checkpoint's own tokenizer."
             )
         return given[0]
 
@@ -185,7 +185,9 @@ class EhrRiskPipeline(ChunkPipeline):
                 f"tasks, or set config.tasks (name, token, horizon, definition, positive_label of each)."
             )
         if not hasattr(self.model, "risk_scores"):
-            raise ValueError(f"{name} has no risk_scores(logits, task_ids): pipeline('ehr-risk') needs a risk classifier.")
+            raise ValueError(
+                f"{name} has no risk_scores(logits, task_ids): pipeline('ehr-risk') needs a risk classifier."
+            )
         known = getattr(self.tokenizer, "task_tokens", None)
         unknown = [task["name"] for task in tasks if known is not None and task["name"] not in known]
         if unknown:
