@@ -1,0 +1,512 @@
+"""EhrMamba: a Mamba over the events of a patient's record (arXiv:2405.14567), its forecasting head and its clinical head.
+
+Glossary: b batch, l length (tokens), d hidden_size, S packed sequences of a row, V vocab_size. The input channels are those of
+`EhrTokenizer`, all [b, l]: see ehr_embeddings.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_ehrmamba import EhrMambaConfig
+from .ehr_embeddings import (
+    EhrEmbeddings,
+    TimeEmbedding,
+    check_channels,
+    last_positions_of_segments,
+    last_real_positions,
+    segment_starts,
+    time_differences,
+)
+from .ehrmamba_cache import EhrMambaCache
+from .ehrmamba_generation import EhrMambaGenerationMixin
+from .hub_mixin import EhrHubMixin
+from .mamba_block import EhrMambaBlock, EhrMambaMixer, EhrMambaRMSNorm
+
+IGNORED_LABEL = -100  # transformers' own convention
+
+
+@dataclass
+class EhrMambaOutput(ModelOutput):
+    """Output of `EhrMambaModel`.
+
+    Attributes:
+        last_hidden_state: After the final norm, [b, l, d].
+        cache_params: State after each row's last real token, when `use_cache`.
+        hidden_states: Embeddings, then the output of each block, the last one after the final norm: layers + 1 tensors [b, l, d].
+    """
+
+    last_hidden_state: Tensor | None = None
+    cache_params: EhrMambaCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class EhrMambaCausalLMOutput(ModelOutput):
+    """Output of `EhrMambaForCausalLM`.
+
+    Attributes:
+        loss: Cross-entropy of the next token, when `labels` are given.
+        logits: [b, l, V], float32.
+        cache_params: As in `EhrMambaOutput`.
+        hidden_states: As in `EhrMambaOutput`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    cache_params: EhrMambaCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class EhrMambaSequenceClassifierOutput(ModelOutput):
+    """Output of `EhrMambaForSequenceClassification`.
+
+    Attributes:
+        loss: When `labels` are given.
+        logits: [b, num_labels], or [b, S, num_labels] for packed rows; float32. Class 1 is the positive outcome.
+        cache_params: As in `EhrMambaOutput`.
+        hidden_states: As in `EhrMambaOutput`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    cache_params: EhrMambaCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class EhrMambaPreTrainedModel(EhrHubMixin, PreTrainedModel):
+    """Weights, initialisation and what the Trainer and the Hub ask of every EhrMamba class."""
+
+    config: EhrMambaConfig
+    config_class = EhrMambaConfig
+    base_model_prefix = "model"
+    auto_classes = {
+        "AutoModel": "EhrMambaModel",
+        "AutoModelForCausalLM": "EhrMambaForCausalLM",
+        "AutoModelForPreTraining": "EhrMambaForCausalLM",
+        "AutoModelForSequenceClassification": "EhrMambaForSequenceClassification",
+    }
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EhrMambaBlock"]
+    _input_embed_layer = "word_embeddings"
+    _is_stateful = True  # the state cannot be rolled back: no assisted decoding
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """The paper's initialisation.
+
+        Embeddings and heads N(0, initializer_range) with zero biases and a zero [PAD] concept, norms at 1 and 0 (all by the
+        base class), Xavier-uniform time embeddings, the mixer as in `EhrMambaMixer.reset_parameters`. A module comes
+        after its parts, so the mixer has the last word on its projections.
+        """
+        super()._init_weights(module)
+        if isinstance(module, TimeEmbedding):
+            init.xavier_uniform_(module.w)
+            init.xavier_uniform_(module.phi)
+        elif isinstance(module, EhrMambaMixer):
+            module.reset_parameters()
+
+
+class EhrMambaModel(EhrMambaPreTrainedModel):
+    """The EHR embedding layer, the Mamba blocks and a final norm."""
+
+    def __init__(self, config: EhrMambaConfig):
+        super().__init__(config)
+        self.embeddings = EhrEmbeddings(config)
+        self.layers = nn.ModuleList(EhrMambaBlock(config) for _ in range(config.num_hidden_layers))
+        self.norm_f = EhrMambaRMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        times: Tensor | None = None,
+        ages: Tensor | None = None,
+        visit_orders: Tensor | None = None,
+        visit_segments: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache_params: EhrMambaCache | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> EhrMambaOutput:
+        """Encode a batch of histories.
+
+        Args:
+            input_ids: Token ids, [b, l].
+            attention_mask: 1 at real tokens, 0 at padding (on either side), [b, l]. None: no padding. A mask longer than the
+                tokens (history and new tokens, as `generate` makes it) is read from its end.
+            token_type_ids: [b, l]. Like every channel below: None means 0 everywhere.
+            times: Weeks since the first timed event, [b, l]; the model takes their differences itself.
+            ages: Years, [b, l].
+            visit_orders: [b, l].
+            visit_segments: [b, l].
+            segment_ids: Several sequences packed into one row, [b, l], 0 = padding, 1 .. S = the sequences in order. They do
+                not see each other; the outcome equals that of unpacked rows.
+            inputs_embeds: Concept embeddings in place of `input_ids`, [b, l, d]. The other channels are added as always.
+            cache_params: State to continue from. It is updated in place.
+            use_cache: Return the state. Default: `config.use_cache`, but never in training, nor for packed rows.
+            output_hidden_states: Return all hidden states.
+            output_attentions: Accepted because callers such as PEFT pass it to any model; a Mamba has no attentions.
+
+        Raises:
+            ValueError: channels of different shapes, ids out of range, values that are not finite, a state of another batch
+                size, or a cache together with packed rows.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and segment_ids is None
+        if use_cache and self.gradient_checkpointing and self.training:
+            use_cache = False  # the recomputation would advance the state a second time
+        channels = {
+            "token_type_ids": token_type_ids,
+            "times": times,
+            "ages": ages,
+            "visit_orders": visit_orders,
+            "visit_segments": visit_segments,
+        }
+
+        # 1. Inputs: what is padding, where packed sequences start.
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if input_ids is not None:
+            shape, device = input_ids.shape, input_ids.device
+        else:
+            shape, device = inputs_embeds.shape[:-1], inputs_embeds.device
+        if attention_mask is not None and attention_mask.dim() == 2 and attention_mask.shape[1] > shape[-1]:
+            attention_mask = attention_mask[:, -shape[-1] :]
+        check_channels(
+            self.config, shape, input_ids=input_ids, attention_mask=attention_mask, segment_ids=segment_ids, **channels
+        )
+        if cache_params is not None and cache_params.batch_size != shape[0]:
+            raise ValueError(f"cache_params holds {cache_params.batch_size} rows, the inputs have {shape[0]}: they must match.")
+        if segment_ids is not None and (use_cache or cache_params is not None):
+            raise ValueError("Packed rows (segment_ids) have no single state: leave cache_params out and use_cache off.")
+        real = real_tokens(attention_mask, segment_ids)
+        starts = None if segment_ids is None else segment_starts(segment_ids)
+        channels = {
+            name: torch.zeros(shape, dtype=torch.int64, device=device) if channel is None else channel
+            for name, channel in channels.items()
+        }
+        concepts = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+
+        # 2. A continued row must follow its past without a gap: move real tokens to the front, and outputs back at the end.
+        order = None
+        if real is not None and cache_params is not None and cache_params.seen_tokens > 0:
+            order = torch.argsort(~real, dim=1, stable=True)
+            channels = {name: channel.gather(1, order) for name, channel in channels.items()}
+            concepts, real = _gather_tokens(concepts, order), real.gather(1, order)
+
+        # 3. Embeddings.
+        times = channels.pop("times")
+        last_times = None if cache_params is None else cache_params.last_times
+        differences = time_differences(times, real, starts, last_times)
+        hidden_states = self.embeddings(concepts, differences, **channels)
+        all_hidden_states = [hidden_states]
+
+        # 4. Blocks.
+        lengths = None if real is None else last_real_positions(real) + 1
+        new_states = []
+        for index, block in enumerate(self.layers):
+            state = None
+            if cache_params is not None:
+                state = (cache_params.conv_states[index], cache_params.ssm_states[index])
+            hidden_states, new_state = block(hidden_states, state, real, starts, lengths, use_cache)
+            new_states.append(new_state)
+            all_hidden_states.append(hidden_states)
+        hidden_states = all_hidden_states[-1] = self.norm_f(hidden_states)
+
+        # 5. State after each row's last real token.
+        if use_cache:
+            if cache_params is None:
+                cache_params = EhrMambaCache(self.config, shape[0], dtype=concepts.dtype, device=device)
+            conv_states, ssm_states = (torch.stack(states) for states in zip(*new_states, strict=True))
+            cache_params.update(conv_states, ssm_states, _last_times(times, lengths, cache_params), shape[1])
+
+        if order is not None:
+            back = torch.argsort(order, dim=1)
+            hidden_states = _gather_tokens(hidden_states, back)
+            if output_hidden_states:
+                all_hidden_states = [_gather_tokens(states, back) for states in all_hidden_states]
+        return EhrMambaOutput(
+            last_hidden_state=hidden_states,
+            cache_params=cache_params if use_cache else None,
+            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+        )
+
+
+class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaGenerationMixin):
+    """Next-token prediction: pretraining, and forecasting with `generate`. The head is not tied to the embeddings."""
+
+    def __init__(self, config: EhrMambaConfig):
+        super().__init__(config)
+        self.model = EhrMambaModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        times: Tensor | None = None,
+        ages: Tensor | None = None,
+        visit_orders: Tensor | None = None,
+        visit_segments: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        cache_params: EhrMambaCache | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **loss_kwargs: Any,
+    ) -> EhrMambaCausalLMOutput:
+        """Predict each next token; the channels and the cache are those of `EhrMambaModel.forward`.
+
+        Args:
+            labels: Usually the input ids, [b, l], -100 = no target; they are shifted inside. Padding and the first token of
+                a packed sequence are never targets, whatever stands there.
+            logits_to_keep: Compute logits of the last tokens only (a number, 0 = all), or of these positions.
+            loss_kwargs: Passed on to the loss, such as Trainer's `num_items_in_batch`, by which gradient accumulation over
+                rows of different length stays exact.
+        """
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            times=times,
+            ages=ages,
+            visit_orders=visit_orders,
+            visit_segments=visit_segments,
+            segment_ids=segment_ids,
+            inputs_embeds=inputs_embeds,
+            cache_params=cache_params,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+        )
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = self.lm_head(hidden_states).float()
+
+        loss = None
+        if labels is not None:
+            real = real_tokens(attention_mask, segment_ids)
+            if real is not None:
+                labels = labels.masked_fill(~real, IGNORED_LABEL)
+            if segment_ids is not None:
+                labels = labels.masked_fill(segment_starts(segment_ids), IGNORED_LABEL)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_kwargs)
+        return EhrMambaCausalLMOutput(
+            loss=loss, logits=logits, cache_params=outputs.cache_params, hidden_states=outputs.hidden_states
+        )
+
+
+class EhrMambaClassificationHead(nn.Module):
+    """Dropout, dense, SiLU, dropout, projection to the classes."""
+
+    def __init__(self, config: EhrMambaConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[..., d] -> [..., num_labels]."""
+        return self.out_proj(self.dropout(F.silu(self.dense(self.dropout(pooled)))))
+
+
+class EhrMambaForSequenceClassification(EhrMambaPreTrainedModel):
+    """One head for every prompted task (MPF): it reads the hidden state of the last real token, the task token.
+
+    Class 1 is the task's positive outcome. Use `risk_scores` to turn logits into probabilities.
+    """
+
+    # `forward` of the causal model takes loss kwargs, this one does not: Trainer must divide by the accumulation steps itself.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: EhrMambaConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = EhrMambaModel(config)
+        self.classifier = EhrMambaClassificationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        times: Tensor | None = None,
+        ages: Tensor | None = None,
+        visit_orders: Tensor | None = None,
+        visit_segments: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        task_ids: Tensor | None = None,
+        cache_params: EhrMambaCache | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> EhrMambaSequenceClassifierOutput:
+        """Classify each row (or each packed sequence); the channels and the cache are those of `EhrMambaModel.forward`.
+
+        Args:
+            labels: Classes int64 [b], or [b, S] padded with -100 for packed rows. With another `config.problem_type`, the
+                targets that transformers' loss of that name takes.
+            task_ids: Index of each row's task in `config.tasks`, [b]. Unused: it is here so that Trainer keeps the column
+                for metrics per task (`label_names=["labels", "task_ids"]`).
+            use_cache: Return the state; default False.
+        """
+        if input_ids is not None:
+            self.warn_if_padding_and_no_attention_mask(
+                input_ids, attention_mask if segment_ids is None else segment_ids.clamp(max=1)
+            )
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            times=times,
+            ages=ages,
+            visit_orders=visit_orders,
+            visit_segments=visit_segments,
+            segment_ids=segment_ids,
+            inputs_embeds=inputs_embeds,
+            cache_params=cache_params,
+            use_cache=bool(use_cache),
+            output_hidden_states=output_hidden_states,
+        )
+        pooled = pool_last_tokens(outputs.last_hidden_state, attention_mask, segment_ids, labels)
+        logits = self.classifier(pooled).float()
+        return EhrMambaSequenceClassifierOutput(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            cache_params=outputs.cache_params,
+            hidden_states=outputs.hidden_states,
+        )
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Weighted cross-entropy over the classes, or transformers' loss of another `config.problem_type`."""
+        classes = not labels.is_floating_point() and self.config.num_labels > 1
+        if self.config.problem_type not in (None, "single_label_classification") or not classes:
+            return self.loss_function(labels=labels, logits=logits, pooled_logits=logits, config=self.config)
+        if labels.shape != logits.shape[:-1]:
+            raise ValueError(
+                f"labels have shape {list(labels.shape)}, expected one label for each of the {list(logits.shape[:-1])} rows "
+                "(packed: [batch, sequences])."
+            )
+        weights = self.config.class_weights
+        return F.cross_entropy(
+            logits.reshape(-1, self.config.num_labels),
+            labels.reshape(-1).long(),
+            weight=None if weights is None else logits.new_tensor(weights),
+            ignore_index=IGNORED_LABEL,
+        )
+
+    def risk_scores(self, logits: Tensor, task_ids: Tensor | None = None) -> Tensor:
+        """P(positive) of each row: the one place where training's shift of the log-odds is taken back.
+
+        Args:
+            logits: [b, 2], or [b, S, 2] for packed rows.
+            task_ids: Index of each row's task in `config.tasks`, [b] or [b, S] (negative = padding). May be left out where
+                all tasks have the same shift.
+
+        Returns:
+            Probabilities, [b] or [b, S].
+
+        Raises:
+            ValueError: not two classes, a task id outside `config.tasks`, or no task ids though the tasks' shifts differ.
+        """
+        if logits.shape[-1] != 2:
+            raise ValueError(f"risk_scores: got {logits.shape[-1]} classes, expected logits of two: [..., 2].")
+        shifts = self.config.log_odds_shifts() or [self.config.class_weight_log_odds_shift]
+        table = torch.tensor(shifts, dtype=torch.float32, device=logits.device)
+        log_odds = logits[..., 1].float() - logits[..., 0].float()
+        if task_ids is None:
+            if len(set(shifts)) > 1:
+                raise ValueError(
+                    "risk_scores: the tasks of this model have different log-odds shifts: give task_ids, the index of each "
+                    f"row's task in {[task['name'] for task in self.config.tasks or []]}."
+                )
+            return torch.sigmoid(log_odds - table[0])
+        task_ids = torch.as_tensor(task_ids, dtype=torch.int64, device=logits.device)
+        if task_ids.shape != log_odds.shape:
+            raise ValueError(f"risk_scores: task_ids {list(task_ids.shape)} do not match rows {list(log_odds.shape)}.")
+        if self.config.tasks and task_ids.numel() and int(task_ids.max()) >= len(self.config.tasks):
+            raise ValueError(f"risk_scores: task id {int(task_ids.max())}, but config.tasks has {len(self.config.tasks)}.")
+        return torch.sigmoid(log_odds - table[task_ids.clamp(min=0, max=len(shifts) - 1)])
+
+
+def real_tokens(attention_mask: Tensor | None, segment_ids: Tensor | None) -> Tensor | None:
+    """bool [b, l], False at padding; None when there is none."""
+    if segment_ids is not None:
+        packed = segment_ids > 0
+        return packed if attention_mask is None else packed & attention_mask.bool()
+    if attention_mask is None:
+        return None
+    if attention_mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(attention_mask.all()):
+        return None  # spares the masking; asking costs nothing on CPU, and a synchronisation elsewhere
+    return attention_mask.bool()
+
+
+def pool_last_tokens(
+    hidden_states: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None, labels: Tensor | None
+) -> Tensor:
+    """Hidden state of each row's last real token [b, d], or of each packed sequence's last token [b, S, d].
+
+    S is the width of `labels`, or the largest number of sequences in a row without labels.
+    """
+    if segment_ids is not None:
+        most = int(segment_ids.max())
+        num_segments = most if labels is None else labels.shape[-1]
+        if most > num_segments:
+            raise ValueError(
+                f"A row packs {most} sequences, labels have room for {num_segments}: give labels [batch, sequences], "
+                f"padded with {IGNORED_LABEL}."
+            )
+        return _gather_tokens(hidden_states, last_positions_of_segments(segment_ids, num_segments))
+    real = real_tokens(attention_mask, None)
+    if real is None:
+        return hidden_states[:, -1]
+    real = real[:, -hidden_states.shape[1] :]
+    return _gather_tokens(hidden_states, last_real_positions(real).clamp(min=0)[:, None]).squeeze(1)
+
+
+def _gather_tokens(states: Tensor, positions: Tensor) -> Tensor:
+    """states [b, l, d] at positions [b, m] -> [b, m, d]."""
+    return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
+
+
+def _last_times(times: Tensor, lengths: Tensor | None, cache: EhrMambaCache) -> Tensor:
+    """Time of each row's last real token, [b]; what the cache holds where a row has no new one."""
+    if lengths is None:
+        return times[:, -1].to(cache.last_times.dtype)
+    newest = times.gather(1, (lengths - 1).clamp(min=0)[:, None]).squeeze(1).to(cache.last_times.dtype)
+    return torch.where(lengths > 0, newest, cache.last_times)
+
+
+__all__ = [
+    "EhrMambaForCausalLM",
+    "EhrMambaForSequenceClassification",
+    "EhrMambaModel",
+    "EhrMambaPreTrainedModel",
+]
