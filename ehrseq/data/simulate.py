@@ -1,0 +1,259 @@
+"""Simulated patients: a seeded cohort as MEDS rows or FHIR R4, with every patient's true risk.
+
+    cohort = simulate(2000, seed=7)
+    events = cohort.events()                               # the MEDS table
+    cohort.write_fhir("fhir/")                             # the same as NDJSON, with duplicates
+    cohort.true_risk("mortality_30d", subject_ids, times)  # P(positive label | what is recorded up to then)
+
+The disease process is documented in `simulate_process` (what happens) and `simulate_risk` (with which probability). Patient k of a seed is the same
+whatever the number of patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from ehrseq.data.simulate_codes import VOCABULARY
+from ehrseq.data.simulate_process import EXTRACTION, STATIC, TEXTS, UNITS, Block, DiseaseProcess
+from ehrseq.data.simulate_random import PatientStreams
+from ehrseq.data.simulate_risk import ORDER_DEPENDENT_TASKS, SCORES
+
+logger = logging.get_logger(__name__)
+
+SIMULATOR_VERSION = "0.1"
+"""Changes whenever a seed gives other patients."""
+
+SIMULATED_TASKS = SCORES
+"""Tasks whose true risk is known."""
+
+__all__ = ["ORDER_DEPENDENT_TASKS", "SIMULATED_TASKS", "SIMULATOR_VERSION", "Simulation", "simulate"]
+
+_EPOCH = datetime(1970, 1, 1)
+_MINUTE_US = 60_000_000
+_CODES = pl.Series("code", VOCABULARY.codes, dtype=pl.String)
+_UNIT_NAMES = pl.Series("unit", [None, *UNITS[1:]], dtype=pl.String)
+_TEXT_NAMES = pl.Series("text_value", [None, *TEXTS[1:]], dtype=pl.String)
+
+
+def _rank_of(code: str) -> int:
+    """Place of a row among the rows of one instant: the contract's order, and inside it the order of the FHIR files."""
+    order = {
+        "GENDER": 0,
+        "MEDS_BIRTH": 1,
+        "VISIT_START": 2,
+        "DIAGNOSIS": 3,
+        "IMMUNIZATION": 4,
+        "MEDICATION": 5,
+        "LAB": 6,
+        "VITAL": 6,
+        "PROCEDURE": 7,
+        "VISIT_END": 8,
+        "MEDS_DEATH": 9,
+    }
+    return order[code.split("//")[0]]
+
+
+_RANKS = np.array([_rank_of(code) for code in VOCABULARY.codes])
+
+
+def simulate(
+    num_patients: int, seed: int = 0, *, first_patient: int = 0, chunk_size: int = 2000, progress: bool = True
+) -> Simulation:
+    """A cohort of simulated patients; nothing is computed before it is asked for.
+
+    Args:
+        num_patients: Number of patients.
+        seed: Seed; with the number of a patient it fixes that patient.
+        first_patient: Number of the first patient, so that cohorts of one seed can be drawn disjoint. The subject_id is the number + 1.
+        chunk_size: Patients simulated at a time; it changes memory and speed only.
+        progress: Whether long work shows a progress bar.
+
+    Returns:
+        The cohort.
+
+    Raises:
+        ValueError: A number is negative, not an integer, or no patient is asked for.
+    """
+    for name, value, least in (
+        ("num_patients", num_patients, 1),
+        ("seed", seed, 0),
+        ("first_patient", first_patient, 0),
+        ("chunk_size", chunk_size, 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            raise ValueError(f"{name} got {value!r}; expected an integer of at least {least}.")
+    return Simulation(int(num_patients), int(seed), int(first_patient), int(chunk_size), progress)
+
+
+class Simulation:
+    """A simulated cohort, see `simulate`.
+
+    Attributes:
+        num_patients: Number of patients.
+        seed: Seed.
+        first_patient: Number of the first patient.
+        end_of_data: The extraction date; pass it to the labelling engine as the end of follow-up.
+    """
+
+    def __init__(self, num_patients: int, seed: int, first_patient: int, chunk_size: int, progress: bool) -> None:
+        self.num_patients = num_patients
+        self.seed = seed
+        self.first_patient = first_patient
+        self.chunk_size = chunk_size
+        self.progress = progress
+        self.end_of_data = _EPOCH + timedelta(minutes=EXTRACTION)
+        self._admissions: pl.DataFrame | None = None
+
+    def __repr__(self) -> str:
+        return f"Simulation(num_patients={self.num_patients}, seed={self.seed}, first_patient={self.first_patient})"
+
+    def iter_blocks(self) -> Iterator[tuple[np.ndarray, Block]]:
+        """(subject_ids int64 `[n]`, block) for each chunk of patients."""
+        starts = range(self.first_patient, self.first_patient + self.num_patients, self.chunk_size)
+        tables = []
+        hidden = not self.progress or self.num_patients <= self.chunk_size or not logging.is_progress_bar_enabled()
+        for start in tqdm(starts, desc="Simulating", unit="chunk", disable=hidden):
+            stop = min(start + self.chunk_size, self.first_patient + self.num_patients)
+            patients = np.arange(start, stop)
+            block = DiseaseProcess(PatientStreams(self.seed, patients), len(patients)).run()
+            tables.append(_admission_table(patients + 1, block))
+            yield patients + 1, block
+        self._admissions = pl.concat(tables)
+
+    def iter_events(self) -> Iterator[pl.DataFrame]:
+        """The MEDS table chunk by chunk: nobody need hold a large cohort in memory."""
+        for subject_ids, block in self.iter_blocks():
+            yield block_events(subject_ids, block)
+
+    def events(self) -> pl.DataFrame:
+        """The MEDS table of the cohort, sorted by the contract's order; without the duplicates that the FHIR files hold."""
+        return pl.concat(list(self.iter_events()), rechunk=True)
+
+    def admissions(self) -> pl.DataFrame:
+        """One row an admission, with the true risks.
+
+        Returns:
+            `subject_id`, `visit_start` (of the overlapping emergency visit, else of the admission), `start`, `end`, `alive` (discharged alive before
+            the extraction), and a column per task: the probability of the positive label at 24 hours (long_stay_7d) or at the discharge (the others),
+            null where there is no label.
+        """
+        if self._admissions is None:
+            for _ in self.iter_blocks():
+                pass
+        if self._admissions is None:
+            raise RuntimeError("the simulation ended before its last patient; ask again for admissions()")
+        return self._admissions
+
+    def true_risk(self, task: str, subject_ids: Sequence[int] | np.ndarray, prediction_times: Sequence[datetime] | np.ndarray | pl.Series) -> np.ndarray:
+        """P(positive label | everything recorded up to the prediction time), exact.
+
+        Args:
+            task: One of `SIMULATED_TASKS`.
+            subject_ids: `[n]`.
+            prediction_times: `[n]`, naive UTC: the discharge of an admission, or for long_stay_7d 24 hours after its start (that of the overlapping
+                emergency visit or of the admission itself).
+
+        Returns:
+            float64 `[n]`.
+
+        Raises:
+            ValueError: An unknown task, lengths that differ, or a time at which the patient has no label of the task.
+        """
+        if task not in SIMULATED_TASKS:
+            raise ValueError(f"true_risk got task {task!r}; expected one of {list(SIMULATED_TASKS)}.")
+        times = pl.Series("prediction_time", prediction_times).cast(pl.Datetime("us"))
+        subjects = pl.Series("subject_id", subject_ids).cast(pl.Int64)
+        if len(times) != len(subjects):
+            raise ValueError(f"true_risk got {len(subjects)} subject_ids and {len(times)} prediction_times; expected as many of each.")
+        asked = pl.DataFrame([subjects, times]).with_row_index("asked")
+        table = self.admissions().filter(pl.col(task).is_not_null())
+        if task == "long_stay_7d":
+            day = pl.duration(days=1)
+            keys = [table.select("subject_id", (pl.col(column) + day).alias("prediction_time"), pl.col(task)) for column in ("visit_start", "start")]
+            known = pl.concat(keys).unique(["subject_id", "prediction_time"])
+        else:
+            known = table.select("subject_id", pl.col("end").alias("prediction_time"), pl.col(task))
+        found = asked.join(known, on=["subject_id", "prediction_time"], how="left").sort("asked")
+        missing = found.filter(pl.col(task).is_null())
+        if len(missing):
+            row = missing.row(0, named=True)
+            when = "24 hours after an admission's start that the stay outlasts" if task == "long_stay_7d" else "discharges alive"
+            raise ValueError(
+                f"true_risk knows {task} at {when} of patients at risk; {len(missing)} of {len(asked)} times are none, "
+                f"the first: subject {row['subject_id']} at {row['prediction_time']}. Take the times from the labelling engine."
+            )
+        return found[task].to_numpy()
+
+    def write_fhir(self, folder: str | Path, *, compress: bool = False) -> Path:
+        """Write the cohort as FHIR R4 NDJSON, see `simulate_fhir.write_fhir`."""
+        from ehrseq.data.simulate_fhir import write_fhir
+
+        return write_fhir(self, folder, compress=compress)
+
+
+def _times(minutes: np.ndarray, none: int) -> pl.Series:
+    """Datetime("us") of minutes since 1970, null where they equal `none`."""
+    absent = minutes == none
+    microseconds = np.where(absent, 0, minutes) * _MINUTE_US
+    series = pl.Series(microseconds).cast(pl.Datetime("us"))
+    return series if not absent.any() else series.zip_with(pl.Series(~absent), pl.Series([None], dtype=pl.Datetime("us")))
+
+
+def block_events(subject_ids: np.ndarray, block: Block) -> pl.DataFrame:
+    """MEDS rows of a block, in the contract's order, exact duplicates removed.
+
+    Args:
+        subject_ids: int64 `[n]`.
+        block: What the process left of these patients.
+    """
+    events = ordered_events(block)
+    subjects = subject_ids[events["row"]]
+    encounter = pl.Series(events["encounter"])
+    frame = pl.DataFrame(
+        {
+            "subject_id": pl.Series(subjects, dtype=pl.Int64),
+            "time": _times(events["minutes"], int(STATIC)),
+            "code": _CODES.gather(events["code"]),
+            "numeric_value": pl.Series(events["value"]).fill_nan(None).cast(pl.Float32),
+            "text_value": _TEXT_NAMES.gather(events["text"]),
+            "visit_id": encounter,
+            "unit": _UNIT_NAMES.gather(events["unit"]),
+        }
+    )
+    visit = pl.format("{}-{}", "subject_id", "visit_id")
+    return frame.with_columns(pl.when(pl.col("visit_id") >= 0).then(visit).alias("visit_id"))
+
+
+def ordered_events(block: Block) -> dict[str, np.ndarray]:
+    """Columns of a block's events sorted by patient, time, the contract's order, and code; exact duplicates removed."""
+    events = block.events
+    order = np.lexsort((events["value"], events["code"], _RANKS[events["code"]], events["minutes"], events["row"]))
+    events = {name: column[order] for name, column in events.items()}
+    same = np.ones(max(len(order) - 1, 0), dtype=bool)
+    for name in ("row", "minutes", "code", "unit", "text", "encounter"):
+        same &= events[name][1:] == events[name][:-1]
+    same &= (events["value"][1:] == events["value"][:-1]) | (np.isnan(events["value"][1:]) & np.isnan(events["value"][:-1]))
+    keep = np.concatenate([np.ones(min(len(order), 1), dtype=bool), ~same])
+    return {name: column[keep] for name, column in events.items()}
+
+
+def _admission_table(subject_ids: np.ndarray, block: Block) -> pl.DataFrame:
+    table = block.admissions
+    times = {name: table[name] for name in ("visit_start", "start", "end")}
+    return pl.DataFrame(
+        {
+            "subject_id": pl.Series(subject_ids[table["row"]], dtype=pl.Int64),
+            **{name: _times(column, int(STATIC)) for name, column in times.items()},
+            "alive": table["alive"],
+            **{task: pl.Series(table[task]).fill_nan(None) for task in SIMULATED_TASKS},
+        }
+    ).sort("subject_id", "start")
+
+
