@@ -89,9 +89,7 @@ def bootstrap_interval(
         ValueError: `num_resamples` or `confidence` out of range.
     """
     if num_resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            f"expected num_resamples >= 1 and 0 < confidence < 1, got {num_resamples} and {confidence}."
-        )
+        raise ValueError(f"expected num_resamples >= 1 and 0 < confidence < 1, got {num_resamples} and {confidence}.")
     value = float(metric(None)[0])
     values = np.concatenate([metric(weights) for weights in patient_weights(subject_ids, num_resamples, seed=seed)])
     values = values[np.isfinite(values)]

@@ -113,7 +113,7 @@ def evaluate_tasks(
             f"task_ids and subject_ids must have one entry per row ({len(truth)}), got {tasks_of_rows.shape} and "
             f"{subjects.shape}."
         )
-    if len(tasks_of_rows) and not (0 <= tasks_of_rows.min() and tasks_of_rows.max() < len(task_names)):
+    if len(tasks_of_rows) and not (tasks_of_rows.min() >= 0 and tasks_of_rows.max() < len(task_names)):
         raise ValueError(
             f"task ids must lie in 0..{len(task_names) - 1} ({list(task_names)}), got {tasks_of_rows.min()}.."
             f"{tasks_of_rows.max()}."
@@ -200,7 +200,7 @@ def metrics_table(
         return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     texts = [
-        "  ".join(cell.ljust(w) if column == 0 else cell.rjust(w) for column, (cell, w) in enumerate(zip(line, widths)))
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
         for line in lines
     ]
     return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:]])

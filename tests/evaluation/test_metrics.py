@@ -64,8 +64,10 @@ def test_best_f1_threshold_is_the_best_of_all_thresholds(case):
 
 
 def test_one_class_has_no_area():
-    assert np.isnan(auroc([1, 1], [0.1, 0.2])) and np.isnan(auroc([0, 0], [0.1, 0.2]))
-    assert np.isnan(average_precision([0, 0], [0.1, 0.2])) and np.isnan(auroc([], []))
+    assert np.isnan(auroc([1, 1], [0.1, 0.2]))
+    assert np.isnan(auroc([0, 0], [0.1, 0.2]))
+    assert np.isnan(average_precision([0, 0], [0.1, 0.2]))
+    assert np.isnan(auroc([], []))
     assert best_f1_threshold([0, 0], [0.1, 0.2]) == 0.5
 
 
@@ -73,7 +75,8 @@ def test_patient_weights_draw_whole_patients_and_do_not_depend_on_the_chunk():
     subjects = np.array([7, 7, 3, 3, 3, 9, -4])
     weights = np.concatenate(list(patient_weights(subjects, 200, seed=5)))
     assert weights.shape == (200, 7)
-    assert (weights[:, 0] == weights[:, 1]).all() and (weights[:, 2:5] == weights[:, 2:3]).all()
+    assert (weights[:, 0] == weights[:, 1]).all()
+    assert (weights[:, 2:5] == weights[:, 2:3]).all()
     per_patient = weights[:, [0, 2, 5, 6]]
     assert (per_patient.sum(axis=1) == 4).all()  # as many patients as there are, with replacement
     assert per_patient.mean(axis=0) == pytest.approx(1, abs=0.25)
@@ -128,13 +131,17 @@ def test_tasks_are_separated_and_a_rare_one_is_not_estimable():
     results = evaluate_tasks(labels, scores, task_ids, subjects, ["a", "b", "c", "none"], num_resamples=50)
     rows = task_ids == 1
     assert results["b"].auroc.value == pytest.approx(sklearn.metrics.roc_auc_score(labels[rows], scores[rows]))
-    assert results["b"].labels == rows.sum() and results["b"].patients == len(np.unique(subjects[rows]))
-    assert results["c"].positives == 19 and not results["c"].estimable and results["c"].auroc is None
+    assert results["b"].labels == rows.sum()
+    assert results["b"].patients == len(np.unique(subjects[rows]))
+    assert results["c"].positives == 19
+    assert not results["c"].estimable
+    assert results["c"].auroc is None
     assert results["none"].reason == "no labels"
     again = evaluate_tasks(labels, scores, task_ids, subjects, ["a", "b", "c", "none"], num_resamples=50)
     assert again == results
     for table in (metrics_table(results, best_possible={"a": 0.9}), metrics_table(results, markdown=True)):
-        assert "not estimable" in table and "19" in table
+        assert "not estimable" in table
+        assert "19" in table
     assert results["a"].to_dict()["auroc"]["low"] < results["a"].auroc.value
 
 
@@ -148,7 +155,8 @@ def test_thresholds_are_chosen_per_task():
     labels, scores, task_ids, _ = _mixed_tasks()
     chosen = choose_thresholds(labels, scores, task_ids, ["a", "b", "c", "none"])
     rows = task_ids == 0
-    assert chosen["a"] == best_f1_threshold(labels[rows], scores[rows]) and chosen["none"] == 0.5
+    assert chosen["a"] == best_f1_threshold(labels[rows], scores[rows])
+    assert chosen["none"] == 0.5
 
 
 @pytest.mark.parametrize(

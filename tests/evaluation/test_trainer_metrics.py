@@ -30,7 +30,9 @@ def test_metrics_are_flat_and_per_task():
     compute = ComputeTaskMetrics(["a", "b"], rng.integers(0, 100, 400), num_resamples=20)
     flat = compute(EvalPrediction(predictions=(logits, None), label_ids=(labels, task_ids)))
     assert flat["auroc_a_low"] < flat["auroc_a"] < flat["auroc_a_high"]
-    assert flat["auroc_mean"] == flat["auroc_a"] and "auroc_b" not in flat and flat["labels_b"] == 10
+    assert flat["auroc_mean"] == flat["auroc_a"]
+    assert "auroc_b" not in flat
+    assert flat["labels_b"] == 10
     assert all(np.isscalar(value) for value in flat.values())
 
 

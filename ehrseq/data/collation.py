@@ -1,0 +1,96 @@
+"""Batches for next-token prediction (NTP).
+
+Prompted rows need nothing of this: their tokenizer pads every channel, so Trainer's own `DataCollatorWithPadding` does.
+For NTP the padding must not become a target, hence labels of -100 there. Rows come as numpy arrays and are padded as
+arrays; `tokenizer.pad` goes through Python lists, which costs as much as a small model's training step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+IGNORED_LABEL = -100
+"""Target that the cross-entropy leaves out."""
+
+FLOAT_CHANNELS = frozenset({"times", "ages"})
+"""Channels that are float32; all others are int64."""
+
+
+def pad_channels(
+    rows: Sequence[Mapping[str, Any]],
+    channels: Sequence[str],
+    *,
+    padding_side: str = "right",
+    pad_to_multiple_of: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Pad rows of several channels to their common length with 0.
+
+    Args:
+        rows: Rows; each maps every channel to a sequence of the row's length.
+        channels: Channel names, e.g. `tokenizer.model_input_names`. `attention_mask` is made where a row lacks it.
+        padding_side: "right" or "left".
+        pad_to_multiple_of: Round the length up to a multiple of this.
+
+    Returns:
+        Tensors `[b, L]` by channel.
+
+    Raises:
+        ValueError: No rows, a missing channel, channels of different length in a row, an unknown side.
+    """
+    if padding_side not in ("right", "left"):
+        raise ValueError(f"padding_side must be 'right' or 'left', got {padding_side!r}.")
+    if not rows:
+        raise ValueError("cannot pad an empty batch: expected at least one row.")
+    lengths = [len(row["input_ids"]) for row in rows]
+    length = max(lengths)
+    if pad_to_multiple_of:
+        length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
+    batch: dict[str, torch.Tensor] = {}
+    for channel in channels:
+        padded = np.zeros((len(rows), length), np.float32 if channel in FLOAT_CHANNELS else np.int64)
+        for position, (row, size) in enumerate(zip(rows, lengths, strict=True)):
+            values = row.get(channel)
+            if values is None:
+                if channel != "attention_mask":
+                    raise ValueError(f"row {position} lacks the channel {channel!r}; it has {sorted(row)}.")
+                values = np.ones(size, np.int64)
+            if len(values) != size:
+                raise ValueError(
+                    f"row {position}: channel {channel!r} has length {len(values)}, input_ids has {size}. All channels "
+                    "of a row must be cut alike."
+                )
+            first = 0 if padding_side == "right" else length - size
+            padded[position, first : first + size] = values
+        batch[channel] = torch.from_numpy(padded)
+    return batch
+
+
+@dataclass
+class DataCollatorForNextToken:
+    """Pads event sequences for NTP: channels with 0, labels with -100.
+
+    Labels are the input ids themselves; the model shifts them.
+
+    Args:
+        tokenizer: Gives the channels (`model_input_names`) and the `padding_side`.
+        pad_to_multiple_of: Round the length up to a multiple of this.
+    """
+
+    tokenizer: Any
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Collate rows into tensors `[b, L]`, `labels` included."""
+        batch = pad_channels(
+            features,
+            self.tokenizer.model_input_names,
+            padding_side=self.tokenizer.padding_side,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+        )
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED_LABEL)
+        return batch
