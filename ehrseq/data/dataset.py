@@ -1,0 +1,300 @@
+"""Datasets on disk: a MEDS 0.4 folder, written atomically, read whole or split by split."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ehrseq.data.meds import meds_files, read_meds_with_report, read_splits
+from ehrseq.data.report import ConversionReport
+from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, validate_events
+from ehrseq.data.splits import SPLIT_SCHEMA, assign_splits
+from ehrseq.version import __version__
+
+MEDS_VERSION = "0.4.1"
+DEFAULT_SHARD_SIZE = 5_000_000
+"""Events per Parquet file, about: a subject's rows are never divided."""
+
+
+def load_events(path: str | Path, *, on_error: str = "raise", progress: bool = True) -> tuple[pl.DataFrame, ConversionReport]:
+    """Read FHIR or MEDS, whichever `path` holds.
+
+    Args:
+        path: Folder or file. Parquet or CSV is read as MEDS; `.ndjson`, `.jsonl` and `.json` (also gzipped) as FHIR R4.
+        on_error: FHIR only, see `read_fhir`.
+        progress: Show a progress bar where reading takes long.
+
+    Returns:
+        Events and the report of the conversion (with `source_splits` where the source has its own splits).
+
+    Raises:
+        ValueError: `path` holds neither.
+    """
+    from ehrseq.data.fhir import fhir_files, read_fhir
+
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give a folder or file of FHIR R4 (NDJSON, Bundles) or MEDS (Parquet).")
+    if path.is_file():
+        is_meds = path.suffix in (".parquet", ".csv")
+        is_fhir = bool(fhir_files(path))
+    else:
+        is_meds = next((path / "data").rglob("*.parquet"), None) is not None or next(path.glob("*.parquet"), None) is not None
+        is_fhir = bool(fhir_files(path)) and not is_meds
+    if is_meds:
+        return read_meds_with_report(path)
+    if is_fhir:
+        return read_fhir(path, on_error=on_error, progress=progress)
+    endings = sorted({"".join(file.suffixes[-2:]) or file.name for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()})
+    raise ValueError(
+        f"{path} holds neither FHIR (.ndjson, .jsonl, .json, each also .gz) nor MEDS (data/**/*.parquet); it holds {endings[:8] or 'no files'}. "
+        "Convert MIMIC-IV or OMOP tables to MEDS first (MIMIC_IV_MEDS, meds_etl)."
+    )
+
+
+def write_dataset(
+    events: pl.DataFrame,
+    path: str | Path,
+    *,
+    dataset_name: str,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    splits: pl.DataFrame | None = None,
+    report: ConversionReport | None = None,
+    overwrite: bool = False,
+) -> EventDataset:
+    """Write events as a MEDS 0.4 dataset: `data/<split>/<n>.parquet` and `metadata/`.
+
+    The folder appears whole or not at all: it is written under a temporary name beside `path` and then moved.
+
+    Args:
+        events: Event table (see `validate_events`).
+        path: Folder to create.
+        dataset_name: Name kept in `metadata/dataset.json`.
+        shard_size: Events per file, about; one subject stays in one file.
+        splits: (subject_id, split) of every subject. Default: `assign_splits`, on top of the source's own splits where `report` has them.
+        report: Conversion report; kept in `metadata/`, with code descriptions and the mapping of source ids.
+        overwrite: Replace an existing dataset.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        ValueError: `path` exists and `overwrite` is off, there are no events, or a subject has no split.
+    """
+    path = Path(path)
+    if shard_size < 1:
+        raise ValueError(f"shard_size must be at least 1 event, got {shard_size}.")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())) and not overwrite:
+        raise ValueError(f"{path} exists; give another path, remove it, or pass overwrite=True.")
+    checked = validate_events(events, source="events to write")
+    if checked.is_empty():
+        raise ValueError("There are no events to write; a dataset needs at least one.")
+    table = _splits_for(checked, splits, report)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.writing-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _write_shards(checked, table, temporary / "data", shard_size)
+        _write_metadata(checked, table, temporary / "metadata", dataset_name, report)
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.exists():
+            path.unlink()
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return EventDataset(path)
+
+
+class EventDataset:
+    """A MEDS dataset on disk, ours or a foreign one.
+
+    Args:
+        path: Folder with `data/**/*.parquet` and, where there are splits, `metadata/subject_splits.parquet`.
+
+    Raises:
+        ValueError: The folder holds no Parquet files below `data/`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ValueError(f"{self.path} is not a folder; expected a MEDS dataset (data/**/*.parquet, metadata/).")
+        self.files = meds_files(self.path)
+
+    def __repr__(self) -> str:
+        return f"EventDataset({str(self.path)!r}, files={len(self.files)})"
+
+    @cached_property
+    def splits(self) -> pl.DataFrame:
+        """(subject_id, split) of every subject; empty where the dataset has no splits."""
+        splits = read_splits(self.path)
+        return pl.DataFrame(schema=SPLIT_SCHEMA) if splits is None else splits
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """`metadata/dataset.json`, with the conversion report under `conversion_report` where there is one."""
+        out: dict[str, Any] = {}
+        for name in ("dataset", "conversion_report"):
+            file = self.path / "metadata" / f"{name}.json"
+            if file.is_file():
+                content = json.loads(file.read_text(encoding="utf-8"))
+                out.update(content if name == "dataset" else {name: content})
+        return out
+
+    @cached_property
+    def codes(self) -> pl.DataFrame:
+        """`metadata/codes.parquet` (code, description, parent_codes); empty where there is none."""
+        file = self.path / "metadata" / "codes.parquet"
+        return pl.read_parquet(file) if file.is_file() else pl.DataFrame(schema=_CODE_SCHEMA)
+
+    def scan(self) -> pl.LazyFrame:
+        """All rows, lazily, in file order; our columns only where the files are ours (foreign files: as they are)."""
+        return pl.scan_parquet(self.files, missing_columns="insert", extra_columns="ignore", hive_partitioning=False)
+
+    def events(self, split: str | Sequence[str] | None = None, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """Rows of one split, several or all, as a sorted event table.
+
+        Args:
+            split: Name(s) of splits; None for all subjects.
+            columns: Columns to return, of `EVENT_COLUMNS`; None for all.
+
+        Raises:
+            ValueError: An unknown split or column.
+        """
+        wanted = list(EVENT_COLUMNS if columns is None else columns)
+        unknown = [name for name in wanted if name not in EVENT_SCHEMA]
+        if unknown:
+            raise ValueError(f"Unknown column(s) {unknown}; an event table has {list(EVENT_COLUMNS)}.")
+        names = None if split is None else ([split] if isinstance(split, str) else list(split))
+        if names is not None:
+            known = self.splits["split"].unique().sort().to_list()
+            absent = [name for name in names if name not in known]
+            if absent:
+                raise ValueError(f"{self.path} has no split {absent}; it has {known}.")
+        frame = self._read(names)
+        return frame.select(wanted)
+
+    def _read(self, names: list[str] | None) -> pl.DataFrame:
+        files = self.files
+        if names is not None and self._is_ours:
+            # Our folders say the split in their path: only these files are opened.
+            files = [file for file in files if file.relative_to(self.path / "data").parts[0] in names]
+        from ehrseq.data.meds import _read_file
+
+        frames = [_read_file(file) for file in files]
+        events = pl.concat(frames) if frames else pl.DataFrame(schema=EVENT_SCHEMA)
+        if names is not None:
+            subjects = self.splits.filter(pl.col("split").is_in(names)).select("subject_id")
+            events = events.join(subjects, on="subject_id", how="semi", maintain_order="left")
+        if len(frames) > 1:
+            events = events.sort("subject_id", maintain_order=True)
+        return events
+
+    @property
+    def _is_ours(self) -> bool:
+        return str(self.metadata.get("etl_name", "")).startswith("ehrseq")
+
+
+_CODE_SCHEMA: dict[str, pl.DataType] = {"code": pl.String(), "description": pl.String(), "parent_codes": pl.List(pl.String)}
+
+
+def _splits_for(events: pl.DataFrame, splits: pl.DataFrame | None, report: ConversionReport | None) -> pl.DataFrame:
+    subjects = events["subject_id"].unique().sort()
+    if splits is None:
+        return assign_splits(subjects, source_splits=None if report is None else report.source_splits)
+    if not set(SPLIT_SCHEMA) <= set(splits.columns):
+        raise ValueError(f"splits has columns {splits.columns}; expected subject_id and split.")
+    table = splits.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)).unique().sort("subject_id")
+    if table["subject_id"].n_unique() != table.height:
+        raise ValueError("splits gives a subject two splits; splits must be disjoint by subject.")
+    without = subjects.filter(~subjects.is_in(table["subject_id"].implode()))
+    if len(without):
+        raise ValueError(f"{len(without)} subject(s) have no split (first: {without[0]}); name every subject of the events in splits.")
+    return table.filter(pl.col("subject_id").is_in(subjects.implode()))
+
+
+def _write_shards(events: pl.DataFrame, splits: pl.DataFrame, folder: Path, shard_size: int) -> None:
+    for name in splits["split"].unique().sort().to_list():
+        if not name or name in (".", "..") or "/" in name or "\\" in name:
+            raise ValueError(f"{name!r} cannot be a split: it names a folder.")
+        subjects = splits.filter(pl.col("split") == name).select("subject_id")
+        rows = events.join(subjects, on="subject_id", how="semi", maintain_order="left")
+        (folder / name).mkdir(parents=True)
+        # A shard begins with the subject whose first row crosses the next multiple of shard_size.
+        sizes = rows.group_by("subject_id", maintain_order=True).len()
+        starts = sizes.select((pl.col("len").cum_sum() - pl.col("len")).alias("start"))["start"]
+        shard = (starts // shard_size).rle_id()
+        bounds = sizes.with_columns(shard.alias("shard")).group_by("shard", maintain_order=True).agg(pl.col("len").sum())["len"].to_list()
+        first = 0
+        for number, height in enumerate(bounds):
+            table = rows.slice(first, height).to_arrow().cast(_arrow_schema())
+            _write_parquet(table, folder / name / f"{number}.parquet")
+            first += height
+
+
+def _arrow_schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("subject_id", pa.int64(), nullable=False),
+            pa.field("time", pa.timestamp("us")),
+            pa.field("code", pa.string(), nullable=False),
+            pa.field("numeric_value", pa.float32()),
+            pa.field("text_value", pa.large_string()),
+            pa.field("visit_id", pa.string()),
+            pa.field("unit", pa.string()),
+        ]
+    )
+
+
+def _write_parquet(table: Any, file: Path) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, file, compression="zstd")
+
+
+def _write_metadata(events: pl.DataFrame, splits: pl.DataFrame, folder: Path, dataset_name: str, report: ConversionReport | None) -> None:
+    import pyarrow as pa
+
+    folder.mkdir(parents=True)
+    described = report.code_descriptions if report is not None else {}
+    codes = events["code"].unique().sort().to_list()
+    _write_parquet(
+        pa.table(
+            {"code": codes, "description": [described.get(code) for code in codes], "parent_codes": [None] * len(codes)},
+            schema=pa.schema([pa.field("code", pa.string(), nullable=False), pa.field("description", pa.string()), pa.field("parent_codes", pa.list_(pa.string()))]),
+        ),
+        folder / "codes.parquet",
+    )
+    split_schema = pa.schema([pa.field("subject_id", pa.int64(), nullable=False), pa.field("split", pa.string(), nullable=False)])
+    _write_parquet(splits.to_arrow().cast(split_schema), folder / "subject_splits.parquet")
+    dataset = {
+        "dataset_name": dataset_name,
+        "etl_name": "ehrseq",
+        "etl_version": __version__,
+        "meds_version": MEDS_VERSION,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "raw_source_id_columns": ["visit_id"],
+        "code_modifier_columns": ["unit"],
+    }
+    _write_json(dataset, folder / "dataset.json")
+    if report is None:
+        return
+    _write_json(report.to_dict(), folder / "conversion_report.json")
+    if report.subject_ids:
+        mapping = pl.DataFrame({"source_id": list(report.subject_ids), "subject_id": list(report.subject_ids.values())}, schema_overrides={"subject_id": pl.Int64})
+        mapping.write_parquet(folder / "subject_ids.parquet")
+
+
+def _write_json(content: dict[str, Any], file: Path) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

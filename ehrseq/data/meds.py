@@ -1,0 +1,123 @@
+"""Reading MEDS datasets (0.3 and 0.4) of any origin: a folder, a Parquet file or a CSV file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from ehrseq.data.report import ConversionReport
+from ehrseq.data.schema import EVENT_COLUMNS, REQUIRED_COLUMNS, validate_events
+from ehrseq.data.splits import SPLIT_SCHEMA
+
+_OLD_NAMES = {"patient_id": "subject_id", "timestamp": "time"}  # MEDS before 0.3
+_VISIT_COLUMNS = ("visit_id", "hadm_id", "encounter_id", "visit_occurrence_id")
+_UNIT_COLUMNS = ("unit", "units", "valueuom")
+
+
+def read_meds(path: str | Path) -> pl.DataFrame:
+    """Read a MEDS dataset as an event table.
+
+    Categorical codes become strings, times of any unit microseconds, extra columns are left out but for these: the first present of
+    `visit_id`, `hadm_id`, `encounter_id`, `visit_occurrence_id` becomes `visit_id`, the first of `unit`, `units`, `valueuom` becomes `unit`.
+    Rows equal to an earlier one in every column of the event table are dropped (`read_meds_with_report` counts them).
+
+    Args:
+        path: Folder with `data/**/*.parquet` (or Parquet files anywhere below), or one `.parquet` or `.csv` file.
+
+    Returns:
+        Events sorted by subject_id, time (static first), rank.
+
+    Raises:
+        ValueError: Nothing to read, a column absent or of a wrong type, a subject in two files.
+    """
+    return read_meds_with_report(path)[0]
+
+
+def read_meds_with_report(path: str | Path) -> tuple[pl.DataFrame, ConversionReport]:
+    """`read_meds`, with the counts of what was read and dropped, and the dataset's own splits and code descriptions."""
+    path = Path(path)
+    files = meds_files(path)
+    frames = [_read_file(file) for file in files]
+    rows = pl.concat(frames, how="vertical")
+    events = validate_events(rows, source=str(path))
+    kept = events.unique(maintain_order=True)
+    report = ConversionReport(source=path.name, format="meds", files=len(files))
+    report.duplicates_dropped = events.height - kept.height
+    report.events_written = kept.height
+    report.subjects = kept["subject_id"].n_unique()
+    report.notes["static rows"] = kept["time"].null_count()
+    report.source_splits = read_splits(path)
+    report.code_descriptions = _descriptions(path)
+    return kept, report
+
+
+def meds_files(path: Path) -> list[Path]:
+    """The data files of a MEDS dataset, sorted by name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give a MEDS folder (with data/**/*.parquet) or a .parquet or .csv file.")
+    if path.is_file():
+        if path.suffix not in (".parquet", ".csv"):
+            raise ValueError(f"{path} is not a MEDS file; expected .parquet or .csv.")
+        return [path]
+    root = path / "data" if (path / "data").is_dir() else path
+    files = sorted(file for file in root.rglob("*.parquet") if "metadata" not in file.relative_to(root).parts)
+    if not files:
+        raise ValueError(f"{path} holds no MEDS data; expected Parquet files below {root}.")
+    return files
+
+
+def read_splits(path: Path) -> pl.DataFrame | None:
+    """`metadata/subject_splits.parquet` of a dataset (subject_id, split), None where there is none."""
+    file = path / "metadata" / "subject_splits.parquet"
+    if not file.is_file():
+        return None
+    splits = pl.read_parquet(file)
+    if not set(SPLIT_SCHEMA) <= set(splits.columns):
+        raise ValueError(f"{file} has columns {splits.columns}; expected subject_id and split.")
+    return splits.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)).sort("subject_id")
+
+
+def _read_file(file: Path) -> pl.DataFrame:
+    """One file's rows with our column names; absent optional columns stay absent only if no file has them (filled with nulls here)."""
+    try:
+        if file.suffix == ".csv":
+            lazy = pl.scan_csv(file, infer_schema_length=10_000, schema_overrides={"code": pl.String, "time": pl.String, "text_value": pl.String})
+        else:
+            lazy = pl.scan_parquet(file, hive_partitioning=False)
+        names = lazy.collect_schema().names()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"{file} cannot be read as a MEDS table: {error}") from error
+    lazy = lazy.rename({old: new for old, new in _OLD_NAMES.items() if old in names and new not in names})
+    names = lazy.collect_schema().names()
+    missing = [name for name in REQUIRED_COLUMNS if name not in names]
+    if missing:
+        raise ValueError(f"{file}: column(s) {missing} are absent (got {names}); a MEDS table needs subject_id, time and code.")
+    for target, candidates in (("visit_id", _VISIT_COLUMNS), ("unit", _UNIT_COLUMNS)):
+        present = [name for name in candidates if name in names]
+        if present and present[0] != target:
+            lazy = lazy.with_columns(pl.col(present[0]).alias(target))
+            names = [*names, target]
+    try:
+        frame = lazy.select([name for name in EVENT_COLUMNS if name in names]).collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"{file} cannot be read as a MEDS table: {error}") from error
+    # A whole-number id stored as float (pandas, where some are null) reads 123.0: as a string it must be "123".
+    if "visit_id" in frame.columns and frame["visit_id"].dtype.is_float():
+        frame = frame.with_columns(pl.col("visit_id").cast(pl.Int64))
+    return validate_events(frame, source=str(file))
+
+
+def _descriptions(path: Path) -> dict[str, str]:
+    file = path / "metadata" / "codes.parquet"
+    if not file.is_file():
+        return {}
+    codes = pl.read_parquet(file)
+    if not {"code", "description"} <= set(codes.columns):
+        return {}
+    named = codes.select(pl.col("code").cast(pl.String), pl.col("description").cast(pl.String)).drop_nulls()
+    return dict(zip(named["code"].to_list(), named["description"].to_list(), strict=True))

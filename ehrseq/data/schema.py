@@ -1,0 +1,210 @@
+"""The event table: MEDS 0.4 rows, one per fact, sorted by subject and time.
+
+| column | type | meaning |
+|---|---|---|
+| subject_id | Int64 | the patient; never null |
+| time | Datetime("us") | when the fact was available, naive UTC; null = static (holds for the whole life) |
+| code | String | `KIND//SYSTEM//CODE`, `VISIT_START//<class>`, `MEDS_BIRTH` ...; never null |
+| numeric_value | Float32 | measured value in `unit`; null where there is none |
+| text_value | String | result in words (`positive`); null where there is none |
+| visit_id | String | the visit that the row was recorded in; null where the source names none |
+| unit | String | unit of `numeric_value` as the source writes it |
+
+At one instant of one subject the order is: static rows, birth, starts of visits, everything else in source order, ends of visits, death.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+EVENT_SCHEMA: dict[str, pl.DataType] = {
+    "subject_id": pl.Int64(),
+    "time": pl.Datetime("us"),
+    "code": pl.String(),
+    "numeric_value": pl.Float32(),
+    "text_value": pl.String(),
+    "visit_id": pl.String(),
+    "unit": pl.String(),
+}
+"""Column name -> polars type of an event table; the last four may be absent on input."""
+
+EVENT_COLUMNS: tuple[str, ...] = tuple(EVENT_SCHEMA)
+"""Names of the columns of an event table, in order."""
+
+REQUIRED_COLUMNS: tuple[str, ...] = ("subject_id", "time", "code")
+
+LABEL_SCHEMA: dict[str, pl.DataType] = {
+    "subject_id": pl.Int64(),
+    "prediction_time": pl.Datetime("us"),
+    "boolean_value": pl.Boolean(),
+}
+"""Column name -> polars type of a MEDS label table; everything up to and including `prediction_time` may be used."""
+
+BIRTH_CODE = "MEDS_BIRTH"
+DEATH_CODE = "MEDS_DEATH"
+
+# Rank of a code among the rows of one instant; the second line of each is how MIMIC-IV's and OMOP's MEDS exports call it.
+_START_PREFIXES = r"^(?:VISIT_START|HOSPITAL_ADMISSION|ED_REGISTRATION|ICU_ADMISSION|Visit/[^/]+(?://?start)?$)"
+_END_PREFIXES = r"^(?:VISIT_END|HOSPITAL_DISCHARGE|ED_OUT|ICU_DISCHARGE|Visit/[^/]+//?end$)"
+RANK_BIRTH, RANK_START, RANK_OTHER, RANK_END, RANK_DEATH = range(5)
+
+
+def code_rank(codes: pl.Series) -> pl.Series:
+    """Rank of each code among the rows of one instant (UInt8): birth 0, visit start 1, other 2, visit end 3, death 4.
+
+    Args:
+        codes: String codes. Unique ones are best: each is matched against two regular expressions.
+    """
+    frame = pl.DataFrame({"code": codes})
+    rank = (
+        pl.when(pl.col("code").str.starts_with(BIRTH_CODE))
+        .then(RANK_BIRTH)
+        .when(pl.col("code").str.starts_with(DEATH_CODE))
+        .then(RANK_DEATH)
+        .when(pl.col("code").str.contains(_END_PREFIXES))
+        .then(RANK_END)
+        .when(pl.col("code").str.contains(_START_PREFIXES))
+        .then(RANK_START)
+        .otherwise(RANK_OTHER)
+    )
+    return frame.select(rank.cast(pl.UInt8).alias("rank"))["rank"]
+
+
+def sort_events(events: pl.DataFrame) -> pl.DataFrame:
+    """Rows by subject, time (static first) and rank; rows equal in all three keep their order."""
+    unique = events.select(pl.col("code").unique())
+    ranks = unique.with_columns(code_rank(unique["code"]).alias("__rank"))
+    return (
+        events.join(ranks, on="code", how="left", maintain_order="left")
+        .sort(["subject_id", "time", "__rank"], nulls_last=False, maintain_order=True)
+        .drop("__rank")
+    )
+
+
+def validate_events(events: Any, *, source: str = "events") -> pl.DataFrame:
+    """Cast, complete and sort an event table.
+
+    Missing optional columns are filled with nulls, other columns are dropped, times with a zone become naive UTC. NaN and infinite values
+    become nulls (logged with their number): a value that is not a number is no value.
+
+    Args:
+        events: A polars DataFrame, or what `polars.DataFrame()` takes (pyarrow table, pandas frame, dict of columns).
+        source: Name of the table in error messages.
+
+    Returns:
+        A DataFrame with exactly the columns of `EVENT_SCHEMA`, sorted by subject_id, time (nulls first) and rank.
+
+    Raises:
+        ValueError: A required column is absent, holds nulls or cannot be cast.
+    """
+    frame = _as_frame(events, source)
+    missing = [name for name in REQUIRED_COLUMNS if name not in frame.columns]
+    if missing:
+        raise ValueError(
+            f"{source}: column(s) {missing} are absent (got {frame.columns}); an event table needs subject_id (int64), "
+            "time (timestamp, null = static) and code (string)."
+        )
+    columns = [_cast(frame[name], dtype, source) for name, dtype in EVENT_SCHEMA.items() if name in frame.columns]
+    checked = pl.DataFrame(columns)
+    for name in ("subject_id", "code"):
+        nulls = checked[name].null_count()
+        if nulls:
+            row = int(checked[name].is_null().arg_true()[0])
+            raise ValueError(f"{source}: {nulls} row(s) have no {name} (first: row {row}); give every event one or remove the row.")
+    if (checked["code"] == "").any():
+        row = int((checked["code"] == "").arg_true()[0])
+        raise ValueError(f"{source}: row {row} has an empty code; give every event a code or remove the row.")
+    checked = _without_non_finite(checked, source)
+    checked = checked.with_columns(pl.lit(None, dtype=dtype).alias(name) for name, dtype in EVENT_SCHEMA.items() if name not in checked.columns)
+    return sort_events(checked.select(EVENT_COLUMNS))
+
+
+def validate_labels(labels: Any, *, source: str = "labels") -> pl.DataFrame:
+    """Cast a label table to `LABEL_SCHEMA` and sort it by subject and prediction time.
+
+    Raises:
+        ValueError: A column is absent, holds nulls or cannot be cast.
+    """
+    frame = _as_frame(labels, source)
+    missing = [name for name in LABEL_SCHEMA if name not in frame.columns]
+    if missing:
+        raise ValueError(f"{source}: column(s) {missing} are absent (got {frame.columns}); a label table needs {list(LABEL_SCHEMA)}.")
+    checked = pl.DataFrame([_cast(frame[name], dtype, source) for name, dtype in LABEL_SCHEMA.items()])
+    for name in LABEL_SCHEMA:
+        if checked[name].null_count():
+            raise ValueError(f"{source}: {checked[name].null_count()} row(s) have no {name}; a label needs all of {list(LABEL_SCHEMA)}.")
+    return checked.sort(["subject_id", "prediction_time"], maintain_order=True)
+
+
+def _as_frame(table: Any, source: str) -> pl.DataFrame:
+    if isinstance(table, pl.DataFrame):
+        return table
+    if isinstance(table, pl.LazyFrame):
+        return table.collect()
+    try:
+        return pl.DataFrame(table)
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise ValueError(f"{source}: expected a table (polars, pyarrow, pandas or a dict of columns), got {type(table).__name__}: {error}") from error
+
+
+def _cast(column: pl.Series, dtype: pl.DataType, source: str) -> pl.Series:
+    """`column` as `dtype`, with an error that names the first value that does not fit."""
+    if column.dtype == dtype:
+        return column
+    if column.dtype == pl.Null:
+        return column.cast(dtype)
+    if isinstance(dtype, pl.Datetime):
+        return _cast_time(column, source)
+    if isinstance(dtype, pl.Int64) and column.dtype.is_float() and not (column.drop_nulls() % 1 == 0).all():
+        raise ValueError(f"{source}: column {column.name!r} holds numbers that are not whole ({column.dtype}); expected int64.")
+    if isinstance(dtype, pl.String) and column.dtype.is_nested():
+        raise ValueError(f"{source}: column {column.name!r} holds {column.dtype}; expected strings.")
+    if isinstance(dtype, pl.Float32 | pl.Int64) and (column.dtype.is_temporal() or column.dtype.is_nested()):
+        raise ValueError(f"{source}: column {column.name!r} holds {column.dtype}; expected {dtype}.")
+    cast = column.cast(dtype, strict=False)
+    lost = cast.is_null() & column.is_not_null()
+    if lost.any():
+        raise ValueError(f"{source}: column {column.name!r} must be {dtype}, row {lost.arg_true()[0]} holds {column.filter(lost)[0]!r} ({column.dtype}).")
+    return cast
+
+
+def _cast_time(column: pl.Series, source: str) -> pl.Series:
+    """Any timestamp, date or ISO string as naive UTC microseconds."""
+    if isinstance(column.dtype, pl.Datetime):
+        utc = column if column.dtype.time_zone is None else column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+        return utc.cast(pl.Datetime("us"))
+    if column.dtype == pl.Date:
+        return column.cast(pl.Datetime("us"))
+    if column.dtype in (pl.String, pl.Categorical, pl.Object) or isinstance(column.dtype, pl.Enum):
+        return _parse_iso(column.cast(pl.String), source)
+    raise ValueError(f"{source}: column {column.name!r} holds {column.dtype}; expected timestamps (or ISO 8601 strings).")
+
+
+def _parse_iso(column: pl.Series, source: str) -> pl.Series:
+    from ehrseq.data.fhir_time import parse_instant
+
+    unique = column.unique().drop_nulls()
+    micros: list[int] = []
+    for text in unique.to_list():
+        try:
+            micros.append(parse_instant(text))
+        except ValueError as error:
+            row = (column == text).arg_true()[0]
+            raise ValueError(f"{source}: column {column.name!r}, row {row}: {error}") from error
+    parsed = pl.Series(micros, dtype=pl.Int64).cast(pl.Datetime("us"))
+    return column.replace_strict(unique, parsed, default=None, return_dtype=pl.Datetime("us"))
+
+
+def _without_non_finite(events: pl.DataFrame, source: str) -> pl.DataFrame:
+    if "numeric_value" not in events.columns:
+        return events
+    bad = int((~events["numeric_value"].is_finite()).sum())
+    if not bad:
+        return events
+    from transformers.utils import logging
+
+    logging.get_logger(__name__).warning(f"{source}: {bad} value(s) are NaN, infinite or beyond float32; they are read as missing.")
+    value = pl.col("numeric_value")
+    return events.with_columns(pl.when(value.is_finite()).then(value).alias("numeric_value"))

@@ -1,0 +1,96 @@
+"""Splits by patient, decided by a hash, so that a patient keeps its split when others join."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+DEFAULT_FRACTIONS: dict[str, float] = {"pretrain": 0.57, "train": 0.22, "tuning": 0.06, "held_out": 0.15}
+"""The paper's 57 / 28 (here with a tuning part) / 15; the tokenizer is fitted on pretrain + train."""
+
+SPLIT_SCHEMA: dict[str, pl.DataType] = {"subject_id": pl.Int64(), "split": pl.String()}
+
+
+def assign_splits(
+    subject_ids: Any,
+    *,
+    fractions: Mapping[str, float] | None = None,
+    seed: int = 0,
+    source_splits: pl.DataFrame | None = None,
+) -> pl.DataFrame:
+    """One split per subject.
+
+    Each subject draws a uniform number from a hash of (seed, subject_id) and falls where that number falls among the cumulated fractions: the
+    splits are disjoint, do not depend on who else is there, and hold their fractions up to the chance of the draw.
+
+    Args:
+        subject_ids: Integers (a Series, array or list); repeated ones count once.
+        fractions: Split name -> share, in order; they sum to 1. Default `DEFAULT_FRACTIONS`.
+        seed: Another seed, other splits.
+        source_splits: A source's own splits (subject_id, split), kept: `tuning`, `held_out` and any other name stay, and a source that knows no
+            `pretrain` has its `train` divided into `pretrain` and `train` in the proportion of `fractions`. Subjects that it does not name are drawn.
+
+    Returns:
+        DataFrame (subject_id Int64, split String) sorted by subject_id.
+
+    Raises:
+        ValueError: Fractions that are negative or do not sum to 1, ids that are no integers, a subject with two splits.
+    """
+    shares = dict(DEFAULT_FRACTIONS if fractions is None else fractions)
+    if not shares or min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+        raise ValueError(f"fractions must be non-negative and sum to 1, got {shares} (sum {sum(shares.values()):.6g}).")
+    subjects = _unique_ids(subject_ids)
+    uniform = _uniform(subjects.to_numpy(), seed)
+    drawn = pl.DataFrame({"subject_id": subjects, "split": _bin(uniform, shares)}, schema=SPLIT_SCHEMA)
+    if source_splits is None:
+        return drawn
+    given = source_splits.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)).unique()
+    if given["subject_id"].n_unique() != given.height:
+        raise ValueError("source_splits gives a subject two splits; splits must be disjoint by subject.")
+    if "pretrain" not in given["split"].to_list() and shares.get("pretrain", 0) > 0:
+        given = _divide_train(given, shares, seed)
+    return (
+        drawn.join(given, on="subject_id", how="left", suffix="_given", maintain_order="left")
+        .with_columns(pl.coalesce("split_given", "split").alias("split"))
+        .select(list(SPLIT_SCHEMA))
+    )
+
+
+def _divide_train(given: pl.DataFrame, shares: Mapping[str, float], seed: int) -> pl.DataFrame:
+    """A source's `train` as `pretrain` and `train`, in the proportion of the two shares."""
+    both = shares["pretrain"] + shares.get("train", 0.0)
+    uniform = _uniform(given["subject_id"].to_numpy(), seed)
+    pretrain = pl.Series(uniform < shares["pretrain"] / both)
+    return given.with_columns(pl.when((pl.col("split") == "train") & pretrain).then(pl.lit("pretrain")).otherwise("split").alias("split"))
+
+
+def _unique_ids(subject_ids: Any) -> pl.Series:
+    ids = pl.Series("subject_id", subject_ids)
+    if ids.is_empty():
+        return ids.cast(pl.Int64)
+    if not ids.dtype.is_integer() or ids.null_count():
+        raise ValueError(f"subject_ids must be integers without nulls, got {ids.dtype} with {ids.null_count()} null(s).")
+    return ids.cast(pl.Int64).unique().sort()
+
+
+def _uniform(ids: np.ndarray, seed: int) -> np.ndarray:
+    """Uniform numbers in [0, 1) of (seed, id): two rounds of splitmix64 (Steele, Lea, Flood 2014), whose bits all depend on all bits."""
+    mixed = _splitmix64(ids.astype(np.int64).view(np.uint64) ^ _splitmix64(np.array([seed % 2**64], dtype=np.uint64)))
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _splitmix64(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def _bin(uniform: np.ndarray, shares: Mapping[str, float]) -> list[str]:
+    names = list(shares)
+    edges = np.cumsum(list(shares.values()))[:-1]
+    return np.asarray(names, dtype=object)[np.searchsorted(edges, uniform, side="right")].tolist()
