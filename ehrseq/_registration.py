@@ -5,6 +5,7 @@
 """
 
 from dataclasses import dataclass, field
+from functools import wraps
 from importlib import import_module
 from typing import Any
 
@@ -86,6 +87,7 @@ def _register_family(model_type: str, family: Family) -> None:
     AutoConfig.register(model_type, config_class, exist_ok=True)
     # `register_for_auto_class` is what makes `save_pretrained` copy the code and write `auto_map`.
     config_class.register_for_auto_class()
+    _push_with_card(config_class)
 
     saved_under: set[type] = set()
     for auto_name, path in family.models.items():
@@ -93,16 +95,19 @@ def _register_family(model_type: str, family: Family) -> None:
         getattr(transformers, auto_name).register(config_class, model_class, exist_ok=True)
         if model_class not in saved_under:
             model_class.register_for_auto_class(auto_name)
+            _push_with_card(model_class)
             saved_under.add(model_class)
 
     if family.tokenizer is not None:
         tokenizer_class = load(family.tokenizer)
         AutoTokenizer.register(NamedInCheckpoint, tokenizer_class, exist_ok=True)
         tokenizer_class.register_for_auto_class()
+        _push_with_card(tokenizer_class)
     if family.feature_extractor is not None:
         extractor_class = load(family.feature_extractor)
         AutoFeatureExtractor.register(config_class, extractor_class, exist_ok=True)
         extractor_class.register_for_auto_class()
+        _push_with_card(extractor_class)
 
 
 def _register_pipeline(task: str, entry: RegisteredPipeline) -> None:
@@ -115,3 +120,21 @@ def _register_pipeline(task: str, entry: RegisteredPipeline) -> None:
     # would ask for trust from then on. The model writes that field itself, for whoever lacks the package
     # (modeling/hub_mixin.py).
     del pipeline_class._registered_impl
+    _push_with_card(pipeline_class)
+
+
+def _push_with_card(pushed_class: Any) -> None:
+    """Let `push_to_hub` of a class carry the package's card where transformers would write its generic one."""
+    upload = pushed_class._upload_modified_files
+    if hasattr(upload, "carries_card") and "_upload_modified_files" in vars(pushed_class):
+        return
+
+    @wraps(upload)
+    def upload_with_card(self: Any, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        from ehrseq.hub import ensure_card
+
+        ensure_card(working_dir, self, repo_id)
+        return upload(self, working_dir, repo_id, *args, **kwargs)
+
+    upload_with_card.carries_card = True  # type: ignore[attr-defined]
+    pushed_class._upload_modified_files = upload_with_card

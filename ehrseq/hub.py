@@ -395,7 +395,7 @@ def ensure_card(folder: str | os.PathLike, pushed: Any, repo_id: str | None = No
 
     Args:
         folder: The folder. A README.md in it is the repository's present card, or transformers' stock card.
-        pushed: Model, folder or tokenizer. `pushed.model_card` replaces every generated card.
+        pushed: Model, pipeline, folder, tokenizer or config. `pushed.model_card` replaces every generated card.
         repo_id: Where it will be found.
 
     Raises:
@@ -403,6 +403,8 @@ def ensure_card(folder: str | os.PathLike, pushed: Any, repo_id: str | None = No
     """
     readme = Path(folder) / "README.md"
     present = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    if hasattr(pushed, "run_single"):
+        pushed = pushed.model
     by_hand = bool(present) and CARD_MARKER not in present and STOCK_CARD not in present
     card = getattr(pushed, "model_card", None)
     if card is not None and card.data is not None and card.data.credentialed:
@@ -419,7 +421,7 @@ def ensure_card(folder: str | os.PathLike, pushed: Any, repo_id: str | None = No
         name = repo_id or ModelFacts.of(pushed).class_name
         EhrModelCard(name).save(folder, model=pushed, repo_id=repo_id)
     else:
-        readme.write_text(_tokenizer_card(pushed), encoding="utf-8")
+        readme.write_text(_part_card(pushed), encoding="utf-8")
 
 
 def use_card(trainer: Any, card: EhrModelCard) -> None:
@@ -458,14 +460,16 @@ def _fill_template(**values: Any) -> str:
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def _tokenizer_card(tokenizer: Any) -> str:
+def _part_card(part: Any) -> str:
+    """Card of a tokenizer, feature extractor or config that is pushed without a model."""
+    name = type(part).__name__
     data = ModelCardData(
-        library_name="transformers", license="other", license_name="not-stated", tags=["ehrseq", "ehr"]
+        library_name="transformers", license="other", license_name="not-stated", tags=["ehrseq", "ehr", "healthcare"]
     )
-    size = f"{len(tokenizer):,} tokens" if hasattr(tokenizer, "__len__") else "no vocabulary of tokens"
+    auto = next((kind for kind in ("Tokenizer", "FeatureExtractor", "Config") if kind in name), "Processor")
     text = (
-        f"---\n{data.to_yaml()}\n---\n\n{CARD_MARKER}\n\n# {type(tokenizer).__name__}\n\nA tokenizer of health records "
-        f"({size}), without a model. Load it with `import ehrseq` and `AutoTokenizer.from_pretrained`.\n"
+        f"---\n{data.to_yaml()}\n---\n\n{CARD_MARKER}\n\n# {name}\n\nPart of a model of health records, without weights. "
+        f"Load it with `import ehrseq` and `Auto{auto}.from_pretrained`.\n"
     )
     return str(ModelCard(text))
 
@@ -474,8 +478,8 @@ def _refuse_credentialed(allowed: bool) -> None:
     if not allowed:
         raise ValueError(
             "The card says that these weights were trained on credentialed data, whose agreements forbid or restrict "
-            "sharing them. If you may share them, call ehrseq.push_to_hub(..., allow_credentialed=True): the repository "
-            "is then private by default and its card asks visitors for their agreement."
+            "sharing them. If you may share them, call ehrseq.push_to_hub(..., allow_credentialed=True): a new "
+            "repository is then private, and its card asks visitors for their agreement."
         )
 
 
@@ -504,8 +508,8 @@ def _check_complete(files: Mapping[str, Path], checkpoint: Any) -> None:
     missing = sorted({name.split(".")[0] + ".py" for name in wanted if "--" not in name} - files.keys())
     if missing or not wanted:
         raise ValueError(
-            f"{where} lacks the code that loads it ({', '.join(missing) or 'no auto_map in config.json'}): load it with "
-            f"ehrseq imported and call save_pretrained again."
+            f"{where} lacks the code that loads it ({', '.join(missing) or 'no auto_map in config.json'}): load it "
+            f"with ehrseq imported and call save_pretrained again."
         )
 
 

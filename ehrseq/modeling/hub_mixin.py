@@ -1,9 +1,9 @@
-"""What makes a checkpoint folder stand by itself: its own code, its pipeline, and a card on every push.
+"""What makes a checkpoint folder stand by itself: its own code, the pipeline included.
 
 transformers copies the files of a custom class, and names them in `auto_map`, for the one Auto class that the saved
-object was registered under. A checkpoint of this package promises more: whoever has no `ehrseq` installed loads the same
-folder with any fitting Auto class, and with `pipeline("ehr-risk", model=folder, trust_remote_code=True)`. Two mixins keep
-that promise:
+object was registered under. A checkpoint of this package promises more: whoever has no `ehrseq` installed loads the
+same folder with any fitting Auto class, and with `pipeline("ehr-risk", model=folder, trust_remote_code=True)`. Two
+mixins keep that promise:
 
 1. `EhrHubMixin.save_pretrained` writes the whole `auto_map`, the pipeline's file, and `custom_pipelines` into
    `config.json`.
@@ -101,21 +101,9 @@ class EhrHubMixin(_ModelBase):
     def _upload_modified_files(
         self, working_dir: str | os.PathLike, repo_id: str, files_timestamps: dict[str, float], **kwargs: Any
     ) -> Any:
-        write_card(self, working_dir)
-        # Code and card may be older than the time at which transformers began to watch the folder.
-        watched = {name: at for name, at in files_timestamps.items() if not name.endswith((".py", ".md"))}
+        # The code may be older than the time at which transformers began to watch the folder for new files.
+        watched = {name: at for name, at in files_timestamps.items() if not name.endswith(".py")}
         return super()._upload_modified_files(working_dir, repo_id, watched, **kwargs)
-
-
-def write_card(pushed: Any, folder: str | os.PathLike) -> None:
-    """Put the package's model card into a folder that is about to be pushed, unless somebody's own card is there."""
-    try:
-        from ehrseq.hub import ensure_card
-    except ImportError:
-        # Remote code without the package: transformers' own card stays.
-        logger.info("ehrseq is not installed: the push carries transformers' generic model card.")
-        return
-    ensure_card(folder, pushed)
 
 
 def _copy_pipelines(folder: Path, config: Any) -> dict[str, dict[str, Any]]:

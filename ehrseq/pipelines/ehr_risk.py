@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import ChunkPipeline
+from transformers.pipelines.base import ChunkPipeline
 
 
 class EhrRiskPipeline(ChunkPipeline):
@@ -143,15 +143,6 @@ class EhrRiskPipeline(ChunkPipeline):
                 )
             answers.append({"task": task["name"], "label": task["positive_label"], "score": score})
         return answers
-
-    def _upload_modified_files(self, working_dir: Any, repo_id: str, files_timestamps: Any, **kwargs: Any) -> Any:
-        try:
-            from ehrseq.hub import ensure_card
-        except ImportError:
-            pass  # remote code without the package: transformers' own card stays
-        else:
-            ensure_card(working_dir, self.model)
-        return super()._upload_modified_files(working_dir, repo_id, files_timestamps, **kwargs)
 
     def _check_encoder(self) -> Any:
         """The one encoder of this checkpoint, or an error that says what is missing."""

@@ -1,0 +1,180 @@
+"""A checkpoint carries its code: with the package nobody asks for trust, without it the folder is enough."""
+
+import ast
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+import ehrseq
+from tests.hub.bare_interpreter import link_packages, run_python
+from tests.hub.checkpoints import make_patient
+
+PACKAGE = Path(ehrseq.__file__).parent
+FOLDERS = ("modeling", "tokenization", "pipelines")
+TRAVELLING = [file for folder in FOLDERS for file in sorted((PACKAGE / folder).glob("*.py")) if file.stem != "__init__"]
+PATIENTS = [make_patient(subject_id, seed=2) for subject_id in range(3)]
+
+SCORE_WITHOUT_PACKAGE = """
+import sys
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
+from transformers import AutoTokenizer, pipeline
+
+trusted = {"trust_remote_code": True}
+config = AutoConfig.from_pretrained(given["model"], **trusted)
+tokenizer = AutoTokenizer.from_pretrained(given["model"], **trusted)
+model = AutoModelForSequenceClassification.from_pretrained(given["model"], **trusted)
+backbone = AutoModel.from_pretrained(given["model"], **trusted)
+inputs = tokenizer(given["patients"], task="mortality_30d", padding=True, return_tensors="pt")
+hidden = backbone(**inputs).last_hidden_state
+
+risk = pipeline("ehr-risk", model=given["model"], device="cpu", **trusted)
+answers = risk(given["patients"], batch_size=4)
+refusals = {}
+for name, build in {
+    "untrusted": lambda: pipeline("ehr-risk", model=given["model"], trust_remote_code=False),
+    "bundle": lambda: risk({"resourceType": "Bundle", "entry": []}),
+}.items():
+    try:
+        build()
+    except Exception as error:
+        refusals[name] = f"{type(error).__name__}: {error}"
+risk.save_pretrained(given["saved"])
+loaded = ("ehrseq", "polars", "pyarrow", "pandas", "datasets", "sklearn")
+print(json.dumps({
+    "answers": answers,
+    "scores": model.risk_scores(model(**inputs).logits, inputs["input_ids"].new_zeros(len(given["patients"]))).tolist(),
+    "modules": [type(part).__module__ for part in (config, tokenizer, model, backbone, risk)],
+    "shape": list(hidden.shape),
+    "refusals": refusals,
+    "forbidden": [name for name in loaded if name in sys.modules],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def without_package(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an interpreter without ehrseq, polars and pyarrow makes of the checkpoint."""
+    folder = tmp_path_factory.mktemp("bare")
+    given = {"model": str(checkpoint), "patients": as_json(PATIENTS), "saved": str(folder / "saved")}
+    bare = link_packages(folder / "packages")
+    result = run_python(SCORE_WITHOUT_PACKAGE, given, {"HF_HOME": str(folder / "home")}, bare)
+    return {**result, "saved": folder / "saved"}
+
+
+def as_json(patients: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return json.loads(json.dumps(patients, default=lambda time: time.isoformat()))
+
+
+def scores(answers: list[list[dict[str, Any]]]) -> np.ndarray:
+    return np.array([[item["score"] for item in answer] for answer in answers])
+
+
+def test_without_the_package_the_folder_scores_a_patient(without_package: dict[str, Any], checkpoint: Path) -> None:
+    expected = pipeline("ehr-risk", model=str(checkpoint), device="cpu")(PATIENTS)
+    np.testing.assert_allclose(scores(without_package["answers"]), scores(expected), atol=1e-6)
+    np.testing.assert_allclose(without_package["scores"], scores(expected)[:, 0], atol=1e-6)
+    assert [[(item["task"], item["label"]) for item in answer] for answer in without_package["answers"]] == [
+        [(item["task"], item["label"]) for item in answer] for answer in expected
+    ]
+
+
+def test_without_the_package_every_part_comes_from_the_checkpoint(without_package: dict[str, Any]) -> None:
+    assert without_package["forbidden"] == []
+    assert all(module.startswith("transformers_modules.") for module in without_package["modules"])
+    assert without_package["shape"][0] == len(PATIENTS)
+
+
+def test_without_the_package_refusals_are_clear(without_package: dict[str, Any]) -> None:
+    assert "trust_remote_code=True" in without_package["refusals"]["untrusted"]
+    assert "pip install ehrseq" in without_package["refusals"]["bundle"]
+
+
+def test_what_remote_code_saved_is_whole_again(without_package: dict[str, Any], checkpoint: Path) -> None:
+    saved = without_package["saved"]
+    assert {file.name for file in saved.glob("*.py")} == {file.name for file in checkpoint.glob("*.py")}
+    again, original = (json.loads((folder / "config.json").read_text()) for folder in (saved, checkpoint))
+    assert again["auto_map"] == original["auto_map"]
+    assert again["custom_pipelines"] == original["custom_pipelines"]
+    expected = pipeline("ehr-risk", model=str(checkpoint), device="cpu")(PATIENTS)
+    np.testing.assert_allclose(scores(pipeline("ehr-risk", model=str(saved), device="cpu")(PATIENTS)), scores(expected))
+
+
+@pytest.mark.parametrize("trust", [None, False, True])
+def test_with_the_package_its_classes_win_and_no_trust_is_asked(checkpoint: Path, trust: bool | None) -> None:
+    options = {} if trust is None else {"trust_remote_code": trust}
+    assert type(AutoConfig.from_pretrained(checkpoint, **options)) is ehrseq.EhrMambaConfig
+    assert type(AutoTokenizer.from_pretrained(checkpoint, **options)) is ehrseq.EhrTokenizer
+    assert type(AutoModel.from_pretrained(checkpoint, **options)) is ehrseq.EhrMambaModel
+    classifier = AutoModelForSequenceClassification.from_pretrained(checkpoint, **options)
+    assert type(classifier) is ehrseq.EhrMambaForSequenceClassification
+    risk = pipeline("ehr-risk", model=str(checkpoint), device="cpu", **options)
+    assert (type(risk), type(risk.model), type(risk.tokenizer)) == (
+        ehrseq.EhrRiskPipeline,
+        ehrseq.EhrMambaForSequenceClassification,
+        ehrseq.EhrTokenizer,
+    )
+
+
+def test_a_tokenizer_alone_loads_without_trust(checkpoint: Path, tmp_path: Path) -> None:
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    assert type(AutoTokenizer.from_pretrained(tmp_path)) is ehrseq.EhrTokenizer
+
+
+def test_every_code_file_of_a_checkpoint_is_the_package_s_own(checkpoint: Path) -> None:
+    ours = {file.name: file.read_bytes() for file in TRAVELLING}
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert set(config["auto_map"]) == {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForCausalLM",
+        "AutoModelForPreTraining",
+        "AutoModelForSequenceClassification",
+    }
+    copied = {file.name: file.read_bytes() for file in checkpoint.glob("*.py")}
+    assert copied == {name: ours[name] for name in copied}
+    needed = {name.split(".")[0] + ".py" for name in config["auto_map"].values()} | {
+        "ehr_risk.py",
+        "tokenization_ehr.py",
+    }
+    assert needed <= set(copied)
+
+
+def test_file_names_are_unique_over_the_travelling_folders() -> None:
+    repeated = [name for name, count in Counter(file.name for file in TRAVELLING).items() if count > 1]
+    assert repeated == []
+
+
+@pytest.mark.parametrize("file", TRAVELLING, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_travelling_files_import_only_what_travels(file: Path) -> None:
+    """transformers finds relative imports by a regular expression and copies files flat into one folder."""
+    text = file.read_text()
+    tree = ast.parse(text)
+    guarded = {node for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
+    typed = {
+        node
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
+        for node in ast.walk(block)
+    }
+    relative = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1, f"{ast.unparse(node)}: one dot only"
+            assert node.module, f"{ast.unparse(node)}: name a file after the dot"
+            assert "." not in node.module, f"{ast.unparse(node)}: no subfolder"
+            assert (file.parent / f"{node.module}.py").is_file()
+            relative.add(node.module)
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level and node.module else []
+        for name in names:
+            absent = name.split(".")[0] in ("ehrseq", "polars", "pyarrow", "pandas", "datasets", "meds")
+            if absent and node not in typed:
+                lazy = node.col_offset > 0
+                assert node in guarded or (lazy and not name.startswith("ehrseq")), f"{name} must be guarded or lazy"
+    assert set(re.findall(r"^\s*from\s+\.(\S+)\s+import", text, re.MULTILINE)) == relative, "an import in a docstring"
