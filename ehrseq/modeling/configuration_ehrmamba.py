@@ -12,7 +12,8 @@ from transformers import PreTrainedConfig
 from .hub_mixin import EhrConfigMixin
 
 # Length of an interval token's gap in days, by the token's text: the middle of the interval that the token stands for.
-# [W_k] covers 7k .. 7k+6 days, [M_k] 30k .. 30k+29 days (but [M_0] only 28 and 29, since shorter gaps are weeks), [LT] more than a year.
+# [W_k] covers 7k .. 7k+6 days, [M_k] 30k .. 30k+29 days (but [M_0] only 28 and 29, since shorter gaps are weeks), [LT]
+# more than a year.
 INTERVAL_DAYS: dict[str, float] = {
     **{f"[W_{k}]": 7.0 * k + 3.5 for k in range(4)},
     "[M_0]": 29.0,
@@ -23,7 +24,7 @@ INTERVAL_DAYS: dict[str, float] = {
 
 @strict
 class EhrMambaConfig(EhrConfigMixin, PreTrainedConfig):
-    r"""Configuration of `EhrMambaModel` and its heads; the defaults are the paper's model (arXiv:2405.14567, section 4).
+    r"""Configuration of `EhrMambaModel` and its heads; the defaults are the paper's model (arXiv:2405.14567).
 
     Keyword-only and strictly typed: a value of the wrong type or out of range raises an error that names the field.
 
@@ -31,8 +32,8 @@ class EhrMambaConfig(EhrConfigMixin, PreTrainedConfig):
         vocab_size: Number of token ids. Paper: about 10,000 on MIMIC-IV.
         hidden_size: Width of the residual stream (d).
         num_hidden_layers: Number of Mamba blocks.
-        max_position_embeddings: Context length in tokens that the model is meant for. EhrMamba has no positional embedding, so nothing in
-            the model enforces it: tokenizers, training and generation read it.
+        max_position_embeddings: Context length in tokens that the model is meant for. EhrMamba has no positional
+            embedding, so nothing in the model enforces it: tokenizers, training and generation read it.
 
         state_size: State dimensions per channel of the scan (N).
         conv_kernel: Taps of the causal convolution.
@@ -46,8 +47,8 @@ class EhrMambaConfig(EhrConfigMixin, PreTrainedConfig):
         residual_in_fp32: Keep the residual stream in float32 when the weights are in half precision.
 
         time_embeddings_size: Size of each of the two time embeddings, of the time difference and of the age (k).
-        type_vocab_size: Number of token types (0 PAD, 1 CLS, 2 VS, 3 VE, 4 interval, 5 lab, 6 medication, 7 procedure, 8 REG, 9 diagnosis,
-            10 vital, 11 other, 12 static). The paper stops at 8.
+        type_vocab_size: Number of token types (0 PAD, 1 CLS, 2 VS, 3 VE, 4 interval, 5 lab, 6 medication, 7 procedure,
+            8 REG, 9 diagnosis, 10 vital, 11 other, 12 static). The paper stops at 8.
         max_num_visits: Visit orders 0 .. max_num_visits - 1; tokenizers clamp to it.
         visit_segment_size: Visit segments: 0 none, then 1 and 2 in turn.
         hidden_dropout_prob: Dropout after the embeddings.
@@ -55,17 +56,19 @@ class EhrMambaConfig(EhrConfigMixin, PreTrainedConfig):
         initializer_range: Standard deviation of embeddings and heads at initialisation.
 
         classifier_dropout: Dropout in the classification head.
-        class_weights: Weight of each class in the cross-entropy of the classifier, or None. Weighting shifts the log-odds by
-            log(w[1] / w[0]); `risk_scores` subtracts that shift too, so it does not belong in `log_odds_shift`.
-        tasks: One dict a task, in the order of `task_ids`: "name", "token", "horizon", "definition", "positive_label" and "log_odds_shift",
-            the shift of the log-odds that a balancing sampler caused (0.0 when absent).
+        class_weights: Weight of each class in the cross-entropy of the classifier, or None. Weighting shifts the
+            log-odds by log(w[1] / w[0]); `risk_scores` subtracts that shift too, so it does not belong in
+            `log_odds_shift`.
+        tasks: One dict a task, in the order of `task_ids`: "name", "token", "horizon", "definition", "positive_label"
+            and "log_odds_shift", the shift of the log-odds that a balancing sampler caused (0.0 when absent).
 
-        token_type_runs: Types of all token ids, run-length encoded as [first id, type] pairs with rising ids; None when unknown. Used by
-            `generate` only.
-        special_token_ids: Ids of [VS], [VE], [REG] and of the interval tokens, by their text; None when unknown. Used by `generate` only.
+        token_type_runs: Types of all token ids, run-length encoded as [first id, type] pairs with rising ids; None
+            when unknown. Used by `generate` only.
+        special_token_ids: Ids of [VS], [VE], [REG] and of the interval tokens, by their text; None when unknown. Used
+            by `generate` only.
 
-        pad_token_id, bos_token_id, eos_token_id: As in every transformers model. The paper has no end token; `generate` then stops at its
-            length limit.
+        pad_token_id, bos_token_id, eos_token_id: As in every transformers model. The paper has no end token;
+            `generate` then stops at its length limit.
         tie_word_embeddings: Must stay False, the forecasting head has its own weights.
         use_cache: Whether the models without a classification head return their state outside training.
     """
@@ -126,7 +129,8 @@ class EhrMambaConfig(EhrConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.class_weights is not None and len(self.class_weights) != self.num_labels:
             raise ValueError(
-                f"class_weights has {len(self.class_weights)} values for num_labels={self.num_labels}: give one weight a class, or None."
+                f"class_weights has {len(self.class_weights)} values for num_labels={self.num_labels}: give one weight "
+                "a class, or None."
             )
 
     def _check_values(self) -> None:
@@ -134,8 +138,8 @@ class EhrMambaConfig(EhrConfigMixin, PreTrainedConfig):
         if not isinstance(self.time_step_rank, int):
             raise ValueError(f"time_step_rank={self.time_step_rank!r}: expected a positive integer or 'auto'.")
         positive = (
-            "vocab_size hidden_size num_hidden_layers max_position_embeddings state_size conv_kernel expand time_step_rank "
-            "time_embeddings_size type_vocab_size max_num_visits visit_segment_size"
+            "vocab_size hidden_size num_hidden_layers max_position_embeddings state_size conv_kernel expand "
+            "time_step_rank time_embeddings_size type_vocab_size max_num_visits visit_segment_size"
         )
         for name in positive.split():
             if getattr(self, name) < 1:
@@ -145,25 +149,38 @@ class EhrMambaConfig(EhrConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: expected a probability in [0, 1).")
         if not 0.0 < self.time_step_min <= self.time_step_max:
             raise ValueError(
-                f"time_step_min={self.time_step_min}, time_step_max={self.time_step_max}: expected 0 < time_step_min <= time_step_max."
+                f"time_step_min={self.time_step_min}, time_step_max={self.time_step_max}: expected "
+                "0 < time_step_min <= time_step_max."
             )
         if self.tie_word_embeddings:
-            raise ValueError("tie_word_embeddings=True: the forecasting head of EhrMamba has its own weights; leave it False.")
+            raise ValueError(
+                "tie_word_embeddings=True: the forecasting head of EhrMamba has its own weights; leave it False."
+            )
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            raise ValueError(f"pad_token_id={self.pad_token_id}: expected an id below vocab_size={self.vocab_size}, or None.")
+            raise ValueError(
+                f"pad_token_id={self.pad_token_id}: expected an id below vocab_size={self.vocab_size}, or None."
+            )
         if self.class_weights is not None and min(self.class_weights, default=0.0) <= 0.0:
             raise ValueError(f"class_weights={self.class_weights}: expected positive weights.")
         for task in self.tasks or []:
             if not isinstance(task.get("name"), str):
-                raise ValueError(f"tasks: {task!r} has no 'name'; expected dicts with name, token, horizon, definition, positive_label.")
+                raise ValueError(
+                    f"tasks: {task!r} has no 'name'; expected dicts with name, token, horizon, definition, "
+                    "positive_label."
+                )
             shift = task.get("log_odds_shift", 0.0)
             if not isinstance(shift, int | float) or not math.isfinite(shift):
                 raise ValueError(f"tasks: log_odds_shift={shift!r} of {task['name']!r}: expected a finite number.")
         runs = self.token_type_runs
         if runs is not None and (
-            not runs or any(len(run) != 2 for run in runs) or runs[0][0] != 0 or any(a[0] >= b[0] for a, b in pairwise(runs))
+            not runs
+            or any(len(run) != 2 for run in runs)
+            or runs[0][0] != 0
+            or any(a[0] >= b[0] for a, b in pairwise(runs))
         ):
-            raise ValueError("token_type_runs: expected [first id, type] pairs, the first one at id 0, with rising ids.")
+            raise ValueError(
+                "token_type_runs: expected [first id, type] pairs, the first one at id 0, with rising ids."
+            )
 
     @property
     def intermediate_size(self) -> int:
@@ -197,9 +214,14 @@ class EhrMambaConfig(EhrConfigMixin, PreTrainedConfig):
             ValueError: as many types as ids are needed, each below type_vocab_size.
         """
         if len(types) != self.vocab_size:
-            raise ValueError(f"set_token_types: got {len(types)} types for vocab_size={self.vocab_size}; give one type for each id.")
+            raise ValueError(
+                f"set_token_types: got {len(types)} types for vocab_size={self.vocab_size}; give one type for each id."
+            )
         if min(types) < 0 or max(types) >= self.type_vocab_size:
-            raise ValueError(f"set_token_types: types run from {min(types)} to {max(types)}, expected 0 .. {self.type_vocab_size - 1}.")
+            raise ValueError(
+                f"set_token_types: types run from {min(types)} to {max(types)}, expected 0 .. "
+                f"{self.type_vocab_size - 1}."
+            )
         self.token_type_runs = [[i, int(kind)] for i, kind in enumerate(types) if i == 0 or kind != types[i - 1]]
 
 

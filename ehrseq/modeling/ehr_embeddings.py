@@ -1,10 +1,12 @@
 """The embedding layer of EhrMamba: what a token is, when it happened, how old the patient was, and in which visit.
 
-    e = tanh(W [concept; T2V(time difference); T2V(age)] + b) + type + visit order + visit segment, then dropout, then LayerNorm
+    e = tanh(W [concept; T2V(time difference); T2V(age)] + b) + type + visit order + visit segment, then dropout, then
+    LayerNorm
 
 Glossary (paper: arXiv:2405.14567, section 3): b batch, l length (tokens), d hidden_size, k time_embeddings_size.
-Channels, all [b, l]: input_ids, token_type_ids, visit_orders, visit_segments int64; times float32, weeks; ages float32, years;
-attention_mask 1 = real token, 0 = padding at either end; segment_ids int64, 0 = padding, 1 .. S = the packed sequences in order.
+Channels, all [b, l]: input_ids, token_type_ids, visit_orders, visit_segments int64; times float32, weeks; ages
+float32, years; attention_mask 1 = real token, 0 = padding at either end; segment_ids int64, 0 = padding, 1 .. S = the
+packed sequences in order.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from .configuration_ehrmamba import EhrMambaConfig
 
 
 class TimeEmbedding(nn.Module):
-    """T2V(x) = sin(x w + phi), a learned periodic embedding of one number, without Time2Vec's linear term (as in the paper's code)."""
+    """T2V(x) = sin(x w + phi), a learned periodic embedding of one number; no linear term, as in the paper's code."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -90,8 +92,8 @@ def time_differences(
         last_times: Time of the last token seen before this call, [b], NaN where there was none; None at the start.
 
     Returns:
-        At least float32, [b, l]; 0 at the first real token of a row without a past and at each packed sequence's start. What stands at
-        padding has no meaning.
+        At least float32, [b, l]; 0 at the first real token of a row without a past and at each packed sequence's
+        start. What stands at padding has no meaning.
     """
     times = times.to(torch.promote_types(times.dtype, torch.float32) if times.is_floating_point() else torch.float32)
     differences = torch.diff(times, dim=1, prepend=times[:, :1])
@@ -110,7 +112,7 @@ def time_differences(
 
 
 def segment_starts(segment_ids: Tensor) -> Tensor:
-    """bool [b, l], True at the first token of each packed sequence: segment_ids [b, l], 0 = padding."""
+    """Bool [b, l], True at the first token of each packed sequence: segment_ids [b, l], 0 = padding."""
     before = torch.cat([torch.zeros_like(segment_ids[:, :1]), segment_ids[:, :-1]], dim=1)
     return (segment_ids != before) & (segment_ids > 0)
 
@@ -122,19 +124,20 @@ def last_real_positions(real: Tensor) -> Tensor:
 
 
 def last_positions_of_segments(segment_ids: Tensor, num_segments: int) -> Tensor:
-    """Index of the last token of each packed sequence, int64 [b, S]; 0 where a row has fewer: segment_ids [b, l], 0 = padding."""
+    """Index of the last token of each packed sequence, int64 [b, S]; 0 where a row has fewer."""
     positions = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
     last = positions.new_zeros(segment_ids.shape[0], num_segments + 1)
     return last.scatter_reduce(1, segment_ids, positions, "amax")[:, 1:]
 
 
-def check_channels(config: EhrMambaConfig, shape: torch.Size, **channels: Tensor | None) -> None:
+def check_channels(config: EhrMambaConfig, shape: tuple[int, int], **channels: Tensor | None) -> None:
     """Raise a ValueError that names the channel for a wrong shape, an id out of range or a value that is not finite.
 
-    Values are looked at on CPU only: elsewhere that would wait for the device, and embedding lookups fail there by themselves.
+    Values are looked at on CPU only: elsewhere that would wait for the device, and embedding lookups fail there by
+        themselves.
     """
-    if len(shape) != 2 or shape[1] == 0:
-        raise ValueError(f"Inputs have shape {list(shape)}, expected [batch, tokens] with at least one token.")
+    if shape[1] == 0:
+        raise ValueError("The inputs have no tokens: expected [batch, tokens] with at least one token a row.")
     sizes = {
         "input_ids": ("vocab_size", config.vocab_size),
         "token_type_ids": ("type_vocab_size", config.type_vocab_size),
@@ -146,8 +149,8 @@ def check_channels(config: EhrMambaConfig, shape: torch.Size, **channels: Tensor
             continue
         if channel.shape != shape:
             raise ValueError(
-                f"{name} has shape {list(channel.shape)}, expected {list(shape)} like the other channels: pad and cut all "
-                "channels together (tokenizer.pad does)."
+                f"{name} has shape {list(channel.shape)}, expected {list(shape)} like the other channels: pad and cut "
+                "all channels together (tokenizer.pad does)."
             )
         if channel.device.type != "cpu" or channel.numel() == 0 or torch.compiler.is_compiling():
             continue
@@ -155,9 +158,13 @@ def check_channels(config: EhrMambaConfig, shape: torch.Size, **channels: Tensor
             field, size = sizes[name]
             low, high = int(channel.min()), int(channel.max())
             if low < 0 or high >= size:
-                raise ValueError(f"{name} holds values from {low} to {high}, expected 0 .. {size - 1} (config.{field}={size}).")
+                raise ValueError(
+                    f"{name} holds values from {low} to {high}, expected 0 .. {size - 1} (config.{field}={size})."
+                )
         elif name in ("times", "ages") and not bool(torch.isfinite(channel).all()):
-            raise ValueError(f"{name} holds NaN or infinite values: mend them before the model, they would spoil whole rows.")
+            raise ValueError(
+                f"{name} holds NaN or infinite values: mend them before the model, they would spoil whole rows."
+            )
         elif name == "segment_ids":
             _check_segment_ids(channel)
 
@@ -169,8 +176,8 @@ def _check_segment_ids(segment_ids: Tensor) -> None:
     if bool((numbers != segment_ids).any()):
         row = int((numbers != segment_ids).any(1).nonzero()[0])
         raise ValueError(
-            f"segment_ids of row {row} are {segment_ids[row].unique_consecutive().tolist()}: expected 0 for padding and "
-            "1, 2, ... S in order, each sequence in one piece."
+            f"segment_ids of row {row} are {segment_ids[row].unique_consecutive().tolist()}: expected 0 for padding "
+            "and 1, 2, ... S in order, each sequence in one piece."
         )
 
 

@@ -1,4 +1,4 @@
-"""The state of EhrMamba after the tokens seen so far: all that is needed to go on, of a size that does not grow with the history."""
+"""The state of EhrMamba after the tokens seen so far: all that is needed to go on; its size does not grow with them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from .configuration_ehrmamba import EhrMambaConfig
 class EhrMambaCache:
     """Recurrent state of a batch of patients, passed to and returned by the models as `cache_params`.
 
-    Any number of further tokens of each row may follow: the outcome equals that of one pass over all of them. A forward pass replaces the
+    Any number of further tokens of each row may follow: the outcome equals that of one pass over all of them. A
+        forward pass replaces the
     three tensors; `clone()` keeps a state to come back to. It carries no gradients.
 
     Attributes:
-        conv_states: Last inputs of each block's convolution, [layers, batch, d_inner, conv_kernel - 1], in the dtype of the model.
+        conv_states: Last inputs of each block's convolution, [layers, batch, d_inner, conv_kernel - 1], in the dtype
+            of the model.
         ssm_states: State of each block's scan, [layers, batch, d_inner, state_size], at least float32.
         last_times: `times` of the last real token, [batch], weeks; NaN where a row has had none yet.
         seen_tokens: Columns of all passes so far, padding included.
@@ -41,7 +43,8 @@ class EhrMambaCache:
         self.seen_tokens = 0
 
     def __repr__(self) -> str:
-        return f"EhrMambaCache(batch_size={self.batch_size}, layers={self.ssm_states.shape[0]}, seen_tokens={self.seen_tokens})"
+        layers = self.ssm_states.shape[0]
+        return f"EhrMambaCache(batch_size={self.batch_size}, layers={layers}, seen_tokens={self.seen_tokens})"
 
     @property
     def batch_size(self) -> int:
@@ -63,9 +66,13 @@ class EhrMambaCache:
         """A new cache of these rows, in this order; a row may be taken several times."""
         index = torch.as_tensor(rows, dtype=torch.int64, device=self.last_times.device)
         if index.dim() != 1:
-            raise ValueError(f"EhrMambaCache.select: rows has {index.dim()} dimensions, expected a flat list of row numbers.")
+            raise ValueError(
+                f"EhrMambaCache.select: rows has {index.dim()} dimensions, expected a flat list of row numbers."
+            )
         if index.numel() and (int(index.min()) < 0 or int(index.max()) >= self.batch_size):
-            raise ValueError(f"EhrMambaCache.select: rows must lie in 0 .. {self.batch_size - 1}, got {index.tolist()}.")
+            raise ValueError(
+                f"EhrMambaCache.select: rows must lie in 0 .. {self.batch_size - 1}, got {index.tolist()}."
+            )
         return self._replaced(self.conv_states[:, index], self.ssm_states[:, index], self.last_times[index])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -77,9 +84,11 @@ class EhrMambaCache:
         return self._replaced(self.conv_states.clone(), self.ssm_states.clone(), self.last_times.clone())
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> EhrMambaCache:
-        """A cache on another device; `dtype` applies to the convolution states only, the others stay in float32 or wider."""
+        """A cache on another device; `dtype` applies to the convolution states, the others stay float32 or wider."""
         return self._replaced(
-            self.conv_states.to(device=device, dtype=dtype), self.ssm_states.to(device=device), self.last_times.to(device=device)
+            self.conv_states.to(device=device, dtype=dtype),
+            self.ssm_states.to(device=device),
+            self.last_times.to(device=device),
         )
 
     @staticmethod
@@ -91,7 +100,9 @@ class EhrMambaCache:
         """
         if not caches:
             raise ValueError("EhrMambaCache.batch: got no cache, expected at least one.")
-        shapes = {(*cache.conv_states.shape[::2], cache.conv_states.shape[3], *cache.ssm_states.shape[2:]) for cache in caches}
+        shapes = {
+            (*cache.conv_states.shape[::2], cache.conv_states.shape[3], *cache.ssm_states.shape[2:]) for cache in caches
+        }
         if len(shapes) > 1:
             raise ValueError(f"EhrMambaCache.batch: the caches come from models of different sizes: {sorted(shapes)}.")
         merged = caches[0]._replaced(

@@ -1,8 +1,8 @@
 """Forecasting: `generate` with a recurrent state and a clock that moves with the generated tokens.
 
-A generated token needs its channels before the model can read it. They follow from the end of the prompt and from the tokens
-generated since: an interval token ([W_k], [M_k], [LT]) moves the clock by the middle of its interval, [VS] opens the next visit
-(order + 1, other segment), every other token happens at the clock's time.
+A generated token needs its channels before the model can read it. They follow from the end of the prompt and from the
+tokens generated since: an interval token ([W_k], [M_k], [LT]) moves the clock by the middle of its interval, [VS]
+opens the next visit (order + 1, other segment), every other token happens at the clock's time.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def read_clock(config: EhrMambaConfig, input_ids: Tensor, channels: dict[str, Te
         real: bool [b, l], False at padding.
 
     Returns:
-        The channels of the last token inside a visit (segment above 0), moved on by the interval tokens after it; all 0 where
-        a row has had no visit yet.
+        The channels of the last token inside a visit (segment above 0), moved on by the interval tokens after it; all
+        0 where a row has had no visit yet.
     """
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)
     inside = real & (channels["visit_segments"] > 0)
@@ -82,8 +82,8 @@ def advance(config: EhrMambaConfig, clock: Clock, generated: Tensor) -> dict[str
         generated: Token ids, [b, g].
 
     Returns:
-        `CHANNELS`, each [b, g]. As in the tokenizer's rows, an interval token has time, age and segment 0 and the order of
-        the visit before it.
+        `CHANNELS`, each [b, g]. As in the tokenizer's rows, an interval token has time, age and segment 0 and the
+        order of the visit before it.
     """
     days = interval_days(config, generated)  # [b, g]
     elapsed = days.cumsum(1)
@@ -103,7 +103,7 @@ def advance(config: EhrMambaConfig, clock: Clock, generated: Tensor) -> dict[str
 
 
 def freeze(config: EhrMambaConfig, channels: dict[str, Tensor], real: Tensor, generated: Tensor) -> dict[str, Tensor]:
-    """Channels of generated tokens where the specials are unknown: those of the prompt's last token; types as far as known."""
+    """Channels of generated tokens where the specials are unknown: the prompt's last ones, types as far as known."""
     last = torch.where(real, torch.arange(real.shape[1], device=real.device), 0).amax(1)[:, None]  # [b, 1]
     frozen = {name: channels[name].gather(1, last).expand(generated.shape) for name in CHANNELS}
     return {**frozen, "token_type_ids": token_types(config, generated)}
@@ -127,17 +127,20 @@ def token_types(config: EhrMambaConfig, input_ids: Tensor) -> Tensor:
 
 
 class EhrMambaGenerationMixin(GenerationMixin):
-    """`generate` for EHR channels; everything else is transformers' own (greedy, sampling, beam search, stopping criteria).
+    """`generate` for EHR channels; everything else is transformers' own (greedy, sampling, beam search, stopping
+    criteria).
 
-    The prompt's channels stay in the model kwargs at the prompt's length. Those of generated tokens are computed from the ids
-    at each step, so a beam that is put in another place takes its clock along.
+    The prompt's channels stay in the model kwargs at the prompt's length. Those of generated tokens are computed from
+    the ids at each step, so a beam that is put in another place takes its clock along.
     """
+
+    config: EhrMambaConfig
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # the model makes its own `EhrMambaCache`
 
-    def _expand_inputs_for_generation(
+    def _expand_inputs_for_generation(  # type: ignore[override]
         self,
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
@@ -147,33 +150,44 @@ class EhrMambaGenerationMixin(GenerationMixin):
         """The step that sees every call of `generate` once, before its loop: check and complete the prompt."""
         if input_ids is None:
             raise ValueError("generate needs input_ids: the clock is read from the tokens.")
-        config: EhrMambaConfig = self.config
+        config = self.config
         missing = [] if config.special_token_ids is None else {"[VS]", "[VE]"} - set(config.special_token_ids)
         if missing:
-            raise ValueError(f"config.special_token_ids lacks {sorted(missing)}: call config.update_from_tokenizer(tokenizer).")
+            raise ValueError(
+                f"config.special_token_ids lacks {sorted(missing)}: call config.update_from_tokenizer(tokenizer)."
+            )
         if config.special_token_ids is None:
             logger.warning_once(
-                "config.special_token_ids is not set: the generated tokens keep the time, age, order and segment of the prompt's "
-                "last token. Call config.update_from_tokenizer(tokenizer) for a clock that advances."
+                "config.special_token_ids is not set: the generated tokens keep the time, age, order and segment of "
+                "the prompt's last token. Call config.update_from_tokenizer(tokenizer) for a clock that advances."
             )
         mask = model_kwargs.get("attention_mask")
         if mask is not None and bool((mask[:, -1] == 0).any()):
-            raise ValueError("generate: a prompt is padded on the right; pad prompts on the left (tokenizer.padding_side='left').")
+            raise ValueError(
+                "generate: a prompt is padded on the right; pad prompts on the left (tokenizer.padding_side='left')."
+            )
         if model_kwargs.get("segment_ids") is not None:
             raise ValueError("generate: prompts must not be packed (segment_ids); give one prompt a row.")
         for name in CHANNELS:
             if model_kwargs.get(name) is None:
-                model_kwargs[name] = torch.zeros_like(input_ids, dtype=torch.float32 if name in ("times", "ages") else None)
-        return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
+                model_kwargs[name] = torch.zeros_like(
+                    input_ids, dtype=torch.float32 if name in ("times", "ages") else None
+                )
+        return super()._expand_inputs_for_generation(  # type: ignore[misc]
+            expand_size,
+            is_encoder_decoder,
+            input_ids,  # type: ignore[arg-type]
+            **model_kwargs,
+        )
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]  # the state's name is `cache_params`, as in Mamba
         self,
         input_ids: Tensor,
         next_sequence_length: int | None = None,
         cache_params: EhrMambaCache | None = None,
         attention_mask: Tensor | None = None,
         use_cache: bool | None = None,
-        is_first_iteration: bool = False,
+        is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Inputs of the next forward pass: with a state only the newest token, else everything."""
@@ -184,7 +198,9 @@ class EhrMambaGenerationMixin(GenerationMixin):
         if generated.shape[1] > 0:
             real = torch.ones_like(prompt["times"], dtype=torch.bool)
             if attention_mask is not None:
-                past = attention_mask.shape[1] - input_ids.shape[1]  # columns of an earlier call, when continuing a cache
+                past = (
+                    attention_mask.shape[1] - input_ids.shape[1]
+                )  # columns of an earlier call, when continuing a cache
                 real = attention_mask[:, past : past + prompt_length].bool()
             if self.config.special_token_ids is None:
                 new = freeze(self.config, prompt, real, generated)

@@ -1,9 +1,9 @@
 """One Mamba block: x + mixer(norm(x)), with padding, packing and a carried state.
 
-The mixer is that of Gu & Dao 2023 (arXiv:2312.00752, figure 3); the names of its weights are those of `transformers`' Mamba.
+The mixer is that of Gu & Dao 2023 (arXiv:2312.00752, figure 3); its weights are named as in `transformers`.
 
-Glossary: b batch, l length (tokens), d hidden_size, e = expand * d channels inside the mixer, n state_size (the paper's N),
-r time_step_rank, k conv_kernel. The state of a block is the pair (conv [b, e, k - 1], ssm [b, e, n]).
+Glossary: b batch, l length (tokens), d hidden_size, e = expand * d channels inside the mixer, n state_size (N in the
+paper), r time_step_rank, k conv_kernel. The state of a block is the pair (conv [b, e, k - 1], ssm [b, e, n]).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class CausalConv1d(nn.Module):
 
 
 class StepSizeProjection(nn.Linear):
-    """The projection r -> e whose bias joins in float32, inside the scan: in bfloat16 the sum would lose the small input-dependent part."""
+    """The projection r -> e; its bias joins in float32, inside the scan, lest bfloat16 loses the input's small part."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """[b, l, r] -> (step sizes before bias and softplus [b, l, e], bias [e])."""
@@ -99,8 +99,8 @@ class EhrMambaMixer(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise as the paper's training code does.
 
-        `transformers` 5.23 draws Mamba's in_proj and x_proj from N(0, 0.1) instead; Kaiming-uniform is what EhrMamba was trained from.
-        `transformers.initialization` leaves weights alone that were loaded from a checkpoint.
+        `transformers` 5.23 draws Mamba's in_proj and x_proj from N(0, 0.1) instead; Kaiming-uniform is what EhrMamba
+        was trained from. `transformers.initialization` leaves weights alone that were loaded from a checkpoint.
         """
         config = self.config
         for projection in (self.in_proj, self.x_proj, self.out_proj):

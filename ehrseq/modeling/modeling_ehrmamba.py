@@ -1,6 +1,8 @@
-"""EhrMamba: a Mamba over the events of a patient's record (arXiv:2405.14567), its forecasting head and its clinical head.
+"""EhrMamba: a Mamba over the events of a patient's record (arXiv:2405.14567), its forecasting head and its clinical
+head.
 
-Glossary: b batch, l length (tokens), d hidden_size, S packed sequences of a row, V vocab_size. The input channels are those of
+Glossary: b batch, l length (tokens), d hidden_size, S packed sequences of a row, V vocab_size. The input channels are
+    those of
 `EhrTokenizer`, all [b, l]: see ehr_embeddings.py.
 """
 
@@ -42,7 +44,8 @@ class EhrMambaOutput(ModelOutput):
     Attributes:
         last_hidden_state: After the final norm, [b, l, d].
         cache_params: State after each row's last real token, when `use_cache`.
-        hidden_states: Embeddings, then the output of each block, the last one after the final norm: layers + 1 tensors [b, l, d].
+        hidden_states: Embeddings, then the output of each block, the last one after the final norm: layers + 1 tensors
+            [b, l, d].
     """
 
     last_hidden_state: Tensor | None = None
@@ -105,9 +108,9 @@ class EhrMambaPreTrainedModel(EhrHubMixin, PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """The paper's initialisation.
 
-        Embeddings and heads N(0, initializer_range) with zero biases and a zero [PAD] concept, norms at 1 and 0 (all by the
-        base class), Xavier-uniform time embeddings, the mixer as in `EhrMambaMixer.reset_parameters`. A module comes
-        after its parts, so the mixer has the last word on its projections.
+        Embeddings and heads N(0, initializer_range) with zero biases and a zero [PAD] concept, norms at 1 and 0 (all
+        by the base class), Xavier-uniform time embeddings, the mixer as in `EhrMambaMixer.reset_parameters`. A module
+        comes after its parts, so the mixer has the last word on its projections.
         """
         super()._init_weights(module)
         if isinstance(module, TimeEmbedding):
@@ -149,24 +152,25 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
 
         Args:
             input_ids: Token ids, [b, l].
-            attention_mask: 1 at real tokens, 0 at padding (on either side), [b, l]. None: no padding. A mask longer than the
-                tokens (history and new tokens, as `generate` makes it) is read from its end.
+            attention_mask: 1 at real tokens, 0 at padding (on either side), [b, l]. None: no padding. A mask longer
+                than the tokens (history and new tokens, as `generate` makes it) is read from its end.
             token_type_ids: [b, l]. Like every channel below: None means 0 everywhere.
             times: Weeks since the first timed event, [b, l]; the model takes their differences itself.
             ages: Years, [b, l].
             visit_orders: [b, l].
             visit_segments: [b, l].
-            segment_ids: Several sequences packed into one row, [b, l], 0 = padding, 1 .. S = the sequences in order. They do
-                not see each other; the outcome equals that of unpacked rows.
-            inputs_embeds: Concept embeddings in place of `input_ids`, [b, l, d]. The other channels are added as always.
+            segment_ids: Several sequences packed into one row, [b, l], 0 = padding, 1 .. S = the sequences in order.
+                They do not see each other; the outcome equals that of unpacked rows.
+            inputs_embeds: Concept embeddings in place of `input_ids`, [b, l, d]. The other channels are added as
+                always.
             cache_params: State to continue from. It is updated in place.
             use_cache: Return the state. Default: `config.use_cache`, but never in training, nor for packed rows.
             output_hidden_states: Return all hidden states.
             output_attentions: Accepted because callers such as PEFT pass it to any model; a Mamba has no attentions.
 
         Raises:
-            ValueError: channels of different shapes, ids out of range, values that are not finite, a state of another batch
-                size, or a cache together with packed rows.
+            ValueError: channels of different shapes, ids out of range, values that are not finite, a state of another
+                batch size, or a cache together with packed rows.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -174,50 +178,52 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
             use_cache = self.config.use_cache and not self.training and segment_ids is None
         if use_cache and self.gradient_checkpointing and self.training:
             use_cache = False  # the recomputation would advance the state a second time
+        # 1. Inputs: what is padding, where packed sequences start.
+        given = input_ids if input_ids is not None else inputs_embeds
+        if given is None or (input_ids is not None and inputs_embeds is not None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        batch, length = given.shape[0], given.shape[1] if given.dim() > 1 else 0
+        if attention_mask is not None and attention_mask.dim() == 2 and attention_mask.shape[1] > length:
+            attention_mask = attention_mask[:, -length:]
         channels = {
-            "token_type_ids": token_type_ids,
             "times": times,
             "ages": ages,
+            "token_type_ids": token_type_ids,
             "visit_orders": visit_orders,
             "visit_segments": visit_segments,
         }
-
-        # 1. Inputs: what is padding, where packed sequences start.
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        if input_ids is not None:
-            shape, device = input_ids.shape, input_ids.device
-        else:
-            shape, device = inputs_embeds.shape[:-1], inputs_embeds.device
-        if attention_mask is not None and attention_mask.dim() == 2 and attention_mask.shape[1] > shape[-1]:
-            attention_mask = attention_mask[:, -shape[-1] :]
-        check_channels(
-            self.config, shape, input_ids=input_ids, attention_mask=attention_mask, segment_ids=segment_ids, **channels
-        )
-        if cache_params is not None and cache_params.batch_size != shape[0]:
-            raise ValueError(f"cache_params holds {cache_params.batch_size} rows, the inputs have {shape[0]}: they must match.")
+        masks = {"attention_mask": attention_mask, "segment_ids": segment_ids}
+        check_channels(self.config, (batch, length), input_ids=input_ids, **masks, **channels)
+        if cache_params is not None and cache_params.batch_size != batch:
+            raise ValueError(f"cache_params holds {cache_params.batch_size} rows, the inputs {batch}: they must match.")
         if segment_ids is not None and (use_cache or cache_params is not None):
-            raise ValueError("Packed rows (segment_ids) have no single state: leave cache_params out and use_cache off.")
+            raise ValueError(
+                "Packed rows (segment_ids) have no single state: give no cache_params, and use_cache=False."
+            )
+        nothing = torch.zeros(batch, length, dtype=torch.int64, device=given.device)
+        values = {name: nothing if channel is None else channel for name, channel in channels.items()}
+        concepts = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         real = real_tokens(attention_mask, segment_ids)
         starts = None if segment_ids is None else segment_starts(segment_ids)
-        channels = {
-            name: torch.zeros(shape, dtype=torch.int64, device=device) if channel is None else channel
-            for name, channel in channels.items()
-        }
-        concepts = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
 
-        # 2. A continued row must follow its past without a gap: move real tokens to the front, and outputs back at the end.
+        # 2. A continued row must follow its past without a gap: real tokens move to the front, outputs back at the end.
         order = None
         if real is not None and cache_params is not None and cache_params.seen_tokens > 0:
             order = torch.argsort(~real, dim=1, stable=True)
-            channels = {name: channel.gather(1, order) for name, channel in channels.items()}
+            values = {name: value.gather(1, order) for name, value in values.items()}
             concepts, real = _gather_tokens(concepts, order), real.gather(1, order)
 
         # 3. Embeddings.
-        times = channels.pop("times")
         last_times = None if cache_params is None else cache_params.last_times
-        differences = time_differences(times, real, starts, last_times)
-        hidden_states = self.embeddings(concepts, differences, **channels)
+        differences = time_differences(values["times"], real, starts, last_times)
+        hidden_states = self.embeddings(
+            concepts,
+            differences,
+            values["ages"],
+            values["token_type_ids"],
+            values["visit_orders"],
+            values["visit_segments"],
+        )
         all_hidden_states = [hidden_states]
 
         # 4. Blocks.
@@ -235,9 +241,10 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
         # 5. State after each row's last real token.
         if use_cache:
             if cache_params is None:
-                cache_params = EhrMambaCache(self.config, shape[0], dtype=concepts.dtype, device=device)
+                cache_params = EhrMambaCache(self.config, batch, dtype=concepts.dtype, device=given.device)
             conv_states, ssm_states = (torch.stack(states) for states in zip(*new_states, strict=True))
-            cache_params.update(conv_states, ssm_states, _last_times(times, lengths, cache_params), shape[1])
+            newest = _last_times(values["times"], lengths, cache_params)
+            cache_params.update(conv_states, ssm_states, newest, length)
 
         if order is not None:
             back = torch.argsort(order, dim=1)
@@ -261,7 +268,7 @@ class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaGenerationMixin):
         self.post_init()
 
     @can_return_tuple
-    def forward(
+    def forward(  # noqa: D417  the other arguments are those of EhrMambaModel.forward
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -283,11 +290,11 @@ class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaGenerationMixin):
         """Predict each next token; the channels and the cache are those of `EhrMambaModel.forward`.
 
         Args:
-            labels: Usually the input ids, [b, l], -100 = no target; they are shifted inside. Padding and the first token of
-                a packed sequence are never targets, whatever stands there.
+            labels: Usually the input ids, [b, l], -100 = no target; they are shifted inside. Padding and the first
+                token of a packed sequence are never targets, whatever stands there.
             logits_to_keep: Compute logits of the last tokens only (a number, 0 = all), or of these positions.
-            loss_kwargs: Passed on to the loss, such as Trainer's `num_items_in_batch`, by which gradient accumulation over
-                rows of different length stays exact.
+            loss_kwargs: Passed on to the loss, such as Trainer's `num_items_in_batch`, by which gradient accumulation
+                over rows of different length stays exact.
         """
         outputs = self.model(
             input_ids,
@@ -322,11 +329,11 @@ class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaGenerationMixin):
 class EhrMambaClassificationHead(nn.Module):
     """Dropout, dense, SiLU, dropout, projection to the classes."""
 
-    def __init__(self, config: EhrMambaConfig):
+    def __init__(self, config: EhrMambaConfig, num_labels: int):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+        self.out_proj = nn.Linear(config.hidden_size, num_labels)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """[..., d] -> [..., num_labels]."""
@@ -339,18 +346,19 @@ class EhrMambaForSequenceClassification(EhrMambaPreTrainedModel):
     Class 1 is the task's positive outcome. Use `risk_scores` to turn logits into probabilities.
     """
 
-    # `forward` of the causal model takes loss kwargs, this one does not: Trainer must divide by the accumulation steps itself.
+    # `forward` of the causal model takes loss kwargs, this one does not: Trainer must divide by the accumulation steps
+    # itself.
     accepts_loss_kwargs = False
 
     def __init__(self, config: EhrMambaConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = int(config.num_labels or 2)
         self.model = EhrMambaModel(config)
-        self.classifier = EhrMambaClassificationHead(config)
+        self.classifier = EhrMambaClassificationHead(config, self.num_labels)
         self.post_init()
 
     @can_return_tuple
-    def forward(
+    def forward(  # noqa: D417  the other arguments are those of EhrMambaModel.forward
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -371,10 +379,10 @@ class EhrMambaForSequenceClassification(EhrMambaPreTrainedModel):
         """Classify each row (or each packed sequence); the channels and the cache are those of `EhrMambaModel.forward`.
 
         Args:
-            labels: Classes int64 [b], or [b, S] padded with -100 for packed rows. With another `config.problem_type`, the
-                targets that transformers' loss of that name takes.
-            task_ids: Index of each row's task in `config.tasks`, [b]. Unused: it is here so that Trainer keeps the column
-                for metrics per task (`label_names=["labels", "task_ids"]`).
+            labels: Classes int64 [b], or [b, S] padded with -100 for packed rows. With another `config.problem_type`,
+                the targets that transformers' loss of that name takes.
+            task_ids: Index of each row's task in `config.tasks`, [b]. Unused: it is here so that Trainer keeps the
+                column for metrics per task (`label_names=["labels", "task_ids"]`).
             use_cache: Return the state; default False.
         """
         if input_ids is not None:
@@ -406,17 +414,17 @@ class EhrMambaForSequenceClassification(EhrMambaPreTrainedModel):
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Weighted cross-entropy over the classes, or transformers' loss of another `config.problem_type`."""
-        classes = not labels.is_floating_point() and self.config.num_labels > 1
+        classes = not labels.is_floating_point() and self.num_labels > 1
         if self.config.problem_type not in (None, "single_label_classification") or not classes:
             return self.loss_function(labels=labels, logits=logits, pooled_logits=logits, config=self.config)
         if labels.shape != logits.shape[:-1]:
             raise ValueError(
-                f"labels have shape {list(labels.shape)}, expected one label for each of the {list(logits.shape[:-1])} rows "
-                "(packed: [batch, sequences])."
+                f"labels have shape {list(labels.shape)}, expected one label for each of the "
+                f"{list(logits.shape[:-1])} rows (packed: [batch, sequences])."
             )
         weights = self.config.class_weights
         return F.cross_entropy(
-            logits.reshape(-1, self.config.num_labels),
+            logits.reshape(-1, self.num_labels),
             labels.reshape(-1).long(),
             weight=None if weights is None else logits.new_tensor(weights),
             ignore_index=IGNORED_LABEL,
@@ -427,14 +435,15 @@ class EhrMambaForSequenceClassification(EhrMambaPreTrainedModel):
 
         Args:
             logits: [b, 2], or [b, S, 2] for packed rows.
-            task_ids: Index of each row's task in `config.tasks`, [b] or [b, S] (negative = padding). May be left out where
-                all tasks have the same shift.
+            task_ids: Index of each row's task in `config.tasks`, [b] or [b, S] (negative = padding). May be left out
+                where all tasks have the same shift.
 
         Returns:
             Probabilities, [b] or [b, S].
 
         Raises:
-            ValueError: not two classes, a task id outside `config.tasks`, or no task ids though the tasks' shifts differ.
+            ValueError: not two classes, a task id outside `config.tasks`, or no task ids though the tasks' shifts
+                differ.
         """
         if logits.shape[-1] != 2:
             raise ValueError(f"risk_scores: got {logits.shape[-1]} classes, expected logits of two: [..., 2].")
@@ -444,20 +453,22 @@ class EhrMambaForSequenceClassification(EhrMambaPreTrainedModel):
         if task_ids is None:
             if len(set(shifts)) > 1:
                 raise ValueError(
-                    "risk_scores: the tasks of this model have different log-odds shifts: give task_ids, the index of each "
-                    f"row's task in {[task['name'] for task in self.config.tasks or []]}."
+                    "risk_scores: the tasks of this model have different log-odds shifts: give task_ids, the index "
+                    f"of each row's task in {[task['name'] for task in self.config.tasks or []]}."
                 )
             return torch.sigmoid(log_odds - table[0])
         task_ids = torch.as_tensor(task_ids, dtype=torch.int64, device=logits.device)
         if task_ids.shape != log_odds.shape:
             raise ValueError(f"risk_scores: task_ids {list(task_ids.shape)} do not match rows {list(log_odds.shape)}.")
         if self.config.tasks and task_ids.numel() and int(task_ids.max()) >= len(self.config.tasks):
-            raise ValueError(f"risk_scores: task id {int(task_ids.max())}, but config.tasks has {len(self.config.tasks)}.")
+            raise ValueError(
+                f"risk_scores: task id {int(task_ids.max())}, but config.tasks has {len(self.config.tasks)}."
+            )
         return torch.sigmoid(log_odds - table[task_ids.clamp(min=0, max=len(shifts) - 1)])
 
 
 def real_tokens(attention_mask: Tensor | None, segment_ids: Tensor | None) -> Tensor | None:
-    """bool [b, l], False at padding; None when there is none."""
+    """Mask [b, l], bool, False at padding; None when there is none."""
     if segment_ids is not None:
         packed = segment_ids > 0
         return packed if attention_mask is None else packed & attention_mask.bool()
@@ -492,7 +503,7 @@ def pool_last_tokens(
 
 
 def _gather_tokens(states: Tensor, positions: Tensor) -> Tensor:
-    """states [b, l, d] at positions [b, m] -> [b, m, d]."""
+    """The states [b, l, d] at positions [b, m]: [b, m, d]."""
     return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
 
 
