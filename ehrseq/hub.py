@@ -414,8 +414,9 @@ def ensure_card(folder: str | os.PathLike, pushed: Any, repo_id: str | None = No
     if card is not None:
         card.save(folder, model=pushed, repo_id=repo_id)
         return
-    origin = Path(str(getattr(pushed, "name_or_path", None) or "")) / "README.md"
-    if origin.is_file():
+    loaded_from = getattr(pushed, "name_or_path", None)
+    origin = Path(loaded_from) / "README.md" if loaded_from else None
+    if origin is not None and origin.is_file():
         readme.write_text(origin.read_text(encoding="utf-8"), encoding="utf-8")
     elif hasattr(pushed, "parameters") or isinstance(pushed, str | os.PathLike):
         name = repo_id or ModelFacts.of(pushed).class_name
@@ -468,8 +469,8 @@ def _part_card(part: Any) -> str:
     )
     auto = next((kind for kind in ("Tokenizer", "FeatureExtractor", "Config") if kind in name), "Processor")
     text = (
-        f"---\n{data.to_yaml()}\n---\n\n{CARD_MARKER}\n\n# {name}\n\nPart of a model of health records, without weights. "
-        f"Load it with `import ehrseq` and `Auto{auto}.from_pretrained`.\n"
+        f"---\n{data.to_yaml()}\n---\n\n{CARD_MARKER}\n\n# {name}\n\nPart of a model of health records, without "
+        f"weights. Load it with `import ehrseq` and `Auto{auto}.from_pretrained`.\n"
     )
     return str(ModelCard(text))
 
