@@ -382,7 +382,7 @@ def push_to_hub(
         # 3. One commit. Weights in other shards than before would stay behind and be loaded.
         files |= _files_of(folder)
         stale = [path for path in present if fnmatch.fnmatch(path, "*.safetensors*") and path not in files]
-        operations = [
+        operations: list[Any] = [
             *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=local) for path, local in sorted(files.items())),
             *(CommitOperationDelete(path_in_repo=path) for path in stale),
         ]

@@ -98,7 +98,7 @@ class EhrHubMixin(_ModelBase):
             )
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
-    def _upload_modified_files(
+    def _upload_modified_files(  # type: ignore[override]
         self, working_dir: str | os.PathLike, repo_id: str, files_timestamps: dict[str, float], **kwargs: Any
     ) -> Any:
         # The code may be older than the time at which transformers began to watch the folder for new files.

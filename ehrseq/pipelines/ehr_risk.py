@@ -42,16 +42,16 @@ class EhrRiskPipeline(ChunkPipeline):
     # Both optional for transformers, exactly one for us: `__init__` holds the rule and says what is missing.
     _load_tokenizer = None
     _load_feature_extractor = None
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_processor = False
+    _load_image_processor = False  # type: ignore[assignment]
+    _load_video_processor = False  # type: ignore[assignment]
+    _load_processor = False  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.encoder = self._check_encoder()
         self._task_ids = self._check_model()
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Score one patient or many.
 
         Args:
@@ -96,7 +96,7 @@ class EhrRiskPipeline(ChunkPipeline):
         return preprocess, {}, {}
 
     # One patient -> one row per task.
-    def preprocess(
+    def preprocess(  # type: ignore[override]
         self, patient: Any, tasks: list[str] | None = None, prediction_time: Any = None, max_length: int | None = None
     ) -> Iterator[dict[str, Any]]:
         """Yield the model's inputs, one row `[1, length]` per task."""
@@ -122,15 +122,16 @@ class EhrRiskPipeline(ChunkPipeline):
             }
 
     # A batch of rows -> a probability for each.
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         is_last, subject_id = model_inputs.pop("is_last"), model_inputs.pop("subject_id")
         task_ids = model_inputs["task_ids"]
-        logits = self.model(**model_inputs).logits
-        scores = self.model.risk_scores(logits, task_ids)
+        model: Any = self.model
+        logits = model(**model_inputs).logits
+        scores = model.risk_scores(logits, task_ids)
         return {"scores": scores.float(), "task_ids": task_ids, "subject_id": subject_id, "is_last": is_last}
 
     # The rows of one patient -> the answer.
-    def postprocess(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def postprocess(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:  # type: ignore[override]
         """One `{"task", "label", "score"}` per row, in the order in which the tasks were asked for."""
         answers = []
         for row in rows:
@@ -179,8 +180,8 @@ class EhrRiskPipeline(ChunkPipeline):
             raise ValueError(
                 f"{name} has no risk_scores(logits, task_ids): pipeline('ehr-risk') needs a risk classifier."
             )
-        known = getattr(self.tokenizer, "task_tokens", None)
-        unknown = [task["name"] for task in tasks if known is not None and task["name"] not in known]
+        known = getattr(self.tokenizer, "task_tokens", {})
+        unknown = [task["name"] for task in tasks if self.tokenizer is not None and task["name"] not in known]
         if unknown:
             raise ValueError(
                 f"The tokenizer has no token for {unknown}, which the model's config lists: this tokenizer (tasks "
