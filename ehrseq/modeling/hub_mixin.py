@@ -18,6 +18,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+from torch import Tensor
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, cached_file, logging
 
@@ -81,22 +83,22 @@ class EhrHubMixin(_ModelBase):
                 self.config.__dict__.pop("custom_pipelines", None)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load as `PreTrainedModel.from_pretrained` does.
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load as `PreTrainedModel.from_pretrained` does, and remember which weights the checkpoint lacked."""
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+        model._drawn_at_load = {name: _sample(weight) for name, weight in model.named_parameters() if name in absent}
+        return (model, info) if output_loading_info else model
 
-        Raises:
-            ValueError: If one of the package's pipelines asks for it and the checkpoint holds another class: the head
-                would be random, and its scores would look like risks.
+    def untrained_weights(self) -> list[str]:
+        """Names of weights that the loaded checkpoint lacked and that still hold their random start.
+
+        transformers only warns of such weights. A head among them gives scores that look like risks and mean nothing.
         """
-        saved_as = getattr(kwargs.get("config"), "architectures", None)
-        task = kwargs.get("_from_pipeline")
-        if task in CUSTOM_PIPELINES and saved_as and cls.__name__ not in saved_as:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} holds {' / '.join(saved_as)}, and pipeline({task!r}) needs a trained "
-                f"{cls.__name__}: with these weights its head would be random. Finetune the checkpoint first "
-                f"({cls.__name__}.from_pretrained(...), then Trainer), or name a finetuned one."
-            )
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        drawn: dict[str, Tensor] = getattr(self, "_drawn_at_load", {})
+        weights = dict(self.named_parameters())
+        same = [name for name, start in drawn.items() if name in weights and torch.equal(_sample(weights[name]), start)]
+        return same if len(same) == len(drawn) else []
 
     def _upload_modified_files(  # type: ignore[override]
         self, working_dir: str | os.PathLike, repo_id: str, files_timestamps: dict[str, float], **kwargs: Any
@@ -104,6 +106,11 @@ class EhrHubMixin(_ModelBase):
         # The code may be older than the time at which transformers began to watch the folder for new files.
         watched = {name: at for name, at in files_timestamps.items() if not name.endswith(".py")}
         return super()._upload_modified_files(working_dir, repo_id, watched, **kwargs)
+
+
+def _sample(weight: Tensor) -> Tensor:
+    """A few values, enough to see that a weight was trained."""
+    return weight.detach().flatten()[:64].float().cpu().clone()
 
 
 def _copy_pipelines(folder: Path, config: Any) -> dict[str, dict[str, Any]]:

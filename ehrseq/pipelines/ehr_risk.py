@@ -62,7 +62,7 @@ class EhrRiskPipeline(ChunkPipeline):
 
         Returns:
             For one patient a list of `{"task", "label", "score"}`, for a list a list of such lists, for a generator or
-            dataset an iterator over them. `label` is the task's positive outcome and `score` its probability.
+            dataset an iterable of them. `label` is the task's positive outcome and `score` its probability.
 
         Raises:
             ValueError: An unknown task, an unreadable patient.
@@ -179,6 +179,12 @@ class EhrRiskPipeline(ChunkPipeline):
         if not hasattr(self.model, "risk_scores"):
             raise ValueError(
                 f"{name} has no risk_scores(logits, task_ids): pipeline('ehr-risk') needs a risk classifier."
+            )
+        untrained = self.model.untrained_weights() if hasattr(self.model, "untrained_weights") else []
+        if untrained:
+            raise ValueError(
+                f"The checkpoint {self.model.config.name_or_path} lacks {untrained}, which were drawn at random: it "
+                f"was saved by another class than {name} (a pretrained model?). Finetune it first, or give a finetuned one."
             )
         known = getattr(self.tokenizer, "task_tokens", {})
         unknown = [task["name"] for task in tasks if self.tokenizer is not None and task["name"] not in known]

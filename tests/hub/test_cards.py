@@ -299,7 +299,7 @@ def test_weights_from_credentialed_data_are_not_published_by_accident(checkpoint
 def test_an_incomplete_checkpoint_is_not_pushed(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a folder"):
         push_to_hub(tmp_path / "nowhere", "user/x")
-    with pytest.raises(ValueError, match="no config.json"):
+    with pytest.raises(ValueError, match=r"no config\.json"):
         push_to_hub(tmp_path, "user/x")
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((checkpoint / name).read_bytes())

@@ -68,7 +68,10 @@ push_to_hub(model, "user/pipe", tokenizer=tokenizer, card=card)
 # 5. Sharded weights give way to a single file.
 push_to_hub(model, "user/saved", tokenizer=tokenizer)
 
-# 6. What goes wrong.
+# 6. A private repository.
+push_to_hub(model, "user/private", tokenizer=tokenizer, private=True)
+
+# 7. What goes wrong.
 def refusal(action):
     try:
         action()
@@ -106,11 +109,13 @@ answers = {repository: score(repository) for repository in given["repositories"]
 answers["first"] = score("user/whole", revision=given["first"])
 answers["experiment"] = score("user/whole", revision="experiment")
 answers["snapshot"] = score(snapshot_download("user/parts"))
+answers["private"] = score("user/private")
 refusals = {
     "missing repository": refusal(lambda: AutoModelForSequenceClassification.from_pretrained("user/nowhere")),
     "missing revision": refusal(lambda: AutoTokenizer.from_pretrained("user/whole", revision="v9")),
     "missing file": refusal(lambda: hf_hub_download("user/whole", "nowhere.json")),
     "no tokenizer": refusal(lambda: score("user/config-only")),
+    "private, no token": refusal(lambda: AutoModelForSequenceClassification.from_pretrained("user/private", token=False)),
 }
 print(json.dumps({"answers": answers, "refusals": refusals}))
 """
@@ -151,7 +156,7 @@ def log_odds(answers: list[list[dict[str, Any]]]) -> np.ndarray:
 
 def test_risks_after_a_reload_in_a_fresh_process_equal_those_before(loaded: dict[str, Any], checkpoint: Path) -> None:
     before = pipeline("ehr-risk", model=str(checkpoint), device="cpu")(PATIENTS)
-    for source in ("first", "snapshot", "user/parts", "user/pipe", "user/saved", "user/trainer"):
+    for source in ("first", "snapshot", "private", "user/parts", "user/pipe", "user/saved", "user/trainer"):
         for answer, expected in zip(loaded["answers"][source], before, strict=True):
             assert [(item["task"], item["label"]) for item in answer] == [(x["task"], x["label"]) for x in expected]
             np.testing.assert_allclose([x["score"] for x in answer], [x["score"] for x in expected], atol=1e-6)
@@ -170,6 +175,8 @@ def test_loading_what_is_not_there_says_so(loaded: dict[str, Any]) -> None:
     assert "v9" in refusals["missing revision"][1]
     assert refusals["missing file"][0] in ("EntryNotFoundError", "RemoteEntryNotFoundError")
     assert refusals["no tokenizer"] is not None
+    assert refusals["private, no token"][0] == "OSError"
+    assert "private" in refusals["private, no token"][1]
 
 
 def test_a_push_is_one_commit_with_everything(hub: MiniHub, pushed: dict[str, Any]) -> None:

@@ -119,7 +119,7 @@ def test_generators_iterators_and_datasets_are_scored_as_they_are_read(risk: Any
             read.append(index)
             yield patient
 
-    answers = risk(generate())
+    answers = iter(risk(generate()))
     next(answers)
     assert len(read) < len(PATIENTS)
     for source in (generate(), iter(PATIENTS), Dataset(), tuple(PATIENTS)):
@@ -242,8 +242,19 @@ def test_a_pretrained_checkpoint_is_not_mistaken_for_a_risk_model(risk: Any, che
     pretrained = ehrseq.EhrMambaForCausalLM(risk.model.config)
     pretrained.save_pretrained(tmp_path)
     risk.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"holds EhrMambaForCausalLM.*would be random"):
+    with pytest.raises(ValueError, match=r"lacks .*classifier.*drawn at random"):
         pipeline("ehr-risk", model=str(tmp_path), device="cpu")
+
+
+def test_a_pretrained_checkpoint_is_a_risk_model_once_its_head_was_trained(risk: Any, tmp_path: Path) -> None:
+    ehrseq.EhrMambaForCausalLM(risk.model.config).save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert set(model.untrained_weights()) == {name for name, _ in model.named_parameters() if "classifier" in name}
+    with torch.no_grad():
+        for weight in model.classifier.parameters():
+            weight.add_(0.01)
+    assert model.untrained_weights() == []
+    assert len(pipeline("ehr-risk", model=model, tokenizer=risk.tokenizer, device="cpu")(PATIENTS[0])) == 3
 
 
 def test_a_saved_pipeline_loads_without_trust_and_scores_the_same(risk: Any, tmp_path: Path) -> None:
