@@ -56,6 +56,11 @@ class PromptedDataset(Dataset[dict[str, Any]]):
         """`[n]` task ids."""
         return np.asarray(self.index.task).astype(np.int64)
 
+    @property
+    def prediction_times(self) -> NDArray[np.datetime64]:
+        """`[n]` prediction times, datetime64[us] (naive UTC)."""
+        return np.asarray(self.index.prediction_time).astype("datetime64[us]")
+
     def subset(self, rows: ArrayLike) -> PromptedDataset:
         """The dataset of these rows, in this order (repeats allowed)."""
         return PromptedDataset(self.histories, self.index.subset(np.asarray(rows)), self.max_length)

@@ -236,7 +236,7 @@ class DiseaseProcess:
         """Outpatient and emergency visits in (start, end), at least a day from both."""
         days = (end - start) / DAY
         most = np.minimum((days // 8).astype(np.int64), 8)
-        number = np.minimum(poisson_from_uniform(self.random.uniform(rows, phase, "visits"), days / 50, 8), most)
+        number = np.minimum(poisson_from_uniform(self.random.uniform(rows, phase, "visits"), days / 65, 8), most)
         if phase == 0:
             number = np.maximum(number, 2)
         places = self.random.uniform(rows, phase, "visit times", 8)
@@ -268,7 +268,7 @@ class DiseaseProcess:
         self.due[rows] = False
         again = self.diagnosed[rows] & ~due & (draw.uniform(rows, phase, name + "again", 3) < 0.25)
         self._code_conditions(rows, again, start + 14, encounter, phase, name)
-        self._background(rows, start + 2, length - 4, np.where(emergency, 4.0, 2.0), encounter, phase, name)
+        self._background(rows, start + 2, length - 4, np.where(emergency, 3.0, 1.5), encounter, phase, name)
         vaccinated = ~emergency & draw.happens(rows, phase, name + "vaccine", 0.15)
         kind = draw.choice(rows, phase, name + "vaccine kind", (0.8, 0.2))
         codes = np.array([_id(code) for code in VACCINES])[kind]
@@ -324,7 +324,7 @@ class DiseaseProcess:
         again = self.diagnosed[rows] & (draw.uniform(rows, phase, "again", 3) < 0.5)
         self._code_conditions(rows, again & ~carried, admitted + 2, encounter, phase, "again ")
         rest = np.where(brief, early_end - start, 21 * HOUR - lead) - 20
-        self._background(rows, start + 10, rest, np.full(len(rows), 5.0), encounter, phase, "day one ")
+        self._background(rows, start + 10, rest, np.full(len(rows), 3.0), encounter, phase, "day one ")
         self._intensive_care(rows, start + 2 * HOUR, np.minimum(rest - 2 * HOUR, 14 * HOUR), ~brief, 0.06, encounter, phase)
 
         # 3. At 24 hours the length of stay is drawn from the score; what is drawn later does not bear on it.
@@ -381,7 +381,7 @@ class DiseaseProcess:
         for low, width, sign, name in ((0.02, 0.35, -1.0, "later first "), (0.6, 0.38, 1.0, "later second ")):
             time = begin + (length * (low + width * draw.uniform(rows, phase, name + "time"))).astype(np.int64)
             self._read(rows, measured, sign * self.direction[rows], time, encounter, phase, name)
-        self._background(rows, begin, length, 4 + np.minimum(length / DAY, 10), encounter, phase, "later ")
+        self._background(rows, begin, length, 2 + 0.6 * np.minimum(length / DAY, 10), encounter, phase, "later ")
         self._intensive_care(rows, begin, length, np.ones(len(rows), dtype=bool), 0.1, encounter, phase)
 
     def _intensive_care(

@@ -1,0 +1,278 @@
+"""FHIR files as blocks of lines, and a block as arrays.
+
+A block is some megabytes of whole lines. Blocks are read independently, in this process or in others, and numbered by file and position, so that
+the result does not depend on who read what. A large gzip file, which cannot be entered in the middle, is read by several workers that each
+decompress all of it (cheap) and parse every n-th block.
+
+This module and what it imports stay light (no polars, no transformers): worker processes load nothing else.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import orjson
+
+from ehrseq.data.fhir_resources import MALFORMED, Extractor, describe, explain
+
+BLOCK_BYTES = 8 << 20
+"""Bytes of text that are parsed at a time."""
+
+MAX_ERRORS = 20
+"""Messages kept of lines that were skipped; all are counted."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A part of a file.
+
+    Attributes:
+        file_index: Position of the file among those to read.
+        path: The file.
+        start, stop: Byte range of whole lines in a plain NDJSON file; stop -1 = to the end.
+        stripe, stripes: Of a gzip file, read the blocks whose number leaves `stripe` when divided by `stripes`.
+        cost: Bytes to read, about; for progress and for dealing out the work.
+    """
+
+    file_index: int
+    path: str
+    start: int = 0
+    stop: int = -1
+    stripe: int = 0
+    stripes: int = 1
+    cost: int = 0
+
+
+@dataclass
+class Block:
+    """What one block held: columns of indices into its own string tables (see `Extractor`)."""
+
+    order: tuple[int, int]
+    subject: np.ndarray
+    encounter: np.ndarray
+    code: np.ndarray
+    time: np.ndarray
+    value: np.ndarray
+    text: np.ndarray
+    unit: np.ndarray
+    tables: dict[str, list[str]]
+    patients: list[tuple[list[str], str]]
+    visits: list[tuple[list[str], str, int, int, int, int | None, str]]
+    medications: list[tuple[list[str], list[str]]]
+    counts: Counter[tuple[str, str]]
+    displays: dict[str, str]
+    errors: list[str] = field(default_factory=list)
+    bytes_read: int = 0
+
+
+def read_task(task: Task, *, skip_errors: bool = False) -> Iterator[Block]:
+    """Blocks of one task, in file order.
+
+    Args:
+        task: What to read.
+        skip_errors: Count lines that cannot be read and go on.
+
+    Raises:
+        ValueError: With file and line, unless `skip_errors`.
+    """
+    extractor = Extractor(skip_errors)
+    if is_ndjson(task.path):
+        yield from _read_lines(task, extractor, skip_errors)
+    else:
+        yield _read_document(task, extractor, skip_errors)
+
+
+def is_ndjson(path: str) -> bool:
+    """Whether a file is named as lines of JSON (`.ndjson`, `.jsonl`, each perhaps `.gz`)."""
+    return path.removesuffix(".gz").endswith((".ndjson", ".jsonl"))
+
+
+def block_of(extractor: Extractor, order: tuple[int, int] = (0, 0)) -> Block:
+    """What an extractor collected, as arrays; the extractor starts anew."""
+    columns = list(zip(*extractor.rows, strict=True)) or [()] * 7
+    types = (np.int32, np.int32, np.int32, np.int64, np.float32, np.int32, np.int32)
+    arrays = [np.array(column, dtype=dtype) for column, dtype in zip(columns, types, strict=True)]
+    block = Block(
+        order,
+        *arrays,
+        tables={name: list(getattr(extractor, name)) for name in ("subjects", "encounters", "codes", "texts", "units")},
+        patients=extractor.patients,
+        visits=extractor.visits,
+        medications=extractor.medications,
+        counts=extractor.counts,
+        displays=extractor.coder.displays,
+        errors=extractor.errors,
+    )
+    extractor.coder.displays = {}
+    extractor.clear()
+    return block
+
+
+def open_text(path: str) -> IO[bytes]:
+    """A file's uncompressed bytes; gzip by `isal` where it is installed (extra `fast-gzip`), else by the standard library."""
+    if not path.endswith(".gz"):
+        return open(path, "rb")
+    return _gzip_module().open(path, "rb")
+
+
+def _gzip_module() -> Any:
+    try:
+        return importlib.import_module("isal.igzip")
+    except ImportError:
+        return gzip
+
+
+def _read_lines(task: Task, extractor: Extractor, skip_errors: bool) -> Iterator[Block]:
+    loads, read = orjson.loads, extractor.read
+    for number, offset, text in _blocks(task, extractor, skip_errors):
+        for index, line in enumerate(text.split(b"\n")):
+            try:
+                read(loads(line))
+            except MALFORMED as error:
+                if not line or line.isspace():
+                    continue
+                if index == 0 and offset == 0 and line.startswith(b"\xef\xbb\xbf"):
+                    read(loads(line[3:]))  # byte order mark
+                    continue
+                place = f"{task.path}, line {_lines_before(task.path, offset) + index + 1}"
+                message = f"{place}: {_what_is_wrong(line, error)}"
+                if not skip_errors:
+                    raise ValueError(message) from error
+                extractor.counts["skipped", "malformed line"] += 1
+                if len(extractor.errors) < MAX_ERRORS:
+                    extractor.errors.append(message)
+        size = len(text)
+        block = block_of(extractor, (task.file_index, number))
+        block.bytes_read = size
+        yield block
+
+
+def _blocks(task: Task, extractor: Extractor, skip_errors: bool) -> Iterator[tuple[int, int, bytes]]:
+    """(number, offset in the uncompressed file, whole lines) of a task's blocks."""
+    offset = task.start
+    remaining = task.stop - task.start if task.stop >= 0 else None
+    carry = b""
+    number = 0
+    with open_text(task.path) as stream:
+        stream.seek(task.start)
+        while True:
+            wanted = BLOCK_BYTES if remaining is None else min(BLOCK_BYTES, remaining)
+            chunk, broken = _read_chunk(stream, wanted, task.path)
+            if remaining is not None:
+                remaining -= len(chunk)
+            if broken and not skip_errors:
+                raise ValueError(broken)
+            if broken:
+                extractor.counts["skipped", "rest of a damaged gzip file"] += 1
+                extractor.errors.append(broken)
+            text = carry + chunk if carry else chunk
+            last = not chunk or broken is not None
+            cut = len(text) if last else text.rfind(b"\n") + 1
+            carry = text[cut:]
+            if cut:
+                position = task.start + number if task.stop >= 0 or task.start else number
+                if number % task.stripes == task.stripe:
+                    yield position, offset, text[:cut] if carry else text
+                offset += cut
+                number += 1
+            if last:
+                return
+
+
+def _read_chunk(stream: IO[bytes], size: int, path: str) -> tuple[bytes, str | None]:
+    """The next bytes, and what is wrong with the file if it ends badly."""
+    try:
+        return stream.read(size), None
+    except (EOFError, zlib.error, OSError) as error:
+        return b"", f"{path}: the gzip file is damaged or cut short ({error}); fetch it again."
+
+
+def _lines_before(path: str, offset: int) -> int:
+    """Newlines before an offset of the uncompressed file; only worked out for messages."""
+    lines = 0
+    with open_text(path) as stream:
+        while offset > 0:
+            chunk = stream.read(min(offset, BLOCK_BYTES))
+            if not chunk:
+                break
+            lines += chunk.count(b"\n")
+            offset -= len(chunk)
+    return lines
+
+
+def _what_is_wrong(line: bytes, error: Exception) -> str:
+    """What is wrong with a line, in words."""
+    if not isinstance(error, orjson.JSONDecodeError):
+        try:
+            resource = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            resource = None
+        if not isinstance(resource, dict):
+            return f"expected one JSON object (a FHIR resource), got {line[:40].decode('utf-8', 'replace')!r}"
+        return f"{describe(resource)}: {explain(error)}"
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as decoding:
+        return f"not UTF-8 (byte 0x{line[decoding.start]:02x} at column {decoding.start + 1}); FHIR NDJSON must be UTF-8"
+    hint = "; is the line cut short?" if not line.rstrip().endswith(b"}") else ""
+    return f"not JSON ({error}){hint} It begins {line[:60].decode('utf-8', 'replace')!r}."
+
+
+def _read_document(task: Task, extractor: Extractor, skip_errors: bool) -> Block:
+    """A JSON file: a Bundle, one resource or a list of resources; also lines of resources under a `.json` name."""
+    size = 0
+    try:
+        with open_text(task.path) as stream:
+            text, broken = _read_chunk(stream, -1, task.path)
+        if broken:
+            raise ValueError(broken)
+        size = len(text)
+        _read_json(text, task.path, extractor)
+    except MALFORMED as error:
+        message = str(error) if str(error).startswith(task.path) else f"{task.path}: {explain(error)}"
+        if not skip_errors:
+            raise ValueError(message) from error
+        extractor.counts["skipped", "malformed file"] += 1
+        extractor.errors.append(message)
+    if extractor.errors:
+        extractor.errors = [error if error.startswith(task.path) else f"{task.path}, {error}" for error in extractor.errors][:MAX_ERRORS]
+    block = block_of(extractor, (task.file_index, 0))
+    block.bytes_read = size
+    return block
+
+
+def _read_json(text: bytes, path: str, extractor: Extractor) -> None:
+    text = text.removeprefix(b"\xef\xbb\xbf")
+    try:
+        documents = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        lines = [line for line in text.split(b"\n") if line.strip()]
+        try:
+            documents = [orjson.loads(line) for line in lines] if len(lines) > 1 and b'"resourceType"' in lines[0] else None
+        except orjson.JSONDecodeError:
+            documents = None
+        if documents is None:
+            raise ValueError(f"{path}: {_what_is_wrong(text, error)}") from error
+    for document in documents if isinstance(documents, list) else [documents]:
+        if not isinstance(document, dict) or not isinstance(document.get("resourceType"), str):
+            raise ValueError(f"{path}: not a FHIR resource (no resourceType); expected a Bundle or another R4 resource.")
+        extractor.read(document)
+
+
+def file_size(path: Path) -> int:
+    """Bytes of uncompressed text, about (gzip: the size that its last member states, at least four times the file)."""
+    size = path.stat().st_size
+    if path.suffix != ".gz" or size < 18:
+        return size
+    with path.open("rb") as stream:
+        stream.seek(-4, 2)
+        stated = int.from_bytes(stream.read(4), "little")
+    return max(stated, 4 * size)

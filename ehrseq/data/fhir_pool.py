@@ -1,0 +1,131 @@
+"""Worker processes that read FHIR blocks.
+
+Not `multiprocessing`: its workers import the caller's script (which then needs a main guard) or fork a process that already runs threads, and
+unpickling a function of this package would import transformers in every worker. These workers are plain interpreters that load only
+`ehrseq.data.fhir_blocks` and speak length-prefixed pickles over their own pipes.
+"""
+
+from __future__ import annotations
+
+import pickle
+import queue
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from ehrseq.data.fhir_blocks import Block, Task, read_task
+
+# The package under its name, without running its __init__ (which registers models with transformers).
+_WORKER = """
+import sys, types
+package = types.ModuleType("ehrseq")
+package.__path__ = [sys.argv[1]]
+sys.modules["ehrseq"] = package
+from ehrseq.data.fhir_pool import work
+work()
+"""
+
+
+def work() -> None:
+    """Loop of a worker process: tasks from stdin, blocks to stdout."""
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    while (message := _receive(source)) is not None:
+        task, skip_errors = message
+        try:
+            for block in read_task(task, skip_errors=skip_errors):
+                _send(sink, block)
+        except ValueError as error:
+            _send(sink, error)
+        _send(sink, None)
+
+
+def read_in_parallel(tasks: Sequence[Task], workers: int, *, skip_errors: bool) -> Iterator[Block]:
+    """Blocks of all tasks in any order, by several processes.
+
+    Args:
+        tasks: What to read; dealt out in this order (large ones first is best).
+        workers: Number of processes.
+        skip_errors: See `read_task`.
+
+    Raises:
+        ValueError: A line cannot be read.
+        RuntimeError: A worker process died (out of memory, killed).
+    """
+    waiting: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+    for task in [*tasks, *[None] * workers]:
+        waiting.put(task)
+    # Bounded, so that workers wait where this process falls behind: memory stays modest.
+    results: queue.Queue[Any] = queue.Queue(maxsize=2 * workers)
+    processes = [_start() for _ in range(workers)]
+    threads = [threading.Thread(target=_drive, args=(process, waiting, results, skip_errors), daemon=True) for process in processes]
+    try:
+        for thread in threads:
+            thread.start()
+        running = workers
+        while running:
+            result = results.get()
+            if result is None:
+                running -= 1
+            elif isinstance(result, Exception):
+                raise result
+            else:
+                yield result
+    finally:
+        for process in processes:
+            process.kill()
+        while any(thread.is_alive() for thread in threads):
+            # A thread may wait for room in the queue.
+            try:
+                results.get(timeout=0.02)
+            except queue.Empty:
+                continue
+        for process in processes:
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    try:
+                        pipe.close()
+                    except BrokenPipeError:
+                        continue
+
+
+def _start() -> subprocess.Popen[bytes]:
+    package = str(Path(__file__).resolve().parent.parent)
+    return subprocess.Popen([sys.executable, "-c", _WORKER, package], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def _drive(process: subprocess.Popen[bytes], waiting: queue.SimpleQueue[Task | None], results: queue.Queue[Any], skip_errors: bool) -> None:
+    """Hand tasks to one process and pass its blocks on; None when all is done, an exception when it fails."""
+    try:
+        assert_pipes = process.stdin is not None and process.stdout is not None
+        if not assert_pipes:
+            raise RuntimeError("a worker process has no pipes")
+        while (task := waiting.get()) is not None:
+            _send(process.stdin, (task, skip_errors))  # type: ignore[arg-type]
+            while (result := _receive(process.stdout, died="the process ended before its task did")) is not None:  # type: ignore[arg-type]
+                results.put(result)
+        results.put(None)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        results.put(RuntimeError(f"A worker that reads FHIR files died ({error}); out of memory? Read with num_workers=1."))
+
+
+def _send(stream: IO[bytes], message: Any) -> None:
+    body = pickle.dumps(message, protocol=5)
+    stream.write(struct.pack("<Q", len(body)))
+    stream.write(body)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes], died: str | None = None) -> Any:
+    """The next message, None at the end of the stream (an error where `died` says so)."""
+    head = stream.read(8)
+    if len(head) < 8:
+        if died is not None:
+            raise RuntimeError(died)
+        return None
+    body = stream.read(struct.unpack("<Q", head)[0])
+    return pickle.loads(body)

@@ -1,0 +1,131 @@
+"""FHIR references as keys, and keys as the resources they name.
+
+A key is one string per referenced thing: the bare id for `Patient/x` and `urn:uuid:x`, the whole URL (without version) for an absolute
+reference and for a relative one inside an entry whose fullUrl tells its server, `|system|value` for an identifier (a logical reference, or a
+conditional one: `Patient?identifier=system|value`). Two servers may both have a patient 23: an absolute key only meets a bare id where the
+resource came without a server (NDJSON), a bare key only meets an absolute one where no other server has that id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+NOTHING = ""
+"""Key of a reference that names nothing (only a display text, or a contained resource that was not given)."""
+
+
+def reference_key(reference: str, server: str = "") -> str:
+    """Key of a literal reference.
+
+    Args:
+        reference: `Patient/x`, `urn:uuid:x`, `https://server/fhir/Patient/x`, each perhaps with `/_history/n`; `Patient?identifier=s|v`.
+        server: Base URL of the resource that holds the reference, empty where it has none.
+    """
+    reference = reference.strip()
+    if reference.startswith(("urn:uuid:", "urn:oid:")):
+        return reference.partition("urn:uuid:")[2] or reference
+    if reference.startswith("#"):
+        return NOTHING
+    if "?" in reference:
+        query = reference.partition("?")[2]
+        return f"|{query[len('identifier=') :]}" if query.startswith("identifier=") else reference
+    reference = reference.partition("/_history/")[0].rstrip("/")
+    if "://" in reference:
+        return reference
+    kind, slash, name = reference.rpartition("/")
+    if server and slash:
+        return f"{server}/{reference}"
+    return name if kind in ("", "Patient", "Encounter", "Medication") else reference
+
+
+def key_of(holder: Any, server: str = "") -> str:
+    """Key of a Reference element; `NOTHING` where it is absent or only a display text.
+
+    Raises:
+        TypeError: The element is not an object with a string inside.
+    """
+    if holder is None:
+        return NOTHING
+    reference = holder.get("reference")
+    if reference:
+        if not isinstance(reference, str):
+            raise TypeError(f"a reference must be a string, got {reference!r}")
+        return reference_key(reference, server)
+    return identifier_key(holder.get("identifier")) if "identifier" in holder else NOTHING
+
+
+def identifier_key(identifier: Any) -> str:
+    """Key of an Identifier; `NOTHING` where it has no system or value: a value alone identifies nobody."""
+    if not isinstance(identifier, dict) or not identifier.get("system") or not identifier.get("value"):
+        return NOTHING
+    return f"|{identifier['system']}|{identifier['value']}"
+
+
+def server_of(full_url: str | None) -> str:
+    """Base URL of an entry's fullUrl (`https://server/fhir` of `https://server/fhir/Patient/x`), empty for others."""
+    if not full_url or "://" not in full_url:
+        return ""
+    parts = full_url.partition("/_history/")[0].rstrip("/").rsplit("/", 2)
+    return parts[0] if len(parts) == 3 and parts[1][:1].isupper() else ""
+
+
+def own_keys(resource: dict[str, Any], full_url: str | None) -> list[str]:
+    """Keys under which others may name a resource, its own id first.
+
+    Raises:
+        ValueError: It has neither an id nor a fullUrl.
+    """
+    name = resource.get("id")
+    server = server_of(full_url)
+    keys = []
+    if server:
+        keys.append(f"{server}/{resource['resourceType']}/{name or str(full_url).partition('/_history/')[0].rstrip('/').rsplit('/', 1)[1]}")
+    elif name:
+        if not isinstance(name, str):
+            raise TypeError(f"an id must be a string, got {name!r}")
+        keys.append(name)
+    if full_url and not server:
+        keys.append(reference_key(full_url))
+    if not keys:
+        raise ValueError("it has no id (and no fullUrl), so nothing can refer to it")
+    identifiers = resource.get("identifier")
+    if isinstance(identifiers, list):
+        keys += [identifier_key(identifier) for identifier in identifiers]
+    return [key for key in dict.fromkeys(keys) if key]
+
+
+def bare_id(key: str) -> str:
+    """Id in a key: `x` of `https://server/fhir/Patient/x` and of `x`."""
+    return key.rsplit("/", 1)[-1] if "://" in key else key
+
+
+class Resolver:
+    """Which of the given resources of one type a key names.
+
+    Args:
+        resource_type: `Patient`, `Encounter` or `Medication`.
+        keys: For each resource its own keys (`own_keys`).
+    """
+
+    def __init__(self, resource_type: str, keys: Sequence[Iterable[str]]) -> None:
+        self._suffix = f"/{resource_type}/"
+        self._exact: dict[str, int] = {}
+        by_id: dict[str, set[int]] = {}
+        for number, own in enumerate(keys):
+            for key in own:
+                # Two resources that share an identifier make it useless; two that share an id are one, given twice.
+                clash = key.startswith("|") and self._exact.get(key, number) != number
+                self._exact[key] = -1 if clash else self._exact.get(key, number)
+                if "://" in key:
+                    by_id.setdefault(bare_id(key), set()).add(self._exact[key])
+        self._by_id = {name: next(iter(numbers)) for name, numbers in by_id.items() if len(numbers) == 1}
+
+    def find(self, key: str) -> int:
+        """Number of the resource that `key` names, -1 where there is none."""
+        found = self._exact.get(key)
+        if found is not None:
+            return found
+        if "://" in key:
+            return self._exact.get(bare_id(key), -1) if self._suffix in key else -1
+        return self._by_id.get(key, -1)

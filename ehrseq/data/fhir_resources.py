@@ -1,0 +1,578 @@
+"""One extractor per FHIR resource type: a parsed resource in, rows of small integers out.
+
+Rows are tuples of indices into a block's own string tables, which later meet (`ehrseq.data.fhir_assemble`): a row costs seven numbers, and
+references are looked up once per distinct reference, not once per row. `time` is when a fact was available:
+
+| resource | time of its rows | kind |
+|---|---|---|
+| Patient | birth: first instant of birthDate (or its birthTime); death: last instant of deceasedDateTime; the rest static | `MEDS_BIRTH`, `MEDS_DEATH`, `GENDER`, `RACE`, `ETHNICITY` |
+| Encounter | period.start, period.end | `VISIT_START//<class>`, `VISIT_END//<discharge disposition or class>` |
+| Condition | recordedDate (never onset) | `DIAGNOSIS` |
+| Procedure | end of performed, performedDateTime | `PROCEDURE` |
+| Observation | issued, else effective (its end) | `LAB`, `VITAL`, `OBSERVATION` by category |
+| MedicationRequest | authoredOn | `MEDICATION` |
+| MedicationAdministration | end of effective | `MEDICATION` |
+| MedicationDispense | whenHandedOver, else whenPrepared | `MEDICATION` |
+| Immunization | recorded, else occurrence | `IMMUNIZATION` |
+
+Where that is absent, the end of the resource's encounter; where that is absent too, the fact is skipped and counted. A period without end
+stands for its start. What did not happen is left out and counted: `entered-in-error`, `not-done`, cancelled encounters and observations,
+declined dispenses, refuted conditions, `doNotPerform`. Other statuses are kept: they are often set long after the fact, so filtering by them
+would look into the future. Doses are not read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from ehrseq.data.fhir_codes import Coder
+from ehrseq.data.fhir_references import NOTHING, identifier_key, key_of, own_keys, server_of
+from ehrseq.data.fhir_time import offset_minutes, parse_birth, parse_instant
+
+RESOURCE_TYPES = (
+    "Patient",
+    "Encounter",
+    "Condition",
+    "Procedure",
+    "Observation",
+    "MedicationRequest",
+    "MedicationAdministration",
+    "MedicationDispense",
+    "Immunization",
+    "Medication",
+)
+"""Types that are read; others are counted as not used."""
+
+TIME_STATIC = -(2**62)
+"""Stands for "no time: static" in a row's time."""
+
+TIME_FROM_ENCOUNTER = TIME_STATIC + 1
+"""Plus the index of a type in `RESOURCE_TYPES`: "the end of its encounter"."""
+
+NO_TIME = TIME_STATIC - 1
+"""Stands for an unknown end of an encounter."""
+
+MEDICATION_REFERENCE = "\0"
+"""Starts a code that is still the key of a Medication: `\\0key\\0display`."""
+
+_NAN = float("nan")
+_MAX_FLOAT32 = 3.4028234663852886e38
+_TIME_CACHE_SIZE = 500_000
+
+_CATEGORY_KINDS = {"laboratory": "LAB", "lab": "LAB", "vital-signs": "VITAL", "vital-sign": "VITAL", "vital signs": "VITAL"}
+# LOINC codes of FHIR's vital signs profiles (and their components), for observations that have no category.
+_VITAL_LOINC = frozenset(
+    "85353-1 9279-1 8867-4 2708-6 59408-5 8310-5 8302-2 9843-4 29463-7 39156-5 85354-9 8480-6 8462-4 8478-0 8289-1 59576-9 77606-2".split()
+)
+# Encounter classes as older servers write them.
+_OLD_CLASSES = {"inpatient": "IMP", "outpatient": "AMB", "ambulatory": "AMB", "emergency": "EMER", "home": "HH", "virtual": "VR", "field": "FLD"}
+_MIMIC_HOSPITAL_STAY = "http://mimic.mit.edu/fhir/mimic/identifier/encounter-hosp"
+_GENDERS = {"female": "F", "male": "M", "other": "O", "unknown": "U"}
+_US_CORE = "http://hl7.org/fhir/us/core/StructureDefinition/us-core-"
+_OMB_NAMES = {
+    "1002-5": "AMERICAN INDIAN OR ALASKA NATIVE",
+    "2028-9": "ASIAN",
+    "2054-5": "BLACK OR AFRICAN AMERICAN",
+    "2076-8": "NATIVE HAWAIIAN OR OTHER PACIFIC ISLANDER",
+    "2106-3": "WHITE",
+    "2131-1": "OTHER RACE",
+    "2135-2": "HISPANIC OR LATINO",
+    "2186-5": "NOT HISPANIC OR LATINO",
+}
+
+MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError)
+"""What an extractor raises when a resource is not as FHIR says."""
+
+Row = tuple[int, int, int, int, float, int, int]
+"""(subject, encounter, code, time, value, text, unit): indices into the tables; time in microseconds or one of the constants above."""
+
+
+class Table(dict[str, int]):
+    """Distinct strings in order of appearance; 0 is the empty string, which stands for null."""
+
+    def __init__(self) -> None:
+        super().__init__({"": 0})
+
+    def __missing__(self, text: str) -> int:
+        number = self[text] = len(self)
+        return number
+
+
+class Extractor:
+    """Collects the rows of many resources.
+
+    Args:
+        skip_errors: Count a malformed entry of a Bundle and go on, rather than refuse the Bundle.
+
+    Attributes:
+        rows: What was found, see `Row`.
+        subjects, encounters, codes, texts, units: String tables that the rows point into (subjects and encounters hold keys).
+        patients: (keys, id) of each Patient.
+        visits: (keys, id, subject index, start, end, UTC offset in minutes or None, key of partOf) of each Encounter.
+        medications: (keys, codes) of each Medication; a code may be `MEDICATION_REFERENCE` + key.
+        counts: (table of the report, entry) -> number.
+        errors: What was wrong with the entries of Bundles that were skipped.
+    """
+
+    def __init__(self, skip_errors: bool = False) -> None:
+        self.skip_errors = skip_errors
+        self.coder = Coder()
+        self._times: dict[str, int] = {}
+        self._readers: dict[str, Callable[[dict[str, Any], str | None], None]] = {
+            "Patient": self._patient,
+            "Encounter": self._encounter,
+            "Condition": self._condition,
+            "Procedure": self._procedure,
+            "Observation": self._observation,
+            "MedicationRequest": self._medication_request,
+            "MedicationAdministration": self._medication_administration,
+            "MedicationDispense": self._medication_dispense,
+            "Immunization": self._immunization,
+            "Medication": self._medication,
+            "Bundle": self._bundle,
+        }
+        self.clear()
+
+    def clear(self) -> None:
+        """Start a new block: empty tables and rows; what was worked out about codes and times stays."""
+        self.rows: list[Row] = []
+        self.subjects, self.encounters, self.codes, self.texts, self.units = (Table() for _ in range(5))
+        self.patients: list[tuple[list[str], str]] = []
+        self.visits: list[tuple[list[str], str, int, int, int, int | None, str]] = []
+        self.medications: list[tuple[list[str], list[str]]] = []
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.errors: list[str] = []
+        self._server = ""
+        # Raw references and codings -> index, without working out the key or code again.
+        self._seen_subjects: dict[str, int] = {}
+        self._seen_encounters: dict[str, int] = {}
+        self._seen_codes: dict[tuple[str, Any, Any], int] = {}
+        if len(self._times) > _TIME_CACHE_SIZE:
+            self._times.clear()
+
+    def read(self, resource: dict[str, Any], full_url: str | None = None) -> None:
+        """Add one resource.
+
+        Args:
+            resource: Parsed JSON of a FHIR R4 resource.
+            full_url: `fullUrl` of its Bundle entry.
+
+        Raises:
+            ValueError: It is malformed (or another of `MALFORMED`); rows added before stay whole.
+        """
+        kind = resource["resourceType"]
+        reader = self._readers.get(kind)
+        if reader is None:
+            self.counts["resources_not_used", kind] += 1
+            return
+        reader(resource, full_url)
+        self.counts["resources_read", kind] += 1
+
+    # Bundles
+
+    def _bundle(self, bundle: dict[str, Any], _: str | None) -> None:
+        if bundle.get("type") == "history":
+            raise ValueError("a Bundle of type history holds versions, not a record; expected transaction, batch, collection, searchset, document or message")
+        for number, entry in enumerate(bundle.get("entry") or ()):
+            resource = entry.get("resource")
+            if resource is None:
+                self.counts["notes", "bundle entries without a resource"] += 1
+                continue
+            full_url = entry.get("fullUrl")
+            self._enter_server(server_of(full_url))
+            try:
+                self.read(resource, full_url)
+            except MALFORMED as error:
+                message = f"entry {number} ({describe(resource)}): {explain(error)}"
+                if not self.skip_errors:
+                    raise ValueError(message) from error
+                self.errors.append(message)
+                self.counts["skipped", "malformed resource"] += 1
+        self._enter_server("")
+
+    def _enter_server(self, server: str) -> None:
+        """Relative references mean this server's resources from now on."""
+        if server != self._server:
+            self._server = server
+            self._seen_subjects, self._seen_encounters = {}, {}
+
+    # Patients and encounters
+
+    def _patient(self, patient: dict[str, Any], full_url: str | None) -> None:
+        keys = own_keys(patient, full_url)
+        subject = self.subjects[keys[0]]
+        rows: list[tuple[str, int]] = []
+        gender = patient.get("gender")
+        if gender:
+            rows.append((f"GENDER//{_GENDERS.get(gender, gender)}", TIME_STATIC))
+        for extension in patient.get("extension") or ():
+            url = extension.get("url", "")
+            if url in (_US_CORE + "race", _US_CORE + "ethnicity"):
+                name = "RACE" if url.endswith("race") else "ETHNICITY"
+                rows += [(f"{name}//{category}", TIME_STATIC) for category in _omb_categories(extension)]
+        birth = patient.get("birthDate")
+        if birth:
+            rows.append(("MEDS_BIRTH", parse_birth(_birth_time(patient) or birth)))
+        else:
+            self.counts["notes", "patients without a birth date"] += 1
+        died = patient.get("deceasedDateTime")
+        if died:
+            rows.append(("MEDS_DEATH", self._time(died)))
+        elif patient.get("deceasedBoolean"):
+            self.counts["skipped", "Patient: death without a time"] += 1
+        self.patients.append((keys, patient.get("id") or keys[0]))
+        self.rows += [(subject, 0, self.codes[code], time, _NAN, 0, 0) for code, time in rows]
+
+    def _encounter(self, encounter: dict[str, Any], full_url: str | None) -> None:
+        if self._did_not_happen("Encounter", encounter.get("status"), ("planned", "cancelled")):
+            return
+        keys = own_keys(encounter, full_url)
+        period = encounter.get("period") or {}
+        start, end = period.get("start"), period.get("end")
+        started = self._time(start) if start else NO_TIME
+        ended = self._time(end) if end else NO_TIME
+        subject = self._subject(encounter.get("subject"), encounter)
+        own = self.encounters[keys[0]]
+        part_of = key_of(encounter.get("partOf"), self._server)
+        encounter_class = self._encounter_class(encounter)
+        disposition = (encounter.get("hospitalization") or {}).get("dischargeDisposition") or {}
+        coding = (disposition.get("coding") or [{}])[0]
+        left_as = _one_line(coding.get("code") or coding.get("display") or disposition.get("text") or encounter_class)
+
+        self.visits.append((keys, encounter.get("id") or keys[0], subject, started, ended, offset_minutes(start or end or ""), part_of))
+        if started == NO_TIME:
+            self.counts["skipped", "Encounter: no start of its period"] += 1
+            return
+        self.rows.append((subject, own, self.codes[f"VISIT_START//{encounter_class}"], started, _NAN, 0, 0))
+        if ended == NO_TIME:
+            self.counts["notes", "encounters without an end"] += 1
+            return
+        if ended < started:
+            self.counts["notes", "encounters that end before they start"] += 1
+        self.rows.append((subject, own, self.codes[f"VISIT_END//{left_as}"], ended, _NAN, 0, 0))
+
+    def _encounter_class(self, encounter: dict[str, Any]) -> str:
+        """v3-ActCode class; MIMIC's hospital stays are admissions, whatever class they carry (it says how the patient came)."""
+        for identifier in encounter.get("identifier") or ():
+            if identifier.get("system") == _MIMIC_HOSPITAL_STAY:
+                self.counts["notes", "MIMIC hospital stays read as class IMP"] += 1
+                return "IMP"
+        given = encounter.get("class")
+        if isinstance(given, list):  # FHIR R5
+            given = ((given[0].get("coding") or [{}])[0]) if given else None
+        name = given.get("code") if isinstance(given, dict) else given
+        if not name:
+            self.counts["notes", "encounters without a class, read as AMB"] += 1
+            return "AMB"
+        return _OLD_CLASSES.get(name, _one_line(name))
+
+    # Clinical resources
+
+    def _condition(self, condition: dict[str, Any], _: str | None) -> None:
+        verification = condition.get("verificationStatus")
+        if verification:
+            status = (verification.get("coding") or [{}])[0].get("code") or verification.get("text")
+            if self._did_not_happen("Condition", status, ("refuted",)):
+                return
+        code = self._code("DIAGNOSIS", condition.get("code"), "Condition")
+        if code:
+            recorded = condition.get("recordedDate")
+            time = self._time(recorded) if recorded else TIME_FROM_ENCOUNTER + 2
+            self._add(condition, "subject", "encounter", code, time)
+
+    def _procedure(self, procedure: dict[str, Any], _: str | None) -> None:
+        if self._did_not_happen("Procedure", procedure.get("status"), ("not-done", "preparation")):
+            return
+        code = self._code("PROCEDURE", procedure.get("code"), "Procedure")
+        if code:
+            self._add(procedure, "subject", "encounter", code, self._when(procedure, "performed", TIME_FROM_ENCOUNTER + 3))
+
+    def _immunization(self, immunization: dict[str, Any], _: str | None) -> None:
+        if self._did_not_happen("Immunization", immunization.get("status"), ("not-done",)):
+            return
+        code = self._code("IMMUNIZATION", immunization.get("vaccineCode"), "Immunization")
+        if code:
+            recorded = immunization.get("recorded")
+            time = self._time(recorded) if recorded else self._when(immunization, "occurrence", TIME_FROM_ENCOUNTER + 8)
+            self._add(immunization, "patient", "encounter", code, time)
+
+    def _observation(self, observation: dict[str, Any], _: str | None) -> None:
+        if self._did_not_happen("Observation", observation.get("status"), ("cancelled",)):
+            return
+        get = observation.get
+        concept = get("code")
+        kind = self._observation_kind(get("category"), concept)
+        issued = get("issued")
+        time = self._time(issued) if issued else self._when(observation, "effective", TIME_FROM_ENCOUNTER + 4)
+        subject = self._subject(get("subject"), observation)
+        encounter = self._encounter_of(get("encounter"))
+        # A panel without a value of its own is only its components.
+        components = get("component") or ()
+        value, text, unit, found = self._value(observation)
+        rows: list[Row] = []
+        if found or not components:
+            if not found and get("dataAbsentReason"):
+                self.counts["skipped", "Observation: value absent (dataAbsentReason)"] += 1
+            else:
+                code = self._code(kind, concept, "Observation")
+                if code:
+                    rows.append((subject, encounter, code, time, value, text, unit))
+        for component in components:
+            value, text, unit, found = self._value(component)
+            if not found:
+                self.counts["skipped", "Observation: component without a value"] += 1
+                continue
+            code = self._code(kind, component.get("code"), "Observation")
+            if code:
+                rows.append((subject, encounter, code, time, value, text, unit))
+        self.rows += rows
+
+    # Medications
+
+    def _medication_request(self, request: dict[str, Any], _: str | None) -> None:
+        if self._did_not_happen("MedicationRequest", "doNotPerform" if request.get("doNotPerform") is True else request.get("status"), ("doNotPerform",)):
+            return
+        authored = request.get("authoredOn")
+        self._add_medication(request, "encounter", self._time(authored) if authored else TIME_FROM_ENCOUNTER + 5)
+
+    def _medication_administration(self, administration: dict[str, Any], _: str | None) -> None:
+        if self._did_not_happen("MedicationAdministration", administration.get("status"), ("not-done",)):
+            return
+        self._add_medication(administration, "context", self._when(administration, "effective", TIME_FROM_ENCOUNTER + 6))
+
+    def _medication_dispense(self, dispense: dict[str, Any], _: str | None) -> None:
+        if self._did_not_happen("MedicationDispense", dispense.get("status"), ("cancelled", "declined")):
+            return
+        when = dispense.get("whenHandedOver") or dispense.get("whenPrepared")
+        self._add_medication(dispense, "context", self._time(when) if when else TIME_FROM_ENCOUNTER + 7)
+
+    def _medication(self, medication: dict[str, Any], full_url: str | None) -> None:
+        if self._did_not_happen("Medication", medication.get("status"), ()):
+            return
+        self.medications.append((own_keys(medication, full_url), self._medication_codes(medication, medication)))
+
+    def _add_medication(self, resource: dict[str, Any], encounter_field: str, time: int) -> None:
+        concept = resource.get("medicationCodeableConcept")
+        if concept is not None:
+            code = self._code("MEDICATION", concept, resource["resourceType"])
+            if code:
+                self._add(resource, "subject", encounter_field, code, time)
+            return
+        reference = resource.get("medicationReference")
+        if reference is None:
+            self.counts["skipped", f"{resource['resourceType']}: no medication"] += 1
+            return
+        for code_text in self._referenced_codes(reference, resource):
+            self._add(resource, "subject", encounter_field, self.codes[code_text], time)
+
+    def _medication_codes(self, medication: dict[str, Any], holder: dict[str, Any]) -> list[str]:
+        """Codes of a Medication (or Substance): its own, else those of its ingredients."""
+        concept = medication.get("code")
+        code = self.coder.code("MEDICATION", concept) if concept else None
+        if code:
+            return [code]
+        codes: list[str] = []
+        for ingredient in medication.get("ingredient") or ():
+            item = ingredient.get("itemCodeableConcept")
+            if item:
+                found = self.coder.code("MEDICATION", item)
+                codes += [found] if found else []
+            elif ingredient.get("itemReference"):
+                codes += self._referenced_codes(ingredient["itemReference"], holder)
+        return codes
+
+    def _referenced_codes(self, reference: dict[str, Any], holder: dict[str, Any]) -> list[str]:
+        literal = reference.get("reference") or ""
+        if literal.startswith("#"):
+            for contained in holder.get("contained") or ():
+                if contained.get("id") == literal[1:]:
+                    return self._medication_codes(contained, holder) if contained is not holder else []
+        key = key_of(reference, self._server)
+        display = reference.get("display") or ""
+        return [f"{MEDICATION_REFERENCE}{key}{MEDICATION_REFERENCE}{_one_line(display)}"]
+
+    # Parts
+
+    def _did_not_happen(self, resource_type: str, status: Any, others: tuple[str, ...]) -> bool:
+        if status == "entered-in-error":
+            self.counts["entered_in_error", resource_type] += 1
+            return True
+        if status in others:
+            self.counts["skipped", f"{resource_type}: {status}"] += 1
+            return True
+        return False
+
+    def _add(self, resource: dict[str, Any], subject_field: str, encounter_field: str, code: int, time: int) -> None:
+        subject = self._subject(resource.get(subject_field), resource)
+        self.rows.append((subject, self._encounter_of(resource.get(encounter_field)), code, time, _NAN, 0, 0))
+
+    def _time(self, text: str) -> int:
+        time = self._times.get(text)
+        if time is None:
+            time = self._times[text] = parse_instant(text)
+        return time
+
+    def _when(self, resource: dict[str, Any], field: str, otherwise: int) -> int:
+        """Time of a choice element: `<field>DateTime`, the end of `<field>Period` (else its start), `<field>Instant`."""
+        text = resource.get(field + "DateTime")
+        if not text:
+            period = resource.get(field + "Period")
+            if period:
+                text = period.get("end") or period.get("start")
+            elif field == "effective":
+                text = resource.get("effectiveInstant")
+        return self._time(text) if text else otherwise
+
+    def _subject(self, holder: Any, resource: dict[str, Any]) -> int:
+        if holder is None:
+            return 0
+        raw = holder.get("reference")
+        number = self._seen_subjects.get(raw)
+        if number is None:
+            key = self._contained_key(raw, resource) if isinstance(raw, str) and raw.startswith("#") else key_of(holder, self._server)
+            number = self.subjects[key]
+            if raw and not raw.startswith("#"):
+                self._seen_subjects[raw] = number
+        return number
+
+    def _contained_key(self, raw: str, resource: dict[str, Any]) -> str:
+        """A contained patient is known to others by its identifier only."""
+        for contained in resource.get("contained") or ():
+            if contained.get("id") == raw[1:]:
+                for identifier in contained.get("identifier") or ():
+                    if key := identifier_key(identifier):
+                        return key
+        return NOTHING
+
+    def _encounter_of(self, holder: Any) -> int:
+        if holder is None:
+            return 0
+        raw = holder.get("reference")
+        number = self._seen_encounters.get(raw)
+        if number is None:
+            key = key_of(holder, self._server)
+            # MedicationAdministration.context may also be an EpisodeOfCare, which is no visit.
+            number = self.encounters[NOTHING if "EpisodeOfCare/" in key else key]
+            if raw:
+                self._seen_encounters[raw] = number
+        return number
+
+    def _code(self, kind: str, concept: Any, resource_type: str) -> int:
+        """Index of a concept's code, 0 where it has none (counted)."""
+        if concept is not None:
+            codings = concept.get("coding")
+            if codings and len(codings) == 1:
+                coding = codings[0]
+                key = (kind, coding.get("system"), coding.get("code"))
+                number = self._seen_codes.get(key)
+                if number is not None:
+                    return number
+                code = self.coder.coding(kind, coding)
+                if code is not None:
+                    number = self._seen_codes[key] = self.codes[code]
+                    return number
+            code = self.coder.code(kind, concept)
+            if code is not None:
+                return self.codes[code]
+        self.counts["skipped", f"{resource_type}: no code"] += 1
+        return 0
+
+    def _observation_kind(self, categories: Any, concept: Any) -> str:
+        for category in categories or ():
+            for coding in category.get("coding") or ():
+                kind = _CATEGORY_KINDS.get(coding.get("code"))
+                if kind:
+                    return kind
+            text = category.get("text") or (category.get("coding") or [{}])[0].get("code")
+            kind = _CATEGORY_KINDS.get(text.lower()) if isinstance(text, str) else None
+            if kind:
+                return kind
+        if not categories and concept is not None:
+            for coding in concept.get("coding") or ():
+                if coding.get("code") in _VITAL_LOINC and coding.get("system") == "http://loinc.org":
+                    return "VITAL"
+        return "OBSERVATION"
+
+    def _value(self, holder: dict[str, Any]) -> tuple[float, int, int, bool]:
+        """(number, text index, unit index, whether there is a value) of an Observation or component."""
+        quantity = holder.get("valueQuantity")
+        if quantity is not None:
+            value = quantity.get("value")
+            if value is None:
+                return _NAN, 0, 0, False
+            if "comparator" in quantity:
+                self.counts["notes", "values with a comparator (<, >), read as the number"] += 1
+            return self._number(value), 0, self.units[quantity.get("unit") or quantity.get("code") or ""], True
+        concept = holder.get("valueCodeableConcept")
+        if concept is not None:
+            coding = (concept.get("coding") or [{}])[0]
+            text = coding.get("display") or concept.get("text") or coding.get("code")
+            return (_NAN, self.texts[_one_line(text)], 0, True) if text else (_NAN, 0, 0, False)
+        text = holder.get("valueString")
+        if text is not None:
+            text = _one_line(text)
+            return _NAN, self.texts[text], 0, bool(text)
+        if "valueInteger" in holder:
+            return self._number(holder["valueInteger"]), 0, 0, True
+        if "valueBoolean" in holder:
+            return _NAN, self.texts["true" if holder["valueBoolean"] else "false"], 0, True
+        for name in holder:
+            if name.startswith("value"):
+                # The row stays (something was observed), its value is of a kind that a table cannot hold.
+                self.counts["notes", f"values not read: {name}"] += 1
+                return _NAN, 0, 0, True
+        return _NAN, 0, 0, False
+
+    def _number(self, value: Any) -> float:
+        if isinstance(value, str):
+            value = float(value)  # some servers quote decimals
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"a value must be a number, got {value!r}")
+        if not -_MAX_FLOAT32 <= value <= _MAX_FLOAT32:
+            self.counts["notes", "values that are NaN or beyond float32, read as missing"] += 1
+            return _NAN
+        return value
+
+
+def describe(resource: Any) -> str:
+    """`Observation/x`, as far as a resource tells."""
+    if not isinstance(resource, dict):
+        return type(resource).__name__
+    return f"{resource.get('resourceType', 'no resourceType')}/{resource.get('id', '?')}"
+
+
+def explain(error: Exception) -> str:
+    """What is wrong with a resource, in words."""
+    if isinstance(error, KeyError):
+        return "it has no resourceType" if error.args == ("resourceType",) else f"it lacks {error}"
+    if isinstance(error, ValueError):
+        return str(error)
+    return f"an element has a wrong type ({error})"
+
+
+def _one_line(text: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"expected text, got {text!r}")
+    return " ".join(text.split()) if ("\n" in text or "  " in text or text[:1].isspace() or text[-1:].isspace()) else text
+
+
+def _omb_categories(extension: dict[str, Any]) -> list[str]:
+    """Names of a US Core race or ethnicity: the OMB categories, else its text."""
+    names: list[str] = []
+    text = ""
+    for part in extension.get("extension") or ():
+        coding = part.get("valueCoding")
+        if part.get("url") == "ombCategory" and coding:
+            names.append(_OMB_NAMES.get(coding.get("code")) or _one_line(coding.get("display") or coding.get("code") or "").upper())
+        elif part.get("url") == "text":
+            text = _one_line(part.get("valueString") or "").upper()
+    return [name for name in names if name] or ([text] if text else [])
+
+
+def _birth_time(patient: dict[str, Any]) -> str | None:
+    for extension in (patient.get("_birthDate") or {}).get("extension") or ():
+        if extension.get("url") == "http://hl7.org/fhir/StructureDefinition/patient-birthTime":
+            return extension.get("valueDateTime")
+    return None
