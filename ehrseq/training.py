@@ -12,8 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
+from ehrseq.data.collation import DataCollatorForPrompts
+from ehrseq.data.mpf import PromptedDataset
 from ehrseq.evaluation.trainer_metrics import LABEL_NAMES
 
 if TYPE_CHECKING:
@@ -127,3 +135,103 @@ def model_config(tokenizer: Any, *, tasks: Sequence[Mapping[str, Any]] = (), **s
     from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
 
     return EhrMambaConfig(vocab_size=len(tokenizer), tasks=[dict(task) for task in tasks], **sizes)
+
+
+def prompted_dataset(
+    tokenizer: Any, events: pl.DataFrame, labels: Mapping[str, pl.DataFrame], max_length: int
+) -> PromptedDataset:
+    """The MPF rows of some patients, encoded once and cut lazily.
+
+    Args:
+        tokenizer: A trained `EhrTokenizer` that knows the tasks.
+        events: Events of these patients (others than the labels' are skipped).
+        labels: Label table (subject_id, prediction_time, boolean_value) by task; labels of other patients are skipped.
+        max_length: Context length.
+
+    Returns:
+        The dataset; empty when no label is about these patients.
+    """
+    subjects = events["subject_id"].unique()
+    own = {task: table.filter(pl.col("subject_id").is_in(subjects.implode())) for task, table in labels.items()}
+    labelled = pl.concat([table["subject_id"] for table in own.values()]).unique() if own else subjects.head(0)
+    histories = tokenizer.encode_histories(events.filter(pl.col("subject_id").is_in(labelled.implode())))
+    return PromptedDataset(histories, histories.index_labels(own), max_length)
+
+
+def score_rows(
+    model: Any, tokenizer: Any, dataset: PromptedDataset, *, batch_size: int = 64, progress: bool = True
+) -> NDArray[np.float64]:
+    """P(positive) of every row, in the dataset's order.
+
+    Rows are batched by length, which saves most of the padding.
+
+    Args:
+        model: A prompted classifier with `risk_scores`.
+        tokenizer: Its tokenizer.
+        dataset: Rows.
+        batch_size: Rows in one forward pass.
+        progress: Show a progress bar.
+
+    Returns:
+        `[n]` scores.
+    """
+    collate = DataCollatorForPrompts(tokenizer)
+    ends = np.minimum(dataset.history_lengths, dataset.max_length)
+    order = np.argsort(ends, kind="stable")
+    scores = np.empty(len(dataset), np.float64)
+    model.eval()
+    hidden = not progress or len(order) < 20 * batch_size or not logging.is_progress_bar_enabled()
+    with torch.inference_mode(), tqdm(total=len(order), desc="Scoring", unit="row", disable=hidden) as bar:
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
+            batch = collate([dataset[int(row)] for row in rows])
+            batch.pop("labels")
+            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            scores[rows] = model.risk_scores(model(**batch).logits, batch["task_ids"]).float().cpu().numpy()
+            bar.update(len(rows))
+    return scores
+
+
+def training_arguments(output_dir: str | Path, *, max_steps: int, **options: Any) -> TrainingArguments:
+    """`TrainingArguments` of a short run without checkpoints, with the paper's recipe.
+
+    Args:
+        output_dir: Folder that Trainer wants.
+        max_steps: Optimiser steps.
+        options: Further arguments, which win over the defaults here.
+
+    Returns:
+        The arguments. The random state is seeded, so that a model built next depends on the seed alone.
+    """
+    from transformers import TrainingArguments, set_seed
+
+    defaults: dict[str, Any] = {
+        "max_steps": max_steps,
+        "weight_decay": 0.01,
+        "save_strategy": "no",
+        "logging_steps": max(1, max_steps // 20),
+        "report_to": [],
+        "label_names": list(LABEL_NAMES),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        **paper_schedule(max_steps),
+    }
+    args = TrainingArguments(str(output_dir), **(defaults | options))
+    set_seed(args.seed)
+    return args
+
+
+def quiet_trainer(**options: Any) -> Any:
+    """A Trainer whose progress bar carries the loss, instead of a printed dictionary per logging step."""
+    from transformers import Trainer
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    class LossInBar(ProgressCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
+                self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
+
+    trainer = Trainer(**options)
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback) is not None and logging.is_progress_bar_enabled():
+        trainer.add_callback(LossInBar)
+    return trainer

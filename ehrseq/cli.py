@@ -1,0 +1,129 @@
+"""`ehrseq ...`: simulate records, run the demo, score patients with a checkpoint.
+
+Heavy imports stand inside the commands, so that `ehrseq --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ehrseq.version import __version__
+
+app = typer.Typer(
+    name="ehrseq",
+    help="Risks from whole patient records: EhrMamba on FHIR R4 or MEDS.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class EventFormat(StrEnum):
+    """What `simulate` writes."""
+
+    fhir = "fhir"
+    meds = "meds"
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ehrseq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Risks from whole patient records: EhrMamba on FHIR R4 or MEDS."""
+
+
+@app.command()
+def simulate(
+    output: Annotated[Path, typer.Argument(help="Folder to write (must not hold anything yet).")],
+    patients: Annotated[int, typer.Option("--patients", "-n", min=1, help="Number of patients.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal patients.")] = 0,
+    format: Annotated[EventFormat, typer.Option(help="FHIR R4 NDJSON files, or a MEDS dataset.")] = EventFormat.fhir,
+    compress: Annotated[bool, typer.Option(help="Gzip the NDJSON files.")] = False,
+) -> None:
+    """Write the records of simulated patients."""
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise ValueError(f"{output} exists and is not empty; give a new folder, so that nothing is overwritten.")
+    from ehrseq.data.simulate import simulate as simulate_cohort
+
+    cohort = simulate_cohort(patients, seed)
+    if format is EventFormat.fhir:
+        cohort.write_fhir(output, compress=compress)
+    else:
+        from ehrseq.data.dataset import write_dataset
+
+        write_dataset(cohort.events(), output, dataset_name=f"ehrseq-simulated-seed-{seed}")
+    typer.echo(f"{patients:,} simulated patients (seed {seed}) in {output}")
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="FHIR or MEDS folder to use instead of simulated patients.", exists=False)
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path("demo_output"),
+    patients: Annotated[int | None, typer.Option(min=50, help="Number of simulated patients.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the patients and of training.")] = 0,
+) -> None:
+    """From records to risks in a few minutes: train a small model, evaluate it, score patients, draw one."""
+    from ehrseq.demo import DemoSettings, run_demo
+
+    settings = DemoSettings(seed=seed) if patients is None else DemoSettings(seed=seed, num_patients=patients)
+    run_demo(output, data=data, settings=settings, say=typer.echo)
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[str, typer.Argument(help="Folder of a finetuned checkpoint, or owner/name on the Hub.")],
+    data: Annotated[Path, typer.Argument(help="FHIR (NDJSON, Bundles) or MEDS, folder or file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")] = Path("risks.parquet"),
+    task: Annotated[list[str] | None, typer.Option(help="Task to score; repeat for several. Default: all.")] = None,
+    times: Annotated[
+        Path | None,
+        typer.Option(help="Parquet or CSV with subject_id, prediction_time. Default: the end of each record."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows (patient, task) in one forward pass.")] = 32,
+    skip_bad_lines: Annotated[bool, typer.Option(help="FHIR: count and skip unreadable resources.")] = False,
+) -> None:
+    """Write the risk of every patient: subject_id, prediction_time, task, label, score."""
+    from ehrseq.predict import predict_risks
+
+    risks, report = predict_risks(
+        checkpoint,
+        data,
+        tasks=task or None,
+        prediction_times=times,
+        batch_size=batch_size,
+        on_error="skip" if skip_bad_lines else "raise",
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_name(output.name + ".part")
+    risks.write_parquet(unfinished)
+    unfinished.replace(output)
+    typer.echo(str(report))
+    typer.echo(f"{risks['subject_id'].n_unique():,} patients, {risks.height:,} risks in {output}")
+
+
+def main() -> None:
+    """Run the command line; an error of the input is one line, not a traceback."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError) as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Risks of many patients at once, from a checkpoint and a folder of records, by the columnar path.
+
+`pipeline("ehr-risk")` answers for a patient in hand; this is the same model on a whole export, encoded as one table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+RISK_SCHEMA: dict[str, Any] = {
+    "subject_id": pl.Int64,
+    "prediction_time": pl.Datetime("us"),
+    "task": pl.String,
+    "label": pl.String,
+    "score": pl.Float64,
+}
+
+
+def predict_risks(
+    checkpoint: str | Path,
+    data: str | Path | pl.DataFrame,
+    *,
+    tasks: Sequence[str] | None = None,
+    prediction_times: str | Path | pl.DataFrame | None = None,
+    batch_size: int = 32,
+    on_error: str = "raise",
+    progress: bool = True,
+) -> tuple[pl.DataFrame, Any]:
+    """Score patients.
+
+    Args:
+        checkpoint: Folder of a finetuned checkpoint with its tokenizer, or `owner/name` on the Hub.
+        data: FHIR or MEDS (folder or file), or an event table.
+        tasks: Names of the tasks; None = all of the checkpoint.
+        prediction_times: Table (or Parquet or CSV file) of subject_id, prediction_time; None = the last event of each
+            patient. Nothing later than it is read.
+        batch_size: Rows (patient, time, task) in one forward pass.
+        on_error: FHIR only: "raise" or "skip" (counted in the report).
+        progress: Show progress bars.
+
+    Returns:
+        `(risks, report)`: a table subject_id, prediction_time, task, label (the positive outcome), score (its
+        probability), and what was read and skipped.
+
+    Raises:
+        ValueError: An unknown task, a checkpoint without tasks or tokenizer, unreadable data, an unknown patient.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    import ehrseq  # noqa: F401  registers the classes
+    from ehrseq.data.dataset import load_events
+    from ehrseq.data.report import ConversionReport
+    from ehrseq.data.schema import validate_events
+    from ehrseq.training import prompted_dataset, score_rows
+
+    if "/" not in str(checkpoint) and not Path(checkpoint).is_dir():
+        raise ValueError(f"no checkpoint folder {checkpoint}; give a folder that save_pretrained wrote, or owner/name.")
+    model = AutoModelForSequenceClassification.from_pretrained(str(checkpoint))
+    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
+    known = {task["name"]: task for task in getattr(model.config, "tasks", None) or []}
+    if not known:
+        raise ValueError(f"{checkpoint} has no tasks in its config; finetune it first (examples/03_finetune.py).")
+    wanted = list(known) if tasks is None else list(tasks)
+    unknown = [task for task in wanted if task not in known]
+    if unknown:
+        raise ValueError(f"unknown tasks {unknown}; this checkpoint knows {list(known)}.")
+
+    if isinstance(data, pl.DataFrame):
+        events, report = validate_events(data), ConversionReport()
+    else:
+        events, report = load_events(data, on_error=on_error, progress=progress)
+    times = _prediction_times(events, prediction_times)
+    rows = times.with_columns(boolean_value=pl.lit(False))
+    dataset = prompted_dataset(tokenizer, events, dict.fromkeys(wanted, rows), model.config.max_position_embeddings)
+    scores = score_rows(model, tokenizer, dataset, batch_size=batch_size, progress=progress)
+    names = list(tokenizer.task_tokens)
+    risks = pl.DataFrame(
+        {
+            "subject_id": dataset.subject_ids,
+            "prediction_time": dataset.prediction_times,
+            "task": [names[task_id] for task_id in dataset.task_ids],
+            "label": [known[names[task_id]].get("positive_label") for task_id in dataset.task_ids],
+            "score": scores,
+        },
+        schema=RISK_SCHEMA,
+    )
+    return risks.sort("subject_id", "prediction_time", maintain_order=True), report
+
+
+def _prediction_times(events: pl.DataFrame, given: str | Path | pl.DataFrame | None) -> pl.DataFrame:
+    """One (subject_id, prediction_time) per row that is asked for."""
+    if given is None:
+        return (
+            events.filter(pl.col("time").is_not_null())
+            .group_by("subject_id", maintain_order=True)
+            .agg(pl.col("time").max().alias("prediction_time"))
+        )
+    if not isinstance(given, pl.DataFrame):
+        path = Path(given)
+        given = pl.read_csv(path, try_parse_dates=True) if path.suffix == ".csv" else pl.read_parquet(path)
+    missing = {"subject_id", "prediction_time"} - set(given.columns)
+    if missing:
+        raise ValueError(
+            f"prediction times lack {sorted(missing)}; expected subject_id, prediction_time, got {given.columns}."
+        )
+    times = given.select(pl.col("subject_id").cast(pl.Int64), pl.col("prediction_time").cast(pl.Datetime("us")))
+    strangers = times.filter(~pl.col("subject_id").is_in(events["subject_id"].unique().implode()))["subject_id"]
+    if len(strangers):
+        raise ValueError(
+            f"prediction times name {len(strangers)} patients without events, e.g. {int(np.asarray(strangers)[0])}."
+        )
+    return times.unique(maintain_order=True)
