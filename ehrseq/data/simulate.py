@@ -46,16 +46,17 @@ def _rank_of(code: str) -> int:
     """Place of a row among the rows of one instant: the contract's order, and inside it the order of the FHIR files."""
     order = {
         "GENDER": 0,
-        "MEDS_BIRTH": 1,
-        "VISIT_START": 2,
-        "DIAGNOSIS": 3,
-        "IMMUNIZATION": 4,
-        "MEDICATION": 5,
-        "LAB": 6,
-        "VITAL": 6,
-        "PROCEDURE": 7,
-        "VISIT_END": 8,
-        "MEDS_DEATH": 9,
+        "RACE": 1,
+        "MEDS_BIRTH": 2,
+        "VISIT_START": 3,
+        "DIAGNOSIS": 4,
+        "IMMUNIZATION": 5,
+        "MEDICATION": 6,
+        "LAB": 7,
+        "VITAL": 7,
+        "PROCEDURE": 8,
+        "VISIT_END": 9,
+        "MEDS_DEATH": 10,
     }
     return order[code.split("//")[0]]
 

@@ -98,6 +98,14 @@ CONDITION_CODES: dict[str, tuple[tuple[str, float], ...]] = {
 CULTURE_CODE = "LAB//LOINC//600-7"
 """Blood culture: a text result, reported after the blood was drawn, often after discharge."""
 
+RACES: tuple[tuple[str, str, float], ...] = (
+    ("2106-3", "White", 0.62),
+    ("2054-5", "Black or African American", 0.18),
+    ("2028-9", "Asian", 0.08),
+    ("2131-1", "Other Race", 0.12),
+)
+"""(OMB category, its name, share); the event code is `RACE//<NAME>`. Race bears on nothing."""
+
 VACCINES = ("IMMUNIZATION//CVX//140", "IMMUNIZATION//CVX//33")
 
 
@@ -140,6 +148,7 @@ def _background_code(rank: int) -> str:
 def build_vocabulary() -> Vocabulary:
     """The vocabulary, the same in every run."""
     codes = ["MEDS_BIRTH", "MEDS_DEATH", "GENDER//F", "GENDER//M"]
+    codes += [f"RACE//{name.upper()}" for _, name, _ in RACES]
     codes += [f"VISIT_START//{name}" for name in ("IMP", "ACUTE", "EMER", "AMB")]
     codes += [f"VISIT_END//{name}" for name in ("home", "snf", "hosp", "exp", "ACUTE", "EMER", "AMB")]
     codes += [code for channel in CHANNELS for code in channel.codes]

@@ -32,6 +32,7 @@ from ehrseq.data.simulate_codes import (
     CONDITION_CODES,
     CONDITION_TASKS,
     CULTURE_CODE,
+    RACES,
     VACCINES,
     VOCABULARY,
 )
@@ -142,7 +143,10 @@ class Block:
         encounters: row, number, code of the start, start, end (NEVER while open at the extraction), parent (-1 for none), disposition (-1 for none).
         admissions: row, cycle, visit_start (of the overlapping emergency visit, else of the admission), start, end, alive (discharged alive),
             long_stay (probability at 24 h, NaN for a shorter stay) and one column per discharge task (NaN where there is no label).
-        birth: int64 `[n]`, minutes; male: bool `[n]`; death: int64 `[n]`, minutes or NEVER.
+        birth: int64 `[n]`, minutes.
+        male: bool `[n]`.
+        race: int64 `[n]`, position in `RACES`.
+        death: int64 `[n]`, minutes or NEVER.
     """
 
     events: dict[str, np.ndarray]
@@ -150,6 +154,7 @@ class Block:
     admissions: dict[str, np.ndarray]
     birth: np.ndarray
     male: np.ndarray
+    race: np.ndarray
     death: np.ndarray
 
 
@@ -183,6 +188,7 @@ class DiseaseProcess:
         self.entry = ENTRY[0] + ((ENTRY[1] - ENTRY[0]) * draw.uniform(everyone, 0, "entry")).astype(np.int64)
         self.birth = ((self.entry - age * YEAR_MINUTES) // DAY * DAY).astype(np.int64)
         self.male = draw.happens(everyone, 0, "male", 0.48)
+        self.race = draw.choice(everyone, 0, "race", [share for _, _, share in RACES])
         self.has_chronic = draw.uniform(everyone, 0, "chronic", len(CHRONIC)) < _CHRONIC_SHARE * (
             0.6 + 0.8 * draw.uniform(everyone, 0, "frailty")[:, None]
         )
@@ -209,6 +215,8 @@ class DiseaseProcess:
         """Simulate the whole block until the extraction."""
         everyone = np.arange(self.count)
         self.events.add(everyone, STATIC, np.where(self.male, _id("GENDER//M"), _id("GENDER//F")), np.nan, 0, 0, -1)
+        races = np.array([_id(f"RACE//{name.upper()}") for _, name, _ in RACES])
+        self.events.add(everyone, STATIC, races[self.race], np.nan, 0, 0, -1)
         self.events.add(everyone, self.birth, _id("MEDS_BIRTH"), np.nan, 0, 0, -1)
         rows = everyone
         gap_start = self.entry
@@ -596,4 +604,4 @@ class DiseaseProcess:
         encounters["end"] = np.where(still_open, NEVER, encounters["end"])
         encounters["disposition"] = np.where(still_open, -1, encounters["disposition"]).astype(np.int8)
         death = np.where(self.death > EXTRACTION, NEVER, self.death)
-        return Block(events, encounters, self.admissions.join(), self.birth, self.male, death)
+        return Block(events, encounters, self.admissions.join(), self.birth, self.male, self.race, death)
