@@ -1,7 +1,6 @@
 """Configuration of the EhrMamba models."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: `strict` leaves fields unchecked whose type is a string.
 import math
 from itertools import pairwise
 from typing import Any, Literal

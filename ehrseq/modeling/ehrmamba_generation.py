@@ -66,8 +66,8 @@ def read_clock(config: EhrMambaConfig, input_ids: Tensor, channels: dict[str, Te
 
     days = interval_days(config, input_ids).masked_fill(~real | (positions <= last[:, None]), 0.0).sum(1)
     return Clock(
-        times=at_last("times").double() + days / DAYS_PER_WEEK,
-        ages=at_last("ages").double() + days / DAYS_PER_YEAR,
+        times=at_last("times").float() + days / DAYS_PER_WEEK,
+        ages=at_last("ages").float() + days / DAYS_PER_YEAR,
         visit_orders=at_last("visit_orders"),
         visit_segments=at_last("visit_segments"),
     )
@@ -95,8 +95,8 @@ def advance(config: EhrMambaConfig, clock: Clock, generated: Tensor) -> dict[str
     interval = days > 0
     return {
         "token_type_ids": token_types(config, generated),
-        "times": (clock.times[:, None] + elapsed / DAYS_PER_WEEK).masked_fill(interval, 0.0).float(),
-        "ages": (clock.ages[:, None] + elapsed / DAYS_PER_YEAR).masked_fill(interval, 0.0).float(),
+        "times": (clock.times[:, None] + elapsed / DAYS_PER_WEEK).masked_fill(interval, 0.0),
+        "ages": (clock.ages[:, None] + elapsed / DAYS_PER_YEAR).masked_fill(interval, 0.0),
         "visit_orders": orders,
         "visit_segments": segments.masked_fill(interval, 0),
     }
@@ -110,8 +110,8 @@ def freeze(config: EhrMambaConfig, channels: dict[str, Tensor], real: Tensor, ge
 
 
 def interval_days(config: EhrMambaConfig, input_ids: Tensor) -> Tensor:
-    """Days that each token moves the clock by, float64, 0 for all but interval tokens: ids [b, l] -> [b, l]."""
-    table = torch.zeros(config.vocab_size, dtype=torch.float64, device=input_ids.device)
+    """Days that each token moves the clock by, float32, 0 for all but interval tokens: ids [b, l] -> [b, l]."""
+    table = torch.zeros(config.vocab_size, dtype=torch.float32, device=input_ids.device)
     for token, days in INTERVAL_DAYS.items():
         if token in (config.special_token_ids or {}):
             table[config.special_token_ids[token]] = days  # type: ignore[index]

@@ -152,8 +152,8 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
 
         Args:
             input_ids: Token ids, [b, l].
-            attention_mask: 1 at real tokens, 0 at padding (on either side), [b, l]. None: no padding. A mask longer
-                than the tokens (history and new tokens, as `generate` makes it) is read from its end.
+            attention_mask: 1 at real tokens, 0 at padding (on either side), [b, l]. None: no padding. With
+                `cache_params` it may cover the history as well (as `generate` makes it): its end is read.
             token_type_ids: [b, l]. Like every channel below: None means 0 everywhere.
             times: Weeks since the first timed event, [b, l]; the model takes their differences itself.
             ages: Years, [b, l].
@@ -163,7 +163,7 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
                 They do not see each other; the outcome equals that of unpacked rows.
             inputs_embeds: Concept embeddings in place of `input_ids`, [b, l, d]. The other channels are added as
                 always.
-            cache_params: State to continue from. It is updated in place.
+            cache_params: State to continue from; with `use_cache` it is updated in place.
             use_cache: Return the state. Default: `config.use_cache`, but never in training, nor for packed rows.
             output_hidden_states: Return all hidden states.
             output_attentions: Accepted because callers such as PEFT pass it to any model; a Mamba has no attentions.
@@ -183,7 +183,7 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
         if given is None or (input_ids is not None and inputs_embeds is not None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         batch, length = given.shape[0], given.shape[1] if given.dim() > 1 else 0
-        if attention_mask is not None and attention_mask.dim() == 2 and attention_mask.shape[1] > length:
+        if attention_mask is not None and cache_params is not None:
             attention_mask = attention_mask[:, -length:]
         channels = {
             "times": times,
@@ -317,6 +317,7 @@ class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaGenerationMixin):
         if labels is not None:
             real = real_tokens(attention_mask, segment_ids)
             if real is not None:
+                real = real[:, -labels.shape[1] :]
                 labels = labels.masked_fill(~real, IGNORED_LABEL)
             if segment_ids is not None:
                 labels = labels.masked_fill(segment_starts(segment_ids), IGNORED_LABEL)
@@ -498,8 +499,11 @@ def pool_last_tokens(
     real = real_tokens(attention_mask, None)
     if real is None:
         return hidden_states[:, -1]
-    real = real[:, -hidden_states.shape[1] :]
-    return _gather_tokens(hidden_states, last_real_positions(real).clamp(min=0)[:, None]).squeeze(1)
+    last = last_real_positions(real[:, -hidden_states.shape[1] :])
+    if last.device.type == "cpu" and not torch.compiler.is_compiling() and bool((last < 0).any()):
+        empty = (last < 0).nonzero().flatten().tolist()
+        raise ValueError(f"Rows {empty} hold padding only (attention_mask is 0 everywhere): there is nothing to classify.")
+    return _gather_tokens(hidden_states, last.clamp(min=0)[:, None]).squeeze(1)
 
 
 def _gather_tokens(states: Tensor, positions: Tensor) -> Tensor:
