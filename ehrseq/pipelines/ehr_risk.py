@@ -184,7 +184,7 @@ class EhrRiskPipeline(ChunkPipeline):
         if untrained:
             raise ValueError(
                 f"The checkpoint {self.model.config.name_or_path} lacks {untrained}, which were drawn at random: it "
-                f"was saved by another class than {name} (a pretrained model?). Finetune it first, or give a finetuned one."
+                f"was saved by another class than {name} (a pretrained model?). Finetune it, or give a finetuned one."
             )
         known = getattr(self.tokenizer, "task_tokens", {})
         unknown = [task["name"] for task in tasks if self.tokenizer is not None and task["name"] not in known]

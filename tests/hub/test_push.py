@@ -105,6 +105,8 @@ def refusal(action):
         return [type(error).__name__, str(error)]
     return None
 
+# Before anything is in the cache, from which transformers would answer.
+locked_out = refusal(lambda: AutoModelForSequenceClassification.from_pretrained("user/private", token=False))
 answers = {repository: score(repository) for repository in given["repositories"]}
 answers["first"] = score("user/whole", revision=given["first"])
 answers["experiment"] = score("user/whole", revision="experiment")
@@ -115,7 +117,7 @@ refusals = {
     "missing revision": refusal(lambda: AutoTokenizer.from_pretrained("user/whole", revision="v9")),
     "missing file": refusal(lambda: hf_hub_download("user/whole", "nowhere.json")),
     "no tokenizer": refusal(lambda: score("user/config-only")),
-    "private, no token": refusal(lambda: AutoModelForSequenceClassification.from_pretrained("user/private", token=False)),
+    "private, no token": locked_out,
 }
 print(json.dumps({"answers": answers, "refusals": refusals}))
 """
