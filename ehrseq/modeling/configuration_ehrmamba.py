@@ -181,6 +181,33 @@ class EhrMambaConfig(EhrConfigMixin, PreTrainedConfig):
                 "token_type_runs: expected [first id, type] pairs, the first one at id 0, with rising ids."
             )
 
+    def update_from_tokenizer(self, tokenizer: Any) -> None:
+        """Take over what a model must know of its vocabulary: its size, the padding id, and what `generate` needs.
+
+        Call it before the model is built (or resize the embeddings afterwards). `tasks` are not touched.
+
+        Args:
+            tokenizer: An `EhrTokenizer`, or any tokenizer whose `token_types` lists the type of every token id.
+
+        Raises:
+            ValueError: The tokenizer does not know its tokens' types, or lacks [VS] or [VE].
+        """
+        types = getattr(tokenizer, "token_types", None)
+        if types is None:
+            raise ValueError(
+                f"{type(tokenizer).__name__} has no token_types (the type of every token id): give the EhrTokenizer of "
+                "this model. A tokenizer loaded without ehrseq imported comes back as a plain one."
+            )
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in ("[VS]", "[VE]") if token not in vocabulary]
+        if missing:
+            raise ValueError(f"The tokenizer has no {' and no '.join(missing)}: it is not an EhrTokenizer's vocabulary.")
+        self.vocab_size = len(types)
+        self.pad_token_id = tokenizer.pad_token_id
+        self.set_token_types([int(kind) for kind in types])
+        names = ["[VS]", "[VE]", "[REG]", *INTERVAL_DAYS]
+        self.special_token_ids = {name: int(vocabulary[name]) for name in names if name in vocabulary}
+
     @property
     def intermediate_size(self) -> int:
         """Channels inside a mixer."""
