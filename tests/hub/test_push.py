@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
+import yaml
 from transformers import pipeline
 
 from ehrseq.hub import CARD_MARKER
@@ -236,3 +238,28 @@ def test_refused_pushes_say_why_and_leave_nothing(hub: MiniHub, pushed: dict[str
     assert "no tokenizer" in refusals["no tokenizer"][1]
     assert refusals["no folder"][0] == "ValueError"
     assert ("model", "user/half") not in hub.state.repositories
+
+
+def test_the_example_pushes_a_card_with_the_results_of_a_scored_table(
+    hub: MiniHub, checkpoint: Path, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 200)
+    rows = {
+        "subject_id": np.arange(200) // 2,
+        "task": ["mortality_30d"] * 200,
+        "label": labels,
+        "score": (labels + random.random(200)) / 2,
+    }
+    pl.DataFrame(rows).write_parquet(tmp_path / "risks.parquet")
+    script = (
+        "import runpy, sys\nsys.argv = given['command']\nrunpy.run_path(sys.argv[0], run_name='__main__')\nprint(0)"
+    )
+    command = ["examples/05_push_to_hub.py", "--model", str(checkpoint), "--repo_id", "user/example"]
+    command += ["--scores", str(tmp_path / "risks.parquet")]
+    run_python(script, {"command": command}, hub.environment(tmp_path / "home"))
+    card = hub.files("user/example")["README.md"].content.decode()
+    assert card_problems(card) == []
+    assert f"| mortality_30d | 100 | 200 | {labels.sum()} | 1.000 [1.000, 1.000] |" in card
+    assert "| long_stay_7d | 0 | 0 | 0 | not estimable |" in card
+    assert yaml.safe_load(card.split("---\n")[1])["model-index"][0]["name"] == "example"
