@@ -1,15 +1,7 @@
 """Events in (FHIR, MEDS, simulation), datasets on disk, batches out. Attributes are loaded when first used."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ehrseq.data.dataset import EventDataset, load_events, write_dataset
-    from ehrseq.data.fhir import patient_from_bundle, read_fhir
-    from ehrseq.data.meds import read_meds
-    from ehrseq.data.report import ConversionReport
-    from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, LABEL_SCHEMA, validate_events, validate_labels
-    from ehrseq.data.splits import assign_splits
+from typing import Any
 
 # Name -> module of this package that defines it.
 _EXPORTS = {
@@ -28,7 +20,7 @@ _EXPORTS = {
     "assign_splits": "splits",
 }
 
-__all__ = list(_EXPORTS)  # noqa: PLE0604  (the names are strings; the linter cannot see it)
+__all__ = list(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:

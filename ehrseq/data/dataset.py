@@ -24,7 +24,9 @@ DEFAULT_SHARD_SIZE = 5_000_000
 """Events per Parquet file, about: a subject's rows are never divided."""
 
 
-def load_events(path: str | Path, *, on_error: str = "raise", progress: bool = True) -> tuple[pl.DataFrame, ConversionReport]:
+def load_events(
+    path: str | Path, *, on_error: str = "raise", progress: bool = True
+) -> tuple[pl.DataFrame, ConversionReport]:
     """Read FHIR or MEDS, whichever `path` holds.
 
     Args:
@@ -42,20 +44,31 @@ def load_events(path: str | Path, *, on_error: str = "raise", progress: bool = T
 
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"{path} does not exist; give a folder or file of FHIR R4 (NDJSON, Bundles) or MEDS (Parquet).")
+        raise ValueError(
+            f"{path} does not exist; give a folder or file of FHIR R4 (NDJSON, Bundles) or MEDS (Parquet)."
+        )
     if path.is_file():
         is_meds = path.suffix in (".parquet", ".csv")
         is_fhir = bool(fhir_files(path))
     else:
-        is_meds = next((path / "data").rglob("*.parquet"), None) is not None or next(path.glob("*.parquet"), None) is not None
+        is_meds = (
+            next((path / "data").rglob("*.parquet"), None) is not None or next(path.glob("*.parquet"), None) is not None
+        )
         is_fhir = bool(fhir_files(path)) and not is_meds
     if is_meds:
         return read_meds_with_report(path)
     if is_fhir:
         return read_fhir(path, on_error=on_error, progress=progress)
-    endings = sorted({"".join(file.suffixes[-2:]) or file.name for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()})
+    endings = sorted(
+        {
+            "".join(file.suffixes[-2:]) or file.name
+            for file in ([path] if path.is_file() else path.rglob("*"))
+            if file.is_file()
+        }
+    )
     raise ValueError(
-        f"{path} holds neither FHIR (.ndjson, .jsonl, .json, each also .gz) nor MEDS (data/**/*.parquet); it holds {endings[:8] or 'no files'}. "
+        f"{path} holds neither FHIR (.ndjson, .jsonl, .json, each also .gz) nor MEDS (data/**/*.parquet); it holds "
+        f"{endings[:8] or 'no files'}. "
         "Convert MIMIC-IV or OMOP tables to MEDS first (MIMIC_IV_MEDS, meds_etl)."
     )
 
@@ -79,7 +92,8 @@ def write_dataset(
         path: Folder to create.
         dataset_name: Name kept in `metadata/dataset.json`.
         shard_size: Events per file, about; one subject stays in one file.
-        splits: (subject_id, split) of every subject. Default: `assign_splits`, on top of the source's own splits where `report` has them.
+        splits: (subject_id, split) of every subject. Default: `assign_splits`, on top of the source's own splits where
+            `report` has them.
         report: Conversion report; kept in `metadata/`, with code descriptions and the mapping of source ids.
         overwrite: Replace an existing dataset.
 
@@ -204,7 +218,11 @@ class EventDataset:
         return str(self.metadata.get("etl_name", "")).startswith("ehrseq")
 
 
-_CODE_SCHEMA: dict[str, pl.DataType] = {"code": pl.String(), "description": pl.String(), "parent_codes": pl.List(pl.String)}
+_CODE_SCHEMA: dict[str, pl.DataType] = {
+    "code": pl.String(),
+    "description": pl.String(),
+    "parent_codes": pl.List(pl.String),
+}
 
 
 def _splits_for(events: pl.DataFrame, splits: pl.DataFrame | None, report: ConversionReport | None) -> pl.DataFrame:
@@ -213,12 +231,17 @@ def _splits_for(events: pl.DataFrame, splits: pl.DataFrame | None, report: Conve
         return assign_splits(subjects, source_splits=None if report is None else report.source_splits)
     if not set(SPLIT_SCHEMA) <= set(splits.columns):
         raise ValueError(f"splits has columns {splits.columns}; expected subject_id and split.")
-    table = splits.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)).unique().sort("subject_id")
+    table = (
+        splits.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)).unique().sort("subject_id")
+    )
     if table["subject_id"].n_unique() != table.height:
         raise ValueError("splits gives a subject two splits; splits must be disjoint by subject.")
     without = subjects.filter(~subjects.is_in(table["subject_id"].implode()))
     if len(without):
-        raise ValueError(f"{len(without)} subject(s) have no split (first: {without[0]}); name every subject of the events in splits.")
+        raise ValueError(
+            f"{len(without)} subject(s) have no split (first: {without[0]}); name every subject of the events in "
+            "splits."
+        )
     return table.filter(pl.col("subject_id").is_in(subjects.implode()))
 
 
@@ -233,7 +256,12 @@ def _write_shards(events: pl.DataFrame, splits: pl.DataFrame, folder: Path, shar
         sizes = rows.group_by("subject_id", maintain_order=True).len()
         starts = sizes.select((pl.col("len").cum_sum() - pl.col("len")).alias("start"))["start"]
         shard = (starts // shard_size).rle_id()
-        bounds = sizes.with_columns(shard.alias("shard")).group_by("shard", maintain_order=True).agg(pl.col("len").sum())["len"].to_list()
+        bounds = (
+            sizes.with_columns(shard.alias("shard"))
+            .group_by("shard", maintain_order=True)
+            .agg(pl.col("len").sum())["len"]
+            .to_list()
+        )
         first = 0
         for number, height in enumerate(bounds):
             table = rows.slice(first, height).to_arrow().cast(_arrow_schema())
@@ -263,7 +291,9 @@ def _write_parquet(table: Any, file: Path) -> None:
     pq.write_table(table, file, compression="zstd")
 
 
-def _write_metadata(events: pl.DataFrame, splits: pl.DataFrame, folder: Path, dataset_name: str, report: ConversionReport | None) -> None:
+def _write_metadata(
+    events: pl.DataFrame, splits: pl.DataFrame, folder: Path, dataset_name: str, report: ConversionReport | None
+) -> None:
     import pyarrow as pa
 
     folder.mkdir(parents=True)
@@ -271,12 +301,24 @@ def _write_metadata(events: pl.DataFrame, splits: pl.DataFrame, folder: Path, da
     codes = events["code"].unique().sort().to_list()
     _write_parquet(
         pa.table(
-            {"code": codes, "description": [described.get(code) for code in codes], "parent_codes": [None] * len(codes)},
-            schema=pa.schema([pa.field("code", pa.string(), nullable=False), pa.field("description", pa.string()), pa.field("parent_codes", pa.list_(pa.string()))]),
+            {
+                "code": codes,
+                "description": [described.get(code) for code in codes],
+                "parent_codes": [None] * len(codes),
+            },
+            schema=pa.schema(
+                [
+                    pa.field("code", pa.string(), nullable=False),
+                    pa.field("description", pa.string()),
+                    pa.field("parent_codes", pa.list_(pa.string())),
+                ]
+            ),
         ),
         folder / "codes.parquet",
     )
-    split_schema = pa.schema([pa.field("subject_id", pa.int64(), nullable=False), pa.field("split", pa.string(), nullable=False)])
+    split_schema = pa.schema(
+        [pa.field("subject_id", pa.int64(), nullable=False), pa.field("split", pa.string(), nullable=False)]
+    )
     _write_parquet(splits.to_arrow().cast(split_schema), folder / "subject_splits.parquet")
     dataset = {
         "dataset_name": dataset_name,
@@ -292,7 +334,10 @@ def _write_metadata(events: pl.DataFrame, splits: pl.DataFrame, folder: Path, da
         return
     _write_json(report.to_dict(), folder / "conversion_report.json")
     if report.subject_ids:
-        mapping = pl.DataFrame({"source_id": list(report.subject_ids), "subject_id": list(report.subject_ids.values())}, schema_overrides={"subject_id": pl.Int64})
+        mapping = pl.DataFrame(
+            {"source_id": list(report.subject_ids), "subject_id": list(report.subject_ids.values())},
+            schema_overrides={"subject_id": pl.Int64},
+        )
         mapping.write_parquet(folder / "subject_ids.parquet")
 
 

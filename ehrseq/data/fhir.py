@@ -1,11 +1,12 @@
 """FHIR R4 in: folders of Bulk Data NDJSON, Bundles and single resources, as events.
 
-What each resource becomes stands in `ehrseq.data.fhir_resources`, how codes are named in `fhir_codes`, how references are followed in
-`fhir_references`, how dates are read in `fhir_time`.
+What each resource becomes stands in `ehrseq.data.fhir_resources`, how codes are named in `fhir_codes`, how references
+are followed in `fhir_references`, how dates are read in `fhir_time`.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,11 +35,13 @@ def read_fhir(
     """Read FHIR R4 as events.
 
     Args:
-        path: A folder (searched with its subfolders) or file of NDJSON (`.ndjson`, `.jsonl`) or JSON (`.json`: a Bundle, one resource or a list),
-            each perhaps gzipped (`.gz`).
-        on_error: `raise`: a line that is no FHIR resource is an error that names file and line; `skip`: it is counted and left out.
+        path: A folder (searched with its subfolders) or file of NDJSON (`.ndjson`, `.jsonl`) or JSON (`.json`: a
+            Bundle, one resource or a list), each perhaps gzipped (`.gz`).
+        on_error: `raise`: a line that is no FHIR resource is an error that names file and line; `skip`: it is counted
+            and left out.
         progress: Show a progress bar where reading takes longer than about a second.
-        num_workers: Processes that read; default: as many as there are cores (up to 8), one where there is little to read.
+        num_workers: Processes that read; default: as many as there are cores (up to 8), one where there is little to
+            read.
 
     Returns:
         Events (see `ehrseq.data.schema`), and the report of what was read, skipped and not resolved.
@@ -79,7 +82,11 @@ def events_from_bundle(bundle: dict[str, Any]) -> tuple[pl.DataFrame, Conversion
         ValueError: It is no Bundle, holds no Patient, or an entry is malformed.
     """
     if not isinstance(bundle, dict) or bundle.get("resourceType") != "Bundle":
-        got = bundle.get("resourceType", "an object without resourceType") if isinstance(bundle, dict) else type(bundle).__name__
+        got = (
+            bundle.get("resourceType", "an object without resourceType")
+            if isinstance(bundle, dict)
+            else type(bundle).__name__
+        )
         raise ValueError(f"Expected a FHIR R4 Bundle (a dict with resourceType 'Bundle'), got {got!r}.")
     report = ConversionReport(source="Bundle", format="fhir")
     extractor = Extractor()
@@ -99,8 +106,8 @@ def patient_from_bundle(bundle: dict[str, Any]) -> dict[str, Any]:
         bundle: A FHIR R4 Bundle with exactly one Patient.
 
     Returns:
-        `{"subject_id", "events": [{"time": datetime | None, "code", "numeric_value"?, "text_value"?, "visit_id"?, "unit"?}]}`, sorted; the events
-        are those of `read_fhir`.
+        `{"subject_id", "events": [{"time": datetime | None, "code", "numeric_value"?, "text_value"?, "visit_id"?,
+        "unit"?}]}`, sorted; the events are those of `read_fhir`.
 
     Raises:
         ValueError: No Bundle, no Patient or several, a malformed entry.
@@ -109,7 +116,9 @@ def patient_from_bundle(bundle: dict[str, Any]) -> dict[str, Any]:
     subjects = events["subject_id"].unique().to_list()
     patients = report.resources_read["Patient"]
     if patients != 1:
-        raise ValueError(f"The Bundle holds {patients} Patient resources; expected exactly one. Read several with read_fhir.")
+        raise ValueError(
+            f"The Bundle holds {patients} Patient resources; expected exactly one. Read several with read_fhir."
+        )
     if not subjects:
         raise ValueError("The Bundle holds no event of its Patient (no birth date, gender or dated resource).")
     rows = events.drop("subject_id").to_dicts()
@@ -138,11 +147,16 @@ def _plan(files: list[Path], sizes: list[int], workers: int) -> list[Task]:
             tasks.append(Task(index, str(file), cost=size))
         elif file.suffix != ".gz":
             bounds = _line_starts(file, size)
-            tasks += [Task(index, str(file), start, stop, cost=stop - start) for start, stop in zip(bounds, bounds[1:], strict=False)]
+            tasks += [
+                Task(index, str(file), start, stop, cost=stop - start) for start, stop in itertools.pairwise(bounds)
+            ]
         else:
             # Small ones go whole to one worker; a large one is parsed by all.
             stripes = workers if size > _PLAIN_TASK // 2 else 1
-            tasks += [Task(index, str(file), stripe=stripe, stripes=stripes, cost=size // stripes) for stripe in range(stripes)]
+            tasks += [
+                Task(index, str(file), stripe=stripe, stripes=stripes, cost=size // stripes)
+                for stripe in range(stripes)
+            ]
     return tasks if workers == 1 else sorted(tasks, key=lambda task: -task.cost)
 
 

@@ -1,4 +1,6 @@
-"""Blocks of FHIR rows meet: references become subjects, visits, ends of encounters and medication codes; then one sorted event table."""
+"""Blocks of FHIR rows meet: references become subjects, visits, ends of encounters and medication codes; then one
+sorted event table.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,8 @@ class Assembler:
         if not self._patients:
             read = dict(self.report.resources_read) or "nothing"
             raise ValueError(
-                f"{self.report.source or 'The input'} holds no Patient resource (read: {read}); events need the patients that they refer to: "
+                f"{self.report.source or 'The input'} holds no Patient resource (read: {read}); events need the "
+                "patients that they refer to: "
                 "give the whole export folder, or a Bundle with its Patient."
             )
         self._columns.sort(key=lambda item: item[0])
@@ -192,7 +195,7 @@ class Assembler:
         return time
 
     def _resolve_medications(self, columns: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Codes that are still references to Medications become their codes; a mixture becomes one row per ingredient."""
+        """Codes that are still references become those of their Medication; a mixture is one row per ingredient."""
         table = dict(self._tables["codes"])
         waiting = {text: number for text, number in table.items() if text.startswith(MEDICATION_REFERENCE)}
         if not waiting:
@@ -209,7 +212,9 @@ class Assembler:
             meant[number] = [table.setdefault(code, len(table)) for code in codes]
         code = columns["code"]
         if unknown:
-            self.report.unresolved_references["Medication (rows; kept where the reference has a display text)"] += int(np.isin(code, unknown).sum())
+            self.report.unresolved_references["Medication (rows; kept where the reference has a display text)"] += int(
+                np.isin(code, unknown).sum()
+            )
         # times[i]: into how many rows the rows of code i turn
         times = np.ones(len(table), dtype=np.int64)
         for number, codes in meant.items():
@@ -236,7 +241,9 @@ class Assembler:
             return None
         codes: list[str] = []
         for code in self._medications[found][1]:
-            inner = self._medication_codes(code, resolver, depth + 1) if code.startswith(MEDICATION_REFERENCE) else [code]
+            inner = (
+                self._medication_codes(code, resolver, depth + 1) if code.startswith(MEDICATION_REFERENCE) else [code]
+            )
             codes += inner or []
         return list(dict.fromkeys(codes))
 
@@ -266,7 +273,9 @@ class Assembler:
         )
         used = set(rows["code"].unique().to_list())
         descriptions = self.report.code_descriptions
-        self.report.code_descriptions = {codes[i]: descriptions[codes[i]] for i in sorted(used) if codes[i] in descriptions}
+        self.report.code_descriptions = {
+            codes[i]: descriptions[codes[i]] for i in sorted(used) if codes[i] in descriptions
+        }
         self.report.events_written = events.height
         self.report.subjects = events["subject_id"].n_unique()
         self.report.errors += [error for _, error in sorted(self._errors)][:MAX_ERRORS]
@@ -274,7 +283,9 @@ class Assembler:
 
 
 class _Visits:
-    """names: visit ids; index: encounter key number -> position in names or -1; offsets: subject_id -> UTC offset in minutes."""
+    """names: visit ids; index: encounter key number -> position in names or -1; offsets: subject_id -> UTC offset in
+    minutes.
+    """
 
     def __init__(self, names: list[str], index: np.ndarray, offsets: dict[int, int]) -> None:
         self.names, self.index, self.offsets = names, index, offsets
@@ -297,10 +308,11 @@ def _source_ids(patients: list[tuple[list[str], str]]) -> list[str]:
 
 
 def subject_ids_of(names: Iterable[str]) -> dict[str, int]:
-    """subject_id of each source id: the number itself where all ids are whole numbers that fit, else a 63-bit hash of the id.
+    """subject_id of each source id: the number itself where all ids are whole numbers that fit, else a 63-bit hash of
+    the id.
 
-    The hash (BLAKE2b, first 8 bytes, big-endian, without its lowest bit) depends on the id only: a patient keeps its subject_id in every
-    conversion, also when read alone.
+    The hash (BLAKE2b, first 8 bytes, big-endian, without its lowest bit) depends on the id only: a patient keeps its
+    subject_id in every conversion, also when read alone.
 
     Raises:
         ValueError: Two ids have the same hash (once in about 10^8 conversions of 300,000 patients).
@@ -312,7 +324,9 @@ def subject_ids_of(names: Iterable[str]) -> dict[str, int]:
     unique = list(dict.fromkeys(names))
     if all(name.isascii() and name.isdigit() and str(int(name)) == name and int(name) <= _MAX_INT64 for name in unique):
         return {name: int(name) for name in unique}
-    mapping = {name: int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1 for name in unique}
+    mapping = {
+        name: int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1 for name in unique
+    }
     if len(set(mapping.values())) < len(mapping):
         first: dict[int, str] = {}
         for name, number in mapping.items():

@@ -1,10 +1,12 @@
 """FHIR codings as event codes: `KIND//SYSTEM//CODE`.
 
-SYSTEM is a short name for the systems of the table below, else what identifies the system without its scheme, so that two systems never share
-a name. A concept without coding becomes `KIND//TEXT//<its text>`, a coding without system `KIND//LOCAL//<code>`.
+SYSTEM is a short name for the systems of the table below, else what identifies the system without its scheme, so that
+two systems never share a name. A concept without coding becomes `KIND//TEXT//<its text>`, a coding without system
+`KIND//LOCAL//<code>`.
 
-Of several codings the one of the kind's standard system is taken (order in `PREFERRED_SYSTEMS`), else the one that the user selected, else the
-first. ICD codes without a dot get it back (`I10` stays, `E119` becomes `E11.9`), so that one diagnosis has one code whoever wrote it.
+Of several codings the one of the kind's standard system is taken (order in `PREFERRED_SYSTEMS`), else the one that the
+user selected, else the first. ICD codes without a dot get it back (`I10` stays, `E119` becomes `E11.9`), so that one
+diagnosis has one code whoever wrote it.
 """
 
 from __future__ import annotations
@@ -91,7 +93,9 @@ def system_name(system: str | None, kind: str) -> str:
 
 
 def dotted(system: str, code: str) -> str:
-    """An ICD code with its dot: `E119` -> `E11.9`, ICD-9 `E8497` -> `E849.7`, ICD-9 procedure `5491` -> `54.91`; other codes as they are."""
+    """An ICD code with its dot: `E119` -> `E11.9`, ICD-9 `E8497` -> `E849.7`, ICD-9 procedure `5491` -> `54.91`; other
+    codes as they are.
+    """
     if system in ("ICD10CM", "ICD10"):
         head = 3
     elif system == "ICD9CM":

@@ -1,8 +1,8 @@
 """Worker processes that read FHIR blocks.
 
-Not `multiprocessing`: its workers import the caller's script (which then needs a main guard) or fork a process that already runs threads, and
-unpickling a function of this package would import transformers in every worker. These workers are plain interpreters that load only
-`ehrseq.data.fhir_blocks` and speak length-prefixed pickles over their own pipes.
+Not `multiprocessing`: its workers import the caller's script (which then needs a main guard) or fork a process that
+already runs threads, and unpickling a function of this package would import transformers in every worker. These workers
+are plain interpreters that load only `ehrseq.data.fhir_blocks` and speak length-prefixed pickles over their own pipes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ def read_in_parallel(tasks: Sequence[Task], workers: int, *, skip_errors: bool) 
     # Bounded, so that workers wait where this process falls behind: memory stays modest.
     results: queue.Queue[Any] = queue.Queue(maxsize=2 * workers)
     processes = [_start() for _ in range(workers)]
-    threads = [threading.Thread(target=_drive, args=(process, waiting, results, skip_errors), daemon=True) for process in processes]
+    threads = [
+        threading.Thread(target=_drive, args=(process, waiting, results, skip_errors), daemon=True)
+        for process in processes
+    ]
     try:
         for thread in threads:
             thread.start()
@@ -98,7 +101,12 @@ def _start() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", _WORKER, package], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
-def _drive(process: subprocess.Popen[bytes], waiting: queue.SimpleQueue[Task | None], results: queue.Queue[Any], skip_errors: bool) -> None:
+def _drive(
+    process: subprocess.Popen[bytes],
+    waiting: queue.SimpleQueue[Task | None],
+    results: queue.Queue[Any],
+    skip_errors: bool,
+) -> None:
     """Hand tasks to one process and pass its blocks on; None when all is done, an exception when it fails."""
     try:
         assert_pipes = process.stdin is not None and process.stdout is not None
@@ -110,7 +118,9 @@ def _drive(process: subprocess.Popen[bytes], waiting: queue.SimpleQueue[Task | N
                 results.put(result)
         results.put(None)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        results.put(RuntimeError(f"A worker that reads FHIR files died ({error}); out of memory? Read with num_workers=1."))
+        results.put(
+            RuntimeError(f"A worker that reads FHIR files died ({error}); out of memory? Read with num_workers=1.")
+        )
 
 
 def _send(stream: IO[bytes], message: Any) -> None:

@@ -1,8 +1,11 @@
 """FHIR references as keys, and keys as the resources they name.
 
-A key is one string per referenced thing: the bare id for `Patient/x` and `urn:uuid:x`, the whole URL (without version) for an absolute
-reference and for a relative one inside an entry whose fullUrl tells its server, `|system|value` for an identifier (a logical reference, or a
-conditional one: `Patient?identifier=system|value`). Two servers may both have a patient 23: an absolute key only meets a bare id where the
+A key is one string per referenced thing: the bare id for `Patient/x` and `urn:uuid:x`, the whole URL (without version)
+    for an absolute
+reference and for a relative one inside an entry whose fullUrl tells its server, `|system|value` for an identifier (a
+logical reference, or a
+conditional one: `Patient?identifier=system|value`). Two servers may both have a patient 23: an absolute key only meets
+    a bare id where the
 resource came without a server (NDJSON), a bare key only meets an absolute one where no other server has that id.
 """
 
@@ -19,7 +22,8 @@ def reference_key(reference: str, server: str = "") -> str:
     """Key of a literal reference.
 
     Args:
-        reference: `Patient/x`, `urn:uuid:x`, `https://server/fhir/Patient/x`, each perhaps with `/_history/n`; `Patient?identifier=s|v`.
+        reference: `Patient/x`, `urn:uuid:x`, `https://server/fhir/Patient/x`, each perhaps with `/_history/n`;
+            `Patient?identifier=s|v`.
         server: Base URL of the resource that holds the reference, empty where it has none.
     """
     reference = reference.strip()
@@ -77,16 +81,14 @@ def own_keys(resource: dict[str, Any], full_url: str | None) -> list[str]:
         ValueError: It has neither an id nor a fullUrl.
     """
     name = resource.get("id")
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"an id must be a string, got {name!r}")
     server = server_of(full_url)
-    keys = []
+    url_key = reference_key(full_url) if full_url else NOTHING
     if server:
-        keys.append(f"{server}/{resource['resourceType']}/{name or str(full_url).partition('/_history/')[0].rstrip('/').rsplit('/', 1)[1]}")
-    elif name:
-        if not isinstance(name, str):
-            raise TypeError(f"an id must be a string, got {name!r}")
-        keys.append(name)
-    if full_url and not server:
-        keys.append(reference_key(full_url))
+        keys = [f"{server}/{resource['resourceType']}/{name or bare_id(url_key)}"]
+    else:
+        keys = [key for key in (name, url_key) if key]
     if not keys:
         raise ValueError("it has no id (and no fullUrl), so nothing can refer to it")
     identifiers = resource.get("identifier")

@@ -1,12 +1,16 @@
 """One extractor per FHIR resource type: a parsed resource in, rows of small integers out.
 
-Rows are tuples of indices into a block's own string tables, which later meet (`ehrseq.data.fhir_assemble`): a row costs seven numbers, and
-references are looked up once per distinct reference, not once per row. `time` is when a fact was available:
+Rows are tuples of indices into a block's own string tables, which later meet (`ehrseq.data.fhir_assemble`): a row costs
+seven numbers, and references are looked up once per distinct reference, not once per row. `time` is when a fact was
+available:
 
 | resource | time of its rows | kind |
 |---|---|---|
-| Patient | birth: first instant of birthDate (or its birthTime); death: last instant of deceasedDateTime; the rest static | `MEDS_BIRTH`, `MEDS_DEATH`, `GENDER`, `RACE`, `ETHNICITY` |
-| Encounter | period.start, period.end | `VISIT_START//<class>`, `VISIT_END//<discharge disposition or class>` |
+| Patient | birth: first instant of birthDate (or its birthTime) | `MEDS_BIRTH` |
+| Patient | death: last instant of deceasedDateTime | `MEDS_DEATH` |
+| Patient | static | `GENDER`, `RACE`, `ETHNICITY` |
+| Encounter | period.start | `VISIT_START//<class>` |
+| Encounter | period.end | `VISIT_END//<discharge disposition or class>` |
 | Condition | recordedDate (never onset) | `DIAGNOSIS` |
 | Procedure | end of performed, performedDateTime | `PROCEDURE` |
 | Observation | issued, else effective (its end) | `LAB`, `VITAL`, `OBSERVATION` by category |
@@ -15,10 +19,10 @@ references are looked up once per distinct reference, not once per row. `time` i
 | MedicationDispense | whenHandedOver, else whenPrepared | `MEDICATION` |
 | Immunization | recorded, else occurrence | `IMMUNIZATION` |
 
-Where that is absent, the end of the resource's encounter; where that is absent too, the fact is skipped and counted. A period without end
-stands for its start. What did not happen is left out and counted: `entered-in-error`, `not-done`, cancelled encounters and observations,
-declined dispenses, refuted conditions, `doNotPerform`. Other statuses are kept: they are often set long after the fact, so filtering by them
-would look into the future. Doses are not read.
+Where that is absent, the end of the resource's encounter; where that is absent too, the fact is skipped and counted. A
+period without end stands for its start. What did not happen is left out and counted: `entered-in-error`, `not-done`,
+cancelled encounters and observations, declined dispenses, refuted conditions, `doNotPerform`. Other statuses are kept:
+they are often set long after the fact, so filtering by them would look into the future. Doses are not read.
 """
 
 from __future__ import annotations
@@ -61,13 +65,30 @@ _NAN = float("nan")
 _MAX_FLOAT32 = 3.4028234663852886e38
 _TIME_CACHE_SIZE = 500_000
 
-_CATEGORY_KINDS = {"laboratory": "LAB", "lab": "LAB", "vital-signs": "VITAL", "vital-sign": "VITAL", "vital signs": "VITAL"}
+_CATEGORY_KINDS = {
+    "laboratory": "LAB",
+    "lab": "LAB",
+    "vital-signs": "VITAL",
+    "vital-sign": "VITAL",
+    "vital signs": "VITAL",
+}
 # LOINC codes of FHIR's vital signs profiles (and their components), for observations that have no category.
-_VITAL_LOINC = frozenset(
-    "85353-1 9279-1 8867-4 2708-6 59408-5 8310-5 8302-2 9843-4 29463-7 39156-5 85354-9 8480-6 8462-4 8478-0 8289-1 59576-9 77606-2".split()
-)
+# fmt: off
+_VITAL_LOINC = frozenset((
+    "85353-1", "9279-1", "8867-4", "2708-6", "59408-5", "8310-5", "8302-2", "9843-4", "29463-7",
+    "39156-5", "85354-9", "8480-6", "8462-4", "8478-0", "8289-1", "59576-9", "77606-2",
+))
+# fmt: on
 # Encounter classes as older servers write them.
-_OLD_CLASSES = {"inpatient": "IMP", "outpatient": "AMB", "ambulatory": "AMB", "emergency": "EMER", "home": "HH", "virtual": "VR", "field": "FLD"}
+_OLD_CLASSES = {
+    "inpatient": "IMP",
+    "outpatient": "AMB",
+    "ambulatory": "AMB",
+    "emergency": "EMER",
+    "home": "HH",
+    "virtual": "VR",
+    "field": "FLD",
+}
 _MIMIC_HOSPITAL_STAY = "http://mimic.mit.edu/fhir/mimic/identifier/encounter-hosp"
 _GENDERS = {"female": "F", "male": "M", "other": "O", "unknown": "U"}
 _US_CORE = "http://hl7.org/fhir/us/core/StructureDefinition/us-core-"
@@ -86,7 +107,9 @@ MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 """What an extractor raises when a resource is not as FHIR says."""
 
 Row = tuple[int, int, int, int, float, int, int]
-"""(subject, encounter, code, time, value, text, unit): indices into the tables; time in microseconds or one of the constants above."""
+"""(subject, encounter, code, time, value, text, unit): indices into the tables; time in microseconds or one of the
+constants above.
+"""
 
 
 class Table(dict[str, int]):
@@ -108,7 +131,8 @@ class Extractor:
 
     Attributes:
         rows: What was found, see `Row`.
-        subjects, encounters, codes, texts, units: String tables that the rows point into (subjects and encounters hold keys).
+        subjects, encounters, codes, texts, units: String tables that the rows point into (subjects and encounters hold
+            keys).
         patients: (keys, id) of each Patient.
         visits: (keys, id, subject index, start, end, UTC offset in minutes or None, key of partOf) of each Encounter.
         medications: (keys, codes) of each Medication; a code may be `MEDICATION_REFERENCE` + key.
@@ -174,7 +198,10 @@ class Extractor:
 
     def _bundle(self, bundle: dict[str, Any], _: str | None) -> None:
         if bundle.get("type") == "history":
-            raise ValueError("a Bundle of type history holds versions, not a record; expected transaction, batch, collection, searchset, document or message")
+            raise ValueError(
+                "a Bundle of type history holds versions, not a record; expected transaction, batch, collection, "
+                "searchset, document or message"
+            )
         for number, entry in enumerate(bundle.get("entry") or ()):
             resource = entry.get("resource")
             if resource is None:
@@ -241,7 +268,9 @@ class Extractor:
         coding = (disposition.get("coding") or [{}])[0]
         left_as = _one_line(coding.get("code") or coding.get("display") or disposition.get("text") or encounter_class)
 
-        self.visits.append((keys, encounter.get("id") or keys[0], subject, started, ended, offset_minutes(start or end or ""), part_of))
+        self.visits.append(
+            (keys, encounter.get("id") or keys[0], subject, started, ended, offset_minutes(start or end or ""), part_of)
+        )
         if started == NO_TIME:
             self.counts["skipped", "Encounter: no start of its period"] += 1
             return
@@ -254,7 +283,9 @@ class Extractor:
         self.rows.append((subject, own, self.codes[f"VISIT_END//{left_as}"], ended, _NAN, 0, 0))
 
     def _encounter_class(self, encounter: dict[str, Any]) -> str:
-        """v3-ActCode class; MIMIC's hospital stays are admissions, whatever class they carry (it says how the patient came)."""
+        """v3-ActCode class; MIMIC's hospital stays are admissions, whatever class they carry (it says how the patient
+        came).
+        """
         for identifier in encounter.get("identifier") or ():
             if identifier.get("system") == _MIMIC_HOSPITAL_STAY:
                 self.counts["notes", "MIMIC hospital stays read as class IMP"] += 1
@@ -287,7 +318,9 @@ class Extractor:
             return
         code = self._code("PROCEDURE", procedure.get("code"), "Procedure")
         if code:
-            self._add(procedure, "subject", "encounter", code, self._when(procedure, "performed", TIME_FROM_ENCOUNTER + 3))
+            self._add(
+                procedure, "subject", "encounter", code, self._when(procedure, "performed", TIME_FROM_ENCOUNTER + 3)
+            )
 
     def _immunization(self, immunization: dict[str, Any], _: str | None) -> None:
         if self._did_not_happen("Immunization", immunization.get("status"), ("not-done",)):
@@ -332,7 +365,11 @@ class Extractor:
     # Medications
 
     def _medication_request(self, request: dict[str, Any], _: str | None) -> None:
-        if self._did_not_happen("MedicationRequest", "doNotPerform" if request.get("doNotPerform") is True else request.get("status"), ("doNotPerform",)):
+        if self._did_not_happen(
+            "MedicationRequest",
+            "doNotPerform" if request.get("doNotPerform") is True else request.get("status"),
+            ("doNotPerform",),
+        ):
             return
         authored = request.get("authoredOn")
         self._add_medication(request, "encounter", self._time(authored) if authored else TIME_FROM_ENCOUNTER + 5)
@@ -340,7 +377,9 @@ class Extractor:
     def _medication_administration(self, administration: dict[str, Any], _: str | None) -> None:
         if self._did_not_happen("MedicationAdministration", administration.get("status"), ("not-done",)):
             return
-        self._add_medication(administration, "context", self._when(administration, "effective", TIME_FROM_ENCOUNTER + 6))
+        self._add_medication(
+            administration, "context", self._when(administration, "effective", TIME_FROM_ENCOUNTER + 6)
+        )
 
     def _medication_dispense(self, dispense: dict[str, Any], _: str | None) -> None:
         if self._did_not_happen("MedicationDispense", dispense.get("status"), ("cancelled", "declined")):
@@ -415,7 +454,7 @@ class Extractor:
         return time
 
     def _when(self, resource: dict[str, Any], field: str, otherwise: int) -> int:
-        """Time of a choice element: `<field>DateTime`, the end of `<field>Period` (else its start), `<field>Instant`."""
+        """Time of a choice element: its DateTime, the end of its Period (else the start), its Instant."""
         text = resource.get(field + "DateTime")
         if not text:
             period = resource.get(field + "Period")
@@ -431,7 +470,11 @@ class Extractor:
         raw = holder.get("reference")
         number = self._seen_subjects.get(raw)
         if number is None:
-            key = self._contained_key(raw, resource) if isinstance(raw, str) and raw.startswith("#") else key_of(holder, self._server)
+            key = (
+                self._contained_key(raw, resource)
+                if isinstance(raw, str) and raw.startswith("#")
+                else key_of(holder, self._server)
+            )
             number = self.subjects[key]
             if raw and not raw.startswith("#"):
                 self._seen_subjects[raw] = number
@@ -555,7 +598,9 @@ def explain(error: Exception) -> str:
 def _one_line(text: str) -> str:
     if not isinstance(text, str):
         raise TypeError(f"expected text, got {text!r}")
-    return " ".join(text.split()) if ("\n" in text or "  " in text or text[:1].isspace() or text[-1:].isspace()) else text
+    return (
+        " ".join(text.split()) if ("\n" in text or "  " in text or text[:1].isspace() or text[-1:].isspace()) else text
+    )
 
 
 def _omb_categories(extension: dict[str, Any]) -> list[str]:
@@ -565,7 +610,10 @@ def _omb_categories(extension: dict[str, Any]) -> list[str]:
     for part in extension.get("extension") or ():
         coding = part.get("valueCoding")
         if part.get("url") == "ombCategory" and coding:
-            names.append(_OMB_NAMES.get(coding.get("code")) or _one_line(coding.get("display") or coding.get("code") or "").upper())
+            names.append(
+                _OMB_NAMES.get(coding.get("code"))
+                or _one_line(coding.get("display") or coding.get("code") or "").upper()
+            )
         elif part.get("url") == "text":
             text = _one_line(part.get("valueString") or "").upper()
     return [name for name in names if name] or ([text] if text else [])

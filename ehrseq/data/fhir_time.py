@@ -1,8 +1,9 @@
 """FHIR dates and times: every precision and offset, as naive UTC microseconds since 1970.
 
-A partial date (`2012`, `2012-05`, `2012-05-24`) takes its last instant, so that nothing is known before it was; a birth date takes its first.
-A date, and a time without zone, is wall-clock time of an unknown zone. It is read as UTC here; `LOCAL_TICK` marks the last instant of a date so
-that the reader can move it to the zone of the patient's own encounters (see `ehrseq.data.fhir_assemble`).
+A partial date (`2012`, `2012-05`, `2012-05-24`) takes its last instant, so that nothing is known before it was; a birth
+date takes its first. A date, and a time without zone, is wall-clock time of an unknown zone. It is read as UTC here;
+`LOCAL_TICK` marks the last instant of a date so that the reader can move it to the zone of the patient's own encounters
+(see `ehrseq.data.fhir_assemble`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def parse_instant(text: str) -> int:
     """Microseconds since 1970 (UTC) of a FHIR date, dateTime or instant; the last instant of a partial date.
 
     Args:
-        text: `YYYY`, `YYYY-MM`, `YYYY-MM-DD` or `YYYY-MM-DDThh:mm[:ss[.fff]][Z|+hh:mm]`. Without a zone, UTC is assumed.
+        text: `YYYY`, `YYYY-MM`, `YYYY-MM-DD` or `YYYY-MM-DDThh:mm[:ss[.fff]][Z|+hh:mm]`. Without a zone, UTC is
+            assumed.
 
     Raises:
         ValueError: Not a date or time.
@@ -75,10 +77,14 @@ def offset_minutes(text: str) -> int | None:
 def _date_parts(text: str) -> tuple[int, int, int]:
     """(year, month, day) of a date; 0 for the parts that it leaves out."""
     parts = text.split("-")
-    if [len(part) for part in parts] != [4, 2, 2][: len(parts)] or not all(part.isascii() and part.isdigit() for part in parts):
-        raise ValueError(f"{text!r} is not a FHIR date or time; expected YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDThh:mm:ss+zz:zz.")
+    if [len(part) for part in parts] != [4, 2, 2][: len(parts)] or not all(
+        part.isascii() and part.isdigit() for part in parts
+    ):
+        raise ValueError(
+            f"{text!r} is not a FHIR date or time; expected YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDThh:mm:ss+zz:zz."
+        )
     numbers = [int(part) for part in parts] + [0, 0]
-    if len(parts) > 1 and not numbers[1] or len(parts) > 2 and not numbers[2]:
+    if (len(parts) > 1 and not numbers[1]) or (len(parts) > 2 and not numbers[2]):
         raise ValueError(f"{text!r} is not a date: month and day start at 1.")
     return numbers[0], numbers[1], numbers[2]
 
@@ -108,4 +114,6 @@ def _parse_unusual(text: str) -> datetime:
                 return datetime.fromisoformat(text[:10] + text[10:].replace(odd, usual, 1)) + extra
             except ValueError:
                 break
-    raise ValueError(f"{text!r} is not a FHIR date or time; expected YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDThh:mm:ss+zz:zz.")
+    raise ValueError(
+        f"{text!r} is not a FHIR date or time; expected YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDThh:mm:ss+zz:zz."
+    )

@@ -18,9 +18,11 @@ _UNIT_COLUMNS = ("unit", "units", "valueuom")
 def read_meds(path: str | Path) -> pl.DataFrame:
     """Read a MEDS dataset as an event table.
 
-    Categorical codes become strings, times of any unit microseconds, extra columns are left out but for these: the first present of
-    `visit_id`, `hadm_id`, `encounter_id`, `visit_occurrence_id` becomes `visit_id`, the first of `unit`, `units`, `valueuom` becomes `unit`.
-    Rows equal to an earlier one in every column of the event table are dropped (`read_meds_with_report` counts them).
+    Categorical codes become strings, times of any unit microseconds, extra columns are left out but for these: the
+        first present of
+    `visit_id`, `hadm_id`, `encounter_id`, `visit_occurrence_id` becomes `visit_id`, the first of `unit`, `units`,
+    `valueuom` becomes `unit`. Rows equal to an earlier one in every column of the event table are dropped
+    (`read_meds_with_report` counts them).
 
     Args:
         path: Folder with `data/**/*.parquet` (or Parquet files anywhere below), or one `.parquet` or `.csv` file.
@@ -59,7 +61,9 @@ def meds_files(path: Path) -> list[Path]:
         ValueError: There is none.
     """
     if not path.exists():
-        raise ValueError(f"{path} does not exist; give a MEDS folder (with data/**/*.parquet) or a .parquet or .csv file.")
+        raise ValueError(
+            f"{path} does not exist; give a MEDS folder (with data/**/*.parquet) or a .parquet or .csv file."
+        )
     if path.is_file():
         if path.suffix not in (".parquet", ".csv"):
             raise ValueError(f"{path} is not a MEDS file; expected .parquet or .csv.")
@@ -83,10 +87,16 @@ def read_splits(path: Path) -> pl.DataFrame | None:
 
 
 def _read_file(file: Path) -> pl.DataFrame:
-    """One file's rows with our column names; absent optional columns stay absent only if no file has them (filled with nulls here)."""
+    """One file's rows with our column names; absent optional columns stay absent only if no file has them (filled with
+    nulls here).
+    """
     try:
         if file.suffix == ".csv":
-            lazy = pl.scan_csv(file, infer_schema_length=10_000, schema_overrides={"code": pl.String, "time": pl.String, "text_value": pl.String})
+            lazy = pl.scan_csv(
+                file,
+                infer_schema_length=10_000,
+                schema_overrides={"code": pl.String, "time": pl.String, "text_value": pl.String},
+            )
         else:
             lazy = pl.scan_parquet(file, hive_partitioning=False)
         names = lazy.collect_schema().names()
@@ -96,7 +106,9 @@ def _read_file(file: Path) -> pl.DataFrame:
     names = lazy.collect_schema().names()
     missing = [name for name in REQUIRED_COLUMNS if name not in names]
     if missing:
-        raise ValueError(f"{file}: column(s) {missing} are absent (got {names}); a MEDS table needs subject_id, time and code.")
+        raise ValueError(
+            f"{file}: column(s) {missing} are absent (got {names}); a MEDS table needs subject_id, time and code."
+        )
     for target, candidates in (("visit_id", _VISIT_COLUMNS), ("unit", _UNIT_COLUMNS)):
         present = [name for name in candidates if name in names]
         if present and present[0] != target:

@@ -23,7 +23,8 @@ class ConversionReport:
         entered_in_error: Type -> number of resources marked as errors by their source.
         skipped: Reason -> number of facts left out.
         unresolved_references: What was referenced -> number of references to nothing that was given.
-        time_from_encounter_end: Type -> number of rows whose time is the end of their encounter, for want of a time of their own.
+        time_from_encounter_end: Type -> number of rows whose time is the end of their encounter, for want of a time of
+            their own.
         notes: Other things counted that change no row's presence (`dates without zone`, `values with a comparator`).
         errors: The first lines that could not be read, with file and line (`on_error="skip"`).
         duplicates_dropped: Rows equal to an earlier one in every column.
@@ -75,7 +76,11 @@ class ConversionReport:
             if counts:
                 lines.append(_line(name.replace("_", " "), sum(counts.values())))
                 lines += [_line(f"  {key}", count) for key, count in counts.most_common()]
-        lines += [_line("duplicates dropped", self.duplicates_dropped), _line("subjects", self.subjects), _line("events", self.events_written)]
+        lines += [
+            _line("duplicates dropped", self.duplicates_dropped),
+            _line("subjects", self.subjects),
+            _line("events", self.events_written),
+        ]
         lines += [f"  ! {error}" for error in self.errors]
         return "\n".join(lines)
 

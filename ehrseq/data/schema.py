@@ -10,7 +10,8 @@
 | visit_id | String | the visit that the row was recorded in; null where the source names none |
 | unit | String | unit of `numeric_value` as the source writes it |
 
-At one instant of one subject the order is: static rows, birth, starts of visits, everything else in source order, ends of visits, death.
+At one instant of one subject the order is: static rows, birth, starts of visits, everything else in source order, ends
+    of visits, death.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ LABEL_SCHEMA: dict[str, pl.DataType] = {
 BIRTH_CODE = "MEDS_BIRTH"
 DEATH_CODE = "MEDS_DEATH"
 
-# Rank of a code among the rows of one instant; the second line of each is how MIMIC-IV's and OMOP's MEDS exports call it.
+# Rank of a code among the rows of one instant; the second line of each is how MIMIC-IV's and OMOP's MEDS exports call
+# it.
 _START_PREFIXES = r"^(?:VISIT_START|HOSPITAL_ADMISSION|ED_REGISTRATION|ICU_ADMISSION|Visit/[^/]+(?://?start)?$)"
 _END_PREFIXES = r"^(?:VISIT_END|HOSPITAL_DISCHARGE|ED_OUT|ICU_DISCHARGE|Visit/[^/]+//?end$)"
 RANK_BIRTH, RANK_START, RANK_OTHER, RANK_END, RANK_DEATH = range(5)
@@ -86,7 +88,8 @@ def sort_events(events: pl.DataFrame) -> pl.DataFrame:
 def validate_events(events: Any, *, source: str = "events") -> pl.DataFrame:
     """Cast, complete and sort an event table.
 
-    Missing optional columns are filled with nulls, other columns are dropped, times with a zone become naive UTC. NaN and infinite values
+    Missing optional columns are filled with nulls, other columns are dropped, times with a zone become naive UTC. NaN
+    and infinite values
     become nulls (logged with their number): a value that is not a number is no value.
 
     Args:
@@ -112,12 +115,16 @@ def validate_events(events: Any, *, source: str = "events") -> pl.DataFrame:
         nulls = checked[name].null_count()
         if nulls:
             row = int(checked[name].is_null().arg_true()[0])
-            raise ValueError(f"{source}: {nulls} row(s) have no {name} (first: row {row}); give every event one or remove the row.")
+            raise ValueError(
+                f"{source}: {nulls} row(s) have no {name} (first: row {row}); give every event one or remove the row."
+            )
     if (checked["code"] == "").any():
         row = int((checked["code"] == "").arg_true()[0])
         raise ValueError(f"{source}: row {row} has an empty code; give every event a code or remove the row.")
     checked = _without_non_finite(checked, source)
-    checked = checked.with_columns(pl.lit(None, dtype=dtype).alias(name) for name, dtype in EVENT_SCHEMA.items() if name not in checked.columns)
+    checked = checked.with_columns(
+        pl.lit(None, dtype=dtype).alias(name) for name, dtype in EVENT_SCHEMA.items() if name not in checked.columns
+    )
     return sort_events(checked.select(EVENT_COLUMNS))
 
 
@@ -130,11 +137,16 @@ def validate_labels(labels: Any, *, source: str = "labels") -> pl.DataFrame:
     frame = _as_frame(labels, source)
     missing = [name for name in LABEL_SCHEMA if name not in frame.columns]
     if missing:
-        raise ValueError(f"{source}: column(s) {missing} are absent (got {frame.columns}); a label table needs {list(LABEL_SCHEMA)}.")
+        raise ValueError(
+            f"{source}: column(s) {missing} are absent (got {frame.columns}); a label table needs {list(LABEL_SCHEMA)}."
+        )
     checked = pl.DataFrame([_cast(frame[name], dtype, source) for name, dtype in LABEL_SCHEMA.items()])
     for name in LABEL_SCHEMA:
         if checked[name].null_count():
-            raise ValueError(f"{source}: {checked[name].null_count()} row(s) have no {name}; a label needs all of {list(LABEL_SCHEMA)}.")
+            raise ValueError(
+                f"{source}: {checked[name].null_count()} row(s) have no {name}; a label needs all of "
+                f"{list(LABEL_SCHEMA)}."
+            )
     return checked.sort(["subject_id", "prediction_time"], maintain_order=True)
 
 
@@ -146,7 +158,10 @@ def _as_frame(table: Any, source: str) -> pl.DataFrame:
     try:
         return pl.DataFrame(table)
     except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        raise ValueError(f"{source}: expected a table (polars, pyarrow, pandas or a dict of columns), got {type(table).__name__}: {error}") from error
+        raise ValueError(
+            f"{source}: expected a table (polars, pyarrow, pandas or a dict of columns), got "
+            f"{type(table).__name__}: {error}"
+        ) from error
 
 
 def _cast(column: pl.Series, dtype: pl.DataType, source: str) -> pl.Series:
@@ -158,7 +173,9 @@ def _cast(column: pl.Series, dtype: pl.DataType, source: str) -> pl.Series:
     if isinstance(dtype, pl.Datetime):
         return _cast_time(column, source)
     if isinstance(dtype, pl.Int64) and column.dtype.is_float() and not (column.drop_nulls() % 1 == 0).all():
-        raise ValueError(f"{source}: column {column.name!r} holds numbers that are not whole ({column.dtype}); expected int64.")
+        raise ValueError(
+            f"{source}: column {column.name!r} holds numbers that are not whole ({column.dtype}); expected int64."
+        )
     if isinstance(dtype, pl.String) and column.dtype.is_nested():
         raise ValueError(f"{source}: column {column.name!r} holds {column.dtype}; expected strings.")
     if isinstance(dtype, pl.Float32 | pl.Int64) and (column.dtype.is_temporal() or column.dtype.is_nested()):
@@ -166,20 +183,27 @@ def _cast(column: pl.Series, dtype: pl.DataType, source: str) -> pl.Series:
     cast = column.cast(dtype, strict=False)
     lost = cast.is_null() & column.is_not_null()
     if lost.any():
-        raise ValueError(f"{source}: column {column.name!r} must be {dtype}, row {lost.arg_true()[0]} holds {column.filter(lost)[0]!r} ({column.dtype}).")
+        raise ValueError(
+            f"{source}: column {column.name!r} must be {dtype}, row {lost.arg_true()[0]} holds "
+            f"{column.filter(lost)[0]!r} ({column.dtype})."
+        )
     return cast
 
 
 def _cast_time(column: pl.Series, source: str) -> pl.Series:
     """Any timestamp, date or ISO string as naive UTC microseconds."""
     if isinstance(column.dtype, pl.Datetime):
-        utc = column if column.dtype.time_zone is None else column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+        utc = (
+            column if column.dtype.time_zone is None else column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+        )
         return utc.cast(pl.Datetime("us"))
     if column.dtype == pl.Date:
         return column.cast(pl.Datetime("us"))
     if column.dtype in (pl.String, pl.Categorical, pl.Object) or isinstance(column.dtype, pl.Enum):
         return _parse_iso(column.cast(pl.String), source)
-    raise ValueError(f"{source}: column {column.name!r} holds {column.dtype}; expected timestamps (or ISO 8601 strings).")
+    raise ValueError(
+        f"{source}: column {column.name!r} holds {column.dtype}; expected timestamps (or ISO 8601 strings)."
+    )
 
 
 def _parse_iso(column: pl.Series, source: str) -> pl.Series:
@@ -205,6 +229,8 @@ def _without_non_finite(events: pl.DataFrame, source: str) -> pl.DataFrame:
         return events
     from transformers.utils import logging
 
-    logging.get_logger(__name__).warning(f"{source}: {bad} value(s) are NaN, infinite or beyond float32; they are read as missing.")
+    logging.get_logger(__name__).warning(
+        f"{source}: {bad} value(s) are NaN, infinite or beyond float32; they are read as missing."
+    )
     value = pl.col("numeric_value")
     return events.with_columns(pl.when(value.is_finite()).then(value).alias("numeric_value"))

@@ -23,15 +23,17 @@ def assign_splits(
 ) -> pl.DataFrame:
     """One split per subject.
 
-    Each subject draws a uniform number from a hash of (seed, subject_id) and falls where that number falls among the cumulated fractions: the
-    splits are disjoint, do not depend on who else is there, and hold their fractions up to the chance of the draw.
+    Each subject draws a uniform number from a hash of (seed, subject_id) and falls where that number falls among the
+    cumulated fractions: the splits are disjoint, do not depend on who else is there, and hold their fractions up to the
+    chance of the draw.
 
     Args:
         subject_ids: Integers (a Series, array or list); repeated ones count once.
         fractions: Split name -> share, in order; they sum to 1. Default `DEFAULT_FRACTIONS`.
         seed: Another seed, other splits.
-        source_splits: A source's own splits (subject_id, split), kept: `tuning`, `held_out` and any other name stay, and a source that knows no
-            `pretrain` has its `train` divided into `pretrain` and `train` in the proportion of `fractions`. Subjects that it does not name are drawn.
+        source_splits: A source's own splits (subject_id, split), kept: `tuning`, `held_out` and any other name stay,
+            and a source that knows no `pretrain` has its `train` divided into `pretrain` and `train` in the proportion
+            of `fractions`. Subjects that it does not name are drawn.
 
     Returns:
         DataFrame (subject_id Int64, split String) sorted by subject_id.
@@ -64,7 +66,9 @@ def _divide_train(given: pl.DataFrame, shares: Mapping[str, float], seed: int) -
     both = shares["pretrain"] + shares.get("train", 0.0)
     uniform = _uniform(given["subject_id"].to_numpy(), seed)
     pretrain = pl.Series(uniform < shares["pretrain"] / both)
-    return given.with_columns(pl.when((pl.col("split") == "train") & pretrain).then(pl.lit("pretrain")).otherwise("split").alias("split"))
+    return given.with_columns(
+        pl.when((pl.col("split") == "train") & pretrain).then(pl.lit("pretrain")).otherwise("split").alias("split")
+    )
 
 
 def _unique_ids(subject_ids: Any) -> pl.Series:
@@ -72,12 +76,16 @@ def _unique_ids(subject_ids: Any) -> pl.Series:
     if ids.is_empty():
         return ids.cast(pl.Int64)
     if not ids.dtype.is_integer() or ids.null_count():
-        raise ValueError(f"subject_ids must be integers without nulls, got {ids.dtype} with {ids.null_count()} null(s).")
+        raise ValueError(
+            f"subject_ids must be integers without nulls, got {ids.dtype} with {ids.null_count()} null(s)."
+        )
     return ids.cast(pl.Int64).unique().sort()
 
 
 def _uniform(ids: np.ndarray, seed: int) -> np.ndarray:
-    """Uniform numbers in [0, 1) of (seed, id): two rounds of splitmix64 (Steele, Lea, Flood 2014), whose bits all depend on all bits."""
+    """Uniform numbers in [0, 1) of (seed, id): two rounds of splitmix64 (Steele, Lea, Flood 2014), whose bits all
+    depend on all bits.
+    """
     mixed = _splitmix64(ids.astype(np.int64).view(np.uint64) ^ _splitmix64(np.array([seed % 2**64], dtype=np.uint64)))
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
