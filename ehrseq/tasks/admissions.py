@@ -1,0 +1,207 @@
+"""Admissions: the stays in hospital that tasks index, merged out of encounters.
+
+An *admission* is what inpatient encounters (classes IMP, ACUTE, NONAC) become when those that overlap, and those that
+follow one another on the same calendar day (a transfer), are taken as one. It starts with the first of them and ends
+with the last. Emergency and ICU encounters that overlap it belong to it, but never make or lengthen one.
+
+An encounter without an end is *open*. It is taken to be in progress where nothing inpatient of that patient starts
+after it (children with its visit_id aside); otherwise its end was never recorded, so that it must not swallow the rest
+of the patient's life: it then counts as its start alone, and the discharge of its stay is unknown unless another
+encounter of the stay goes on beyond it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import polars as pl
+
+from ehrseq.tokenization.ehr_codes import INPATIENT_CLASSES
+
+CLOSED, IN_PROGRESS, END_UNKNOWN = "closed", "in_progress", "end_unknown"
+"""Status of an admission: discharged; open, nothing inpatient later; its discharge was never recorded."""
+
+FAR_FUTURE = datetime(9999, 12, 31)
+_MERGED_CLASSES = ("EMER", "ICU")
+
+
+@dataclass(frozen=True)
+class Admissions:
+    """Admissions of every subject and what belongs to them.
+
+    Attributes:
+        table: One row per admission, sorted: subject_id, admission (number), start, end (null unless closed), status,
+            reach (end, or the far future while in progress, or the last known start), extent_start and extent_end
+            (start and reach, with the emergency and ICU encounters that belong to it).
+        members: subject_id, visit_id, admission, start: the visit_ids of an admission's encounters.
+        visits: subject_id, visit_id: every visit_id that has an encounter, admissions and others.
+    """
+
+    table: pl.DataFrame
+    members: pl.DataFrame
+    visits: pl.DataFrame
+
+    def locate(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The admission of each row.
+
+        A row belongs to the admission of its visit_id; where it has none, or one without encounter, to the admission
+        whose extent contains its time; a row of another encounter belongs to none.
+
+        Args:
+            rows: subject_id, time, visit_id.
+
+        Returns:
+            The rows with `admission`, null outside admissions; order not kept.
+        """
+        known = rows.join(self.visits, on=["subject_id", "visit_id"], how="semi")
+        loose = rows.join(self.visits, on=["subject_id", "visit_id"], how="anti")  # null visit_ids too
+        # A visit_id with several admissions (it should not happen): the latest that had started, else the first.
+        members = self.members.sort("start")
+        by_visit = (
+            known.sort("time")
+            .join_asof(
+                members,
+                left_on="time",
+                right_on="start",
+                by=["subject_id", "visit_id"],
+                strategy="backward",
+                check_sortedness=False,
+            )
+            .drop("start")
+        )
+        first = members.group_by("subject_id", "visit_id", maintain_order=True).agg(pl.col("admission").first())
+        by_visit = (
+            by_visit.join(first.rename({"admission": "first"}), on=["subject_id", "visit_id"], how="left")
+            .with_columns(pl.coalesce("admission", "first").alias("admission"))
+            .drop("first")
+        )
+        by_time = self.at(loose)
+        return pl.concat([by_visit, by_time.select(by_visit.columns)])
+
+    def at(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The rows (subject_id, time, ...) with the `admission` whose extent contains their time, null for none."""
+        stays = self.table.select("subject_id", "admission", "extent_start", "extent_end").sort("extent_start")
+        return (
+            rows.sort("time")
+            .join_asof(
+                stays,
+                left_on="time",
+                right_on="extent_start",
+                by="subject_id",
+                strategy="backward",
+                check_sortedness=False,
+            )
+            .with_columns(pl.when(pl.col("time") <= pl.col("extent_end")).then(pl.col("admission")).alias("admission"))
+            .drop("extent_start", "extent_end")
+        )
+
+
+def merge_admissions(encounters: pl.DataFrame) -> Admissions:
+    """Merge encounters into admissions.
+
+    Args:
+        encounters: subject_id, visit_id, encounter_class, start, end (null while open), as
+            `ehrseq.tokenization.ehr_visits.encounters` gives them.
+    """
+    inpatient = _with_status(encounters.filter(pl.col("encounter_class").is_in(list(INPATIENT_CLASSES))))
+
+    # 1. A new admission where an encounter starts on a later day than everything before it reaches.
+    previous_reach = pl.col("reach").cum_max().over("subject_id").shift(1).over("subject_id")
+    starts_new = previous_reach.is_null() | (pl.col("start").dt.date() > previous_reach.dt.date())
+    inpatient = (
+        inpatient.sort("subject_id", "start", "reach")
+        .with_columns(starts_new.alias("new"))
+        .with_columns(pl.col("new").cum_sum().cast(pl.Int64).alias("admission"))
+    )
+
+    # 2. One row each. An encounter whose end is unknown leaves the end known only inside one that goes on beyond it.
+    last_closed = pl.col("end").max()
+    last_unknown = pl.col("start").filter(pl.col("status") == END_UNKNOWN).max()
+    table = (
+        inpatient.group_by("subject_id", "admission", maintain_order=True)
+        .agg(
+            pl.col("start").min(),
+            pl.col("reach").max(),
+            pl.when((pl.col("status") == IN_PROGRESS).any())
+            .then(pl.lit(IN_PROGRESS))
+            .when(last_unknown.is_null() | (last_closed > last_unknown).fill_null(False))
+            .then(pl.lit(CLOSED))
+            .otherwise(pl.lit(END_UNKNOWN))
+            .alias("status"),
+        )
+        .with_columns(pl.when(pl.col("status") == CLOSED).then(pl.col("reach")).alias("end"))
+    )
+
+    # 3. Emergency and ICU encounters that overlap an admission belong to it.
+    others = (
+        encounters.filter(pl.col("encounter_class").is_in(_MERGED_CLASSES))
+        .with_columns(pl.max_horizontal("start", pl.coalesce("end", "start")).alias("other_end"))
+        .rename({"start": "other_start"})
+        .sort("other_end")
+        .join_asof(
+            table.select("subject_id", "admission", "start", "reach").sort("start"),
+            left_on="other_end",
+            right_on="start",
+            by="subject_id",
+            strategy="backward",
+            check_sortedness=False,
+        )
+        .filter(pl.col("reach") >= pl.col("other_start"))
+    )
+    extents = others.group_by("admission").agg(pl.col("other_start").min(), pl.col("other_end").max())
+    table = (
+        table.join(extents, on="admission", how="left")
+        .with_columns(
+            pl.min_horizontal("start", "other_start").alias("extent_start"),
+            pl.max_horizontal("reach", "other_end").alias("extent_end"),
+        )
+        .select("subject_id", "admission", "start", "end", "status", "reach", "extent_start", "extent_end")
+        .sort("subject_id", "start")
+    )
+    member_columns = ["subject_id", "visit_id", "admission"]
+    members = (
+        pl.concat([inpatient.select(member_columns), others.select(member_columns)])
+        .filter(pl.col("visit_id").is_not_null())
+        .unique()
+        .join(table.select("admission", "start"), on="admission")
+    )
+    visits = encounters.select("subject_id", "visit_id").filter(pl.col("visit_id").is_not_null()).unique()
+    return Admissions(table, members, visits)
+
+
+def _with_status(inpatient: pl.DataFrame) -> pl.DataFrame:
+    """Adds `status`, and `reach`: the end, the far future while in progress, the start where the end is unknown."""
+    # The latest start of the patient's *other* visits: the latest of all, or the second where the latest is one's own.
+    own = pl.coalesce("visit_id", pl.lit("row ") + pl.int_range(pl.len()).cast(pl.String))
+    inpatient = inpatient.with_columns(own.alias("own"))
+    latest = (
+        inpatient.group_by("subject_id", "own")
+        .agg(pl.col("start").max().alias("latest"))
+        .sort("latest", descending=True)
+        .group_by("subject_id", maintain_order=True)
+        .agg(
+            pl.col("own").first().alias("latest_own"),
+            pl.col("latest").first(),
+            pl.col("latest").slice(1, 1).first().alias("second"),
+        )
+    )
+    other = pl.when(pl.col("own") == pl.col("latest_own")).then(pl.col("second")).otherwise(pl.col("latest"))
+    return (
+        inpatient.join(latest, on="subject_id", how="left")
+        .with_columns(
+            pl.when(pl.col("end").is_not_null())
+            .then(pl.lit(CLOSED))
+            .when((other > pl.col("start")).fill_null(False))
+            .then(pl.lit(END_UNKNOWN))
+            .otherwise(pl.lit(IN_PROGRESS))
+            .alias("status")
+        )
+        .with_columns(
+            pl.when(pl.col("status") == IN_PROGRESS)
+            .then(pl.lit(FAR_FUTURE, dtype=pl.Datetime("us")))
+            .otherwise(pl.max_horizontal("start", pl.coalesce("end", "start")))
+            .alias("reach")
+        )
+        .select("subject_id", "visit_id", "start", "end", "status", "reach")
+    )

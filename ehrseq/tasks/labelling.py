@@ -1,0 +1,310 @@
+"""One engine for every task: admissions in, labels and the reasons of what has no label out.
+
+Each admission is a candidate of each task. It is dropped for the first reason that holds, in the order of `REASONS`, or
+labelled; `candidates == labels + sum(dropped)` always. An interval is open at the prediction time and closed at the
+horizon's end: what happens at the prediction time is known, what happens at exactly the horizon counts.
+
+Follow-up ends at death or at `end_of_data`. A patient's own last event ends nothing: patients who stay away are
+observed to stay away. A negative whose horizon passes `end_of_data` is dropped, a positive seen before it is kept.
+
+Died in hospital means: the death stands at or before the discharge, or a discharge disposition of the stay says
+"expired". The disposition wins over the clock, because a death known to the day only stands at the day's end, after the
+discharge that it caused, and because some sources date such discharges at midnight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from pathlib import Path
+
+import polars as pl
+from transformers.utils import logging
+
+from ehrseq.data.schema import LABEL_SCHEMA
+from ehrseq.tasks.admissions import CLOSED, END_UNKNOWN, IN_PROGRESS
+from ehrseq.tasks.registry import load_task
+from ehrseq.tasks.schema import Task
+from ehrseq.tasks.timeline import Timeline, read_timeline
+
+logger = logging.get_logger(__name__)
+
+REASONS: dict[str, str] = {
+    "other_admission": "the task takes one admission of a patient, and this is another",
+    "admitted_after_death": "the admission starts on a day after the recorded death",
+    "died_before_prediction": "the patient died at or before the prediction time (discharge: the stay ended in death)",
+    "no_discharge": "the admission is still open, or its discharge was never recorded",
+    "stay_ended": "the stay ended at or before the prediction time",
+    "earlier_code": "a code of the outcome was recorded at or before the prediction time",
+    "follow_up_ends": "negative so far, and the horizon (or the prediction time itself) lies after the end of the data",
+    "death_time_unknown": "negative so far, and the patient died at an unknown time",
+    "outcome_pending": "negative so far, and an admission within the horizon is still open: its codes are unknown",
+}
+"""Why an admission has no label, in the order in which the reasons are tried."""
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """Labels of several tasks.
+
+    Attributes:
+        labels: task -> DataFrame (subject_id Int64, prediction_time Datetime("us"), boolean_value Boolean), sorted.
+        report: task -> reason (see `REASONS`) -> dropped admissions; every reason that the task knows, zeros included.
+        candidates: task -> admissions looked at.
+        competing: task -> competing event -> labels that are 0 because of it.
+        notes: Counts of the table itself: encounters, admissions, open and unpaired ones.
+        end_of_data: Where follow-up ended.
+        tasks: The tasks, by name.
+    """
+
+    labels: dict[str, pl.DataFrame]
+    report: dict[str, dict[str, int]]
+    candidates: dict[str, int]
+    competing: dict[str, dict[str, int]]
+    notes: dict[str, int]
+    end_of_data: datetime
+    tasks: dict[str, Task] = field(repr=False)
+
+    def summary(self) -> pl.DataFrame:
+        """One row per task, as a readable table.
+
+        Returns:
+            task, patients, candidates, labels, positives, prevalence (null without labels), then a column
+            `dropped:<reason>` and `competing:<event>` for each that any of the tasks knows, null where a task does not.
+        """
+        reasons = [reason for reason in REASONS if any(reason in report for report in self.report.values())]
+        events = sorted({event for counts in self.competing.values() for event in counts})
+        rows = []
+        for name, labels in self.labels.items():
+            positives = int(labels["boolean_value"].sum())
+            rows.append(
+                {
+                    "task": name,
+                    "patients": labels["subject_id"].n_unique(),
+                    "candidates": self.candidates[name],
+                    "labels": labels.height,
+                    "positives": positives,
+                    "prevalence": positives / labels.height if labels.height else None,
+                    **{f"dropped:{reason}": self.report[name].get(reason) for reason in reasons},
+                    **{f"competing:{event}": self.competing[name].get(event) for event in events},
+                }
+            )
+        counts = ["patients", "candidates", "labels", "positives"]
+        schema: dict[str, pl.DataType] = {
+            "task": pl.String(),
+            **{name: pl.Int64() for name in counts},
+            "prevalence": pl.Float64(),
+            **{f"dropped:{reason}": pl.Int64() for reason in reasons},
+            **{f"competing:{event}": pl.Int64() for event in events},
+        }
+        return pl.DataFrame(rows, schema=schema)
+
+    def __str__(self) -> str:
+        """The summary as text, one block per task, zeros left out."""
+        lines = [f"labels up to {self.end_of_data}"]
+        for row in self.summary().iter_rows(named=True):
+            share = "-" if row["prevalence"] is None else f"{row['prevalence']:.1%}"
+            lines.append(
+                f"{row['task']}: {row['labels']} labels of {row['patients']} patients, {row['positives']} positive "
+                f"({share}), out of {row['candidates']} admissions"
+            )
+            lines += [
+                f"  {key.replace(':', ' ')}: {count}"
+                for key, count in row.items()
+                if ":" in key and count is not None and count > 0
+            ]
+        return "\n".join(lines)
+
+
+def label_events(
+    events: pl.DataFrame | pl.LazyFrame,
+    tasks: Sequence[str | Path | Task] | str | Path | Task,
+    *,
+    end_of_data: datetime | date | str | None = None,
+    code_map: Sequence[Sequence[str]] | None = None,
+    progress: bool = True,
+) -> LabelResult:
+    """Label every admission for every task.
+
+    Args:
+        events: MEDS events (subject_id, time, code; visit_id where known), in any order; a LazyFrame is read without
+            being held in memory.
+        tasks: `Task`s, names of packaged tasks or paths of task files; one or several.
+        end_of_data: Last moment that the data cover, the extraction: a datetime (UTC where it has no zone), a date (its
+            last instant) or ISO 8601 text. Later events are left out. Default: the table's last event, with a warning.
+        code_map: [regular expression, kind] pairs that tell visits and deaths, default that of the tokenizer.
+        progress: Show a bar over the tasks where it takes longer than a second.
+
+    Returns:
+        Labels, and the counts of what has none.
+
+    Raises:
+        ValueError: An unknown task, a task named twice, columns missing or of another type, rows without subject_id, no
+            timed row at all, an unreadable `end_of_data` or `code_map`.
+    """
+    chosen = _resolve(tasks)
+    timeline = read_timeline(events, list(chosen.values()), end_of_data=end_of_data, code_map=code_map)
+    result = LabelResult({}, {}, {}, {}, timeline.notes, timeline.end_of_data, chosen)
+    bar = logging.tqdm(
+        chosen.values(), desc="Labelling", unit="task", delay=1.0, disable=True if not progress else None
+    )
+    for task in bar:
+        judged = judge(timeline, task)
+        kept = judged.filter(pl.col("dropped").is_null())
+        result.labels[task.name] = kept.select(
+            "subject_id", "prediction_time", pl.col("label").alias("boolean_value")
+        ).cast(pl.Schema(LABEL_SCHEMA))
+        result.candidates[task.name] = judged.height
+        dropped = dict(judged["dropped"].drop_nulls().value_counts().iter_rows())
+        result.report[task.name] = {reason: int(dropped.get(reason, 0)) for reason in reasons_of(task)}
+        result.competing[task.name] = {event: int(kept[f"competing:{event}"].sum()) for event in task.competing}
+    return result
+
+
+def reasons_of(task: Task) -> list[str]:
+    """Reasons that can drop a label of this task, in the order in which they are tried."""
+    known = {
+        "other_admission": task.admissions != "every",
+        "admitted_after_death": True,
+        "died_before_prediction": "dead" in task.exclude,
+        "no_discharge": task.anchor == "discharge" or task.outcome == "length_of_stay",
+        "stay_ended": "stay_ended" in task.exclude,
+        "earlier_code": "earlier_code" in task.exclude,
+        "follow_up_ends": True,
+        "death_time_unknown": task.outcome == "death",
+        "outcome_pending": task.outcome == "code_at_admission",
+    }
+    return [reason for reason in REASONS if known[reason]]
+
+
+def judge(timeline: Timeline, task: Task) -> pl.DataFrame:
+    """Every admission with its fate under a task.
+
+    Returns:
+        One row per admission, sorted: subject_id, admission, prediction_time, label, dropped (a reason or null), and a
+        boolean `competing:<event>` for each competing event of the task.
+    """
+    end_of_data = pl.lit(timeline.end_of_data, dtype=pl.Datetime("us"))
+    table = timeline.admissions
+    if task.name in timeline.first_codes:
+        table = table.join(timeline.first_codes[task.name], on="subject_id", how="left", maintain_order="left")
+
+    # 1. The moments. A stay ends with the discharge or the death in it; one in progress has not ended.
+    status, death = pl.col("status"), pl.col("death")
+    in_stay = pl.col("expired") | (
+        pl.when(status == CLOSED).then(death <= pl.col("end")).when(status == IN_PROGRESS).then(death.is_not_null())
+    ).fill_null(False)
+    table = table.with_columns(
+        in_stay.alias("died_in_stay"),
+        pl.when(in_stay).then(pl.min_horizontal("end", "death")).otherwise(pl.col("end")).alias("stay_end"),
+        (pl.col("start" if task.anchor == "admission" else "end") + task.offset).alias("prediction_time"),
+    ).with_columns(
+        (
+            pl.col("prediction_time")
+            + (task.horizon if task.horizon_from == "prediction" else task.horizon - task.offset)
+        ).alias("horizon_end")
+    )
+    prediction, horizon_end = pl.col("prediction_time"), pl.col("horizon_end")
+
+    # 2. The label, and the competing events of those that are 0.
+    label = _outcome(task, end_of_data).fill_null(False)
+    table = table.with_columns(label.alias("label")).with_columns(
+        [
+            (~pl.col("label") & happened.fill_null(False)).alias(f"competing:{event}")
+            for event, happened in _competing(task).items()
+        ]
+    )
+
+    # 3. The first reason that holds drops the row.
+    negative = ~pl.col("label")
+    dead = (death <= prediction) | (pl.col("stay_end") <= prediction) & pl.col("died_in_stay")
+    if task.anchor == "discharge":
+        dead = dead.fill_null(False) | pl.col("died_in_stay")
+    beyond = horizon_end > end_of_data
+    unfinished = status == END_UNKNOWN if task.anchor == "admission" else pl.col("end").is_null()
+    last_followed = pl.col("next_start").is_not_null() & pl.col("next_start").shift(-1).over("subject_id").is_null()
+    conditions = {
+        "other_admission": {
+            "every": pl.lit(False),
+            "last": pl.col("next_start").is_not_null(),
+            "last_followed": ~last_followed,
+        }[task.admissions],
+        "admitted_after_death": pl.col("start").dt.date() > death.dt.date(),
+        "died_before_prediction": dead,
+        "no_discharge": unfinished,
+        "stay_ended": pl.col("stay_end") <= prediction,
+        "earlier_code": pl.col("first_code") <= prediction,
+        # A task without censoring still cannot tell the length of a stay that has not ended.
+        "follow_up_ends": (prediction > end_of_data)
+        | (
+            negative
+            & beyond
+            & (pl.lit(task.censoring) | (pl.lit(task.outcome == "length_of_stay") & pl.col("stay_end").is_null()))
+        ),
+        "death_time_unknown": negative & pl.col("death_untimed"),
+        "outcome_pending": negative
+        & (pl.col("in_progress_start") > prediction)
+        & (pl.col("in_progress_start") <= horizon_end),
+    }
+    dropped = pl.coalesce(
+        pl.when(conditions[reason].fill_null(False)).then(pl.lit(reason)) for reason in reasons_of(task)
+    )
+    table = table.with_columns(dropped.alias("dropped"))
+    return table.select(
+        "subject_id",
+        "admission",
+        "prediction_time",
+        "label",
+        "dropped",
+        *(f"competing:{event}" for event in task.competing),
+    ).sort("subject_id", "prediction_time", "admission", nulls_last=True)
+
+
+def _outcome(task: Task, end_of_data: pl.Expr) -> pl.Expr:
+    """Whether the outcome happens; null counts as no."""
+    prediction, horizon_end = pl.col("prediction_time"), pl.col("horizon_end")
+    match task.outcome:
+        case "death":
+            # Deaths before the prediction time are positives only for tasks that do not exclude the dead.
+            return pl.col("death") <= horizon_end
+        case "admission":
+            return (pl.col("next_start") > prediction) & (pl.col("next_start") <= horizon_end)
+        case "length_of_stay":
+            # Without an end the stay goes on at the end of the data; it was long if the horizon lies before that.
+            return (pl.col("stay_end") > horizon_end) | (pl.col("stay_end").is_null() & (horizon_end <= end_of_data))
+        case "code_at_admission":
+            return (pl.col("first_code_start") > prediction) & (pl.col("first_code_start") <= horizon_end)
+        case _:
+            return pl.col("first_code").is_not_null()
+
+
+def _competing(task: Task) -> dict[str, pl.Expr]:
+    """Events that make the outcome impossible, each true where it happened within the horizon."""
+    prediction, horizon_end = pl.col("prediction_time"), pl.col("horizon_end")
+    death = (pl.col("death") > prediction) & (pl.col("death") <= horizon_end)
+    if task.outcome == "length_of_stay":
+        death = pl.col("died_in_stay") & (pl.col("stay_end") <= horizon_end)
+    happened = {"death": death}
+    if task.outcome == "code_at_admission":
+        elsewhere = pl.col("first_code_start").is_null() | (pl.col("first_code_start") <= prediction)
+        happened["code_elsewhere"] = (
+            (pl.col("first_code") > prediction) & (pl.col("first_code") <= horizon_end) & elsewhere
+        )
+    return {event: happened[event] for event in task.competing}
+
+
+def _resolve(tasks: Sequence[str | Path | Task] | str | Path | Task) -> dict[str, Task]:
+    """Tasks by name."""
+    several: Iterable[str | Path | Task] = [tasks] if isinstance(tasks, (str, Path, Task)) else tasks
+    if isinstance(several, Mapping) or not isinstance(several, Iterable):
+        raise ValueError(f"tasks is a {type(tasks).__name__}; expected a list of names, Task objects or .yaml paths.")
+    chosen: dict[str, Task] = {}
+    for entry in several:
+        task = entry if isinstance(entry, Task) else load_task(entry)
+        if task.name in chosen:
+            raise ValueError(f"The task {task.name!r} was given twice; give each task once.")
+        chosen[task.name] = task
+    if not chosen:
+        raise ValueError("tasks is empty; give at least one name, Task object or .yaml path, for example list_tasks().")
+    return chosen

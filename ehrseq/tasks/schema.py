@@ -1,0 +1,289 @@
+"""What a clinical task is: the fields of its YAML file, checked strictly.
+
+A task is one row per admission: a moment (`prediction`), what must hold then for the row to exist (`exclude`), an event
+looked for up to the `horizon` (`outcome`), and the events that make it impossible (`competing`: label 0, counted). The
+words mean what `ehrseq.tasks.labelling` does with them; they are listed here, so that a misspelt one is an error and
+never a task that silently means something else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+ANCHORS = ("admission", "discharge")
+"""Moments of a stay that a prediction time is counted from."""
+
+ADMISSIONS = ("every", "last", "last_followed")
+"""Which admissions of a patient make a row; `last_followed` is the last one that another follows."""
+
+HORIZON_FROM = ("prediction", "anchor")
+"""Where the horizon starts."""
+
+EXCLUSIONS = ("dead", "stay_ended", "earlier_code")
+"""Reasons for an admission to make no row, all known at the prediction time: the patient is dead (at a discharge: the
+stay ended in death), the stay has ended, a code of the outcome has been recorded."""
+
+OUTCOMES = ("death", "admission", "length_of_stay", "code_at_admission", "code_ever")
+"""Events that a task looks for: a death; another admission; a stay that outlasts the horizon; a first code, recorded
+at an admission that starts within the horizon; a code anywhere in the record, the past and all the future included."""
+
+COMPETING = ("death", "code_elsewhere")
+"""Events that make the outcome impossible: the label is 0 and the row is counted."""
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_DURATION = re.compile(r"(\d+)([mhdw])")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One clinical prediction task.
+
+    Attributes:
+        name: Lower-case identifier, also the folder of its labels.
+        token: Task token of the prompt, for example `[MOR_1M]`.
+        definition: The task in words, as a model card prints it.
+        positive_label: What label 1 means, in words.
+        anchor: Moment of the stay that the prediction time is counted from, one of `ANCHORS`.
+        offset: Time from the anchor to the prediction time.
+        horizon: How far ahead the outcome counts, its last instant included; `horizon_text` as the file spells it.
+        outcome: Event looked for, one of `OUTCOMES`.
+        codes: Regular expressions (Rust syntax, searched anywhere in the code) of the outcome's codes.
+        admissions: Which admissions of a patient make a row, one of `ADMISSIONS`.
+        horizon_from: Start of the horizon, one of `HORIZON_FROM`.
+        exclude: Which of `EXCLUSIONS` apply.
+        competing: Which of `COMPETING` are counted.
+        censoring: A negative whose horizon passes the end of the data is dropped.
+        retrospective: The rows or the outcome use what is not known at the prediction time: for reproduction only.
+        excluded_input_kinds: Kinds of codes (see the tokenizer) that would give the outcome away.
+        source: File that the task was read from.
+    """
+
+    name: str
+    token: str
+    definition: str
+    positive_label: str
+    anchor: str
+    horizon: timedelta
+    horizon_text: str
+    outcome: str
+    offset: timedelta = timedelta(0)
+    codes: tuple[str, ...] = ()
+    admissions: str = "every"
+    horizon_from: str = "prediction"
+    exclude: tuple[str, ...] = ()
+    competing: tuple[str, ...] = ()
+    censoring: bool = True
+    retrospective: bool = False
+    excluded_input_kinds: tuple[str, ...] = ()
+    source: str = field(default="", compare=False)
+
+    @classmethod
+    def from_dict(cls, data: Any, *, source: str = "task") -> Task:
+        """Read the content of a task file.
+
+        Args:
+            data: Mapping as YAML gives it: name, token, definition, positive_label, prediction {anchor, offset},
+                horizon, outcome {event, codes}, and optionally admissions, horizon_from, exclude, competing, censoring,
+                retrospective, excluded_input_kinds.
+            source: Where it comes from, for error messages.
+
+        Raises:
+            ValueError: An unknown, missing or badly typed key, a word outside its list, a duration or a regular
+                expression that cannot be read, or keys that contradict each other; the message names file and key.
+        """
+        reader = _Reader(data, source, "")
+        prediction = reader.section("prediction")
+        outcome = reader.section("outcome")
+        event = outcome.word("event", OUTCOMES)
+        values: dict[str, Any] = {
+            "name": reader.matching("name", r"[a-z][a-z0-9_]*", "lower-case letters, digits and _"),
+            "token": reader.matching("token", r"\[[A-Z0-9_]+\]", "capitals, digits and _ in brackets, like [MOR_1M]"),
+            "definition": reader.text("definition"),
+            "positive_label": reader.text("positive_label"),
+            "anchor": prediction.word("anchor", ANCHORS),
+            "offset": prediction.duration("offset", default="0h")[0],
+            "outcome": event,
+            "codes": outcome.patterns("codes"),
+            "admissions": reader.word("admissions", ADMISSIONS, default="every"),
+            "horizon_from": reader.word("horizon_from", HORIZON_FROM, default="prediction"),
+            "exclude": reader.words("exclude", EXCLUSIONS),
+            "competing": reader.words("competing", COMPETING),
+            "censoring": reader.flag("censoring", default=True),
+            "retrospective": reader.flag("retrospective", default=False),
+            "excluded_input_kinds": reader.words("excluded_input_kinds", None),
+        }
+        values["horizon"], values["horizon_text"] = reader.duration("horizon")
+        for part in (reader, prediction, outcome):
+            part.finish()
+        task = cls(**values, source=source)
+        task._check(reader)
+        return task
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Task:
+        """Read a task file.
+
+        Raises:
+            ValueError: No such file, not UTF-8, not YAML, a repeated key, or anything `from_dict` refuses.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(
+                f"No task file at {path}: {error.strerror}. Give a .yaml file or one of list_tasks()."
+            ) from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+        try:
+            data = yaml.load(text, Loader=_StrictLoader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        return cls.from_dict(data, source=str(path))
+
+    def to_config(self) -> dict[str, str]:
+        """What a model's config keeps of the task: name, token, horizon (like `30d`), definition, positive_label."""
+        return {
+            "name": self.name,
+            "token": self.token,
+            "horizon": self.horizon_text,
+            "definition": self.definition,
+            "positive_label": self.positive_label,
+        }
+
+    def _check(self, reader: _Reader) -> None:
+        """Keys that are each in order but contradict each other."""
+        if self.horizon <= timedelta(0):
+            raise reader.error("horizon", self.horizon_text, "a duration above 0")
+        needs_codes = self.outcome.startswith("code_")
+        if needs_codes and not self.codes:
+            raise reader.error(
+                "outcome.codes", [], f"at least one regular expression: outcome {self.outcome} looks for codes"
+            )
+        if self.codes and not needs_codes:
+            raise reader.error(
+                "outcome.codes", list(self.codes), f"no codes: outcome {self.outcome} does not look at them"
+            )
+        for key, words in (("exclude", self.exclude), ("competing", self.competing)):
+            for word in words:
+                if word in ("earlier_code", "code_elsewhere") and self.outcome != "code_at_admission":
+                    raise reader.error(key, word, "this word only with outcome code_at_admission")
+        if self.outcome == "code_at_admission" and "earlier_code" not in self.exclude:
+            raise reader.error(
+                "exclude", list(self.exclude), "earlier_code: a first code cannot be foretold after it was recorded"
+            )
+        if self.outcome == "length_of_stay":
+            if self.anchor != "admission" or self.horizon_from != "anchor":
+                raise reader.error("outcome.event", self.outcome, "prediction.anchor admission and horizon_from anchor")
+            if self.offset >= self.horizon:
+                raise reader.error("prediction.offset", str(self.offset), f"less than the horizon {self.horizon_text}")
+        if self.anchor == "discharge" and "stay_ended" in self.exclude:
+            raise reader.error(
+                "exclude", "stay_ended", "this word only with anchor admission: at a discharge every stay has ended"
+            )
+        hindsight = self.admissions != "every" or self.outcome == "code_ever" or not self.censoring
+        if hindsight and not self.retrospective:
+            raise reader.error(
+                "retrospective",
+                False,
+                "true: admissions other than every, outcome code_ever and censoring false use the future",
+            )
+
+
+class _Reader:
+    """Takes keys out of a mapping one by one, and complains about what is left."""
+
+    def __init__(self, data: Any, source: str, prefix: str) -> None:
+        if not isinstance(data, Mapping):
+            where = f"key '{prefix.rstrip('.')}'" if prefix else "the file"
+            raise ValueError(f"{source}: {where} is {data!r}; expected a mapping of keys.")
+        self.data, self.source, self.prefix = dict(data), source, prefix
+
+    def error(self, key: str, got: Any, expected: str) -> ValueError:
+        return ValueError(f"{self.source}: key '{self.prefix}{key}' is {got!r}; expected {expected}.")
+
+    def take(self, key: str, default: Any = None) -> Any:
+        if key not in self.data and default is None:
+            raise ValueError(f"{self.source}: key '{self.prefix}{key}' is missing.")
+        return self.data.pop(key, default)
+
+    def finish(self) -> None:
+        if self.data:
+            raise ValueError(
+                f"{self.source}: unknown key(s) {', '.join(repr(f'{self.prefix}{key}') for key in self.data)}."
+            )
+
+    def section(self, key: str) -> _Reader:
+        return _Reader(self.take(key), self.source, f"{self.prefix}{key}.")
+
+    def text(self, key: str) -> str:
+        value = self.take(key)
+        if not isinstance(value, str) or not value.strip():
+            raise self.error(key, value, "a text")
+        return value.strip()
+
+    def matching(self, key: str, pattern: str, words: str) -> str:
+        value = self.take(key)
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise self.error(key, value, words)
+        return value
+
+    def word(self, key: str, allowed: Iterable[str], default: str | None = None) -> str:
+        value = self.take(key, default)
+        if value not in allowed:
+            raise self.error(key, value, f"one of {list(allowed)}")
+        return value
+
+    def words(self, key: str, allowed: Iterable[str] | None) -> tuple[str, ...]:
+        value = self.take(key, [])
+        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+            raise self.error(key, value, "a list of words")
+        for word in value:
+            if allowed is not None and word not in allowed:
+                raise self.error(key, word, f"words out of {list(allowed)}")
+        return tuple(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.take(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, value, "true or false")
+        return value
+
+    def duration(self, key: str, default: str | None = None) -> tuple[timedelta, str]:
+        value = self.take(key, default)
+        found = _DURATION.fullmatch(value) if isinstance(value, str) else None
+        if not found:
+            raise self.error(key, value, "a whole number and a unit m, h, d or w, like 24h or 30d")
+        try:
+            return timedelta(**{_UNITS[found[2]]: int(found[1])}), value
+        except OverflowError:
+            raise self.error(key, value, "a duration of a human life at most") from None
+
+    def patterns(self, key: str) -> tuple[str, ...]:
+        value = self.words(key, None)
+        for pattern in value:
+            try:
+                pl.Series([""]).str.contains(pattern)
+            except pl.exceptions.ComputeError as error:
+                raise self.error(
+                    key, pattern, f"a regular expression in Rust syntax ({' '.join(str(error).split())})"
+                ) from error
+        return value
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without repeated keys: PyYAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = {str(key) for key in keys if keys.count(key) > 1}
+        if repeated:
+            raise yaml.constructor.ConstructorError(None, None, f"repeated key(s) {sorted(repeated)}", node.start_mark)
+        return super().construct_mapping(node, deep=deep)

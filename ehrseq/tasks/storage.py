@@ -1,0 +1,111 @@
+"""Label tables on disk: `<dataset>/labels/<task>/labels.parquet`, as MEDS lays them out, beside how they came about."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ehrseq.data.schema import validate_labels
+from ehrseq.tasks.labelling import LabelResult
+
+
+def write_labels(result: LabelResult, dataset_path: str | Path) -> list[Path]:
+    """Write the labels of every task, each folder whole or not at all; labels of the same tasks are replaced.
+
+    `report.json` beside them holds the task's definition, the end of the data and the count of every dropped label.
+
+    Args:
+        result: What `label_events` returned.
+        dataset_path: Folder of the dataset.
+
+    Returns:
+        The folders written, one per task.
+
+    Raises:
+        ValueError: `dataset_path` is no folder.
+    """
+    root = _dataset(dataset_path) / "labels"
+    root.mkdir(exist_ok=True)
+    written = []
+    for name, labels in result.labels.items():
+        temporary, previous = root / f".{name}.writing-{os.getpid()}", root / f".{name}.previous-{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            validate_labels(labels, source=f"labels of {name}").write_parquet(temporary / "labels.parquet")
+            (temporary / "report.json").write_text(json.dumps(_report(result, name), indent=2) + "\n", encoding="utf-8")
+            folder = root / name
+            if folder.exists():
+                os.replace(folder, previous)
+            os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(previous, ignore_errors=True)
+        written.append(folder)
+    return written
+
+
+def read_labels(dataset_path: str | Path, tasks: Sequence[str] | None = None) -> dict[str, pl.DataFrame]:
+    """Read label tables, our own or those of another MEDS tool.
+
+    Args:
+        dataset_path: Folder of the dataset.
+        tasks: Names of tasks (folders below `labels/`), default all.
+
+    Returns:
+        task -> subject_id, prediction_time, boolean_value, sorted by subject and time.
+
+    Raises:
+        ValueError: No labels there, an unknown task, a file that is no label table, a null in one of its columns.
+    """
+    root = _dataset(dataset_path) / "labels"
+    present = sorted(
+        folder.name
+        for folder in (root.iterdir() if root.is_dir() else [])
+        if folder.is_dir() and not folder.name.startswith(".") and next(folder.rglob("*.parquet"), None) is not None
+    )
+    if not present:
+        raise ValueError(f"{root} holds no labels; write them with write_labels(label_events(...), dataset).")
+    wanted = present if tasks is None else [tasks] if isinstance(tasks, str) else list(tasks)
+    unknown = [name for name in wanted if name not in present]
+    if unknown:
+        raise ValueError(f"{root} has no labels of {unknown}; it has {present}.")
+    return {name: _read(root / name) for name in wanted}
+
+
+def _dataset(path: str | Path) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; expected a dataset (data/, metadata/).")
+    return folder
+
+
+def _read(folder: Path) -> pl.DataFrame:
+    frames = []
+    for file in sorted(folder.rglob("*.parquet")):
+        try:
+            frame = pl.read_parquet(file)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise ValueError(f"{file} cannot be read as Parquet: {error}") from error
+        frames.append(validate_labels(frame, source=str(file)))
+    return pl.concat(frames).sort("subject_id", "prediction_time", maintain_order=True)
+
+
+def _report(result: LabelResult, name: str) -> dict[str, Any]:
+    task, labels = result.tasks[name], result.labels[name]
+    return {
+        "task": task.to_config(),
+        "retrospective": task.retrospective,
+        "end_of_data": result.end_of_data.isoformat(),
+        "candidates": result.candidates[name],
+        "labels": labels.height,
+        "positives": int(labels["boolean_value"].sum()),
+        "dropped": result.report[name],
+        "competing": result.competing[name],
+    }

@@ -1,0 +1,221 @@
+"""What the tasks need of an event table: admissions, deaths and the first codes of interest, read in one pass.
+
+Only boundary rows, deaths and codes that some task names are taken out of the table, so that memory follows the number
+of admissions and not of events; a `LazyFrame` is never collected whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+
+import polars as pl
+from transformers.utils import logging
+
+from ehrseq.tasks.admissions import END_UNKNOWN, IN_PROGRESS, Admissions, merge_admissions
+from ehrseq.tasks.schema import Task
+from ehrseq.tokenization.ehr_codes import code_kinds, split_kind
+from ehrseq.tokenization.ehr_visits import encounters
+
+logger = logging.get_logger(__name__)
+
+EXPIRED = r"(?i)//(?:(?:exp|expired|died|dead|death|deceased)\b|(?:20|4[0-2])$)"
+"""Discharge codes that say so: `exp` (FHIR), DIED (MIMIC-IV), DEAD/EXPIRED (MIMIC-III), 20 and 40 to 42 (UB-04)."""
+
+_UNTIMED_CODE = datetime(1, 1, 1)
+"""Time of a code without one (a static fact): known before everything else."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The table, reduced to what labels depend on.
+
+    Attributes:
+        admissions: One row per admission, sorted by subject and start: subject_id, admission, start, end, status,
+            expired (a discharge disposition says so), death (null where none is known), death_untimed (dead, nobody
+            knows when), next_start (of the next admission), in_progress_start (of the patient's admission in progress
+            at the end of the data).
+        first_codes: task -> subject_id, first_code (time), first_code_start (start of the admission that it belongs to,
+            null for none): the patient's first code of the task.
+        end_of_data: Last instant that the data cover.
+        notes: Counts of what was met on the way: encounters, admissions, open ones, rows after the end of the data.
+    """
+
+    admissions: pl.DataFrame
+    first_codes: dict[str, pl.DataFrame]
+    end_of_data: datetime
+    notes: dict[str, int]
+
+
+def read_timeline(
+    events: pl.DataFrame | pl.LazyFrame,
+    tasks: Sequence[Task],
+    *,
+    end_of_data: datetime | date | str | None = None,
+    code_map: Sequence[Sequence[str]] | None = None,
+) -> Timeline:
+    """Reduce an event table to what the labels of `tasks` depend on; arguments as of `label_events`."""
+    frame = _checked(events)
+    end = _as_instant(end_of_data)
+    beyond = pl.lit(0) if end is None else (pl.col("time") > end).sum()
+    totals, unique = pl.collect_all(
+        [
+            frame.select(
+                last=pl.col("time").max(),
+                after=beyond,
+                no_subject=pl.col("subject_id").null_count(),
+                no_code=pl.col("code").null_count(),
+            ),
+            frame.select(pl.col("code").drop_nulls().unique()),
+        ]
+    )
+    last, after, no_subject, no_code = totals.row(0)
+    if no_subject:
+        raise ValueError(
+            f"events hold {no_subject} rows without subject_id; expected one in every row. Drop or mend them first."
+        )
+    if end is None:
+        if last is None:
+            raise ValueError("events hold no row with a time, so nothing can be labelled; expected timed MEDS rows.")
+        end = last
+        logger.warning(
+            f"No end_of_data was given: follow-up is taken to end with the dataset's last event, {end}. If the data were "
+            "extracted at a known date, give it: otherwise the last labels are censored at the wrong moment."
+        )
+    elif after:
+        logger.warning(f"{after} events after end_of_data ({end}) are left out of the labels.")
+
+    codes = _code_table(unique["code"], tasks, code_map)
+    rows = (
+        frame.filter(pl.col("code").is_in(codes["code"].implode()))
+        .filter(pl.col("time").is_null() | (pl.col("time") <= end))
+        .collect()
+        .join(codes, on="code", how="left", maintain_order="left")
+    )
+    boundary = rows.filter(pl.col("kind").is_in(["visit_start", "visit_end"]))
+    found: dict[str, int] = {}
+    admissions = merge_admissions(
+        encounters(boundary.select("subject_id", "time", "code", "visit_id"), code_map, report=found)
+    )
+    table = _with_deaths(admissions, rows)
+    status = table["status"]
+    notes = {
+        **found,
+        "admissions": table.height,
+        "admissions_in_progress": int((status == IN_PROGRESS).sum()),
+        "admissions_end_unknown": int((status == END_UNKNOWN).sum()),
+        "events_after_end_of_data": int(after),
+        "events_without_code": int(no_code),
+    }
+    first_codes = {task.name: _first_codes(rows, task, admissions) for task in tasks if task.codes}
+    return Timeline(table, first_codes, end, notes)
+
+
+def _checked(events: pl.DataFrame | pl.LazyFrame) -> pl.LazyFrame:
+    """The four columns that labels depend on, with the types of the schema."""
+    if not isinstance(events, (pl.DataFrame, pl.LazyFrame)):
+        raise ValueError(
+            f"events is a {type(events).__name__}; expected a polars DataFrame or LazyFrame of MEDS events."
+        )
+    frame = events.lazy()
+    schema = frame.collect_schema()
+    missing = [name for name in ("subject_id", "time", "code") if name not in schema]
+    if missing:
+        raise ValueError(f"events have no column {missing}; expected subject_id, time, code (got {schema.names()}).")
+    if not schema["subject_id"].is_integer():
+        raise ValueError(f"events column subject_id is {schema['subject_id']}; expected integers.")
+    if not isinstance(schema["time"], pl.Datetime):
+        raise ValueError(f"events column time is {schema['time']}; expected Datetime in UTC. Cast it first.")
+    if schema["code"] not in (pl.String, pl.Categorical, pl.Enum):
+        raise ValueError(f"events column code is {schema['code']}; expected strings.")
+    instant = pl.col("time")
+    if schema["time"].time_zone is not None:
+        instant = instant.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    visit_id = pl.col("visit_id") if "visit_id" in schema else pl.lit(None)
+    return frame.select(
+        pl.col("subject_id").cast(pl.Int64),
+        instant.cast(pl.Datetime("us")).alias("time"),
+        pl.col("code").cast(pl.String),
+        visit_id.cast(pl.String).alias("visit_id"),
+    )
+
+
+def _as_instant(value: datetime | date | str | None) -> datetime | None:
+    """A moment in naive UTC; a bare date is its last instant."""
+    if isinstance(value, str):
+        try:
+            value = date.fromisoformat(value) if len(value) == 10 else datetime.fromisoformat(value)
+        except ValueError as error:
+            raise ValueError(
+                f"end_of_data={value!r} is no ISO 8601 date or time ({error}); expected 2020-12-31, for example."
+            ) from error
+    if value is None or isinstance(value, datetime):
+        if value is not None and value.tzinfo is not None:
+            value = value.astimezone(UTC).replace(tzinfo=None)
+        return value
+    if isinstance(value, date):
+        return datetime.combine(value, time.max)
+    raise ValueError(f"end_of_data is a {type(value).__name__}; expected a datetime, a date, ISO 8601 text or None.")
+
+
+def _code_table(unique: pl.Series, tasks: Sequence[Task], code_map: Sequence[Sequence[str]] | None) -> pl.DataFrame:
+    """Codes of interest with `kind`, `expired` and one boolean column per task that names codes (`task:<name>`)."""
+    names = unique.sort()
+    kinds = [split_kind(kind)[0] for kind in code_kinds(names.to_list(), code_map)]
+    table = pl.DataFrame({"code": names, "kind": pl.Series(kinds, dtype=pl.String)}).with_columns(
+        (pl.col("kind").eq("visit_end") & pl.col("code").str.contains(EXPIRED)).alias("expired"),
+        *(
+            pl.any_horizontal(pl.col("code").str.contains(pattern) for pattern in task.codes).alias(f"task:{task.name}")
+            for task in tasks
+            if task.codes
+        ),
+    )
+    wanted = [pl.col(name) for name in table.columns if name.startswith("task:")]
+    return table.filter(pl.any_horizontal(pl.col("kind").is_in(["visit_start", "visit_end", "death"]), *wanted))
+
+
+def _with_deaths(admissions: Admissions, rows: pl.DataFrame) -> pl.DataFrame:
+    """Adds expired, death, death_untimed, next_start and in_progress_start to the admissions."""
+    expired = rows.filter(pl.col("expired") & pl.col("time").is_not_null()).select("subject_id", "time")
+    expired_stays = admissions.at(expired).filter(pl.col("admission").is_not_null()).select("admission").unique()
+    deaths = rows.filter(pl.col("kind") == "death")
+    recorded = deaths.group_by("subject_id").agg(pl.col("time").min().alias("recorded"), pl.lit(True).alias("dead"))
+    by_disposition = expired.group_by("subject_id").agg(pl.col("time").min().alias("disposed"))
+    return (
+        admissions.table.join(expired_stays.with_columns(pl.lit(True).alias("expired")), on="admission", how="left")
+        .join(recorded, on="subject_id", how="left")
+        .join(by_disposition, on="subject_id", how="left")
+        .sort("subject_id", "start")
+        .with_columns(
+            pl.col("expired").fill_null(False),
+            # A recorded death wins; without one, the first disposition that says so tells when.
+            pl.coalesce("recorded", "disposed").alias("death"),
+            (pl.col("dead").fill_null(False) & pl.col("recorded").is_null() & pl.col("disposed").is_null()).alias(
+                "death_untimed"
+            ),
+            pl.col("start").shift(-1).over("subject_id").alias("next_start"),
+            pl.col("start")
+            .filter(pl.col("status") == IN_PROGRESS)
+            .first()
+            .over("subject_id")
+            .alias("in_progress_start"),
+        )
+        .drop("recorded", "disposed", "dead", "reach", "extent_start", "extent_end")
+    )
+
+
+def _first_codes(rows: pl.DataFrame, task: Task, admissions: Admissions) -> pl.DataFrame:
+    """Time of each patient's first code of the task, and the start of the admission that it was recorded at."""
+    coded = rows.filter(pl.col(f"task:{task.name}")).select(
+        "subject_id", pl.col("time").fill_null(_UNTIMED_CODE), "visit_id"
+    )
+    first = coded.filter(pl.col("time") == pl.col("time").min().over("subject_id"))
+    starts = admissions.table.select("admission", pl.col("start").alias("first_code_start"))
+    return (
+        admissions.locate(first)
+        .join(starts, on="admission", how="left")
+        # Codes of one instant at several places: an admission goes first, the latest of several.
+        .group_by("subject_id")
+        .agg(pl.col("time").min().alias("first_code"), pl.col("first_code_start").max())
+    )
