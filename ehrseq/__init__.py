@@ -65,6 +65,7 @@ _EXPORTS = {
     "load_task": "tasks",
     "EhrTokenizer": "tokenization.tokenization_ehr",
 }
+_SUBPACKAGES = ("data", "evaluation", "hub", "modeling", "pipelines", "tasks", "tokenization")
 
 __all__ = [
     "ConversionReport",
@@ -97,12 +98,14 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
         globals()[name] = value
         return value
+    if name in _SUBPACKAGES:
+        return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     """Every public name, loaded or not."""
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})
 
 
 # The thin phase: register only what has landed.

@@ -363,7 +363,8 @@ def push_to_hub(
             tokenizer.save_pretrained(folder)
         _check_complete(files | _files_of(folder), checkpoint)
         card = card or getattr(model, "model_card", None)
-        if card is not None and card.data is not None and card.data.credentialed:
+        known_card = card.render(model) if card is not None else _read(files.get("README.md"))
+        if _is_gated(known_card):
             _refuse_credentialed(allow_credentialed)
             private = True if private is None else private
 
@@ -377,7 +378,7 @@ def push_to_hub(
         elif "README.md" not in files:
             if "README.md" in present:
                 shutil.copyfile(api.hf_hub_download(repo_id, "README.md", revision=revision), folder / "README.md")
-            ensure_card(folder, model, repo_id=repo_id)
+            ensure_card(folder, model, repo_id, allow_credentialed=allow_credentialed)
 
         # 3. One commit. Weights in other shards than before would stay behind and be loaded.
         files |= _files_of(folder)
@@ -390,34 +391,37 @@ def push_to_hub(
         return api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision)
 
 
-def ensure_card(folder: str | os.PathLike, pushed: Any, repo_id: str | None = None) -> None:
+def ensure_card(
+    folder: str | os.PathLike, pushed: Any, repo_id: str | None = None, *, allow_credentialed: bool = False
+) -> None:
     """Make sure that a folder which is about to be pushed has a card of ours, or one that somebody wrote.
 
     Args:
         folder: The folder. A README.md in it is the repository's present card, or transformers' stock card.
         pushed: Model, pipeline, folder, tokenizer or config. `pushed.model_card` replaces every generated card.
         repo_id: Where it will be found.
+        allow_credentialed: Whether weights from credentialed data may be pushed.
 
     Raises:
-        ValueError: `pushed.model_card` says that the data are credentialed; `ehrseq.push_to_hub` asks for consent.
+        ValueError: The card says that the data are credentialed, and that was not allowed.
     """
     readme = Path(folder) / "README.md"
-    present = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    present = _read(readme)
     if hasattr(pushed, "run_single"):
         pushed = pushed.model
     by_hand = bool(present) and CARD_MARKER not in present and STOCK_CARD not in present
     card = getattr(pushed, "model_card", None)
-    if card is not None and card.data is not None and card.data.credentialed:
-        _refuse_credentialed(False)
+    loaded_from = getattr(pushed, "name_or_path", None)
+    origin = _read(Path(loaded_from) / "README.md") if loaded_from else ""
+    if _is_gated(card.render(pushed) if card is not None else origin):
+        _refuse_credentialed(allow_credentialed)
     if by_hand or (present and CARD_MARKER in present and card is None):
         return
     if card is not None:
         card.save(folder, model=pushed, repo_id=repo_id)
         return
-    loaded_from = getattr(pushed, "name_or_path", None)
-    origin = Path(loaded_from) / "README.md" if loaded_from else None
-    if origin is not None and origin.is_file():
-        readme.write_text(origin.read_text(encoding="utf-8"), encoding="utf-8")
+    if origin:
+        readme.write_text(origin, encoding="utf-8")
     elif hasattr(pushed, "parameters") or isinstance(pushed, str | os.PathLike):
         name = repo_id or ModelFacts.of(pushed).class_name
         EhrModelCard(name).save(folder, model=pushed, repo_id=repo_id)
@@ -473,6 +477,15 @@ def _part_card(part: Any) -> str:
         f"weights. Load it with `import ehrseq` and `Auto{auto}.from_pretrained`.\n"
     )
     return str(ModelCard(text))
+
+
+def _read(file: Path | None) -> str:
+    return file.read_text(encoding="utf-8") if file is not None and file.is_file() else ""
+
+
+def _is_gated(card: str) -> bool:
+    """Whether a card says that its weights come from credentialed data."""
+    return "\nextra_gated_prompt:" in card
 
 
 def _refuse_credentialed(allowed: bool) -> None:

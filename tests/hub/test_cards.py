@@ -292,6 +292,17 @@ def test_weights_from_credentialed_data_are_not_published_by_accident(checkpoint
     model.model_card = card  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="allow_credentialed=True"):
         ensure_card(tmp_path, model)
+    # The card of the folder it was loaded from, or of the folder that is pushed, says it as well.
+    (tmp_path / "README.md").write_text(card.render(Model()))
+    loaded = Model()
+    loaded.name_or_path = str(tmp_path)
+    with pytest.raises(ValueError, match="allow_credentialed=True"):
+        ensure_card(tmp_path, loaded)
+    for file in checkpoint.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match="allow_credentialed=True"):
+        push_to_hub(tmp_path, "user/mimic")
     with pytest.raises(ValueError, match="allow_credentialed=True"):
         use_card(SimpleNamespace(), card)
 
