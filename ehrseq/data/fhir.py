@@ -16,8 +16,9 @@ import polars as pl
 
 from ehrseq.data.fhir_assemble import Assembler
 from ehrseq.data.fhir_blocks import Block, Task, block_of, file_size, is_ndjson, read_task
+from ehrseq.data.fhir_elements import MALFORMED, explain
 from ehrseq.data.fhir_pool import read_in_parallel
-from ehrseq.data.fhir_resources import MALFORMED, Extractor, explain
+from ehrseq.data.fhir_resources import Extractor
 from ehrseq.data.report import ConversionReport
 
 _ENDINGS = (".ndjson", ".jsonl", ".json")
@@ -188,7 +189,9 @@ def _with_progress(blocks: Iterator[Block], size: int, progress: bool) -> Iterat
     from tqdm.auto import tqdm
     from transformers.utils import logging
 
-    with tqdm(total=size, unit="B", unit_scale=True, desc="FHIR", disable=not logging.is_progress_bar_enabled()) as bar:
+    # Only ever switched off here: tqdm's own TQDM_DISABLE keeps its say.
+    hidden = {} if logging.is_progress_bar_enabled() else {"disable": True}
+    with tqdm(total=size, unit="B", unit_scale=True, desc="FHIR", **hidden) as bar:
         for block in blocks:
             yield block
             bar.update(block.bytes_read)

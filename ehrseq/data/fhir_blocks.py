@@ -23,7 +23,8 @@ from typing import IO, Any
 import numpy as np
 import orjson
 
-from ehrseq.data.fhir_resources import MALFORMED, Extractor, describe, explain
+from ehrseq.data.fhir_elements import MALFORMED, describe, explain
+from ehrseq.data.fhir_resources import Extractor
 
 BLOCK_BYTES = 8 << 20
 """Bytes of text that are parsed at a time."""

@@ -32,6 +32,16 @@ from collections.abc import Callable
 from typing import Any
 
 from ehrseq.data.fhir_codes import Coder
+from ehrseq.data.fhir_elements import (
+    MALFORMED,
+    US_CORE,
+    birth_time,
+    describe,
+    explain,
+    observation_kind,
+    omb_categories,
+    one_line,
+)
 from ehrseq.data.fhir_references import NOTHING, identifier_key, key_of, own_keys, server_of
 from ehrseq.data.fhir_time import offset_minutes, parse_birth, parse_instant
 
@@ -65,20 +75,6 @@ _NAN = float("nan")
 _MAX_FLOAT32 = 3.4028234663852886e38
 _TIME_CACHE_SIZE = 500_000
 
-_CATEGORY_KINDS = {
-    "laboratory": "LAB",
-    "lab": "LAB",
-    "vital-signs": "VITAL",
-    "vital-sign": "VITAL",
-    "vital signs": "VITAL",
-}
-# LOINC codes of FHIR's vital signs profiles (and their components), for observations that have no category.
-# fmt: off
-_VITAL_LOINC = frozenset((
-    "85353-1", "9279-1", "8867-4", "2708-6", "59408-5", "8310-5", "8302-2", "9843-4", "29463-7",
-    "39156-5", "85354-9", "8480-6", "8462-4", "8478-0", "8289-1", "59576-9", "77606-2",
-))
-# fmt: on
 # Encounter classes as older servers write them.
 _OLD_CLASSES = {
     "inpatient": "IMP",
@@ -91,21 +87,6 @@ _OLD_CLASSES = {
 }
 _MIMIC_HOSPITAL_STAY = "http://mimic.mit.edu/fhir/mimic/identifier/encounter-hosp"
 _GENDERS = {"female": "F", "male": "M", "other": "O", "unknown": "U"}
-_US_CORE = "http://hl7.org/fhir/us/core/StructureDefinition/us-core-"
-_OMB_NAMES = {
-    "1002-5": "AMERICAN INDIAN OR ALASKA NATIVE",
-    "2028-9": "ASIAN",
-    "2054-5": "BLACK OR AFRICAN AMERICAN",
-    "2076-8": "NATIVE HAWAIIAN OR OTHER PACIFIC ISLANDER",
-    "2106-3": "WHITE",
-    "2131-1": "OTHER RACE",
-    "2135-2": "HISPANIC OR LATINO",
-    "2186-5": "NOT HISPANIC OR LATINO",
-}
-
-MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError)
-"""What an extractor raises when a resource is not as FHIR says."""
-
 Row = tuple[int, int, int, int, float, int, int]
 """(subject, encounter, code, time, value, text, unit): indices into the tables; time in microseconds or one of the
 constants above.
@@ -236,12 +217,12 @@ class Extractor:
             rows.append((f"GENDER//{_GENDERS.get(gender, gender)}", TIME_STATIC))
         for extension in patient.get("extension") or ():
             url = extension.get("url", "")
-            if url in (_US_CORE + "race", _US_CORE + "ethnicity"):
+            if url in (US_CORE + "race", US_CORE + "ethnicity"):
                 name = "RACE" if url.endswith("race") else "ETHNICITY"
-                rows += [(f"{name}//{category}", TIME_STATIC) for category in _omb_categories(extension)]
+                rows += [(f"{name}//{category}", TIME_STATIC) for category in omb_categories(extension)]
         birth = patient.get("birthDate")
         if birth:
-            rows.append(("MEDS_BIRTH", parse_birth(_birth_time(patient) or birth)))
+            rows.append(("MEDS_BIRTH", parse_birth(birth_time(patient) or birth)))
         else:
             self.counts["notes", "patients without a birth date"] += 1
         died = patient.get("deceasedDateTime")
@@ -266,7 +247,7 @@ class Extractor:
         encounter_class = self._encounter_class(encounter)
         disposition = (encounter.get("hospitalization") or {}).get("dischargeDisposition") or {}
         coding = (disposition.get("coding") or [{}])[0]
-        left_as = _one_line(coding.get("code") or coding.get("display") or disposition.get("text") or encounter_class)
+        left_as = one_line(coding.get("code") or coding.get("display") or disposition.get("text") or encounter_class)
 
         self.visits.append(
             (keys, encounter.get("id") or keys[0], subject, started, ended, offset_minutes(start or end or ""), part_of)
@@ -297,7 +278,7 @@ class Extractor:
         if not name:
             self.counts["notes", "encounters without a class, read as AMB"] += 1
             return "AMB"
-        return _OLD_CLASSES.get(name, _one_line(name))
+        return _OLD_CLASSES.get(name, one_line(name))
 
     # Clinical resources
 
@@ -336,7 +317,7 @@ class Extractor:
             return
         get = observation.get
         concept = get("code")
-        kind = self._observation_kind(get("category"), concept)
+        kind = observation_kind(get("category"), concept)
         issued = get("issued")
         time = self._time(issued) if issued else self._when(observation, "effective", TIME_FROM_ENCOUNTER + 4)
         subject = self._subject(get("subject"), observation)
@@ -430,7 +411,7 @@ class Extractor:
                     return self._medication_codes(contained, holder) if contained is not holder else []
         key = key_of(reference, self._server)
         display = reference.get("display") or ""
-        return [f"{MEDICATION_REFERENCE}{key}{MEDICATION_REFERENCE}{_one_line(display)}"]
+        return [f"{MEDICATION_REFERENCE}{key}{MEDICATION_REFERENCE}{one_line(display)}"]
 
     # Parts
 
@@ -522,22 +503,6 @@ class Extractor:
         self.counts["skipped", f"{resource_type}: no code"] += 1
         return 0
 
-    def _observation_kind(self, categories: Any, concept: Any) -> str:
-        for category in categories or ():
-            for coding in category.get("coding") or ():
-                kind = _CATEGORY_KINDS.get(coding.get("code"))
-                if kind:
-                    return kind
-            text = category.get("text") or (category.get("coding") or [{}])[0].get("code")
-            kind = _CATEGORY_KINDS.get(text.lower()) if isinstance(text, str) else None
-            if kind:
-                return kind
-        if not categories and concept is not None:
-            for coding in concept.get("coding") or ():
-                if coding.get("code") in _VITAL_LOINC and coding.get("system") == "http://loinc.org":
-                    return "VITAL"
-        return "OBSERVATION"
-
     def _value(self, holder: dict[str, Any]) -> tuple[float, int, int, bool]:
         """(number, text index, unit index, whether there is a value) of an Observation or component."""
         quantity = holder.get("valueQuantity")
@@ -552,10 +517,10 @@ class Extractor:
         if concept is not None:
             coding = (concept.get("coding") or [{}])[0]
             text = coding.get("display") or concept.get("text") or coding.get("code")
-            return (_NAN, self.texts[_one_line(text)], 0, True) if text else (_NAN, 0, 0, False)
+            return (_NAN, self.texts[one_line(text)], 0, True) if text else (_NAN, 0, 0, False)
         text = holder.get("valueString")
         if text is not None:
-            text = _one_line(text)
+            text = one_line(text)
             return _NAN, self.texts[text], 0, bool(text)
         if "valueInteger" in holder:
             return self._number(holder["valueInteger"]), 0, 0, True
@@ -577,50 +542,3 @@ class Extractor:
             self.counts["notes", "values that are NaN or beyond float32, read as missing"] += 1
             return _NAN
         return value
-
-
-def describe(resource: Any) -> str:
-    """`Observation/x`, as far as a resource tells."""
-    if not isinstance(resource, dict):
-        return type(resource).__name__
-    return f"{resource.get('resourceType', 'no resourceType')}/{resource.get('id', '?')}"
-
-
-def explain(error: Exception) -> str:
-    """What is wrong with a resource, in words."""
-    if isinstance(error, KeyError):
-        return "it has no resourceType" if error.args == ("resourceType",) else f"it lacks {error}"
-    if isinstance(error, ValueError):
-        return str(error)
-    return f"an element has a wrong type ({error})"
-
-
-def _one_line(text: str) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"expected text, got {text!r}")
-    return (
-        " ".join(text.split()) if ("\n" in text or "  " in text or text[:1].isspace() or text[-1:].isspace()) else text
-    )
-
-
-def _omb_categories(extension: dict[str, Any]) -> list[str]:
-    """Names of a US Core race or ethnicity: the OMB categories, else its text."""
-    names: list[str] = []
-    text = ""
-    for part in extension.get("extension") or ():
-        coding = part.get("valueCoding")
-        if part.get("url") == "ombCategory" and coding:
-            names.append(
-                _OMB_NAMES.get(coding.get("code"))
-                or _one_line(coding.get("display") or coding.get("code") or "").upper()
-            )
-        elif part.get("url") == "text":
-            text = _one_line(part.get("valueString") or "").upper()
-    return [name for name in names if name] or ([text] if text else [])
-
-
-def _birth_time(patient: dict[str, Any]) -> str | None:
-    for extension in (patient.get("_birthDate") or {}).get("extension") or ():
-        if extension.get("url") == "http://hl7.org/fhir/StructureDefinition/patient-birthTime":
-            return extension.get("valueDateTime")
-    return None

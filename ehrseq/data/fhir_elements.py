@@ -1,0 +1,105 @@
+"""Elements of FHIR resources that need more than a look-up, and what is wrong with a resource, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError)
+"""What an extractor raises when a resource is not as FHIR says."""
+
+_CATEGORY_KINDS = {
+    "laboratory": "LAB",
+    "lab": "LAB",
+    "vital-signs": "VITAL",
+    "vital-sign": "VITAL",
+    "vital signs": "VITAL",
+}
+# LOINC codes of FHIR's vital signs profiles (and their components), for observations that have no category.
+# fmt: off
+_VITAL_LOINC = frozenset((
+    "85353-1", "9279-1", "8867-4", "2708-6", "59408-5", "8310-5", "8302-2", "9843-4", "29463-7",
+    "39156-5", "85354-9", "8480-6", "8462-4", "8478-0", "8289-1", "59576-9", "77606-2",
+))
+# fmt: on
+US_CORE = "http://hl7.org/fhir/us/core/StructureDefinition/us-core-"
+_OMB_NAMES = {
+    "1002-5": "AMERICAN INDIAN OR ALASKA NATIVE",
+    "2028-9": "ASIAN",
+    "2054-5": "BLACK OR AFRICAN AMERICAN",
+    "2076-8": "NATIVE HAWAIIAN OR OTHER PACIFIC ISLANDER",
+    "2106-3": "WHITE",
+    "2131-1": "OTHER RACE",
+    "2135-2": "HISPANIC OR LATINO",
+    "2186-5": "NOT HISPANIC OR LATINO",
+}
+
+
+def observation_kind(categories: Any, concept: Any) -> str:
+    """LAB, VITAL or OBSERVATION: by category, and without one by FHIR's own list of vital signs."""
+    for category in categories or ():
+        for coding in category.get("coding") or ():
+            kind = _CATEGORY_KINDS.get(coding.get("code"))
+            if kind:
+                return kind
+        text = category.get("text") or (category.get("coding") or [{}])[0].get("code")
+        kind = _CATEGORY_KINDS.get(text.lower()) if isinstance(text, str) else None
+        if kind:
+            return kind
+    if not categories and concept is not None:
+        for coding in concept.get("coding") or ():
+            if coding.get("code") in _VITAL_LOINC and coding.get("system") == "http://loinc.org":
+                return "VITAL"
+    return "OBSERVATION"
+
+
+def describe(resource: Any) -> str:
+    """`Observation/x`, as far as a resource tells."""
+    if not isinstance(resource, dict):
+        return type(resource).__name__
+    return f"{resource.get('resourceType', 'no resourceType')}/{resource.get('id', '?')}"
+
+
+def explain(error: Exception) -> str:
+    """What is wrong with a resource, in words."""
+    if isinstance(error, KeyError):
+        return "it has no resourceType" if error.args == ("resourceType",) else f"it lacks {error}"
+    if isinstance(error, ValueError):
+        return str(error)
+    return f"an element has a wrong type ({error})"
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks and outer spaces.
+
+    Raises:
+        TypeError: It is no string.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"expected text, got {text!r}")
+    return (
+        " ".join(text.split()) if ("\n" in text or "  " in text or text[:1].isspace() or text[-1:].isspace()) else text
+    )
+
+
+def omb_categories(extension: dict[str, Any]) -> list[str]:
+    """Names of a US Core race or ethnicity: the OMB categories, else its text."""
+    names: list[str] = []
+    text = ""
+    for part in extension.get("extension") or ():
+        coding = part.get("valueCoding")
+        if part.get("url") == "ombCategory" and coding:
+            names.append(
+                _OMB_NAMES.get(coding.get("code"))
+                or one_line(coding.get("display") or coding.get("code") or "").upper()
+            )
+        elif part.get("url") == "text":
+            text = one_line(part.get("valueString") or "").upper()
+    return [name for name in names if name] or ([text] if text else [])
+
+
+def birth_time(patient: dict[str, Any]) -> str | None:
+    """The dateTime of birth that FHIR's standard extension adds to birthDate, None without it."""
+    for extension in (patient.get("_birthDate") or {}).get("extension") or ():
+        if extension.get("url") == "http://hl7.org/fhir/StructureDefinition/patient-birthTime":
+            return extension.get("valueDateTime")
+    return None
