@@ -85,7 +85,8 @@ class EhrHubMixin(_ModelBase):
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """Load as `PreTrainedModel.from_pretrained` does, and remember which weights the checkpoint lacked."""
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
         absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
         model._drawn_at_load = {name: _sample(weight) for name, weight in model.named_parameters() if name in absent}
         return (model, info) if output_loading_info else model

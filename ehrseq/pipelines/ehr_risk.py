@@ -169,21 +169,22 @@ class EhrRiskPipeline(ChunkPipeline):
 
     def _check_model(self) -> dict[str, int]:
         """Task name -> its index in `config.tasks`, which is what `task_ids` means."""
-        tasks = getattr(self.model.config, "tasks", None)
-        name = type(self.model).__name__
+        model: Any = self.model
+        tasks = getattr(model.config, "tasks", None)
+        name = type(model).__name__
         if not tasks:
             raise ValueError(
                 f"config.tasks of this {name} is empty, so it is not known what its logits stand for. Finetune it on "
                 f"tasks, or set config.tasks (name, token, horizon, definition, positive_label of each)."
             )
-        if not hasattr(self.model, "risk_scores"):
+        if not hasattr(model, "risk_scores"):
             raise ValueError(
                 f"{name} has no risk_scores(logits, task_ids): pipeline('ehr-risk') needs a risk classifier."
             )
-        untrained = self.model.untrained_weights() if hasattr(self.model, "untrained_weights") else []
+        untrained = model.untrained_weights() if hasattr(model, "untrained_weights") else []
         if untrained:
             raise ValueError(
-                f"The checkpoint {self.model.config.name_or_path} lacks {untrained}, which were drawn at random: it "
+                f"The checkpoint {model.config.name_or_path} lacks {untrained}, which were drawn at random: it "
                 f"was saved by another class than {name} (a pretrained model?). Finetune it, or give a finetuned one."
             )
         known = getattr(self.tokenizer, "task_tokens", {})
