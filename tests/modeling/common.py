@@ -1,7 +1,6 @@
 """What every model of the package must satisfy: one base of tests, a short subclass for each family.
 
-A subclass gives `config()`, `model_classes` and `patients()`; a model takes batches of the channels named in the patients.
-Padding, packing and half precision then behave alike for all of them.
+A subclass gives `config()`, `model_classes` and `patients()`; a model takes batches of the patients' channels. Padding, packing and half precision then behave alike for all of them.
 """
 
 import copy
@@ -112,9 +111,7 @@ class ModelCommonTests:
         model, patients = self.model("classifier"), self.patients()
         with torch.no_grad():
             alone = torch.cat([model(**collate([patient])).logits for patient in patients])
-            unpadded = torch.cat(
-                [model(**{k: v[None] for k, v in patient.items()}).logits for patient in patients]
-            )
+            unpadded = torch.cat([model(**{k: v[None] for k, v in patient.items()}).logits for patient in patients])
             padded = model(**collate(patients, side)).logits
         assert_close(unpadded, alone, 1e-5, "without a mask")
         assert_close(padded, alone, 1e-5, f"padded on the {side}")

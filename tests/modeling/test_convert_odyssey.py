@@ -76,7 +76,7 @@ def test_pretrained_logits_hidden_states_and_loss(odyssey):
 
 
 def test_pretrained_loss_and_gradients_as_they_trained_it(odyssey):
-    """They fed padding to the blocks and counted it as a target; without a mask so does this model, and all is equal."""
+    """They fed padding to the blocks and counted it as a target; without a mask this model does so too."""
     model = convert_odyssey_checkpoint(odyssey / "pretrain_state.safetensors")
     inputs = channels(load_file(odyssey / "pretrain_inputs.safetensors"))
     expected = load_file(odyssey / "pretrain_outputs.safetensors")
@@ -95,13 +95,11 @@ def test_finetuned_logits_loss_and_gradients(odyssey):
     assert_close(outputs.logits, expected["logits"], TOLERANCE, "logits")
     assert_close(outputs.loss, expected["loss"], TOLERANCE, "loss")
     assert_close(model.risk_scores(outputs.logits), expected["probs"][:, 1], TOLERANCE, "probabilities")
-    assert_gradients(
-        model, outputs.loss, load_file(odyssey / "finetune_single_grads.safetensors"), "pretrained_model."
-    )
+    assert_gradients(model, outputs.loss, load_file(odyssey / "finetune_single_grads.safetensors"), "pretrained_model.")
 
 
 def test_greedy_forecast_with_a_frozen_clock_is_theirs(odyssey):
-    """Without types and special ids new tokens have type 0 and the prompt's last channels: how the reference was made."""
+    """Without types and special ids new tokens have type 0 and the prompt's last channels, as in the reference."""
     model = convert_odyssey_checkpoint(odyssey / "pretrain_state.safetensors")
     manifest = json.loads((odyssey / "manifest.json").read_text())["forecast_greedy"]
     row, length = manifest["row"], manifest["prompt_len"]

@@ -33,7 +33,7 @@ def model(seed=0):
 
 
 def history(tokens, *, week=10.0, age=50.0, order=1, segment=1):
-    """Channels of a short history by the tokenizer's rules, written by hand: one visit state, moved by [VS] and intervals."""
+    """Channels of a short history by the tokenizer's rules, written by hand."""
     rows = {name: [] for name in ("input_ids", *CHANNELS)}
     for token in tokens:
         if token in INTERVAL_DAYS:
@@ -85,7 +85,22 @@ def channels_seen(model, prompt, continuation, use_cache):
 PROMPT = ["[CLS]", "[VS]", "LAB", "DRUG", "[VE]", "[REG]"]
 CONTINUATION = [
     *("[W_2]", "[VS]", "LAB", "[VE]", "[REG]", "[M_0]", "[VS]", "DIAGNOSIS", "[VE]", "[REG]"),
-    *("[LT]", "[VS]", "[VE]", "[REG]", "[M_12]", "[VS]", "LAB", "[VE]", "[REG]", "[W_0]", "[VS]", "[VE]", "[VS]", "LAB"),
+    *(
+        "[LT]",
+        "[VS]",
+        "[VE]",
+        "[REG]",
+        "[M_12]",
+        "[VS]",
+        "LAB",
+        "[VE]",
+        "[REG]",
+        "[W_0]",
+        "[VS]",
+        "[VE]",
+        "[VS]",
+        "LAB",
+    ),
 ]
 
 

@@ -48,7 +48,10 @@ def random_patient(length, seed):
 
 
 def lists(patient):
-    return {name: values.double().tolist() if values.is_floating_point() else values.tolist() for name, values in patient.items()}
+    return {
+        name: values.double().tolist() if values.is_floating_point() else values.tolist()
+        for name, values in patient.items()
+    }
 
 
 class TestEhrMamba(ModelCommonTests):
@@ -277,7 +280,11 @@ def paper_model():
 def check_paper_initialisation(model):
     embeddings, d = model.model.embeddings, model.config.hidden_size
     assert not embeddings.word_embeddings.weight[0].any()
-    for weight in (embeddings.word_embeddings.weight[1:], embeddings.visit_order_embeddings.weight, model.lm_head.weight):
+    for weight in (
+        embeddings.word_embeddings.weight[1:],
+        embeddings.visit_order_embeddings.weight,
+        model.lm_head.weight,
+    ):
         assert weight.std().item() == pytest.approx(0.1, rel=0.05)
     assert embeddings.projection.weight.std().item() == pytest.approx(0.1, rel=0.05)
     assert not embeddings.projection.bias.any()
@@ -418,7 +425,10 @@ BAD_INPUTS = {
     "no tokens": (lambda b: {"input_ids": b["input_ids"][:, :0]}, "no tokens"),
     "flat ids": (lambda b: {"input_ids": b["input_ids"][0]}, r"expected \[batch, tokens\]"),
     "segments in the wrong order": (with_(segment_ids=torch.tensor([[2, 2, 1, 1, 0, 0]] * 2)), r"segment_ids of row 0"),
-    "a segment in two pieces": (with_(segment_ids=torch.tensor([[1, 1, 2, 2, 1, 1]] * 2)), "each sequence in one piece"),
+    "a segment in two pieces": (
+        with_(segment_ids=torch.tensor([[1, 1, 2, 2, 1, 1]] * 2)),
+        "each sequence in one piece",
+    ),
     "a state of another batch": (with_(cache_params=EhrMambaCache(tiny_config(), 3)), "holds 3 rows, the inputs 2"),
     "packing with a state": (
         with_(segment_ids=torch.ones(2, 6, dtype=torch.long), cache_params=EhrMambaCache(tiny_config(), 2)),
