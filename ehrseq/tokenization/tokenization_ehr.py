@@ -1,0 +1,479 @@
+"""`EhrTokenizer`: a patient's events -> the channels that EhrMamba reads, with the full Hugging Face contract.
+
+    tokenizer = EhrTokenizer.train(events, tasks=["mortality_30d"])
+    inputs = tokenizer(patient, task="mortality_30d", return_tensors="pt")     # one patient or many
+    table = tokenizer.encode_table(events, labels={"mortality_30d": labels})   # whole tables, columnar
+
+The single-patient path (`ehr_sequence.py`) and the columnar one (`ehr_encoding.py`, `ehr_histories.py`) give identical rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import BatchEncoding
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+from transformers.utils import PaddingStrategy, logging
+
+from .ehr_encoding import coverage_of, encode_histories
+from .ehr_histories import EncodedHistories
+from .ehr_sequence import CHANNEL_DTYPES, CHANNELS, MIN_CONTEXT, build_row, parse_time, read_patient, walk
+from .ehr_vocabulary import (
+    CLS,
+    LONG_TERM,
+    MASK,
+    MONTHS,
+    PAD,
+    REG,
+    SPECIAL_TOKENS,
+    TYPE_CLS,
+    UNK,
+    VE,
+    VS,
+    WEEKS,
+    EventVocabulary,
+    fit_vocabulary,
+)
+
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow as pa
+
+logger = logging.get_logger(__name__)
+
+NO_LIMIT = 10**12  # transformers' `model_max_length` of a tokenizer without a context length is larger
+
+PAPER_TASK_TOKENS = {
+    "mortality_30d": "[MOR_1M]",
+    "long_stay_7d": "[LOS_1W]",
+    "readmission_30d": "[REA_1M]",
+    "hypertension": "[C0]",
+    "fluid_disorder": "[C1]",
+    "lipid_disorder": "[C2]",
+}
+"""Task tokens of the paper (section 3.3); other tasks are named with their own token."""
+
+
+class EhrTokenizer(TokenizersBackend):
+    """Tokenizer of EHR events. Build it with `train`, load it with `from_pretrained` or `AutoTokenizer`.
+
+    Everything beyond the token ids (value bins, code map, token types, tasks, settings) is one JSON object, `event_vocabulary` in
+    `tokenizer_config.json`.
+    """
+
+    # No __init__ here: transformers would rebuild the backend from the bare vocabulary, as BPE, when the tokenizer is loaded.
+    model_input_names = list(CHANNELS)
+    padding_side = "right"
+
+    # -- training ------------------------------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def train(
+        cls,
+        events: pl.DataFrame,
+        *,
+        num_value_bins: int = 5,
+        min_count: int = 1,
+        min_text_count: int = 10,
+        max_vocab_size: int | None = None,
+        tasks: Sequence[str | Mapping[str, Any]] = (),
+        input_kinds: str | Iterable[str] | None = None,
+        code_map: Sequence[Sequence[str]] | None = None,
+        max_num_visits: int = 512,
+        model_max_length: int = 2048,
+    ) -> EhrTokenizer:
+        """Fit the vocabulary and the value bins on a table of events: training subjects only (splits pretrain and train).
+
+        Args:
+            events: Event table; its subjects' digest is stored, so that an audit can tell whether held-out subjects were among them.
+            num_value_bins: Quantile bins of each (code, unit) with numeric values; the outer ones are open.
+            min_count: Rows a token needs; a rarer code falls back to its parents.
+            min_text_count: Rows a text result needs, at least `min_count`: rare free text may identify a patient.
+            max_vocab_size: Bound on the number of tokens, the most frequent stay.
+            tasks: Task names of the paper, or mappings with "name" and "token" (`Task.to_config()`), in the order of their ids.
+            input_kinds: What enters a sequence: a preset (`all`, `paper`) or a list of kinds.
+            code_map: [regular expression, kind] pairs for foreign codes, see `ehr_codes.DEFAULT_CODE_MAP`.
+            max_num_visits: Visit orders are clamped below it, as the model's embedding asks.
+            model_max_length: Context length that `truncation=True` cuts to by default.
+
+        Raises:
+            ValueError: An empty table, missing columns, a setting out of range, an unknown or repeated task.
+        """
+        missing = [name for name in ("subject_id", "code") if name not in getattr(events, "columns", [])]
+        if missing:
+            raise ValueError(f"EhrTokenizer.train needs an event table (polars.DataFrame) with subject_id, time, code; it lacks {missing}.")
+        if events.height == 0:
+            raise ValueError("EhrTokenizer.train got a table without rows; give the events of the training subjects.")
+        for name, value, least in (
+            ("num_value_bins", num_value_bins, 1),
+            ("min_count", min_count, 1),
+            ("max_num_visits", max_num_visits, 2),
+            ("model_max_length", model_max_length, MIN_CONTEXT),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} got {value!r}; expected an integer of at least {least}.")
+        task_tokens = _task_tokens(tasks)
+        vocabulary, types = fit_vocabulary(
+            events,
+            num_value_bins=num_value_bins,
+            min_count=min_count,
+            min_text_count=min_text_count,
+            max_vocab_size=max_vocab_size,
+            task_tokens=list(task_tokens.values()),
+            input_kinds=input_kinds,
+            code_map=code_map,
+        )
+        subjects = events["subject_id"].unique().sort().to_list()
+        backend = Tokenizer(WordLevel(vocabulary.token_ids, unk_token=UNK))
+        return cls(
+            tokenizer_object=backend,
+            pad_token=PAD,
+            unk_token=UNK,
+            mask_token=MASK,
+            cls_token=CLS,
+            extra_special_tokens=[VS, VE, REG, *WEEKS, *MONTHS, LONG_TERM, *task_tokens.values()],
+            model_max_length=model_max_length,
+            event_vocabulary={
+                "value_bins": vocabulary.value_bins,
+                "kinds": vocabulary.kinds,
+                "code_map": vocabulary.code_map,
+                "token_types": types,
+                "tasks": task_tokens,
+                "max_num_visits": max_num_visits,
+                "num_value_bins": num_value_bins,
+                "min_count": min_count,
+                "num_fitted_subjects": len(subjects),
+                "fitted_subjects_digest": subjects_digest(subjects),
+            },
+        )
+
+    # -- what it holds --------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def vocabulary(self) -> EventVocabulary:
+        """Rows to token ids; built once from what is saved."""
+        found = self.__dict__.get("_event_vocabulary")
+        if found is None or len(found.token_ids) != len(self):
+            stored = self._stored
+            found = EventVocabulary(self.get_vocab(), stored["value_bins"], stored["kinds"], stored["code_map"])
+            self.__dict__["_event_vocabulary"] = found
+        return found
+
+    @property
+    def _stored(self) -> dict[str, Any]:
+        stored = self.init_kwargs.get("event_vocabulary")
+        if stored is None:
+            raise ValueError("this EhrTokenizer has no event vocabulary; build one with EhrTokenizer.train(events) or load a saved one.")
+        return stored
+
+    @property
+    def task_tokens(self) -> dict[str, str]:
+        """Task name -> token, in the order of `task_ids`."""
+        return dict(self._stored["tasks"])
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks, in the order of `task_ids`."""
+        return list(self._stored["tasks"])
+
+    @property
+    def token_types(self) -> list[int]:
+        """Token type of every id."""
+        return list(self._stored["token_types"])
+
+    @property
+    def max_num_visits(self) -> int:
+        """Visit orders lie below it."""
+        return self._stored["max_num_visits"]
+
+    @property
+    def fitted_subjects_digest(self) -> str:
+        """SHA-256 over the sorted ids of the subjects that the vocabulary and the bins were fitted on, see `subjects_digest`."""
+        return self._stored["fitted_subjects_digest"]
+
+    def add_task(self, name: str, token: str | None = None) -> str:
+        """Add a task, so that a trained model can learn it by its token alone (resize the model's embeddings afterwards).
+
+        Args:
+            name: The task's name.
+            token: Its token; default: the paper's, or the name in brackets.
+
+        Returns:
+            The token.
+
+        Raises:
+            ValueError: The name or the token is taken.
+        """
+        tasks = self._stored["tasks"]
+        token = token or PAPER_TASK_TOKENS.get(name, f"[{name.upper()}]")
+        if name in tasks or token in self.get_vocab():
+            raise ValueError(f"task {name!r} with token {token!r} cannot be added: the tasks are {tasks}, and no token may stand twice.")
+        self.add_tokens([token], special_tokens=True)
+        self._stored["token_types"] = [*self.token_types, TYPE_CLS]
+        self._stored["tasks"] = {**tasks, name: token}
+        return token
+
+    # -- one patient or many ------------------------------------------------------------------------------------------------------------------------
+
+    def __call__(  # type: ignore[override]
+        self,
+        patients: Any,
+        *,
+        task: str | None = None,
+        prediction_time: Any = None,
+        padding: bool | str | PaddingStrategy = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        **unknown: Any,
+    ) -> BatchEncoding:
+        """Channels of one patient, or of a list of patients.
+
+        Args:
+            patients: `{"subject_id", "events": [{"time", "code", "numeric_value"?, "text_value"?, "visit_id"?, "unit"?}], "prediction_time"?}`,
+                a table of one subject's rows, or a list of either. Rows may stand in any order.
+            task: Name of the task to prompt for; None = no prompt.
+            prediction_time: Rows later than it are left out before anything else; default: the patient's own "prediction_time", else the last
+                row's time. Every form of a row's time is taken.
+            padding, truncation, max_length, pad_to_multiple_of, padding_side, return_tensors: As everywhere in transformers. Truncation keeps the
+                most recent tokens, [CLS] (or the task's token), and the [VS] of a visit that was cut.
+
+        Returns:
+            `input_ids`, `attention_mask`, `token_type_ids`, `times` (weeks), `ages` (years), `visit_orders`, `visit_segments`: lists of the row's
+            length for one patient, lists of lists for a list; tensors [batch, length] with `return_tensors`.
+
+        Raises:
+            ValueError: No patient, no events, a field of the wrong type, an unknown task, a context that holds no event.
+        """
+        if unknown:
+            raise ValueError(f"EhrTokenizer got {sorted(unknown)}; it takes task, prediction_time, padding, truncation, max_length, return_tensors.")
+        many = isinstance(patients, (list, tuple))
+        if many and not patients:
+            raise ValueError("EhrTokenizer got an empty list; give at least one patient.")
+        limit = self._limit(truncation, max_length)
+        rows = [self.encode_patient(p, task, prediction_time, limit) for p in (patients if many else [patients])]
+        wants_tensors = return_tensors is not None
+        batch = {name: [row[name].tolist() for row in rows] for name in CHANNELS}
+        if not many and not wants_tensors and not padding:
+            return BatchEncoding({name: values[0] for name, values in batch.items()})
+        encoded = self.pad(
+            batch if many or wants_tensors else {name: values[0] for name, values in batch.items()},
+            padding=padding,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+            padding_side=padding_side,
+            return_tensors=None,
+        )
+        return _to_tensors(encoded, return_tensors)
+
+    def encode_patient(
+        self, patient: Any, task: str | None = None, prediction_time: Any = None, max_length: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Channels of one patient as numpy arrays, the single-patient path; arguments as in `__call__`, `max_length` already decided."""
+        events, own_time = read_patient(_as_patient(patient))
+        if not events:
+            raise ValueError("a patient without events has no history to read; give at least one event, or leave the patient out.")
+        cut = parse_time(prediction_time, "prediction_time")
+        cut = own_time if cut is None else cut
+        vocabulary = self.vocabulary
+        return build_row(
+            walk(events, vocabulary, cut),
+            vocabulary,
+            max_length=max_length,
+            max_num_visits=self.max_num_visits,
+            task_token=None if task is None else self._task_token(task),
+            prediction_time=cut,
+        )
+
+    def _task_token(self, task: str) -> str:
+        tasks = self._stored["tasks"]
+        if task not in tasks:
+            raise ValueError(f"unknown task {task!r}; this tokenizer knows {list(tasks)}. Add one with tokenizer.add_task(name, token).")
+        return tasks[task]
+
+    def _limit(self, truncation: bool | str | None, max_length: int | None) -> int | None:
+        if max_length is not None:
+            _check_context(max_length)
+        if truncation in (None, False, "do_not_truncate"):
+            return None
+        limit = self.model_max_length if max_length is None else max_length
+        return None if limit > NO_LIMIT else _check_context(limit)
+
+    def _pad(
+        self,
+        encoded_inputs: dict[str, Any] | BatchEncoding,
+        max_length: int | None = None,
+        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+    ) -> dict:
+        """Pad every channel with 0, on either side (the base class knows only ids, mask and types)."""
+        length = len(encoded_inputs["input_ids"])
+        if "attention_mask" not in encoded_inputs and return_attention_mask is not False:
+            encoded_inputs["attention_mask"] = [1] * length
+        if padding_strategy == PaddingStrategy.LONGEST:
+            max_length = length
+        if max_length is not None and pad_to_multiple_of:
+            max_length = -(-max_length // pad_to_multiple_of) * pad_to_multiple_of
+        if padding_strategy == PaddingStrategy.DO_NOT_PAD or max_length is None or max_length <= length:
+            return dict(encoded_inputs)
+        side = padding_side or self.padding_side
+        if side not in ("left", "right"):
+            raise ValueError(f"padding_side got {side!r}; expected 'left' or 'right'.")
+        for name in CHANNELS:
+            if name in encoded_inputs:
+                zeros = [CHANNEL_DTYPES[name](0).item()] * (max_length - length)
+                values = list(encoded_inputs[name])
+                encoded_inputs[name] = zeros + values if side == "left" else values + zeros
+        return dict(encoded_inputs)
+
+    # -- whole tables ------------------------------------------------------------------------------------------------------------------------------------
+
+    def encode_histories(self, events: pl.DataFrame) -> EncodedHistories:
+        """Every patient of an event table, encoded once; prompts and windows are cut from it without copies.
+
+        Args:
+            events: Event table, rows in any order.
+        """
+        vocabulary = self.vocabulary
+        tasks = self._stored["tasks"]
+        return encode_histories(
+            events,
+            vocabulary,
+            task_names=list(tasks),
+            task_token_ids=[vocabulary.token_ids[token] for token in tasks.values()],
+            max_num_visits=self.max_num_visits,
+        )
+
+    def encode_table(
+        self, events: pl.DataFrame, labels: Mapping[str, pl.DataFrame] | None = None, max_length: int | None = None
+    ) -> pa.Table:
+        """Rows of a whole table, ready for `datasets` or Parquet.
+
+        Args:
+            events: Event table.
+            labels: Task name -> label table. None: pretraining rows, each history in consecutive windows cut at visit boundaries (every event is
+                in exactly one), or as one row where `max_length` is None.
+            max_length: Context length; None = no limit.
+
+        Returns:
+            `subject_id`, with labels `prediction_time`, `task`, `label`, and one list column a channel.
+
+        Raises:
+            ValueError: A context too short for an event, an unknown task, missing columns.
+        """
+        import pyarrow as pa
+
+        if max_length is not None:
+            _check_context(max_length)
+        histories = self.encode_histories(events)
+        columns: dict[str, Any] = {}
+        if labels is None:
+            plan = histories.plan_histories() if max_length is None else histories.plan_windows(max_length)
+            columns["subject_id"] = pa.array(histories.subject_ids[plan.history], pa.int64())
+        else:
+            index = histories.index_labels(labels)
+            if index.skipped:
+                logger.warning(f"labels left out: {index.skipped}")
+            plan = histories._plan_prompts(index, max_length)
+            columns["subject_id"] = pa.array(histories.subject_ids[index.history], pa.int64())
+            columns["prediction_time"] = pa.array(index.prediction_time, pa.int64()).cast(pa.timestamp("us"))
+            columns["task"] = pa.DictionaryArray.from_arrays(pa.array(index.task, pa.int32()), pa.array(histories.task_names, pa.string()))
+            columns["label"] = pa.array(index.label.astype(bool))
+        channels, offsets = histories.assemble_all(plan)
+        for name, values in channels.items():
+            columns[name] = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(_narrow(name, values)))
+        return pa.table(columns)
+
+    def coverage(self, events: pl.DataFrame) -> dict[str, Any]:
+        """How a table's rows are mapped: exactly, by a fallback (a parent code, or the code without its result), or lost to [UNK].
+
+        Returns:
+            Shares `exact`, `fallback`, `lost` of the rows that make a token, and the counts `events` (such rows), `exact_events`,
+            `fallback_events`, `lost_events`, `visit_boundaries`, `not_used` (births, and kinds that are not in `input_kinds`).
+        """
+        counts = coverage_of(events, self.vocabulary)
+        total = counts["exact"] + counts["fallback"] + counts["lost"]
+        shares = {how: counts[how] / total if total else 0.0 for how in ("exact", "fallback", "lost")}
+        numbers = {f"{how}_events": counts[how] for how in ("exact", "fallback", "lost")}
+        return shares | {"events": total} | numbers | {name: counts[name] for name in ("visit_boundaries", "not_used")}
+
+
+def subjects_digest(subject_ids: Iterable[int]) -> str:
+    """SHA-256 over the sorted subject ids, one a line: tells whether two fits saw the same subjects, without storing them."""
+    return hashlib.sha256("\n".join(str(s) for s in sorted(subject_ids)).encode()).hexdigest()
+
+
+def _task_tokens(tasks: Sequence[str | Mapping[str, Any]]) -> dict[str, str]:
+    if isinstance(tasks, (str, Mapping)):
+        raise ValueError(f"tasks got {tasks!r}; expected a list of names, or of mappings with 'name' and 'token'.")
+    found: dict[str, str] = {}
+    for task in tasks:
+        if isinstance(task, str):
+            name, token = task, PAPER_TASK_TOKENS.get(task, f"[{task.upper()}]")
+        elif isinstance(task, Mapping) and {"name", "token"} <= set(task):
+            name, token = str(task["name"]), str(task["token"])
+        else:
+            raise ValueError(f"a task got {task!r}; expected a name, or a mapping with 'name' and 'token' (Task.to_config()).")
+        if name in found or token in found.values() or token in SPECIAL_TOKENS:
+            raise ValueError(f"task {name!r} with token {token!r} stands twice, or its token is a special token; names and tokens must differ.")
+        found[name] = token
+    return found
+
+
+def _check_context(max_length: int) -> int:
+    if not isinstance(max_length, int) or max_length < MIN_CONTEXT:
+        raise ValueError(f"max_length got {max_length!r}; a context holds the special tokens and an event from {MIN_CONTEXT} tokens on.")
+    return max_length
+
+
+def _as_patient(patient: Any) -> Any:
+    """A one-subject table (polars, pandas, pyarrow) as a patient dict; anything else as it is."""
+    if isinstance(patient, Mapping):
+        return patient
+    if hasattr(patient, "to_pylist"):
+        rows = patient.to_pylist()
+    elif hasattr(patient, "to_dicts"):
+        rows = patient.to_dicts()
+    elif hasattr(patient, "to_dict") and hasattr(patient, "columns"):
+        # pandas writes nulls as NaN and NaT
+        rows = [{key: None if value != value else value for key, value in row.items()} for row in patient.to_dict("records")]
+    elif isinstance(patient, (str, bytes)):
+        raise ValueError("EhrTokenizer reads patients, not text: give a dict with 'events', a one-subject table, or a list of them.")
+    else:
+        return patient
+    subjects = {row.get("subject_id") for row in rows}
+    if len(subjects) > 1:
+        raise ValueError(f"a table of one subject was expected, this one holds {len(subjects)}; split it by subject_id, or use encode_table.")
+    return {"subject_id": next(iter(subjects), None), "events": rows}
+
+
+def _narrow(name: str, values: np.ndarray) -> np.ndarray:
+    """The smallest type that holds a channel on disk: 17 bytes a token instead of 48."""
+    narrow = {
+        "input_ids": np.int32,
+        "attention_mask": np.int8,
+        "token_type_ids": np.int8,
+        "visit_orders": np.int16,
+        "visit_segments": np.int8,
+    }
+    return values.astype(narrow.get(name, values.dtype))
+
+
+def _to_tensors(encoded: BatchEncoding, return_tensors: str | None) -> BatchEncoding:
+    """Tensors of the right type: BatchEncoding's own conversion would make times of whole weeks integers."""
+    if return_tensors is None:
+        return encoded
+    lengths = {len(row) for row in encoded["input_ids"]}
+    if len(lengths) > 1:
+        raise ValueError(f"rows of the lengths {sorted(lengths)} make no tensor; pass padding=True, and truncation=True for a fixed context.")
+    arrays = {name: np.asarray(encoded[name], dtype=CHANNEL_DTYPES[name]) for name in CHANNELS}
+    return BatchEncoding(arrays, tensor_type=return_tensors)
