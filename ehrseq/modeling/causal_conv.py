@@ -2,8 +2,8 @@
 
     out_t = silu(bias + sum_s weight[:, k-1-s] * x_{t-s}),   s = 0 .. k-1, and s <= steps since the segment of t began
 
-As k shifted multiply-adds it needs no transpose to channel-first, which makes it about twice as fast on CPU as `torch.conv1d` with groups.
-The backward recomputes the sum instead of storing it.
+As k shifted multiply-adds it needs no transpose to channels-first and is about twice as fast on CPU as a grouped
+`torch.conv1d`. The backward computes the sum again instead of storing it.
 
 Glossary: b batch, l length, d channels, k kernel size.
 """
@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 Activation = Literal["silu"] | None
 
@@ -33,43 +32,50 @@ def causal_conv1d(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Causal depthwise convolution over the length, then SiLU.
 
-    Computes in float64 when `x` is float64, in float32 otherwise. Continuing a returned final state over any number of further steps equals
-    the whole pass.
+    Computes in float64 when `x` is float64, else in float32. Continuing a returned final state over any number of
+    further steps equals the whole pass.
 
     Args:
         x: Input, [batch, length, channels], length at least 1.
-        weight: [channels, kernel]; the last tap meets the current step (a `Conv1d` weight with its middle axis squeezed).
+        weight: [channels, kernel], the last tap meets the current step (the weight of a `Conv1d` less its middle axis).
         bias: [channels].
-        initial_state: The kernel - 1 inputs before the first step, oldest first, [batch, channels, kernel - 1]; zeros when None.
-        reset_mask: bool [batch, length]; True starts a segment there: no tap of it or of a later step reaches back before it, nor into
-            `initial_state`.
-        lengths: int [batch], real steps of right-padded rows (0 .. length): the final state is then the one after each row's last real step.
-            The output does not depend on it.
+        initial_state: The kernel - 1 inputs before the first step, oldest first, [batch, channels, kernel - 1]; zeros
+            when None.
+        reset_mask: bool [batch, length]; True starts a segment there: no tap of that step or a later one reaches back
+            before it, nor into `initial_state`.
+        lengths: int [batch], real steps of right-padded rows (0 .. length): the final state is then the one after each
+            row's last real step. The output does not depend on it.
         activation: "silu" or None.
         return_final_state: Also return the state after the last (real) step.
 
     Returns:
-        The output in the dtype of `x`, [batch, length, channels]; with `return_final_state` the pair (output, final_state), the state
-        [batch, channels, kernel - 1] in the dtype of `x`. Inputs before the last segment's start are 0 in it.
+        The output in the dtype of `x`, [batch, length, channels]; with `return_final_state` the pair (output,
+        final_state), the state [batch, channels, kernel - 1] in the dtype of `x`, 0 before the last segment's start.
 
     Raises:
-        ValueError: a wrong shape, dtype or device, a length of 0, `lengths` outside 0 .. length, or an unknown activation.
+        ValueError: a wrong shape, dtype or device, length 0, `lengths` outside 0 .. length, an unknown activation.
     """
     _check_inputs(x, weight, bias, initial_state, reset_mask, lengths, activation)
     positions = None if reset_mask is None else positions_in_segment(reset_mask, weight.shape[1] - 1)
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, initial_state))
-    if needs_grad:
+    differentiable = (x, weight, bias, initial_state)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable):
         out = _CausalConv.apply(x, weight, bias, initial_state, positions, activation)  # type: ignore[no-untyped-call]
     else:
         out = _convolve(x, weight, bias, initial_state, positions)
         out = (F.silu(out, inplace=True) if activation == "silu" else out).to(x.dtype)
     if not return_final_state:
         return out
-    return out, conv_final_state(x, weight.shape[1], initial_state=initial_state, reset_mask=reset_mask, lengths=lengths)
+    kernel = weight.shape[1]
+    return out, conv_final_state(x, kernel, initial_state=initial_state, reset_mask=reset_mask, lengths=lengths)
 
 
 def positions_in_segment(reset_mask: Tensor, before: int = 0) -> Tensor:
-    """Steps since the segment of each step began, int64 [batch, length]; `before` steps are taken to precede a row's first, unreset one."""
+    """Steps since the segment of each step began, int64 [batch, length].
+
+    Args:
+        reset_mask: bool [batch, length], True where a segment starts.
+        before: Steps taken to precede the row's first one, where that starts no segment.
+    """
     steps = torch.arange(reset_mask.shape[1], device=reset_mask.device)
     last_reset = torch.where(reset_mask, steps, -before).cummax(1).values
     return steps - last_reset
@@ -83,9 +89,10 @@ def conv_final_state(
     reset_mask: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> Tensor:
-    """The last kernel - 1 inputs of each row, oldest first, [batch, channels, kernel - 1]: the `initial_state` of what follows.
+    """The last kernel - 1 inputs of each row, oldest first: the `initial_state` of what follows.
 
-    Arguments as in `causal_conv1d`. Inputs before the row's last segment start are 0. Differentiable.
+    Arguments as in `causal_conv1d`. Returns [batch, channels, kernel - 1], differentiable, 0 before the row's last
+    segment start.
     """
     batch, length, channels = x.shape
     past = kernel - 1
@@ -99,8 +106,8 @@ def conv_final_state(
         tail = torch.cat([earlier, x], 1).gather(1, (ends + steps + past)[..., None].expand(-1, -1, channels))
     if reset_mask is not None:
         row_steps = torch.arange(length, device=x.device)
-        segment_start = torch.where(reset_mask & (row_steps < ends), row_steps, -past).amax(1, keepdim=True)  # [b, 1], of the last segment
-        tail = tail.masked_fill((ends + steps < segment_start)[..., None], 0.0)
+        last_start = torch.where(reset_mask & (row_steps < ends), row_steps, -past).amax(1, keepdim=True)  # [b, 1]
+        tail = tail.masked_fill((ends + steps < last_start)[..., None], 0.0)
     return tail.transpose(1, 2)
 
 
@@ -123,8 +130,9 @@ class _CausalConv(torch.autograd.Function):
         return (F.silu(out, inplace=True) if activation == "silu" else out).to(x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError("causal_conv1d has no second derivative: call backward without create_graph=True.")
         x, weight, bias, initial_state, positions = ctx.saved_tensors
         dtype = _compute_dtype(x)
         kernel, length = weight.shape[1], x.shape[1]
@@ -203,34 +211,35 @@ def _check_inputs(
     batch, length, channels = x.shape
     kernel = weight.shape[1]
     if length == 0:
-        raise ValueError(f"causal_conv1d: x has length 0 (shape {list(x.shape)}), expected at least one step; leave empty sequences out.")
+        raise ValueError(f"causal_conv1d: x has length 0 ({list(x.shape)}), expected at least one step.")
     if kernel == 0:
         raise ValueError("causal_conv1d: weight has kernel size 0, expected at least one tap.")
     expected: dict[str, tuple[Tensor | None, str, tuple[int, ...]]] = {
+        "x": (x, "[batch, length, channels]", (batch, length, channels)),
         "weight": (weight, "[channels, kernel]", (channels, kernel)),
         "bias": (bias, "[channels]", (channels,)),
         "initial_state": (initial_state, "[batch, channels, kernel - 1]", (batch, channels, kernel - 1)),
         "reset_mask": (reset_mask, "[batch, length]", (batch, length)),
         "lengths": (lengths, "[batch]", (batch,)),
     }
-    for name, (tensor, layout, shape) in expected.items():
-        if tensor is None and name != "weight":
+    for name, (value, layout, shape) in expected.items():
+        if value is None:
             continue
-        if not isinstance(tensor, Tensor) or tensor.shape != shape:
-            raise ValueError(f"causal_conv1d: {name} is {_describe(tensor)}, expected {layout} = {list(shape)}.")
-        if tensor.device != x.device:
-            raise ValueError(f"causal_conv1d: {name} is on {tensor.device} and x on {x.device}; move them to one device.")
-        if name not in ("reset_mask", "lengths") and not tensor.is_floating_point():
-            raise ValueError(f"causal_conv1d: {name} is {tensor.dtype}, expected a floating dtype; convert it with `.float()`.")
-    if not x.is_floating_point():
-        raise ValueError(f"causal_conv1d: x is {x.dtype}, expected a floating dtype; convert it with `.float()`.")
+        if not isinstance(value, Tensor) or value.shape != shape:
+            raise ValueError(f"causal_conv1d: {name} is {_describe(value)}, expected {layout} = {list(shape)}.")
+        if value.device != x.device:
+            raise ValueError(f"causal_conv1d: {name} is on {value.device}, x on {x.device}; move both to one device.")
+        if name not in ("reset_mask", "lengths") and not value.is_floating_point():
+            raise ValueError(f"causal_conv1d: {name} is {value.dtype}, expected a floating dtype; use `.float()`.")
     if reset_mask is not None and reset_mask.dtype != torch.bool:
-        raise ValueError(f"causal_conv1d: reset_mask is {reset_mask.dtype}, expected torch.bool; convert it with `.bool()`.")
+        raise ValueError(f"causal_conv1d: reset_mask is {reset_mask.dtype}, expected torch.bool; use `.bool()`.")
     if lengths is not None:
         if lengths.is_floating_point() or lengths.dtype == torch.bool:
-            raise ValueError(f"causal_conv1d: lengths is {lengths.dtype}, expected an integer dtype; use `attention_mask.sum(1)`.")
+            raise ValueError(
+                f"causal_conv1d: lengths is {lengths.dtype}, expected integers as `attention_mask.sum(1)`."
+            )
         if lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= length:
-            raise ValueError(f"causal_conv1d: lengths is {lengths.tolist()}, expected values from 0 to the length {length}.")
+            raise ValueError(f"causal_conv1d: lengths is {lengths.tolist()}, expected values from 0 to {length}.")
     if activation not in ("silu", None):
         raise ValueError(f"causal_conv1d: unknown activation {activation!r}, expected 'silu' or None.")
 

@@ -1,18 +1,19 @@
-"""The selective state-space scan of Mamba (Gu & Dao 2023, arXiv:2312.00752, algorithm 2), linear in length and differentiable.
+"""The selective state-space scan of Mamba: linear in length, differentiable, with a carried state and resets.
 
     delta_t = softplus(delta_t + delta_bias)                      # when delta_softplus
     h_t     = exp(delta_t * A) * h_{t-1} + (delta_t * u_t) B_t    # h is zeroed before a step where reset_mask is set
     y_t     = (C_t . h_t + D * u_t) * silu(z_t)
 
-One operator, several interchangeable backends that give the same result, gradients included:
+(Gu & Dao 2023, arXiv:2312.00752, algorithm 2.) One operator, several interchangeable backends with equal results,
+gradients included:
 
-- `torch`: tiles of 16 steps, a hand-written backward that recomputes the states from one checkpoint a tile. Needs nothing but torch.
-- `naive`: `selective_scan_naive`, the formula above as a loop over the steps. It is the truth the tests compare with, never chosen by itself.
+- `torch`: tiles of 16 steps, and a hand-written backward that computes the states again from one stored state a tile.
+- `naive`: the formula above as a loop over the steps, differentiated by autograd. Only used when it is asked for.
 
 Accelerators join the table with `register_scan_backend`.
 
-Glossary: b batch, l length (steps), d channels, n state size, c steps of a tile. Inside a tile the layout is [b, c, n, d], so that the
-innermost loop of every operation runs over contiguous channels.
+Glossary: b batch, l length (steps), d channels, n state size, c steps of a tile. Inside a tile the layout is
+[c, b, n, d]: a step is one contiguous block, and the innermost loop of every operation runs over the channels.
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-# Steps that share one exponential call and one stored state: 16 keeps a tile of a 768-wide block (1.5 MB) within a core's cache and the
-# stored states as large as one activation when n = 16.
+# Steps that share one call of the exponential and one stored state. At 16 a tile of a 768-wide block (1.5 MB) fits a
+# core's cache, and with n = 16 the stored states are as large as one activation.
 TILE_STEPS = 16
 
 
@@ -48,12 +48,13 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Selective scan over the length, by the fastest backend that can serve these tensors.
 
-    Computes in float64 when `u` is float64 and in float32 otherwise; every input may be any floating dtype. Safe under autocast.
+    Computes in float64 when `u` is float64, else in float32; inputs may be of any floating dtype. Safe under autocast.
     Continuing a returned final state over any number of further steps equals the whole pass.
 
-    Padding: a step with delta 0 *after* the softplus holds the state exactly (exp(0) = 1, nothing is added). With `delta_softplus`, give pad
-    steps `delta = -inf` (`delta.masked_fill(~mask[..., None], float("-inf"))`), whose softplus and gradient are exactly 0; `u` must be finite
-    there. The final state of a right-padded row is then the state at its last real step. The output at a pad step is meaningless.
+    Padding: a step whose delta is 0 *after* the softplus holds the state exactly (exp(0) = 1, and nothing is added).
+    With `delta_softplus` give pad steps `delta = -inf` (`delta.masked_fill(~mask[..., None], float("-inf"))`): their
+    softplus and their gradient are exactly 0. `u`, `B` and `C` must be finite there. The final state of a right-padded
+    row is then the state at its last real step. The output at a pad step means nothing.
 
     Args:
         u: Input, [batch, length, channels], length at least 1.
@@ -62,20 +63,21 @@ def selective_scan(
         B: Input projection, [batch, length, state].
         C: Output projection, [batch, length, state].
         D: Skip weight, [channels].
-        z: Gate; the output is multiplied by silu(z). [batch, length, channels].
+        z: Gate: the output is multiplied by silu(z), [batch, length, channels].
         delta_bias: Added to delta before the softplus, [channels].
-        delta_softplus: Pass delta through softplus.
+        delta_softplus: Whether delta passes through the softplus.
         initial_state: State before the first step, [batch, channels, state]; zeros when None.
-        reset_mask: bool [batch, length]; True zeroes the state before that step (at step 0 it overrides `initial_state`).
+        reset_mask: bool [batch, length]; True zeroes the state before that step (at step 0 it overrides
+            `initial_state`).
         return_final_state: Also return the state after the last step.
-        backend: Name of a registered backend; None picks the first of the table that serves this call.
+        backend: Name of a registered backend; None takes the first of the table that serves this call.
 
     Returns:
-        y in the dtype of `u`, [batch, length, channels]; with `return_final_state` the pair (y, final_state), the state [batch, channels,
-        state] in the dtype of the computation (float32 or float64), so that a cached continuation loses nothing.
+        y in the dtype of `u`, [batch, length, channels]; with `return_final_state` the pair (y, final_state), the state
+        [batch, channels, state] in the dtype of the computation, so that a cached continuation loses nothing.
 
     Raises:
-        ValueError: a wrong shape, dtype or device; length 0; an unknown backend; a forced backend that cannot serve this call.
+        ValueError: a wrong shape, dtype or device; length 0; an unknown backend, or one that cannot serve the call.
     """
     inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset_mask)
     _check_inputs(inputs)
@@ -97,7 +99,7 @@ def selective_scan_naive(
     reset_mask: Tensor | None = None,
     return_final_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The scan as written on paper, one step at a time, differentiated by autograd: slow, and the truth for every backend.
+    """The scan as written on paper, a step at a time, differentiated by autograd: slow, the truth for every backend.
 
     Arguments and returns as in `selective_scan`.
     """
@@ -107,9 +109,9 @@ def selective_scan_naive(
     return (y, final_state) if return_final_state else y
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Inputs and the table of backends
-# ---------------------------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class ScanInputs:
     """The checked arguments of one call, as a backend receives them (shapes as in `selective_scan`)."""
@@ -142,8 +144,9 @@ class ScanBackend:
     """One implementation of the scan.
 
     Attributes:
-        run: `ScanInputs` -> (y [batch, length, channels] in u's dtype, final_state [batch, channels, state] in the compute dtype).
-        why_not: `ScanInputs` -> None when this backend serves the call with its gradients, else the reason why it does not.
+        run: `ScanInputs` -> (y [batch, length, channels] in the dtype of u, final_state [batch, channels, state] in the
+            compute dtype).
+        why_not: `ScanInputs` -> None when this backend serves the call and its gradients, else why it does not.
         automatic: Whether `backend=None` may pick it.
     """
 
@@ -156,7 +159,7 @@ _BACKENDS: dict[str, ScanBackend] = {}  # fastest first: the order in which `bac
 
 
 def register_scan_backend(name: str, backend: ScanBackend) -> None:
-    """Put a backend in front of the table, so that `backend=None` tries it first; a backend of the same name is replaced."""
+    """Put a backend in front of the table, so that `backend=None` tries it first; one of the same name is replaced."""
     others = {key: value for key, value in _BACKENDS.items() if key != name}
     _BACKENDS.clear()
     _BACKENDS.update({name: backend, **others})
@@ -174,7 +177,7 @@ def _choose_backend(name: str | None, inputs: ScanInputs) -> ScanBackend:
         raise ValueError(f"Unknown scan backend {name!r}: expected one of {scan_backends()}, or None for the fastest.")
     reason = _BACKENDS[name].why_not(inputs)
     if reason is not None:
-        raise ValueError(f"Scan backend {name!r} cannot serve this call: {reason}. Use backend=None to let one that can be chosen.")
+        raise ValueError(f"Scan backend {name!r} cannot serve this call: {reason}. Use backend=None for one that can.")
     return _BACKENDS[name]
 
 
@@ -187,7 +190,7 @@ def _check_inputs(inputs: ScanInputs) -> None:
     batch, length, channels = u.shape
     state = A.shape[1]
     if length == 0:
-        raise ValueError(f"selective_scan: u has length 0 (shape {list(u.shape)}), expected at least one step; leave empty sequences out.")
+        raise ValueError(f"selective_scan: u has length 0 ({list(u.shape)}), expected at least one step.")
     expected: dict[str, tuple[str, tuple[int, ...]]] = {
         "u": ("[batch, length, channels]", (batch, length, channels)),
         "delta": ("[batch, length, channels] as u", (batch, length, channels)),
@@ -208,20 +211,20 @@ def _check_inputs(inputs: ScanInputs) -> None:
             raise ValueError(f"selective_scan: {name} is {_describe(tensor)}, expected {layout} = {list(shape)}.")
         if name == "reset_mask":
             if tensor.dtype != torch.bool:
-                raise ValueError(f"selective_scan: reset_mask is {tensor.dtype}, expected torch.bool; convert it with `.bool()`.")
+                raise ValueError(f"selective_scan: reset_mask is {tensor.dtype}, expected torch.bool; use `.bool()`.")
         elif not tensor.is_floating_point():
-            raise ValueError(f"selective_scan: {name} is {tensor.dtype}, expected a floating dtype; convert it with `.float()`.")
+            raise ValueError(f"selective_scan: {name} is {tensor.dtype}, expected a floating dtype; use `.float()`.")
         if tensor.device != u.device:
-            raise ValueError(f"selective_scan: {name} is on {tensor.device} and u on {u.device}; move them to one device.")
+            raise ValueError(f"selective_scan: {name} is on {tensor.device}, u on {u.device}; move both to one device.")
 
 
 def _describe(value: Any) -> str:
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # naive
-# ---------------------------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 def _run_naive(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     dtype = inputs.compute_dtype
     # 1. Discretisation: step sizes are positive.
@@ -250,11 +253,11 @@ def _run_naive(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     return y.to(inputs.u.dtype), h
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # torch
-# ---------------------------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 def _run_torch(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    if inputs.u.shape[1] == 1:  # one cached step: no tiles, no custom backward, the formula itself is the fastest
+    if inputs.u.shape[1] == 1:  # one cached step: the formula itself is the fastest
         return _run_naive(inputs)
     arguments = tuple(vars(inputs).values())
     if inputs.needs_grad:
@@ -265,7 +268,7 @@ def _run_torch(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
 
 
 class _TiledScan(torch.autograd.Function):
-    """Saves the inputs and one state a tile; the backward recomputes the rest, tile by tile, from the last to the first."""
+    """Saves the inputs and one state a tile; the backward computes the rest again, from the last tile to the first."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -277,11 +280,16 @@ class _TiledScan(torch.autograd.Function):
         return y, final_state
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError(
+                "The torch backend of selective_scan has no second derivative: call backward without create_graph=True, "
+                "or selective_scan with backend='naive'."
+            )
         grad_y, grad_final_state = grads
         *tensors, tile_states = ctx.saved_tensors
-        inputs = ScanInputs(*tensors[:8], ctx.delta_softplus, *tensors[8:])
+        values: list[Any] = [*tensors[:8], ctx.delta_softplus, *tensors[8:]]
+        inputs = ScanInputs(*values)
         gradients = _tiled_backward(inputs, tile_states, grad_y, grad_final_state)
         return tuple(
             gradients[name].to(value.dtype) if name in gradients and isinstance(value, Tensor) else None
@@ -297,53 +305,69 @@ def _step_sizes(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     return before, F.softplus(before) if inputs.delta_softplus else before
 
 
-def _resets_of_tile(reset_mask: Tensor | None, has_reset: list[bool], start: int, stop: int) -> Tensor | None:
-    """The reset mask of a tile, [b, c], or None when no row resets there."""
-    return reset_mask[:, start:stop] if reset_mask is not None and any(has_reset[start:stop]) else None
+class _Tiles:
+    """Walks over the tiles of one call with buffers that every tile uses again: the decays and the states of its steps.
+
+    Attributes:
+        spans: Start and stop of each tile.
+        decays: exp(delta A), 0 where the state is reset, [c, b, n, d].
+        states: The state before the tile, then the one after each of its steps, [c + 1, b, n, d].
+    """
+
+    def __init__(self, inputs: ScanInputs, delta: Tensor, delta_u: Tensor) -> None:
+        dtype = inputs.compute_dtype
+        # Views with the steps first, [l, b, d] and [l, b, n]
+        self.delta, self.delta_u = delta.transpose(0, 1), delta_u.transpose(0, 1)
+        self.B, self.C = inputs.B.to(dtype).transpose(0, 1), inputs.C.to(dtype).transpose(0, 1)
+        self.A_t = inputs.A.to(dtype).t().contiguous()  # [n, d]
+        batch, length, channels = delta.shape
+        c, n = min(TILE_STEPS, length), self.A_t.shape[0]
+        self.spans = [(start, min(start + c, length)) for start in range(0, length, c)]
+        self.decays = delta.new_empty(c, batch, n, channels)
+        self.states = delta.new_empty(c + 1, batch, n, channels)
+        # Views of the single steps, made once: in a small model making them costs more than using them.
+        self.decay_steps, self.state_steps = self.decays.unbind(0), self.states.unbind(0)
+        self.resets, self.any_reset = None, [False] * length  # [l, b, 1, 1] bool; whether any row resets at a step
+        if inputs.reset_mask is not None:
+            self.resets, self.any_reset = inputs.reset_mask.t()[..., None, None], inputs.reset_mask.any(0).tolist()
+
+    def load(self, start: int, stop: int, h: Tensor) -> None:
+        """Fill both buffers for the steps [start, stop) after the state h [b, n, d], which may lie in a buffer."""
+        c = stop - start
+        self.states[0] = h
+        torch.mul(self.delta[start:stop, :, None], self.A_t, out=self.decays[:c]).exp_()
+        torch.mul(self.delta_u[start:stop, :, None], self.B[start:stop, ..., None], out=self.states[1 : c + 1])
+        for j in range(c):
+            h = self.state_steps[j]
+            if self.resets is not None and self.any_reset[start + j]:
+                reset = self.resets[start + j]
+                self.decay_steps[j].masked_fill_(reset, 0.0)
+                h = h.masked_fill(reset, 0.0)  # a decay of 0 would not do: 0 * NaN of a broken neighbour is NaN
+            self.state_steps[j + 1].addcmul_(self.decay_steps[j], h)
+
+    def outputs(self, start: int, stop: int) -> Tensor:
+        """C . h of the loaded tile, [b, c, d]."""
+        return torch.matmul(self.C[start:stop, :, None], self.states[1 : stop - start + 1]).squeeze(2).transpose(0, 1)
 
 
-def _decays(delta: Tensor, A_t: Tensor, resets: Tensor | None, out: Tensor) -> Tensor:
-    """exp(delta A) of one tile, 0 where the state is reset: delta [b, c, d], A_t [n, d] -> [b, c, n, d]."""
-    torch.mul(delta[:, :, None], A_t, out=out).exp_()
-    return out if resets is None else out.masked_fill_(resets[:, :, None, None], 0.0)
-
-
-def _states_in_place(decays: Tensor, states: Tensor, h: Tensor, resets: Tensor | None) -> None:
-    """Turn the inputs of a tile's steps into its states: `states` [b, c, n, d] holds delta u B, `h` [b, n, d] is the state before it."""
-    for j, (decay, state) in enumerate(zip(decays.unbind(1), states.unbind(1), strict=True)):
-        if resets is not None:
-            h = h.masked_fill(resets[:, j, None, None], 0.0)  # the decay is 0 there too, but 0 * NaN of a broken neighbour is NaN
-        state.addcmul_(decay, h)
-        h = state
-
-
-def _tiled_forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(y [b, l, d], final state [b, d, n], states before each tile [tiles, b, n, d] or, without `keep_states`, the last one)."""
+def _tiled_forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(y [b, l, d], final state [b, d, n], and with `keep_states` the state before each tile, [tiles, b, n, d])."""
     dtype = inputs.compute_dtype
     with torch.no_grad(), torch.autocast(inputs.u.device.type, enabled=False):
-        u, B, C = (t.to(dtype) for t in (inputs.u, inputs.B, inputs.C))
-        A_t = inputs.A.to(dtype).t().contiguous()  # [n, d]
+        u = inputs.u.to(dtype)
         delta = _step_sizes(inputs)[1]
-        batch, length, channels = u.shape
-        n = A_t.shape[0]
-        has_reset = [] if inputs.reset_mask is None else inputs.reset_mask.any(0).tolist()
-
-        tile_starts = range(0, length, TILE_STEPS)
-        tile_states = u.new_empty(len(tile_starts) if keep_states else 1, batch, n, channels)
-        h = u.new_zeros(batch, n, channels) if inputs.initial_state is None else inputs.initial_state.to(dtype).transpose(1, 2)
-        delta_u = delta * u
-        y = torch.empty_like(delta_u)
-        c = min(TILE_STEPS, length)
-        decay_buffer, state_buffer = u.new_empty(batch, c, n, channels), u.new_empty(batch, c, n, channels)
-        for i, start in enumerate(tile_starts):
-            stop = min(start + c, length)
-            resets = _resets_of_tile(inputs.reset_mask, has_reset, start, stop)
-            before = tile_states[i if keep_states else 0].copy_(h)
-            decays = _decays(delta[:, start:stop], A_t, resets, out=decay_buffer[:, : stop - start])
-            states = torch.mul(delta_u[:, start:stop, None], B[:, start:stop, :, None], out=state_buffer[:, : stop - start])
-            _states_in_place(decays, states, before, resets)
-            y[:, start:stop] = torch.matmul(C[:, start:stop, None], states).squeeze(2)
-            h = states[:, -1]
+        tiles = _Tiles(inputs, delta, delta * u)
+        h = torch.zeros_like(tiles.states[0])  # [b, n, d]
+        if inputs.initial_state is not None:
+            h.copy_(inputs.initial_state.transpose(1, 2))
+        tile_states = h.new_empty(len(tiles.spans), *h.shape) if keep_states else None
+        y = torch.empty_like(u, memory_format=torch.contiguous_format)
+        for i, (start, stop) in enumerate(tiles.spans):
+            if tile_states is not None:
+                tile_states[i] = h
+            tiles.load(start, stop, h)
+            y[:, start:stop] = tiles.outputs(start, stop)
+            h = tiles.state_steps[stop - start]
         final_state = h.transpose(1, 2).contiguous()  # [b, d, n]
 
         if inputs.D is not None:
@@ -356,78 +380,71 @@ def _tiled_forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tenso
 def _tiled_backward(
     inputs: ScanInputs, tile_states: Tensor, grad_y: Tensor | None, grad_final_state: Tensor | None
 ) -> dict[str, Tensor]:
-    """Gradients of every tensor input by name, in the compute dtype; cost linear in length, memory of a few tiles and activations.
+    """Gradients of every tensor input by name, in the compute dtype; linear in length, memory of a few activations.
 
-    With H_t the state and Q_t = dL/dH_t = g_t C_t + exp(delta_{t+1} A) Q_{t+1} (g: gradient of the ungated output):
-    dC_t = g_t . H_t, dB_t = Q_t . (delta_t u_t), d(delta_t u_t) = Q_t . B_t, d(delta_t A) = Q_t exp(delta_t A) H_{t-1}.
+    With g_t the gradient of C_t . h_t, and q_t = dL/dh_t = g_t C_t + exp(delta_{t+1} A) q_{t+1}:
+    dC_t = h_t . g_t, dB_t = q_t . (delta_t u_t), d(delta_t u_t) = B_t . q_t, d(delta_t A) = q_t exp(delta_t A) h_{t-1}.
     """
     dtype = inputs.compute_dtype
     with torch.no_grad(), torch.autocast(inputs.u.device.type, enabled=False):
-        u, B, C = (t.to(dtype) for t in (inputs.u, inputs.B, inputs.C))
-        A_t = inputs.A.to(dtype).t().contiguous()  # [n, d]
+        u = inputs.u.to(dtype)
         delta_before, delta = _step_sizes(inputs)
-        batch, length, channels = u.shape
-        n = A_t.shape[0]
-        has_reset = [] if inputs.reset_mask is None else inputs.reset_mask.any(0).tolist()
-        z = None if inputs.z is None else inputs.z.to(dtype)
+        tiles = _Tiles(inputs, delta, delta * u)
         grads: dict[str, Tensor] = {}
 
         # 1. Gate: what reaches the ungated output.
-        grad_out = torch.zeros_like(u) if grad_y is None else grad_y.to(dtype)
-        g = grad_out if z is None else grad_out * F.silu(z)  # [b, l, d]
-        y = torch.empty_like(delta) if z is not None else None  # ungated output, recomputed for the gradient of z
+        grad_out = torch.zeros_like(u) if grad_y is None else grad_y.to(dtype)  # [b, l, d]
+        g, y = grad_out, None
+        if inputs.z is not None:
+            z = inputs.z.to(dtype)
+            g = grad_out * F.silu(z)
+            y = torch.empty_like(delta)  # the ungated output again, for the gradient of z
+        g_steps = g.transpose(0, 1)  # [l, b, d]
 
         # 2. Recurrence, from the last tile to the first.
-        delta_u = delta * u
-        grad_delta_u, grad_delta = torch.empty_like(delta), torch.empty_like(delta)
-        grad_B, grad_C = torch.empty_like(B), torch.empty_like(C)
-        grad_A = u.new_zeros(batch, n, channels)
-        grad_h = u.new_zeros(batch, n, channels)  # gradient of the state after the tile at hand, from all that follows
+        grad_delta, grad_delta_u = torch.empty_like(delta), torch.empty_like(delta)
+        grad_B, grad_C = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (tiles.B, tiles.C))
+        grad_A = torch.zeros_like(tiles.states[0])  # [b, n, d]
+        grad_h = torch.zeros_like(grad_A)  # gradient of the state after the tile at hand, from all that follows it
         if grad_final_state is not None:
             grad_h.copy_(grad_final_state.transpose(1, 2))
-        c = min(TILE_STEPS, length)
-        decay_buffer, grad_buffer = u.new_empty(batch, c, n, channels), u.new_empty(batch, c, n, channels)
-        state_buffer = u.new_empty(batch, c + 1, n, channels)
-        for i in reversed(range(tile_states.shape[0])):
-            start, stop = i * TILE_STEPS, min((i + 1) * TILE_STEPS, length)
-            tile = slice(start, stop)
-            resets = _resets_of_tile(inputs.reset_mask, has_reset, start, stop)
-            # 2a. The tile's decays and states again.
-            decays = _decays(delta[:, tile], A_t, resets, out=decay_buffer[:, : stop - start])
-            states = state_buffer[:, : stop - start + 1]  # the state before the tile, then one a step
-            states[:, 0] = tile_states[i]
-            torch.mul(delta_u[:, tile, None], B[:, tile, :, None], out=states[:, 1:])
-            _states_in_place(decays, states[:, 1:], tile_states[i], resets)
+        grad_states = torch.empty_like(tiles.decays)
+        grad_state_steps = grad_states.unbind(0)
+        for i, (start, stop) in reversed(list(enumerate(tiles.spans))):
+            tile, c = slice(start, stop), stop - start
+            tiles.load(start, stop, tile_states[i])
+            decays, states = tiles.decays[:c], tiles.states[: c + 1]
             if y is not None:
-                y[:, tile] = torch.matmul(C[:, tile, None], states[:, 1:]).squeeze(2)
-            grad_C[:, tile] = torch.matmul(states[:, 1:], g[:, tile, :, None]).squeeze(3)
-            # 2b. Gradients of the states, backwards.
-            q = torch.mul(g[:, tile, None], C[:, tile, :, None], out=grad_buffer[:, : stop - start])
-            q[:, -1] += grad_h
-            q_steps, decay_steps = q.unbind(1), decays.unbind(1)
-            for j in reversed(range(stop - start - 1)):
-                q_steps[j].addcmul_(decay_steps[j + 1], q_steps[j + 1])
-            torch.mul(decay_steps[0], q_steps[0], out=grad_h)
-            # 2c. What the states were made of.
-            grad_B[:, tile] = torch.matmul(q, delta_u[:, tile, :, None]).squeeze(3)
-            grad_delta_u[:, tile] = torch.matmul(B[:, tile, None], q).squeeze(2)
-            grad_exponent = q.mul_(decays).mul_(states[:, :-1])  # gradient of delta A
-            grad_delta[:, tile] = (grad_exponent * A_t).sum(2)
-            grad_A += (grad_exponent * delta[:, tile, None]).sum(1)
-        grads |= {"A": grad_A.sum(0).t(), "B": grad_B, "C": grad_C, "initial_state": grad_h.transpose(1, 2)}
+                y[:, tile] = tiles.outputs(start, stop)
+            torch.matmul(states[1:], g_steps[tile, ..., None], out=grad_C[tile, ..., None])
+            # 2a. Gradients of the states, backwards.
+            q = torch.mul(g_steps[tile, :, None], tiles.C[tile, ..., None], out=grad_states[:c])
+            grad_state_steps[c - 1].add_(grad_h)
+            for j in range(c - 1, 0, -1):
+                grad_state_steps[j - 1].addcmul_(tiles.decay_steps[j], grad_state_steps[j])
+            torch.mul(tiles.decay_steps[0], grad_state_steps[0], out=grad_h)
+            # 2b. What the states were made of.
+            torch.matmul(q, tiles.delta_u[tile, ..., None], out=grad_B[tile, ..., None])
+            grad_delta_u[:, tile] = torch.matmul(tiles.B[tile, :, None], q).squeeze(2).transpose(0, 1)
+            grad_exponents = q.mul_(decays).mul_(states[:-1])  # of delta A; from here on `decays` is scratch space
+            grad_delta[:, tile] = torch.mul(grad_exponents, tiles.A_t, out=decays).sum(2).transpose(0, 1)
+            grad_A += torch.mul(grad_exponents, tiles.delta[tile, :, None], out=decays).sum(0)
+        grads |= {"A": grad_A.sum(0).t(), "initial_state": grad_h.transpose(1, 2)}
+        grads |= {"B": grad_B.transpose(0, 1), "C": grad_C.transpose(0, 1)}
 
-        # 3. Skip, gate, discretisation.
-        grad_u = grad_delta_u * delta
+        # 3. Gate and skip.
         grad_delta.addcmul_(grad_delta_u, u)
+        grad_u = grad_delta_u.mul_(delta)
         if inputs.D is not None:
             grads["D"] = (g * u).sum((0, 1))
             grad_u.addcmul_(g, inputs.D.to(dtype))
-        if z is not None and y is not None:
+        if y is not None:
             if inputs.D is not None:
                 y.addcmul_(u, inputs.D.to(dtype))
             grads["z"] = torch.ops.aten.silu_backward(y.mul_(grad_out), z)
+        # 4. Discretisation.
         if inputs.delta_softplus:
-            grad_delta = torch.ops.aten.softplus_backward(grad_delta, delta_before, 1, 20)  # F.softplus's own defaults
+            grad_delta.mul_(torch.sigmoid(delta_before))
         if inputs.delta_bias is not None:
             grads["delta_bias"] = grad_delta.sum((0, 1))
         grads |= {"u": grad_u, "delta": grad_delta}
