@@ -29,7 +29,11 @@ from ehrseq.data.fhir_resources import Extractor
 BLOCK_BYTES = 8 << 20
 """Bytes of text that are parsed at a time."""
 
+_READ_BYTES = 1 << 20
+
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+_AFTER_ALL = 2**62  # number of the block behind all blocks of a file
 
 MAX_ERRORS = 20
 """Messages kept of lines that were skipped; all are counted."""
@@ -144,6 +148,9 @@ def _read_lines(task: Task, extractor: Extractor, skip_errors: bool) -> Iterator
             block = block_of(extractor, (task.file_index, number))
         block.bytes_read = len(text)
         yield block
+    if extractor.counts or extractor.errors:
+        # The file ended badly after its last whole block.
+        yield block_of(extractor, (task.file_index, _AFTER_ALL))
 
 
 def _read_block(text: bytes, offset: int, path: str, extractor: Extractor, skip_errors: bool) -> None:
@@ -194,7 +201,7 @@ def _blocks(task: Task, extractor: Extractor, skip_errors: bool) -> Iterator[tup
                 remaining -= len(chunk)
             if broken and not skip_errors:
                 raise ValueError(broken)
-            if broken:
+            if broken and task.stripe == 0:
                 extractor.counts["skipped", "rest of a damaged gzip file"] += 1
                 extractor.errors.append(broken)
             text = carry + chunk if carry else chunk
@@ -211,12 +218,20 @@ def _blocks(task: Task, extractor: Extractor, skip_errors: bool) -> Iterator[tup
                 return
 
 
-def _read_chunk(stream: IO[bytes], size: int, path: str) -> tuple[bytes, str | None]:
-    """The next bytes, and what is wrong with the file if it ends badly."""
+def _read_chunk(stream: Any, size: int, path: str) -> tuple[bytes, str | None]:
+    """The next bytes (all for size -1), and what is wrong with the file if it ends badly: what came before is kept."""
+    pieces: list[bytes] = []
+    length = 0
     try:
-        return stream.read(size), None
+        while size < 0 or length < size:
+            piece = stream.read1(_READ_BYTES if size < 0 else min(_READ_BYTES, size - length))
+            if not piece:
+                break
+            pieces.append(piece)
+            length += len(piece)
     except (EOFError, zlib.error, OSError) as error:
-        return b"", f"{path}: the gzip file is damaged or cut short ({error}); fetch it again."
+        return b"".join(pieces), f"{path}: the gzip file is damaged or cut short ({error}); fetch it again."
+    return b"".join(pieces), None
 
 
 def _lines_before(path: str, offset: int) -> int:

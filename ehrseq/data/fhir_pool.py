@@ -109,12 +109,11 @@ def _drive(
 ) -> None:
     """Hand tasks to one process and pass its blocks on; None when all is done, an exception when it fails."""
     try:
-        assert_pipes = process.stdin is not None and process.stdout is not None
-        if not assert_pipes:
+        if process.stdin is None or process.stdout is None:
             raise RuntimeError("a worker process has no pipes")
         while (task := waiting.get()) is not None:
-            _send(process.stdin, (task, skip_errors))  # type: ignore[arg-type]
-            while (result := _receive(process.stdout, died="the process ended before its task did")) is not None:  # type: ignore[arg-type]
+            _send(process.stdin, (task, skip_errors))
+            while (result := _receive(process.stdout, died="the process ended before its task did")) is not None:
                 results.put(result)
         results.put(None)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
@@ -133,9 +132,10 @@ def _send(stream: IO[bytes], message: Any) -> None:
 def _receive(stream: IO[bytes], died: str | None = None) -> Any:
     """The next message, None at the end of the stream (an error where `died` says so)."""
     head = stream.read(8)
-    if len(head) < 8:
-        if died is not None:
-            raise RuntimeError(died)
-        return None
-    body = stream.read(struct.unpack("<Q", head)[0])
-    return pickle.loads(body)
+    size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+    body = stream.read(size)
+    if size and len(body) == size:
+        return pickle.loads(body)
+    if died is not None:
+        raise RuntimeError(died)
+    return None

@@ -38,6 +38,8 @@ def parse_instant(text: str) -> int:
     length = len(text)
     if length <= 10:
         return _first_instant_after(text) - 1
+    if text[10] not in "Tt ":
+        raise ValueError(f"{text!r} is not a FHIR date or time; expected a T between date and time.")
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -84,8 +86,8 @@ def _date_parts(text: str) -> tuple[int, int, int]:
             f"{text!r} is not a FHIR date or time; expected YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDThh:mm:ss+zz:zz."
         )
     numbers = [int(part) for part in parts] + [0, 0]
-    if (len(parts) > 1 and not numbers[1]) or (len(parts) > 2 and not numbers[2]):
-        raise ValueError(f"{text!r} is not a date: month and day start at 1.")
+    if numbers[1] > 12 or 0 in numbers[: len(parts)]:
+        raise ValueError(f"{text!r} is not a date: there is no such year or month.")
     return numbers[0], numbers[1], numbers[2]
 
 

@@ -1,0 +1,130 @@
+"""Datasets on disk."""
+
+import json
+from datetime import datetime, timedelta
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from meds import CodeMetadataSchema, DataSchema, DatasetMetadataSchema, SubjectSplitSchema
+
+from ehrseq.data import EventDataset, load_events, write_dataset
+from ehrseq.data.report import ConversionReport
+from ehrseq.data.schema import EVENT_SCHEMA, validate_events
+from tests.data.fhir_samples import encounter, observation, patient, write_ndjson
+
+START = datetime(2020, 1, 1)
+
+
+def events_of(subjects=20, each=30):
+    rows = [
+        (subject, None if n == 0 else START + timedelta(hours=n), f"LAB//{n % 7}", float(n), None, f"v{n // 10}", "mg")
+        for subject in range(subjects)
+        for n in range(each)
+    ]
+    return pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row")
+
+
+def test_round_trip_and_shards(tmp_path):
+    events = events_of()
+    splits = pl.DataFrame({"subject_id": range(20), "split": ["train"] * 15 + ["held_out"] * 5})
+    dataset = write_dataset(events, tmp_path / "d", dataset_name="test", shard_size=100, splits=splits)
+    assert dataset.events().equals(validate_events(events))
+    assert dataset.scan().collect().height == events.height
+    assert dataset.splits.equals(splits)
+    assert dataset.metadata["dataset_name"] == "test"
+    assert dataset.events("held_out")["subject_id"].unique().to_list() == [15, 16, 17, 18, 19]
+    assert dataset.events(["train", "held_out"], columns=["code"]).columns == ["code"]
+    files = sorted((tmp_path / "d" / "data" / "train").glob("*.parquet"))
+    assert len(files) > 3
+    seen: list[int] = []
+    for file in files:
+        subjects = pl.read_parquet(file)["subject_id"].unique().to_list()
+        assert not set(subjects) & set(seen)
+        seen += subjects
+
+
+def test_what_is_written_is_meds(tmp_path):
+    dataset = write_dataset(events_of(), tmp_path / "d", dataset_name="test")
+    for file in dataset.files:
+        DataSchema.validate(pq.read_table(file))
+    metadata = tmp_path / "d" / "metadata"
+    SubjectSplitSchema.validate(pq.read_table(metadata / "subject_splits.parquet"))
+    CodeMetadataSchema.validate(pq.read_table(metadata / "codes.parquet"))
+    DatasetMetadataSchema.validate(json.loads((metadata / "dataset.json").read_text()))
+
+
+def test_the_report_travels_with_the_data(tmp_path):
+    (tmp_path / "fhir").mkdir()
+    write_ndjson(tmp_path / "fhir" / "a.ndjson", patient(), encounter(), observation(status="entered-in-error"))
+    events, report = load_events(tmp_path / "fhir")
+    report.code_descriptions["VISIT_START//IMP"] = "Admission"
+    dataset = write_dataset(events, tmp_path / "d", dataset_name="x", report=report)
+    assert dataset.metadata["conversion_report"]["entered_in_error"] == {"Observation": 1}
+    assert pl.read_parquet(tmp_path / "d" / "metadata" / "subject_ids.parquet").rows() == [
+        ("p1", events["subject_id"][0])
+    ]
+    assert dict(dataset.codes.select("code", "description").iter_rows())["VISIT_START//IMP"] == "Admission"
+    again, _ = load_events(tmp_path / "d")
+    assert again.equals(events)
+
+
+def test_a_sources_splits_are_respected(tmp_path):
+    report = ConversionReport(source_splits=pl.DataFrame({"subject_id": range(20), "split": ["held_out"] * 20}))
+    dataset = write_dataset(events_of(), tmp_path / "d", dataset_name="x", report=report)
+    assert dataset.splits["split"].unique().to_list() == ["held_out"]
+
+
+def test_a_foreign_dataset(ehr_data):
+    dataset = EventDataset(ehr_data / "mimic-iv-demo-meds" / "0.0.1")
+    tuning = dataset.events("tuning", columns=["subject_id", "code", "visit_id"])
+    assert tuning.height == 69_620
+    assert tuning["subject_id"].n_unique() == 10
+    assert dataset.metadata["dataset_name"] == "MIMIC-IV"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: {"events": events_of(0)}, "no events to write"),
+        (lambda path: {"shard_size": 0}, "shard_size must be"),
+        (lambda path: {"splits": pl.DataFrame({"subject_id": [0], "split": ["a"]})}, r"19 subject\(s\) have no split"),
+        (lambda path: {"splits": pl.DataFrame({"subject_id": range(20), "split": ["../x"] * 20})}, "cannot be a split"),
+        (lambda path: {"splits": pl.DataFrame({"id": [0]})}, "expected subject_id and split"),
+        (lambda path: {"events": pl.DataFrame({"a": [1]})}, "are absent"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(tmp_path, make, message):
+    with pytest.raises(ValueError, match=message):
+        write_dataset(**{"events": events_of(), "path": tmp_path / "d", "dataset_name": "x", **make(tmp_path)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
+    write_dataset(events_of(), tmp_path / "d", dataset_name="first")
+    with pytest.raises(ValueError, match="exists; give another path"):
+        write_dataset(events_of(5), tmp_path / "d", dataset_name="second")
+
+    def disk_full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("ehrseq.data.dataset._write_json", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        write_dataset(events_of(5), tmp_path / "d", dataset_name="second", overwrite=True)
+    assert [item.name for item in tmp_path.iterdir()] == ["d"]
+    assert EventDataset(tmp_path / "d").metadata["dataset_name"] == "first"
+    monkeypatch.undo()
+    write_dataset(events_of(5), tmp_path / "d", dataset_name="second", overwrite=True)
+    assert EventDataset(tmp_path / "d").events()["subject_id"].n_unique() == 5
+
+
+def test_reading_what_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="is not a folder"):
+        EventDataset(tmp_path / "none")
+    with pytest.raises(ValueError, match="holds no MEDS data"):
+        EventDataset(tmp_path)
+    dataset = write_dataset(events_of(), tmp_path / "d", dataset_name="x")
+    with pytest.raises(ValueError, match="has no split"):
+        dataset.events("test")
+    with pytest.raises(ValueError, match="Unknown column"):
+        dataset.events(columns=["hadm_id"])
