@@ -108,8 +108,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *_SUBPACKAGES})
 
 
-# The thin phase: register only what has landed.
-from importlib.util import find_spec  # noqa: E402
-
-if find_spec("ehrseq.modeling.modeling_ehrmamba") and find_spec("ehrseq.tokenization.tokenization_ehr"):
-    register_all()
+register_all()
