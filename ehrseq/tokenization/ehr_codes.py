@@ -1,11 +1,14 @@
 """What a code is: its kind, its encounter class and the more general codes that can stand for it.
 
-Codes are namespaced `KIND//SYSTEM//CODE` in datasets that ehrseq writes; foreign MEDS datasets (MIMIC-IV, OMOP exports) are read through a
-small ordered list of regular expressions, the *code map*, which a tokenizer stores, so that a checkpoint reads codes as it was trained to.
-Everything here runs on unique codes, which are thousands where rows are millions.
+Codes are namespaced `KIND//SYSTEM//CODE` in datasets that ehrseq writes; foreign MEDS datasets (MIMIC-IV, OMOP
+exports) are read through a small ordered list of regular expressions, the *code map*, which a tokenizer stores, so
+that a checkpoint reads codes as it was trained to. Everything here runs on unique codes, which are thousands where
+rows are millions.
 
-Kinds: `birth`, `death`, `static`, `diagnosis`, `procedure`, `medication`, `lab`, `vital`, `other`, `ignore`, `visit_start:<CLASS>` and
-`visit_end:<CLASS>` (`visit_end:*` where the code does not tell the class), CLASS a FHIR v3-ActCode encounter class (IMP, EMER, AMB ...) or ICU.
+Kinds: `birth`, `death`, `static`, `diagnosis`, `procedure`, `medication`, `lab`, `vital`, `other`, `ignore`,
+`visit_start:<CLASS>` and
+`visit_end:<CLASS>` (`visit_end:*` where the code does not tell the class), CLASS a FHIR v3-ActCode encounter class
+(IMP, EMER, AMB ...) or ICU.
 """
 
 from __future__ import annotations
@@ -17,11 +20,23 @@ from functools import lru_cache
 INPATIENT_CLASSES = frozenset({"IMP", "ACUTE", "NONAC"})
 """Encounter classes that make a visit an admission."""
 
-EVENT_KINDS = ("static", "diagnosis", "procedure", "medication", "lab", "vital", "other", "death", "visit_start", "visit_end")
+EVENT_KINDS = (
+    "static",
+    "diagnosis",
+    "procedure",
+    "medication",
+    "lab",
+    "vital",
+    "other",
+    "death",
+    "visit_start",
+    "visit_end",
+)
 """Kinds that can become tokens (see `input_kinds` of the tokenizer); `birth` only feeds ages, `ignore` is left out."""
 
 INPUT_KIND_PRESETS: dict[str, tuple[str, ...]] = {"all": EVENT_KINDS, "paper": ("procedure", "medication", "lab")}
-"""Named selections of kinds. `paper` is the input of the EhrMamba paper (section 3.1): procedures, medications, labs."""
+"""Named selections of kinds. `paper` is the input of the EhrMamba paper (section 3.1): procedures, medications,
+labs."""
 
 _CLASSES = "IMP|ACUTE|NONAC|EMER|OBSENC|AMB|SS|HH|VR|FLD|PRENC|ICU"
 
@@ -65,7 +80,8 @@ DEFAULT_CODE_MAP: list[list[str]] = [
     [r"LOINC/", "lab"],
     [r"(Gender|Race|Ethnicity)/", "static"],
 ]
-"""Ordered [regular expression, kind] pairs; the first that matches at the start of a code decides, no match is `other`."""
+"""Ordered [regular expression, kind] pairs; the first that matches at the start of a code decides, no match is
+`other`."""
 
 
 def code_kinds(codes: Iterable[str], code_map: Sequence[Sequence[str]] | None = None) -> list[str]:
@@ -73,7 +89,8 @@ def code_kinds(codes: Iterable[str], code_map: Sequence[Sequence[str]] | None = 
 
     Args:
         codes: Codes, best unique ones: each is matched against the map in turn.
-        code_map: Ordered [regular expression, kind] pairs; a kind may use groups of the expression (`visit_start:\1`). Default `DEFAULT_CODE_MAP`.
+        code_map: Ordered [regular expression, kind] pairs; a kind may use groups of the expression
+            (`visit_start:\1`). Default `DEFAULT_CODE_MAP`.
 
     Returns:
         One kind per code.
@@ -113,12 +130,18 @@ def resolve_input_kinds(input_kinds: str | Iterable[str] | None) -> list[str]:
         return list(EVENT_KINDS)
     if isinstance(input_kinds, str):
         if input_kinds not in INPUT_KIND_PRESETS:
-            raise ValueError(f"input_kinds={input_kinds!r} is no preset; give one of {sorted(INPUT_KIND_PRESETS)} or a list of kinds from {list(EVENT_KINDS)}.")
+            raise ValueError(
+                f"input_kinds={input_kinds!r} is no preset; give one of {sorted(INPUT_KIND_PRESETS)} or a list of "
+                f"kinds from {list(EVENT_KINDS)}."
+            )
         input_kinds = INPUT_KIND_PRESETS[input_kinds]
     chosen = set(input_kinds)
     unknown = chosen - set(EVENT_KINDS)
     if unknown or not chosen:
-        raise ValueError(f"input_kinds got {sorted(map(str, chosen))}; expected some of {list(EVENT_KINDS)}" + (f", unknown: {sorted(map(str, unknown))}." if unknown else "."))
+        raise ValueError(
+            f"input_kinds got {sorted(map(str, chosen))}; expected some of {list(EVENT_KINDS)}"
+            + (f", unknown: {sorted(map(str, unknown))}." if unknown else ".")
+        )
     return [kind for kind in EVENT_KINDS if kind in chosen]
 
 
@@ -135,9 +158,15 @@ def _compiled(code_map: tuple[tuple[str, str], ...]) -> list[tuple[re.Pattern[st
     for pattern, kind in code_map:
         name = split_kind(kind)[0]
         if name not in (*EVENT_KINDS, "birth", "ignore"):
-            raise ValueError(f"code_map sends {pattern!r} to {kind!r}; expected one of {['birth', 'ignore', *EVENT_KINDS]}, the visit kinds with a class (visit_start:IMP).")
+            raise ValueError(
+                f"code_map sends {pattern!r} to {kind!r}; expected one of {['birth', 'ignore', *EVENT_KINDS]}, the visit "
+                "kinds with a class (visit_start:IMP)."
+            )
         if name in ("visit_start", "visit_end") and ":" not in kind:
-            raise ValueError(f"code_map sends {pattern!r} to {kind!r}; a visit kind needs its class, for example {name}:IMP" + (" or visit_end:*." if name == "visit_end" else "."))
+            raise ValueError(
+                f"code_map sends {pattern!r} to {kind!r}; a visit kind needs its class, for example {name}:IMP"
+                + (" or visit_end:*." if name == "visit_end" else ".")
+            )
         try:
             rules.append((re.compile(pattern), kind))
         except re.error as error:
@@ -145,33 +174,41 @@ def _compiled(code_map: tuple[tuple[str, str], ...]) -> list[tuple[re.Pattern[st
     return rules
 
 
-# -- parents: more general codes ------------------------------------------------------------------------------------------------------------------
+# -- parents: more general codes -------------------------------------------------------------------------------------
 
-# A code of an ICD revision: what stands before it (its namespace), the revision, the code. Covers DIAGNOSIS//ICD10CM//I10.1, DIAGNOSIS//ICD//10//I101
-# (MIMIC-IV), DIAGNOSIS//mimic-diagnosis-icd10//I101 (MIMIC-IV on FHIR) and ICD10CM/I10.1 (OMOP).
-_ICD = re.compile(r"(?P<head>.*?icd[-_]?(?://)?(?P<revision>9|10)(?P<flavour>[-_]?[a-z]*)//?)(?P<code>[A-Za-z0-9][A-Za-z0-9.]*)$", re.IGNORECASE)
+# A code of an ICD revision: what stands before it (its namespace), the revision, the code. Covers
+# DIAGNOSIS//ICD10CM//I10.1, DIAGNOSIS//ICD//10//I101 (MIMIC-IV), DIAGNOSIS//mimic-diagnosis-icd10//I101 (MIMIC-IV on
+# FHIR) and ICD10CM/I10.1 (OMOP).
+_ICD = re.compile(
+    r"(?P<head>.*?icd[-_]?(?://)?(?P<revision>9|10)(?P<flavour>[-_]?[a-z]*)//?)(?P<code>[A-Za-z0-9][A-Za-z0-9.]*)$",
+    re.IGNORECASE,
+)
 
 # ICD-10 chapters by the last category that each holds (WHO ICD-10, Volume 1; U00-U99 are special purposes).
 _ICD10_CHAPTERS = [
-    ("B99", "A00-B99"), ("D49", "C00-D49"), ("D89", "D50-D89"), ("E99", "E00-E99"), ("F99", "F00-F99"), ("G99", "G00-G99"), ("H59", "H00-H59"),
-    ("H99", "H60-H99"), ("I99", "I00-I99"), ("J99", "J00-J99"), ("K99", "K00-K99"), ("L99", "L00-L99"), ("M99", "M00-M99"), ("N99", "N00-N99"),
-    ("O9Z", "O00-O99"), ("P99", "P00-P99"), ("Q99", "Q00-Q99"), ("R99", "R00-R99"), ("T99", "S00-T99"), ("U99", "U00-U99"), ("Y99", "V00-Y99"), ("Z99", "Z00-Z99"),
+    ("B99", "A00-B99"), ("D49", "C00-D49"), ("D89", "D50-D89"), ("E99", "E00-E99"), ("F99", "F00-F99"),
+    ("G99", "G00-G99"), ("H59", "H00-H59"), ("H99", "H60-H99"), ("I99", "I00-I99"), ("J99", "J00-J99"),
+    ("K99", "K00-K99"), ("L99", "L00-L99"), ("M99", "M00-M99"), ("N99", "N00-N99"), ("O9Z", "O00-O99"),
+    ("P99", "P00-P99"), ("Q99", "Q00-Q99"), ("R99", "R00-R99"), ("T99", "S00-T99"), ("U99", "U00-U99"),
+    ("Y99", "V00-Y99"), ("Z99", "Z00-Z99"),
 ]  # fmt: skip
 # ICD-9-CM chapters by the last three-digit category.
 _ICD9_CHAPTERS = [
-    (139, "001-139"), (239, "140-239"), (279, "240-279"), (289, "280-289"), (319, "290-319"), (389, "320-389"), (459, "390-459"), (519, "460-519"),
-    (579, "520-579"), (629, "580-629"), (679, "630-679"), (709, "680-709"), (739, "710-739"), (759, "740-759"), (779, "760-779"), (799, "780-799"), (999, "800-999"),
+    (139, "001-139"), (239, "140-239"), (279, "240-279"), (289, "280-289"), (319, "290-319"), (389, "320-389"),
+    (459, "390-459"), (519, "460-519"), (579, "520-579"), (629, "580-629"), (679, "630-679"), (709, "680-709"),
+    (739, "710-739"), (759, "740-759"), (779, "760-779"), (799, "780-799"), (999, "800-999"),
 ]  # fmt: skip
 
 
 def code_parents(code: str) -> list[str]:
     """More general codes that may stand for `code`, the nearest first; empty for codes outside the ICD family.
 
-    The code loses one character at a time down to its category, then its chapter follows. Both spellings of a code, with the dot and without, are
-    tried. Procedures (ICD-10-PCS, ICD-9 volume 3) end at their category, since their chapters tell little.
+    The code loses one character at a time down to its category, then its chapter follows. Both spellings of each, with
+    the dot and without, are tried, its own other spelling first. Procedures (ICD-10-PCS, ICD-9 volume 3) end at their
+    category, since their chapters tell little.
 
     >>> code_parents("DIAGNOSIS//ICD10CM//I10.1")
-    ['DIAGNOSIS//ICD10CM//I10', 'DIAGNOSIS//ICD10CM//I00-I99']
+    ['DIAGNOSIS//ICD10CM//I101', 'DIAGNOSIS//ICD10CM//I10', 'DIAGNOSIS//ICD10CM//I00-I99']
     >>> code_parents("DIAGNOSIS//ICD//9//41071")[-2:]
     ['DIAGNOSIS//ICD//9//410', 'DIAGNOSIS//ICD//9//390-459']
     >>> code_parents("LAB//LOINC//2345-7")
@@ -185,11 +222,12 @@ def code_parents(code: str) -> list[str]:
     procedure = code.upper().startswith("PROCEDURE") or found["flavour"].lower().strip("-_") in ("pcs", "proc")
     category = _category_length(plain, found["revision"], procedure)
     dotted = "." in body
-    parents = []
-    for length in range(len(plain) - 1, category - 1, -1):
+    parents: list[str] = []
+    for length in range(len(plain), category - 1, -1):
         short = plain[:length]
         spellings = [short] if length == category else [f"{short[:category]}.{short[category:]}", short]
         parents.extend(head + s for s in (spellings if dotted else reversed(spellings)))
+    parents = [parent for parent in parents if parent != head + found["code"]]
     if not procedure:
         chapter = _chapter(plain[:category], found["revision"])
         if chapter:

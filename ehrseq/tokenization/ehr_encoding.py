@@ -3,8 +3,9 @@
 The rules are those of `ehr_sequence.walk`; here each becomes arithmetic on whole columns:
 
 1. Order the rows; look up kinds, ids and value bins, once for each distinct (code, unit) or (code, text).
-2. Visits: count the open encounters after each row; a row that opens a visit is one that finds none open and does not continue the last one.
-3. Lay the tokens out: every row knows how many tokens stand before it, so that one scatter writes each channel.
+2. Visits: count the open encounters after each row; a row that opens a visit is one that finds none open and does not
+continue the last one. 3. Lay the tokens out: every row knows how many tokens stand before it, so that one scatter
+writes each channel.
 """
 
 from __future__ import annotations
@@ -43,7 +44,12 @@ _MAX_DENSE_KEYS = 20_000_000  # (code, unit) pairs up to which a lookup table is
 
 
 def encode_histories(
-    events: pl.DataFrame, vocabulary: EventVocabulary, *, task_names: list[str], task_token_ids: list[int], max_num_visits: int
+    events: pl.DataFrame,
+    vocabulary: EventVocabulary,
+    *,
+    task_names: list[str],
+    task_token_ids: list[int],
+    max_num_visits: int,
 ) -> EncodedHistories:
     """Encode every patient of an event table, see the module's text.
 
@@ -75,7 +81,8 @@ def encode_histories(
     subject, time, visit = subject[keep], table.time[keep], table.visit[keep]
     new, order = _visits(subject, time, visit, role, open_after, table.inpatient[keep])
 
-    # Tokens of a row: what opens its visit ([VE] [REG] interval [VS], the first three after an earlier visit), then its own.
+    # Tokens of a row: what opens its visit ([VE] [REG] interval [VS], the first three after an earlier visit), then
+    # its own.
     is_content = role == _CONTENT
     opening = np.where(new, np.where(order > 1, 4, 1), 0)
     through = np.cumsum(opening + is_content)  # tokens through each row, over all patients
@@ -141,7 +148,9 @@ class _Columns:
 
         missing = [name for name in ("subject_id", "time", "code") if name not in events.columns]
         if missing:
-            raise ValueError(f"the event table lacks {missing} (it has {events.columns}); expected at least subject_id, time, code.")
+            raise ValueError(
+                f"the event table lacks {missing} (it has {events.columns}); expected at least subject_id, time, code."
+            )
         frame = events.select(
             pl.col("subject_id").cast(pl.Int64),
             pl.col("time").cast(pl.Datetime("us")).to_physical().fill_null(NO_TIME),
@@ -153,7 +162,9 @@ class _Columns:
         )
         for name in ("subject_id", "code"):
             if frame[name].null_count():
-                raise ValueError(f"{frame[name].null_count()} rows of the event table have no {name}; fill or remove them.")
+                raise ValueError(
+                    f"{frame[name].null_count()} rows of the event table have no {name}; fill or remove them."
+                )
         codes, code = _factorize(frame["code"])
         kinds = [vocabulary.kind(c) for c in codes]
         rank_of = np.asarray([KIND_RANKS.get(kind, RANK_OTHER) for kind, _ in kinds], np.int8)
@@ -212,7 +223,9 @@ class _Columns:
         return ids, how
 
     def _bins(self, pairs: list[tuple[int, int]], units: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For distinct (code, unit + 1): ids and hows [pairs, bins], inner edges [pairs, bins - 1] padded with NaN (no value reaches it)."""
+        """For distinct (code, unit + 1): ids and hows [pairs, bins], inner edges [pairs, bins - 1] padded with NaN
+        (no value reaches it).
+        """
         vocabulary = self._vocabulary
         bases = [(self._codes[c], units[u - 1] if u else None) for c, u in pairs]
         edges_of = [vocabulary.edges(base_token(code, unit)) for code, unit in bases]
@@ -304,7 +317,12 @@ def _open_encounters(subject: np.ndarray, visit: np.ndarray, role: np.ndarray) -
 
 
 def _visits(
-    subject: np.ndarray, time: np.ndarray, visit: np.ndarray, role: np.ndarray, open_after: np.ndarray, inpatient: np.ndarray
+    subject: np.ndarray,
+    time: np.ndarray,
+    visit: np.ndarray,
+    role: np.ndarray,
+    open_after: np.ndarray,
+    inpatient: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(whether a row begins a visit, the visit's order from 1 in its subject)."""
     rows = len(subject)
@@ -320,7 +338,11 @@ def _visits(
     outside = (role == _CONTENT) & (open_before == 0)
     day = time // DAY_US
     # 1. The key of implicit visits: the visit_id, or the day where there is none or its encounters have ended before.
-    late = outside & (visit >= 0) & (_first_end(subject, visit, role)[place] < place) if (role == _END).any() else np.zeros(rows, bool)
+    late = (
+        outside & (visit >= 0) & (_first_end(subject, visit, role)[place] < place)
+        if (role == _END).any()
+        else np.zeros(rows, bool)
+    )
     by_visit = outside & (visit >= 0) & ~late
     by_day = outside & ~by_visit
     continues = np.zeros(rows, bool)
@@ -344,11 +366,17 @@ def _visits(
 
 
 def _first_end(subject: np.ndarray, visit: np.ndarray, role: np.ndarray) -> np.ndarray:
-    """For each row the place of the first matched end with its visit_id in its subject, a large number where there is none."""
+    """For each row the place of the first matched end with its visit_id in its subject, a large number where there is
+    none.
+    """
     import polars as pl
 
     rows = pl.DataFrame({"subject": subject, "visit": visit, "place": np.arange(len(subject))})
-    ends = rows.filter(pl.Series(role == _END) & (pl.col("visit") >= 0)).group_by("subject", "visit").agg(pl.col("place").min().alias("end"))
+    ends = (
+        rows.filter(pl.Series(role == _END) & (pl.col("visit") >= 0))
+        .group_by("subject", "visit")
+        .agg(pl.col("place").min().alias("end"))
+    )
     joined = rows.select("subject", "visit").join(ends, on=["subject", "visit"], how="left", maintain_order="left")
     return joined["end"].fill_null(len(subject) + 1).to_numpy()
 
@@ -391,4 +419,3 @@ def coverage_of(events: pl.DataFrame, vocabulary: EventVocabulary) -> dict[str, 
         "visit_boundaries": int(((table.role == _START) | (table.role == _END)).sum()),
         "not_used": int((table.role == _DROPPED).sum()),
     }
-

@@ -1,12 +1,13 @@
 """Whole tables -> sequences, column by column: the fast twin of `ehr_sequence.py`, with the same rows to the last bit.
 
-Every history is encoded once. What a patient looks like at some time is a prefix of that (segmentation is an online process, see `ehr_visits.py`),
-so that any number of (patient, prediction time, task) rows are index arithmetic on flat arrays: nothing is copied until a row is asked for.
+Every history is encoded once. What a patient looks like at some time is a prefix of that (segmentation is an online
+process, see `ehr_visits.py`), so that any number of (patient, prediction time, task) rows are index arithmetic on
+flat arrays: nothing is copied until a row is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,7 +99,8 @@ class EncodedHistories:
         offsets: Body tokens of patient k lie at offsets[k] .. offsets[k + 1].
         ids, types, times, ages, orders: Channels of the body tokens; times in weeks, ages in years, orders not clamped.
         row_offsets: Timed rows of patient k.
-        row_time, row_end, row_open, row_order: For each timed row its time, the body tokens up to it, whether a visit is open after it, its visit.
+        row_time, row_end, row_open, row_order: For each timed row its time, the body tokens up to it, whether a visit
+            is open after it, its visit.
     """
 
     vocabulary: EventVocabulary
@@ -132,7 +134,7 @@ class EncodedHistories:
         """Body and static tokens of all patients."""
         return len(self.ids) + len(self.static_ids)
 
-    # -- prompted rows ---------------------------------------------------------------------------------------------------------------------------
+    # -- prompted rows -----------------------------------------------------------------------------------------------
 
     def index_labels(self, labels: Mapping[str, Any]) -> PromptIndex:
         """Rows for labels.
@@ -141,7 +143,8 @@ class EncodedHistories:
             labels: Task name -> table of subject_id, prediction_time, boolean_value.
 
         Returns:
-            One row per (label, task), tasks in the order given; labels of patients without events are counted in `skipped`.
+            One row per (label, task), tasks in the order given; labels of patients without events are counted in
+            `skipped`.
 
         Raises:
             ValueError: A task that the tokenizer has no token for, or a table without these columns.
@@ -150,7 +153,9 @@ class EncodedHistories:
 
         unknown = [task for task in labels if task not in self.task_names]
         if unknown:
-            raise ValueError(f"labels name the tasks {unknown}; the tokenizer knows {self.task_names}. Add one with tokenizer.add_task(name, token).")
+            raise ValueError(
+                f"labels name the tasks {unknown}; the tokenizer knows {self.task_names}. Add one with tokenizer.add_task(name, token)."
+            )
         rows = pl.DataFrame(
             {
                 "history": np.repeat(np.arange(len(self)), np.diff(self.row_offsets)),
@@ -162,7 +167,9 @@ class EncodedHistories:
         for task, table in labels.items():
             missing = [c for c in ("subject_id", "prediction_time", "boolean_value") if c not in table.columns]
             if missing:
-                raise ValueError(f"labels of {task!r} lack {missing}; expected subject_id, prediction_time, boolean_value.")
+                raise ValueError(
+                    f"labels of {task!r} lack {missing}; expected subject_id, prediction_time, boolean_value."
+                )
             frame = table.select(
                 pl.col("subject_id").cast(pl.Int64),
                 pl.col("prediction_time").cast(pl.Datetime("us")).to_physical(),
@@ -173,23 +180,34 @@ class EncodedHistories:
             known = np.zeros(len(subjects), bool) if not len(self) else self.subject_ids[position] == subjects
             skipped += int((~known).sum())
             parts.append(frame.with_columns(history=pl.Series(position)).filter(pl.Series(known)))
-        schema = {"subject_id": pl.Int64, "prediction_time": pl.Int64, "label": pl.Int8, "task": pl.Int32, "history": pl.Int64}
+        schema = {
+            "subject_id": pl.Int64,
+            "prediction_time": pl.Int64,
+            "label": pl.Int8,
+            "task": pl.Int32,
+            "history": pl.Int64,
+        }
         wanted = (pl.concat(parts) if parts else pl.DataFrame(schema=schema)).with_row_index("place")
         found = (
             wanted.sort("prediction_time")
-            .join_asof(rows.sort("prediction_time", maintain_order=True), on="prediction_time", by="history", strategy="backward", allow_exact_matches=True)
+            .join_asof(
+                rows.sort("prediction_time", maintain_order=True),
+                on="prediction_time",
+                by="history",
+                strategy="backward",
+                check_sortedness=False,  # both sides are sorted just above
+            )
             .sort("place")
         )
         # join_asof takes any of the rows at one instant: the last of them is meant
         row = found["row"].fill_null(-1).to_numpy()
-        row = np.where(row >= 0, self._last_of_instant[row], -1)
-        has = row >= 0
+        row = np.where(row >= 0, _pick(self._last_of_instant, row), -1)
         return PromptIndex(
             history=found["history"].to_numpy(),
-            end=np.where(has, self.row_end[row], 0) if len(self.row_end) else np.zeros(len(row), np.int64),
-            closed=has & ~self.row_open[row] if len(self.row_end) else np.zeros(len(row), bool),
-            close_time=np.where(has, self.row_time[row], 0) if len(self.row_end) else np.zeros(len(row), np.int64),
-            order=np.where(has, self.row_order[row], 0) if len(self.row_end) else np.zeros(len(row), np.int64),
+            end=_pick(self.row_end, row),
+            closed=(row >= 0) & ~_pick(self.row_open, row).astype(bool),
+            close_time=_pick(self.row_time, row),
+            order=_pick(self.row_order, row),
             task=found["task"].to_numpy(),
             label=found["label"].to_numpy(),
             prediction_time=found["prediction_time"].to_numpy(),
@@ -223,15 +241,12 @@ class EncodedHistories:
             order=index.order,
         )
 
-    # -- whole histories and windows -------------------------------------------------------------------------------------------------------------------
+    # -- whole histories and windows ---------------------------------------------------------------------------------
 
     def plan_histories(self, max_length: int | None = None) -> RowPlan:
         """One unprompted sequence a patient, the most recent tokens."""
-        last = self.row_offsets[1:] - 1
-        has = np.diff(self.row_offsets) > 0
-        last = np.where(has, last, 0)
-        pick = (lambda a: np.where(has, a[last], 0)) if len(self.row_time) else (lambda a: np.zeros(len(self), np.int64))
-        closed = has & ~pick(self.row_open).astype(bool)
+        last = np.where(np.diff(self.row_offsets) > 0, self.row_offsets[1:] - 1, -1)
+        closed = (last >= 0) & ~_pick(self.row_open, last).astype(bool)
         count = len(self)
         return self._plan(
             np.arange(count),
@@ -241,13 +256,15 @@ class EncodedHistories:
             max_length=max_length,
             first_id=np.full(count, self.vocabulary.token_ids[CLS]),
             last_id=np.full(count, self.vocabulary.token_ids[REG]),
-            last_time=pick(self.row_time),
-            close_time=pick(self.row_time),
-            order=pick(self.row_order),
+            last_time=_pick(self.row_time, last),
+            close_time=_pick(self.row_time, last),
+            order=_pick(self.row_order, last),
         )
 
     def plan_windows(self, max_length: int) -> RowPlan:
-        """Consecutive windows of every history, cut before a [VS] where one lies in the window: every event is in exactly one."""
+        """Consecutive windows of every history, cut before a [VS] where one lies in the window: every event is in
+        exactly one.
+        """
         whole = self.plan_histories()
         starts_of = self.visit_starts
         pieces: list[tuple[int, int, int, bool]] = []  # history, start, end, is last
@@ -295,7 +312,7 @@ class EncodedHistories:
         """Pretraining rows: a sequence (`len`, `[i]`, `.subject_ids`) of dicts of channels, see `plan_windows`."""
         return HistoryWindows(self, self.plan_windows(max_length))
 
-    # -- assembling --------------------------------------------------------------------------------------------------------------------------------------
+    # -- assembling --------------------------------------------------------------------------------------------------
 
     def assemble_all(self, plan: RowPlan) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Channels of all rows end to end, and the offsets [rows + 1]."""
@@ -308,9 +325,18 @@ class EncodedHistories:
         return channels, np.concatenate([[0], np.cumsum(lengths)])
 
     def _plan(
-        self, history: np.ndarray, start: np.ndarray, end: np.ndarray, *, tail: np.ndarray, max_length: int | None, **rest: Any
+        self,
+        history: np.ndarray,
+        start: np.ndarray,
+        end: np.ndarray,
+        *,
+        tail: np.ndarray,
+        max_length: int | None,
+        **rest: Any,
     ) -> RowPlan:
-        """Truncate from the left where a row exceeds `max_length`; the rules of `ehr_sequence.truncate`, for many rows."""
+        """Truncate from the left where a row exceeds `max_length`; the rules of `ehr_sequence.truncate`, for many
+        rows.
+        """
         statics = (self.static_offsets[history + 1] - self.static_offsets[history]).astype(np.int64)
         base = self.offsets[history]
         if max_length is not None:
@@ -335,7 +361,9 @@ class EncodedHistories:
             shift = np.where(has_body & (start > 0), self.orders[flat].astype(np.int64) - 1, 0)
         else:
             needs_vs, shift = np.zeros(len(start), bool), np.zeros(len(start), np.int64)
-        return RowPlan(history=history, statics=statics, start=start, end=end, needs_vs=needs_vs, shift=shift, tail=tail, **rest)
+        return RowPlan(
+            history=history, statics=statics, start=start, end=end, needs_vs=needs_vs, shift=shift, tail=tail, **rest
+        )
 
     def _assemble(self, plan: RowPlan) -> tuple[dict[str, np.ndarray], np.ndarray]:
         ids = self.vocabulary.token_ids
@@ -436,6 +464,13 @@ class HistoryWindows:
         """Tokens of each window."""
         plan = self.plan
         return 1 + plan.statics + plan.needs_vs + plan.end - plan.start + plan.tail
+
+
+def _pick(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """values[places], 0 where a place is negative."""
+    if not len(values):
+        return np.zeros(len(places), values.dtype)
+    return np.where(places >= 0, values[places], 0)
 
 
 def _contains(ascending: np.ndarray, value: int) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
@@ -114,7 +114,7 @@ class Clock:
         return 0.0 if self.birth is None else max(0.0, (instant - self.birth) / YEAR_US)
 
 
-# -- 1. reading ----------------------------------------------------------------------------------------------------------------------------------
+# -- 1. reading ------------------------------------------------------------------------------------------------------
 
 
 def parse_time(value: Any, what: str = "time") -> int | None:
@@ -133,15 +133,19 @@ def parse_time(value: Any, what: str = "time") -> int | None:
         try:
             value = datetime.fromisoformat(value.strip())
         except ValueError:
-            raise ValueError(f"{what} got {value!r}; expected ISO 8601 such as '2024-03-01T08:30:00', a datetime, or None for static.") from None
+            raise ValueError(
+                f"{what} got {value!r}; expected ISO 8601 such as '2024-03-01T08:30:00', a datetime, or None for static."
+            ) from None
     if isinstance(value, datetime):
         if value.tzinfo is not None:
-            value = value.astimezone(timezone.utc).replace(tzinfo=None)
+            value = value.astimezone(UTC).replace(tzinfo=None)
         span = value - EPOCH
         return (span.days * 86_400 + span.seconds) * 1_000_000 + span.microseconds
     if isinstance(value, date):
         return (value - EPOCH.date()).days * DAY_US
-    raise ValueError(f"{what} got {value!r} ({type(value).__name__}); expected ISO 8601 text, a datetime, or None for static.")
+    raise ValueError(
+        f"{what} got {value!r} ({type(value).__name__}); expected ISO 8601 text, a datetime, or None for static."
+    )
 
 
 def read_patient(patient: Any) -> tuple[list[Event], int | None]:
@@ -154,18 +158,28 @@ def read_patient(patient: Any) -> tuple[list[Event], int | None]:
         ValueError: Not such a dict, or an event with a wrong field; the event's position is named.
     """
     if not isinstance(patient, Mapping) or "events" not in patient:
-        got = f"a dict with the keys {sorted(map(str, patient))}" if isinstance(patient, Mapping) else f"{type(patient).__name__}"
-        raise ValueError(f'a patient must be {{"subject_id": ..., "events": [{{"time": ..., "code": ...}}, ...]}}, or a table of one subject; got {got}.')
+        got = (
+            f"a dict with the keys {sorted(map(str, patient))}"
+            if isinstance(patient, Mapping)
+            else f"{type(patient).__name__}"
+        )
+        raise ValueError(
+            f'a patient must be {{"subject_id": ..., "events": [{{"time": ..., "code": ...}}, ...]}}, or a table of one subject; got {got}.'
+        )
     rows = patient["events"]
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Sequence):
         raise ValueError(f"a patient's events must be a list of dicts, got {type(rows).__name__}.")
     events = []
     for k, row in enumerate(rows):
         if not isinstance(row, Mapping):
-            raise ValueError(f'event {k} is {type(row).__name__}; expected a dict such as {{"time": "2024-03-01T08:30", "code": "LAB//LOINC//2345-7"}}.')
+            raise ValueError(
+                f'event {k} is {type(row).__name__}; expected a dict such as {{"time": "2024-03-01T08:30", "code": "LAB//LOINC//2345-7"}}.'
+            )
         code = row.get("code")
         if not isinstance(code, str) or not code:
-            raise ValueError(f"event {k} has code {code!r}; expected a non-empty string such as 'DIAGNOSIS//ICD10CM//I10'.")
+            raise ValueError(
+                f"event {k} has code {code!r}; expected a non-empty string such as 'DIAGNOSIS//ICD10CM//I10'."
+            )
         events.append(
             Event(
                 parse_time(row.get("time"), f"event {k}: time"),
@@ -183,7 +197,9 @@ def _number(value: Any, k: int) -> float | None:
     if value is None:
         return None
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise ValueError(f"event {k}: numeric_value got {value!r} ({type(value).__name__}); expected a number or None (text goes to text_value).")
+        raise ValueError(
+            f"event {k}: numeric_value got {value!r} ({type(value).__name__}); expected a number or None (text goes to text_value)."
+        )
     return float(value)
 
 
@@ -195,26 +211,37 @@ def _text(value: Any, k: int, name: str) -> str | None:
     raise ValueError(f"event {k}: {name} got {value!r} ({type(value).__name__}); expected a string or None.")
 
 
-# -- 2. the state machine ----------------------------------------------------------------------------------------------------------------------------
+# -- 2. the state machine --------------------------------------------------------------------------------------------
 
 
 def walk(events: Sequence[Event], vocabulary: EventVocabulary, cut: int | None = None) -> Walk:
     """Segment a patient's events into visits and make their tokens.
 
     Args:
-        events: Any order; sorted here by time, source order kept inside an instant except for starts, ends, birth and death.
+        events: Any order; sorted here by time, source order kept inside an instant except for starts, ends, birth and
+            death.
         vocabulary: Codes to ids.
         cut: Rows later than this instant (microseconds) are left out, before anything else looks at them.
     """
     ids = vocabulary.token_ids
     known = [e for e in events if e.time is None or cut is None or e.time <= cut]
     kinds = [vocabulary.kind(e.code) for e in known]
-    birth = min((e.time for e, (kind, _) in zip(known, kinds, strict=True) if kind == "birth" and e.time is not None), default=None)
-    first = min((e.time for e, (kind, _) in zip(known, kinds, strict=True) if kind != "birth" and e.time is not None), default=None)
+    birth = min(
+        (e.time for e, (kind, _) in zip(known, kinds, strict=True) if kind == "birth" and e.time is not None),
+        default=None,
+    )
+    first = min(
+        (e.time for e, (kind, _) in zip(known, kinds, strict=True) if kind != "birth" and e.time is not None),
+        default=None,
+    )
     clock = Clock(first, birth)
     rows = sorted(
         ((e, kind, cls) for e, (kind, cls) in zip(known, kinds, strict=True)),
-        key=lambda row: (row[0].time is not None, row[0].time or 0, RANK_STATIC if row[0].time is None else KIND_RANKS.get(row[1], RANK_OTHER)),
+        key=lambda row: (
+            row[0].time is not None,
+            row[0].time or 0,
+            RANK_STATIC if row[0].time is None else KIND_RANKS.get(row[1], RANK_OTHER),
+        ),
     )
     static: list[int] = []
     body: list[Token] = []
@@ -287,7 +314,7 @@ def walk(events: Sequence[Event], vocabulary: EventVocabulary, cut: int | None =
     return Walk(static, body, closing, clock)
 
 
-# -- 3. truncation and prompt ----------------------------------------------------------------------------------------------------------------------------
+# -- 3. truncation and prompt ----------------------------------------------------------------------------------------
 
 
 def build_row(
@@ -304,10 +331,11 @@ def build_row(
     Args:
         walked: What `walk` made of the patient.
         vocabulary: Ids of the special tokens.
-        max_length: Context length, None = all tokens. The most recent tokens stay; [CLS], the static tokens (while they take at most a
-            quarter) and, inside a visit, [VS] are put back; orders start again at 1.
+        max_length: Context length, None = all tokens. The most recent tokens stay; [CLS], the static tokens (while
+            they take at most a quarter) and, inside a visit, [VS] are put back; orders start again at 1.
         max_num_visits: Orders are clamped to `max_num_visits - 1`.
-        task_token: Token of the task. It replaces [CLS] and, at the end, the [REG] of a closed visit; in an open visit it is appended.
+        task_token: Token of the task. It replaces [CLS] and, at the end, the [REG] of a closed visit; in an open
+            visit it is appended.
         prediction_time: Time of the task token at the end (microseconds); default: the latest event's.
     """
     ids = vocabulary.token_ids
@@ -368,4 +396,3 @@ def to_channels(tokens: Sequence[Token], max_num_visits: int) -> dict[str, np.nd
         "visit_segments": [t.segment for t in tokens],
     }
     return {name: np.asarray(values, dtype=CHANNEL_DTYPES[name]) for name, values in columns.items()}
-

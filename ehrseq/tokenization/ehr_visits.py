@@ -1,8 +1,9 @@
 """Visits of a table of events: encounters, and which visit each row belongs to.
 
-An *encounter* is one VISIT_START / VISIT_END pair; a *visit* is what the rows make of them: overlapping encounters are one visit, a same-day transfer
-between admissions too, and rows outside every encounter form implicit visits. Segmentation is an online process: the visit of a row depends on rows
-at or before it only, so that cutting a tokenised history equals tokenising the cut one. `ehr_sequence.py` holds the same rules as a plain state machine.
+An *encounter* is one VISIT_START / VISIT_END pair; a *visit* is what the rows make of them: overlapping encounters
+are one visit, a same-day transfer between admissions too, and rows outside every encounter form implicit visits.
+Segmentation is an online process: the visit of a row depends on rows at or before it only, so that cutting a
+tokenised history equals tokenising the cut one. `ehr_sequence.py` holds the same rules as a plain state machine.
 """
 
 from __future__ import annotations
@@ -11,41 +12,55 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .ehr_codes import INPATIENT_CLASSES, code_kinds, split_kind
+from .ehr_tables import require
 
 if TYPE_CHECKING:
-    import polars as pl
+    try:  # noqa: SIM105  (guarded, or transformers would ask for polars before it loads this file from a checkpoint)
+        import polars as pl
+    except ImportError:
+        pass
 
 # Order at one instant inside a subject: birth, visit starts, everything else in source order, visit ends, death.
 RANK_STATIC, RANK_BIRTH, RANK_START, RANK_OTHER, RANK_END, RANK_DEATH = range(6)
 KIND_RANKS = {"birth": RANK_BIRTH, "visit_start": RANK_START, "visit_end": RANK_END, "death": RANK_DEATH}
 
 
-def encounters(events: pl.DataFrame, code_map: Sequence[Sequence[str]] | None = None, *, report: dict[str, int] | None = None) -> pl.DataFrame:
+def encounters(
+    events: pl.DataFrame, code_map: Sequence[Sequence[str]] | None = None, *, report: dict[str, int] | None = None
+) -> pl.DataFrame:
     """Encounters of every subject.
 
-    A VISIT_END closes the latest open encounter of its class and visit_id (a child encounter shares its root's visit_id). One that does not tell its
-    class (it carries a discharge disposition) closes what no such end is left for: an emergency, ICU or outpatient encounter before an inpatient one,
-    which outlasts the others of its visit, and the latest of several. Ends and starts without visit_id pair among themselves, the latest first.
+    A VISIT_END closes the latest open encounter of its class and visit_id (a child encounter shares its root's
+    visit_id). One that does not tell its class (it carries a discharge disposition) closes what no such end is left
+    for: an emergency, ICU or outpatient encounter before an inpatient one, which outlasts the others of its visit,
+    and the latest of several. Ends and starts without visit_id pair among themselves, the latest first.
 
     Args:
         events: Event table; `visit_id` is optional, rows may stand in any order.
         code_map: [regular expression, kind] pairs, default `DEFAULT_CODE_MAP`.
-        report: Where given, receives the counts `encounters`, `open_encounters`, `unpaired_visit_ends` and `visit_rows_without_time`.
+        report: Where given, receives the counts `encounters`, `open_encounters`, `unpaired_visit_ends` and
+            `visit_rows_without_time`.
 
     Returns:
-        `subject_id` Int64, `visit_id` String (null where the source has none), `encounter_class` String, `start` and `end` Datetime("us"), `end` null
-        where the encounter is still open; sorted by subject and start.
+        `subject_id` Int64, `visit_id` String (null where the source has none), `encounter_class` String, `start` and
+        `end` Datetime("us"), `end` null where the encounter is still open; sorted by subject and start.
 
     Raises:
         ValueError: A required column is missing.
     """
-    import polars as pl
-
+    pl = require("polars")
     missing = [name for name in ("subject_id", "time", "code") if name not in events.columns]
     if missing:
-        raise ValueError(f"encounters() got a table without {missing}; expected the columns subject_id, time, code (and visit_id where known).")
+        raise ValueError(
+            f"encounters() got a table without {missing}; expected the columns subject_id, time, code "
+            "(and visit_id where known)."
+        )
     unique = events["code"].unique().drop_nulls().cast(pl.String).to_list()
-    boundary = {code: split_kind(kind) for code, kind in zip(unique, code_kinds(unique, code_map), strict=True) if kind.startswith("visit_")}
+    boundary = {
+        code: split_kind(kind)
+        for code, kind in zip(unique, code_kinds(unique, code_map), strict=True)
+        if kind.startswith("visit_")
+    }
     rows = (
         events.select(
             pl.col("subject_id").cast(pl.Int64),
@@ -54,7 +69,11 @@ def encounters(events: pl.DataFrame, code_map: Sequence[Sequence[str]] | None = 
             (pl.col("visit_id") if "visit_id" in events.columns else pl.lit(None)).cast(pl.String).alias("visit_id"),
         )
         .filter(pl.col("code").is_in(list(boundary)))
-        .with_columns(pl.col("code").replace_strict({c: KIND_RANKS[k[0]] for c, k in boundary.items()}, return_dtype=pl.Int8, default=None).alias("rank"))
+        .with_columns(
+            pl.col("code")
+            .replace_strict({c: KIND_RANKS[k[0]] for c, k in boundary.items()}, return_dtype=pl.Int8, default=None)
+            .alias("rank")
+        )
     )
     untimed = rows["time"].null_count()
     rows = rows.filter(pl.col("time").is_not_null()).sort("subject_id", "time", "rank", maintain_order=True)
@@ -77,9 +96,17 @@ def encounters(events: pl.DataFrame, code_map: Sequence[Sequence[str]] | None = 
         report["open_encounters"] = report.get("open_encounters", 0) + sum(row[4] is None for row in found)
         report["unpaired_visit_ends"] = report.get("unpaired_visit_ends", 0) + unpaired
         report["visit_rows_without_time"] = report.get("visit_rows_without_time", 0) + untimed
-    schema = {"subject_id": pl.Int64, "visit_id": pl.String, "encounter_class": pl.String, "start": pl.Int64, "end": pl.Int64}
+    schema = {
+        "subject_id": pl.Int64,
+        "visit_id": pl.String,
+        "encounter_class": pl.String,
+        "start": pl.Int64,
+        "end": pl.Int64,
+    }
     table = pl.DataFrame(found, schema=schema, orient="row")
-    return table.with_columns(pl.col("start", "end").cast(pl.Datetime("us"))).sort("subject_id", "start", maintain_order=True)
+    return table.with_columns(pl.col("start", "end").cast(pl.Datetime("us"))).sort(
+        "subject_id", "start", maintain_order=True
+    )
 
 
 def _pair_ends(visit_id: str | None, rows: Sequence[tuple[str, str | None, Any]]) -> int:
@@ -87,12 +114,14 @@ def _pair_ends(visit_id: str | None, rows: Sequence[tuple[str, str | None, Any]]
 
     Args:
         visit_id: The id that the rows share.
-        rows: In time order, (kind, class, encounter) of a start and (kind, class, time) of an end; the encounter is [subject, visit_id, class, start, end].
+        rows: In time order, (kind, class, encounter) of a start and (kind, class, time) of an end; the encounter is
+            [subject, visit_id, class, start, end].
 
     Returns:
         Number of ends that close nothing.
     """
-    # 1. Ends of a class that has an open encounter. The others, of a class without one as well, are left for any encounter.
+    # 1. Ends of a class that has an open encounter. The others, of a class without one as well, are left for any
+    # encounter.
     taken: set[int] = set()  # positions of starts and ends that have found each other
     open_of_class: dict[str | None, list[int]] = {}
     for position, (kind, encounter_class, content) in enumerate(rows):
@@ -112,7 +141,11 @@ def _pair_ends(visit_id: str | None, rows: Sequence[tuple[str, str | None, Any]]
         if kind == "visit_start":
             waiting.append(content)
         elif waiting:
-            outside = [k for k, encounter in enumerate(waiting) if encounter[2] not in INPATIENT_CLASSES] if visit_id is not None else []
+            outside = (
+                [k for k, encounter in enumerate(waiting) if encounter[2] not in INPATIENT_CLASSES]
+                if visit_id is not None
+                else []
+            )
             waiting.pop(outside[-1] if outside else -1)[4] = content
         else:
             unpaired += 1

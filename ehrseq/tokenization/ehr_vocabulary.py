@@ -6,8 +6,9 @@ A row becomes the first of these tokens that the vocabulary holds:
     text     `CODE//TEXT`                                                  -> CODE -> its parents -> [UNK]
     neither  `CODE`                                                               -> its parents -> [UNK]
 
-A value in a unit that was never seen falls back to its bare code: another unit's bins would say something false. Bins are bounded by quantiles of
-the training values (a value on an edge belongs to the bin below it); the outer ones are open, so that no value lies outside. NaN and infinite values count as missing.
+A value in a unit that was never seen falls back to its bare code: another unit's bins would say something false. Bins
+are bounded by quantiles of the training values (a value on an edge belongs to the bin below it); the outer ones are
+open, so that no value lies outside. NaN and infinite values count as missing.
 """
 
 from __future__ import annotations
@@ -211,7 +212,8 @@ def fit_vocabulary(
     )
     code_counts = rows.group_by("code").len().collect()
 
-    # 1. Candidates: token -> (rows, kind). A quantile bin holds about its share of the rows, which is count enough to select by.
+    # 1. Candidates: token -> (rows, kind). A quantile bin holds about its share of the rows, which is count enough to
+    # select by.
     candidates: dict[str, tuple[int, str]] = {}
     for code, count in code_counts.iter_rows():
         if count >= min_count:

@@ -4,7 +4,8 @@
     inputs = tokenizer(patient, task="mortality_30d", return_tensors="pt")     # one patient or many
     table = tokenizer.encode_table(events, labels={"mortality_30d": labels})   # whole tables, columnar
 
-The single-patient path (`ehr_sequence.py`) and the columnar one (`ehr_encoding.py`, `ehr_histories.py`) give identical rows.
+The single-patient path (`ehr_sequence.py`) and the columnar one (`ehr_encoding.py`, `ehr_histories.py`) give
+identical rows.
 """
 
 from __future__ import annotations
@@ -62,15 +63,16 @@ PAPER_TASK_TOKENS = {
 class EhrTokenizer(TokenizersBackend):
     """Tokenizer of EHR events. Build it with `train`, load it with `from_pretrained` or `AutoTokenizer`.
 
-    Everything beyond the token ids (value bins, code map, token types, tasks, settings) is one JSON object, `event_vocabulary` in
-    `tokenizer_config.json`.
+    Everything beyond the token ids (value bins, code map, token types, tasks, settings) is one JSON object,
+    `event_vocabulary` in `tokenizer_config.json`.
     """
 
-    # No __init__ here: transformers would rebuild the backend from the bare vocabulary, as BPE, when the tokenizer is loaded.
+    # No __init__ here: transformers would rebuild the backend from the bare vocabulary, as BPE, when the tokenizer is
+    # loaded.
     model_input_names = list(CHANNELS)
     padding_side = "right"
 
-    # -- training ------------------------------------------------------------------------------------------------------------------------------
+    # -- training ----------------------------------------------------------------------------------------------------
 
     @classmethod
     def train(
@@ -87,15 +89,18 @@ class EhrTokenizer(TokenizersBackend):
         max_num_visits: int = 512,
         model_max_length: int = 2048,
     ) -> EhrTokenizer:
-        """Fit the vocabulary and the value bins on a table of events: training subjects only (splits pretrain and train).
+        """Fit the vocabulary and the value bins on a table of events: training subjects only (splits pretrain and
+        train).
 
         Args:
-            events: Event table; its subjects' digest is stored, so that an audit can tell whether held-out subjects were among them.
+            events: Event table; its subjects' digest is stored, so that an audit can tell whether held-out subjects
+                were among them.
             num_value_bins: Quantile bins of each (code, unit) with numeric values; the outer ones are open.
             min_count: Rows a token needs; a rarer code falls back to its parents.
             min_text_count: Rows a text result needs, at least `min_count`: rare free text may identify a patient.
             max_vocab_size: Bound on the number of tokens, the most frequent stay.
-            tasks: Task names of the paper, or mappings with "name" and "token" (`Task.to_config()`), in the order of their ids.
+            tasks: Task names of the paper, or mappings with "name" and "token" (`Task.to_config()`), in the order of
+                their ids.
             input_kinds: What enters a sequence: a preset (`all`, `paper`) or a list of kinds.
             code_map: [regular expression, kind] pairs for foreign codes, see `ehr_codes.DEFAULT_CODE_MAP`.
             max_num_visits: Visit orders are clamped below it, as the model's embedding asks.
@@ -106,7 +111,9 @@ class EhrTokenizer(TokenizersBackend):
         """
         missing = [name for name in ("subject_id", "code") if name not in getattr(events, "columns", [])]
         if missing:
-            raise ValueError(f"EhrTokenizer.train needs an event table (polars.DataFrame) with subject_id, time, code; it lacks {missing}.")
+            raise ValueError(
+                f"EhrTokenizer.train needs an event table (polars.DataFrame) with subject_id, time, code; it lacks {missing}."
+            )
         if events.height == 0:
             raise ValueError("EhrTokenizer.train got a table without rows; give the events of the training subjects.")
         for name, value, least in (
@@ -152,7 +159,7 @@ class EhrTokenizer(TokenizersBackend):
             },
         )
 
-    # -- what it holds --------------------------------------------------------------------------------------------------------------------------
+    # -- what it holds -----------------------------------------------------------------------------------------------
 
     @property
     def vocabulary(self) -> EventVocabulary:
@@ -168,7 +175,9 @@ class EhrTokenizer(TokenizersBackend):
     def _stored(self) -> dict[str, Any]:
         stored = self.init_kwargs.get("event_vocabulary")
         if stored is None:
-            raise ValueError("this EhrTokenizer has no event vocabulary; build one with EhrTokenizer.train(events) or load a saved one.")
+            raise ValueError(
+                "this EhrTokenizer has no event vocabulary; build one with EhrTokenizer.train(events) or load a saved one."
+            )
         return stored
 
     @property
@@ -193,11 +202,14 @@ class EhrTokenizer(TokenizersBackend):
 
     @property
     def fitted_subjects_digest(self) -> str:
-        """SHA-256 over the sorted ids of the subjects that the vocabulary and the bins were fitted on, see `subjects_digest`."""
+        """SHA-256 over the sorted ids of the subjects that the vocabulary and the bins were fitted on, see
+        `subjects_digest`.
+        """
         return self._stored["fitted_subjects_digest"]
 
     def add_task(self, name: str, token: str | None = None) -> str:
-        """Add a task, so that a trained model can learn it by its token alone (resize the model's embeddings afterwards).
+        """Add a task, so that a trained model can learn it by its token alone (resize the model's embeddings
+        afterwards).
 
         Args:
             name: The task's name.
@@ -212,13 +224,15 @@ class EhrTokenizer(TokenizersBackend):
         tasks = self._stored["tasks"]
         token = token or PAPER_TASK_TOKENS.get(name, f"[{name.upper()}]")
         if name in tasks or token in self.get_vocab():
-            raise ValueError(f"task {name!r} with token {token!r} cannot be added: the tasks are {tasks}, and no token may stand twice.")
+            raise ValueError(
+                f"task {name!r} with token {token!r} cannot be added: the tasks are {tasks}, and no token may stand twice."
+            )
         self.add_tokens([token], special_tokens=True)
         self._stored["token_types"] = [*self.token_types, TYPE_CLS]
         self._stored["tasks"] = {**tasks, name: token}
         return token
 
-    # -- one patient or many ------------------------------------------------------------------------------------------------------------------------
+    # -- one patient or many -----------------------------------------------------------------------------------------
 
     def __call__(  # type: ignore[override]
         self,
@@ -237,23 +251,29 @@ class EhrTokenizer(TokenizersBackend):
         """Channels of one patient, or of a list of patients.
 
         Args:
-            patients: `{"subject_id", "events": [{"time", "code", "numeric_value"?, "text_value"?, "visit_id"?, "unit"?}], "prediction_time"?}`,
-                a table of one subject's rows, or a list of either. Rows may stand in any order.
+            patients: `{"subject_id", "events": [{"time", "code", "numeric_value"?, "text_value"?, "visit_id"?,
+                "unit"?}], "prediction_time"?}`, a table of one subject's rows, or a list of either. Rows may stand in
+                any order.
             task: Name of the task to prompt for; None = no prompt.
-            prediction_time: Rows later than it are left out before anything else; default: the patient's own "prediction_time", else the last
-                row's time. Every form of a row's time is taken.
-            padding, truncation, max_length, pad_to_multiple_of, padding_side, return_tensors: As everywhere in transformers. Truncation keeps the
-                most recent tokens, [CLS] (or the task's token), and the [VS] of a visit that was cut.
+            prediction_time: Rows later than it are left out before anything else; default: the patient's own
+                "prediction_time", else the last row's time. Every form of a row's time is taken.
+            padding, truncation, max_length, pad_to_multiple_of, padding_side, return_tensors: As everywhere in
+                transformers. Truncation keeps the most recent tokens, [CLS] (or the task's token), and the [VS] of a
+                visit that was cut.
 
         Returns:
-            `input_ids`, `attention_mask`, `token_type_ids`, `times` (weeks), `ages` (years), `visit_orders`, `visit_segments`: lists of the row's
-            length for one patient, lists of lists for a list; tensors [batch, length] with `return_tensors`.
+            `input_ids`, `attention_mask`, `token_type_ids`, `times` (weeks), `ages` (years), `visit_orders`,
+            `visit_segments`: lists of the row's length for one patient, lists of lists for a list; tensors [batch,
+                length] with `return_tensors`.
 
         Raises:
-            ValueError: No patient, no events, a field of the wrong type, an unknown task, a context that holds no event.
+            ValueError: No patient, no events, a field of the wrong type, an unknown task, a context that holds no
+                event.
         """
         if unknown:
-            raise ValueError(f"EhrTokenizer got {sorted(unknown)}; it takes task, prediction_time, padding, truncation, max_length, return_tensors.")
+            raise ValueError(
+                f"EhrTokenizer got {sorted(unknown)}; it takes task, prediction_time, padding, truncation, max_length, return_tensors."
+            )
         many = isinstance(patients, (list, tuple))
         if many and not patients:
             raise ValueError("EhrTokenizer got an empty list; give at least one patient.")
@@ -276,10 +296,14 @@ class EhrTokenizer(TokenizersBackend):
     def encode_patient(
         self, patient: Any, task: str | None = None, prediction_time: Any = None, max_length: int | None = None
     ) -> dict[str, np.ndarray]:
-        """Channels of one patient as numpy arrays, the single-patient path; arguments as in `__call__`, `max_length` already decided."""
+        """Channels of one patient as numpy arrays, the single-patient path; arguments as in `__call__`, `max_length`
+        already decided.
+        """
         events, own_time = read_patient(_as_patient(patient))
         if not events:
-            raise ValueError("a patient without events has no history to read; give at least one event, or leave the patient out.")
+            raise ValueError(
+                "a patient without events has no history to read; give at least one event, or leave the patient out."
+            )
         cut = parse_time(prediction_time, "prediction_time")
         cut = own_time if cut is None else cut
         vocabulary = self.vocabulary
@@ -295,7 +319,9 @@ class EhrTokenizer(TokenizersBackend):
     def _task_token(self, task: str) -> str:
         tasks = self._stored["tasks"]
         if task not in tasks:
-            raise ValueError(f"unknown task {task!r}; this tokenizer knows {list(tasks)}. Add one with tokenizer.add_task(name, token).")
+            raise ValueError(
+                f"unknown task {task!r}; this tokenizer knows {list(tasks)}. Add one with tokenizer.add_task(name, token)."
+            )
         return tasks[task]
 
     def _limit(self, truncation: bool | str | None, max_length: int | None) -> int | None:
@@ -335,7 +361,7 @@ class EhrTokenizer(TokenizersBackend):
                 encoded_inputs[name] = zeros + values if side == "left" else values + zeros
         return dict(encoded_inputs)
 
-    # -- whole tables ------------------------------------------------------------------------------------------------------------------------------------
+    # -- whole tables ------------------------------------------------------------------------------------------------
 
     def encode_histories(self, events: pl.DataFrame) -> EncodedHistories:
         """Every patient of an event table, encoded once; prompts and windows are cut from it without copies.
@@ -360,8 +386,8 @@ class EhrTokenizer(TokenizersBackend):
 
         Args:
             events: Event table.
-            labels: Task name -> label table. None: pretraining rows, each history in consecutive windows cut at visit boundaries (every event is
-                in exactly one), or as one row where `max_length` is None.
+            labels: Task name -> label table. None: pretraining rows, each history in consecutive windows cut at visit
+                boundaries (every event is in exactly one), or as one row where `max_length` is None.
             max_length: Context length; None = no limit.
 
         Returns:
@@ -386,19 +412,25 @@ class EhrTokenizer(TokenizersBackend):
             plan = histories._plan_prompts(index, max_length)
             columns["subject_id"] = pa.array(histories.subject_ids[index.history], pa.int64())
             columns["prediction_time"] = pa.array(index.prediction_time, pa.int64()).cast(pa.timestamp("us"))
-            columns["task"] = pa.DictionaryArray.from_arrays(pa.array(index.task, pa.int32()), pa.array(histories.task_names, pa.string()))
+            columns["task"] = pa.DictionaryArray.from_arrays(
+                pa.array(index.task, pa.int32()), pa.array(histories.task_names, pa.string())
+            )
             columns["label"] = pa.array(index.label.astype(bool))
         channels, offsets = histories.assemble_all(plan)
         for name, values in channels.items():
-            columns[name] = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(_narrow(name, values)))
+            columns[name] = pa.LargeListArray.from_arrays(
+                pa.array(offsets, pa.int64()), pa.array(_narrow(name, values))
+            )
         return pa.table(columns)
 
     def coverage(self, events: pl.DataFrame) -> dict[str, Any]:
-        """How a table's rows are mapped: exactly, by a fallback (a parent code, or the code without its result), or lost to [UNK].
+        """How a table's rows are mapped: exactly, by a fallback (a parent code, or the code without its result), or
+        lost to [UNK].
 
         Returns:
-            Shares `exact`, `fallback`, `lost` of the rows that make a token, and the counts `events` (such rows), `exact_events`,
-            `fallback_events`, `lost_events`, `visit_boundaries`, `not_used` (births, and kinds that are not in `input_kinds`).
+            Shares `exact`, `fallback`, `lost` of the rows that make a token, and the counts `events` (such rows),
+            `exact_events`, `fallback_events`, `lost_events`, `visit_boundaries`, `not_used` (births, and kinds that
+            are not in `input_kinds`).
         """
         counts = coverage_of(events, self.vocabulary)
         total = counts["exact"] + counts["fallback"] + counts["lost"]
@@ -408,7 +440,9 @@ class EhrTokenizer(TokenizersBackend):
 
 
 def subjects_digest(subject_ids: Iterable[int]) -> str:
-    """SHA-256 over the sorted subject ids, one a line: tells whether two fits saw the same subjects, without storing them."""
+    """SHA-256 over the sorted subject ids, one a line: tells whether two fits saw the same subjects, without storing
+    them.
+    """
     return hashlib.sha256("\n".join(str(s) for s in sorted(subject_ids)).encode()).hexdigest()
 
 
@@ -422,16 +456,22 @@ def _task_tokens(tasks: Sequence[str | Mapping[str, Any]]) -> dict[str, str]:
         elif isinstance(task, Mapping) and {"name", "token"} <= set(task):
             name, token = str(task["name"]), str(task["token"])
         else:
-            raise ValueError(f"a task got {task!r}; expected a name, or a mapping with 'name' and 'token' (Task.to_config()).")
+            raise ValueError(
+                f"a task got {task!r}; expected a name, or a mapping with 'name' and 'token' (Task.to_config())."
+            )
         if name in found or token in found.values() or token in SPECIAL_TOKENS:
-            raise ValueError(f"task {name!r} with token {token!r} stands twice, or its token is a special token; names and tokens must differ.")
+            raise ValueError(
+                f"task {name!r} with token {token!r} stands twice, or its token is a special token; names and tokens must differ."
+            )
         found[name] = token
     return found
 
 
 def _check_context(max_length: int) -> int:
     if not isinstance(max_length, int) or max_length < MIN_CONTEXT:
-        raise ValueError(f"max_length got {max_length!r}; a context holds the special tokens and an event from {MIN_CONTEXT} tokens on.")
+        raise ValueError(
+            f"max_length got {max_length!r}; a context holds the special tokens and an event from {MIN_CONTEXT} tokens on."
+        )
     return max_length
 
 
@@ -445,14 +485,20 @@ def _as_patient(patient: Any) -> Any:
         rows = patient.to_dicts()
     elif hasattr(patient, "to_dict") and hasattr(patient, "columns"):
         # pandas writes nulls as NaN and NaT
-        rows = [{key: None if value != value else value for key, value in row.items()} for row in patient.to_dict("records")]
+        rows = [
+            {key: None if value != value else value for key, value in row.items()} for row in patient.to_dict("records")
+        ]
     elif isinstance(patient, (str, bytes)):
-        raise ValueError("EhrTokenizer reads patients, not text: give a dict with 'events', a one-subject table, or a list of them.")
+        raise ValueError(
+            "EhrTokenizer reads patients, not text: give a dict with 'events', a one-subject table, or a list of them."
+        )
     else:
         return patient
     subjects = {row.get("subject_id") for row in rows}
     if len(subjects) > 1:
-        raise ValueError(f"a table of one subject was expected, this one holds {len(subjects)}; split it by subject_id, or use encode_table.")
+        raise ValueError(
+            f"a table of one subject was expected, this one holds {len(subjects)}; split it by subject_id, or use encode_table."
+        )
     return {"subject_id": next(iter(subjects), None), "events": rows}
 
 
@@ -474,6 +520,8 @@ def _to_tensors(encoded: BatchEncoding, return_tensors: str | None) -> BatchEnco
         return encoded
     lengths = {len(row) for row in encoded["input_ids"]}
     if len(lengths) > 1:
-        raise ValueError(f"rows of the lengths {sorted(lengths)} make no tensor; pass padding=True, and truncation=True for a fixed context.")
+        raise ValueError(
+            f"rows of the lengths {sorted(lengths)} make no tensor; pass padding=True, and truncation=True for a fixed context."
+        )
     arrays = {name: np.asarray(encoded[name], dtype=CHANNEL_DTYPES[name]) for name in CHANNELS}
     return BatchEncoding(arrays, tensor_type=return_tensors)
