@@ -1,0 +1,177 @@
+"""The state machine for one patient and the columnar encoder give the same rows; a cut history is a prefix of the whole one."""
+
+from datetime import datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ehrseq.tokenization.ehr_sequence import CHANNELS
+from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
+
+START = datetime(2020, 1, 1)
+SCHEMA = {
+    "subject_id": pl.Int64,
+    "time": pl.Datetime("us"),
+    "code": pl.String,
+    "numeric_value": pl.Float32,
+    "text_value": pl.String,
+    "visit_id": pl.String,
+    "unit": pl.String,
+}
+CODES = [
+    *["VISIT_START//IMP", "VISIT_START//AMB", "VISIT_START//EMER", "VISIT_START//ICU"],
+    *["VISIT_END//home", "VISIT_END//IMP", "VISIT_END//ICU"],
+    *[
+        "DIAGNOSIS//ICD10CM//I10.1",
+        "DIAGNOSIS//ICD10CM//Q99.9",
+        "LAB//LOINC//1",
+        "VITAL//LOINC//2",
+        "MEDICATION//RXNORM//3",
+    ],
+    *["GENDER//F", "MEDS_DEATH", "MEDS_BIRTH", "SOMETHING//ELSE"],
+]
+# Hours that make ties, same-day pairs, days apart, months apart likely.
+HOURS = st.sampled_from([0, 0, 1, 2, 5, 23, 24, 25, 47, 200, 700, 2000, 9000])
+EVENTS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "gap": HOURS,
+            "code": st.sampled_from(CODES),
+            "numeric_value": st.sampled_from(
+                [None, None, 0.5, 1.0, 2.5, 99.0, float("nan"), float("inf"), float("-inf")]
+            ),
+            "text_value": st.sampled_from([None, None, "positive", "never seen", ""]),
+            "visit_id": st.sampled_from([None, "a", "b", "c"]),
+            "unit": st.sampled_from([None, "mg/dL", "mmol/L", ""]),
+            "static": st.sampled_from([False] * 9 + [True]),
+        }
+    ),
+    min_size=1,
+    max_size=25,
+)
+COMMON = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def rows_of(drawn: list[dict], subject_id: int) -> list[dict]:
+    """Events with times, from drawn gaps in hours."""
+    now, rows = START, []
+    for event in drawn:
+        now += timedelta(hours=event["gap"])
+        row = {key: event[key] for key in ("code", "numeric_value", "text_value", "visit_id", "unit")}
+        rows.append({"subject_id": subject_id, "time": None if event["static"] else now, **row})
+    return rows
+
+
+def table_of(*patients: list[dict]) -> pl.DataFrame:
+    return pl.DataFrame([row for patient in patients for row in patient], schema=SCHEMA, orient="row")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> EhrTokenizer:
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "subject_id": 1,
+            "time": START,
+            "code": code,
+            "numeric_value": float(rng.normal()) if kind == "number" else None,
+            "text_value": "positive" if kind == "text" else None,
+            "visit_id": None,
+            "unit": unit,
+        }
+        for code in CODES
+        if code != "DIAGNOSIS//ICD10CM//Q99.9"  # falls back to nothing it knows
+        for kind in ("bare", "number", "text")
+        for unit in (None, "mg/dL")
+        for _ in range(10)
+    ]
+    return EhrTokenizer.train(table_of(rows), tasks=["mortality_30d", "readmission_30d"])
+
+
+@pytest.fixture(scope="module")
+def paper_tokenizer(tokenizer: EhrTokenizer) -> EhrTokenizer:
+    rows = [{"subject_id": 1, "time": START, "code": code, "unit": None} for code in CODES]
+    return EhrTokenizer.train(pl.DataFrame(rows), tasks=["mortality_30d"], input_kinds="paper")
+
+
+def assert_rows_equal(ours: dict, columnar: dict) -> None:
+    for name in CHANNELS:
+        np.testing.assert_array_equal(ours[name], np.asarray(columnar[name], dtype=ours[name].dtype), err_msg=name)
+
+
+@COMMON
+@given(first=EVENTS, second=EVENTS)
+def test_whole_histories_agree(tokenizer: EhrTokenizer, first: list[dict], second: list[dict]) -> None:
+    patients = [rows_of(first, 3), rows_of(second, 8)]
+    table = tokenizer.encode_table(table_of(*patients)).to_pylist()
+    assert [row["subject_id"] for row in table] == [3, 8]
+    for patient, row in zip(patients, table, strict=True):
+        assert_rows_equal(tokenizer.encode_patient({"events": patient}), row)
+
+
+@COMMON
+@given(drawn=EVENTS)
+def test_input_kinds_agree(paper_tokenizer: EhrTokenizer, drawn: list[dict]) -> None:
+    patient = rows_of(drawn, 3)
+    (row,) = paper_tokenizer.encode_table(table_of(patient)).to_pylist()
+    assert_rows_equal(paper_tokenizer.encode_patient({"events": patient}), row)
+
+
+@COMMON
+@given(drawn=EVENTS, cut_hours=st.integers(-5, 12_000), max_length=st.sampled_from([None, 8, 9, 12, 20]))
+def test_prompts_agree_at_any_cut(
+    tokenizer: EhrTokenizer, drawn: list[dict], cut_hours: int, max_length: int | None
+) -> None:
+    patient, other = rows_of(drawn, 3), rows_of(drawn[::-1], 8)
+    at = START + timedelta(hours=cut_hours)
+    labels = pl.DataFrame({"subject_id": [8, 3], "prediction_time": [at, at], "boolean_value": [True, False]})
+    table = tokenizer.encode_table(table_of(patient, other), {"readmission_30d": labels}, max_length).to_pylist()
+    for row, events in zip(table, (other, patient), strict=True):
+        ours = tokenizer.encode_patient({"events": events}, "readmission_30d", at, max_length)
+        assert_rows_equal(ours, row)
+        assert ours["input_ids"][-1] == tokenizer.convert_tokens_to_ids("[REA_1M]")
+        assert max_length is None or len(ours["input_ids"]) <= max_length
+
+
+@COMMON
+@given(drawn=EVENTS, place=st.integers(0, 24))
+def test_the_cut_history_is_a_prefix_of_the_whole(tokenizer: EhrTokenizer, drawn: list[dict], place: int) -> None:
+    patient = rows_of(drawn, 3)
+    times = [row["time"] for row in patient if row["time"] is not None]
+    if not times:
+        return
+    cut = times[place % len(times)]
+    whole = tokenizer.encode_patient({"events": patient})
+    known = tokenizer.encode_patient({"events": patient}, prediction_time=cut)
+    alone = tokenizer.encode_patient({"events": [r for r in patient if r["time"] is None or r["time"] <= cut]})
+    closing = 2 if known["input_ids"][-1] == tokenizer.convert_tokens_to_ids("[REG]") else 0
+    length = len(known["input_ids"]) - closing
+    for name in CHANNELS:
+        np.testing.assert_array_equal(known[name], alone[name], err_msg=name)
+        if name != "ages":  # a birth recorded after the cut is not known at the cut
+            np.testing.assert_array_equal(known[name][:length], whole[name][:length], err_msg=name)
+
+
+@COMMON
+@given(first=EVENTS, second=EVENTS, max_length=st.sampled_from([8, 10, 16, 40]))
+def test_windows_lose_no_event(tokenizer: EhrTokenizer, first: list[dict], second: list[dict], max_length: int) -> None:
+    events = table_of(rows_of(first, 3), rows_of(second, 8))
+    histories = tokenizer.encode_histories(events)
+    windows = histories.windows(max_length)
+    is_event = np.asarray(tokenizer.token_types) >= 5
+    is_event[tokenizer.convert_tokens_to_ids(["[REG]", "[UNK]"])] = [False, True]
+    for subject, whole in zip((3, 8), tokenizer.encode_table(events).to_pylist(), strict=True):
+        rows = [windows[i] for i in np.flatnonzero(windows.subject_ids == subject)]
+        static = [i for i, kind in zip(whole["input_ids"], whole["token_type_ids"], strict=True) if kind == 12]
+        ids = [i for row in rows for i, kind in zip(row["input_ids"], row["token_type_ids"], strict=True) if kind != 12]
+        timed = [i for i, kind in zip(whole["input_ids"], whole["token_type_ids"], strict=True) if kind != 12]
+        assert [i for i in ids if is_event[i]] == [i for i in timed if is_event[i]]
+        for row, length in zip(rows, windows.lengths[windows.subject_ids == subject], strict=True):
+            assert len(row["input_ids"]) == length <= max_length or len(static) >= max_length
+            assert row["input_ids"][0] == tokenizer.cls_token_id
+            body = row["visit_orders"][row["visit_orders"] > 0]
+            assert not len(body) or body[0] == 1
+            assert np.all(np.diff(body) >= 0)
