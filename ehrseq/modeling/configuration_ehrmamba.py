@@ -201,7 +201,7 @@ class EhrMambaConfig(EhrConfigMixin, PreTrainedConfig):
         vocabulary = tokenizer.get_vocab()
         missing = [token for token in ("[VS]", "[VE]") if token not in vocabulary]
         if missing:
-            raise ValueError(f"The tokenizer has no {' and no '.join(missing)}: it is not an EhrTokenizer's vocabulary.")
+            raise ValueError(f"The tokenizer has no {' and no '.join(missing)}: it is no EhrTokenizer's vocabulary.")
         self.vocab_size = len(types)
         self.pad_token_id = tokenizer.pad_token_id
         self.set_token_types([int(kind) for kind in types])

@@ -146,13 +146,11 @@ class EhrMambaMixer(nn.Module):
         u, conv_state = self.conv1d(x, initial_conv, starts, lengths, return_state)
 
         # 3. Input-dependent step size, B and C.
-        if padding is not None:
-            u = u.masked_fill(padding, 0.0)
         r, n = int(self.config.time_step_rank), self.config.state_size
         low_rank_step, B, C = self.x_proj(u).split([r, n, n], dim=-1)
         delta, delta_bias = self.dt_proj(low_rank_step)
         if padding is not None:
-            delta = delta.masked_fill(padding, float("-inf"))  # a step size of exactly 0 holds the state
+            delta = delta.masked_fill(padding, float("-inf"))  # step size exactly 0: nothing is added, the state held
 
         # 4. Selective scan, gated.
         out = selective_scan(

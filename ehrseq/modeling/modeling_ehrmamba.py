@@ -227,7 +227,7 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
         all_hidden_states = [hidden_states]
 
         # 4. Blocks.
-        lengths = None if real is None else last_real_positions(real) + 1
+        lengths = last_real_positions(real) + 1 if real is not None and use_cache else None  # only the state needs it
         new_states = []
         for index, block in enumerate(self.layers):
             state = None
@@ -502,7 +502,7 @@ def pool_last_tokens(
     last = last_real_positions(real[:, -hidden_states.shape[1] :])
     if last.device.type == "cpu" and not torch.compiler.is_compiling() and bool((last < 0).any()):
         empty = (last < 0).nonzero().flatten().tolist()
-        raise ValueError(f"Rows {empty} hold padding only (attention_mask is 0 everywhere): there is nothing to classify.")
+        raise ValueError(f"Rows {empty} hold padding only (attention_mask is 0): there is nothing to classify.")
     return _gather_tokens(hidden_states, last.clamp(min=0)[:, None]).squeeze(1)
 
 

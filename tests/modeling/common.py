@@ -1,6 +1,7 @@
 """What every model of the package must satisfy: one base of tests, a short subclass for each family.
 
-A subclass gives `config()`, `model_classes` and `patients()`; a model takes batches of the patients' channels. Padding, packing and half precision then behave alike for all of them.
+A subclass gives `config()`, `model_classes` and `patients()`; a model takes batches of the patients' channels. Padding,
+packing and half precision then behave alike for all of them.
 """
 
 import copy

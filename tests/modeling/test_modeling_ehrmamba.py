@@ -111,6 +111,14 @@ def test_hidden_states_are_embeddings_then_blocks_then_the_normed_end():
     assert torch.equal(outputs.hidden_states[-1], outputs.last_hidden_state)
 
 
+@pytest.mark.parametrize(("wide", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_the_residual_stream_of_a_bfloat16_model_stays_float32_if_asked(wide, dtype):
+    model = model_of(residual_in_fp32=wide).to(torch.bfloat16)
+    outputs = model(**collate([random_patient(5, 1)]), output_hidden_states=True)
+    assert {states.dtype for states in outputs.hidden_states[1:-1]} == {dtype}
+    assert outputs.last_hidden_state.dtype == torch.bfloat16
+
+
 # -- time differences --------------------------------------------------------------------------------------------------
 
 

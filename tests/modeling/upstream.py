@@ -1,8 +1,8 @@
 """transformers' own model tests, of the version that is installed, fetched from its source distribution.
 
 The wheel does not carry them. They land in `.cache/` of the repository (never in git) and stay there. What the source
-distribution leaves out (`tests/{generation,exporters,models,utils}`) is replaced by the smallest stubs that let the rest
-be imported: the generation and export tests do not exist there, and `config_common_kwargs` is a table of common fields.
+distribution leaves out (`tests/{generation,exporters,models,utils}`) is replaced by the smallest stubs that let the
+rest be imported: there are no generation and export tests in it, and `config_common_kwargs` is a table of fields.
 """
 
 import importlib
