@@ -11,15 +11,16 @@ copy. The measured ways alternate, so that a busy machine slows all alike; the r
 import argparse
 import gzip
 import json
+import multiprocessing
 import os
 import re
 import resource
-import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -96,6 +97,20 @@ def bare_orjson(folder: Path) -> None:
                         orjson.loads(line)
 
 
+def convert(folder: Path, dataset: Path, workers: int | None) -> int:
+    """FHIR to a dataset on disk; returns the number of events."""
+    table, report = read_fhir(folder, progress=False, num_workers=workers)
+    write_dataset(table, dataset, dataset_name="benchmark", report=report, overwrite=True)
+    return table.height
+
+
+def peak_memory(folder: Path, dataset: Path, workers: int | None, results: Any) -> None:
+    """Convert in a process of its own: events, and peak megabytes of that process and of its largest worker."""
+    events = convert(folder, dataset, workers)
+    own, worker = (resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    results.put((events, own, worker))
+
+
 def main() -> None:
     """Measure, print and, if asked, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -113,24 +128,22 @@ def main() -> None:
         source = find_source(options.source, Path(scratch))
         size = replicate(source, folder, options.megabytes * 10**6, not options.plain)
         dataset = Path(scratch) / "dataset"
-        events = 0
 
-        def convert(workers: int | None) -> None:
-            nonlocal events
-            table, report = read_fhir(folder, progress=False, num_workers=workers)
-            write_dataset(table, dataset, dataset_name="benchmark", report=report, overwrite=True)
-            events = table.height
-
-        ways: dict[str, Callable[[], None]] = {
+        ways: dict[str, Callable[[], object]] = {
             "orjson.loads, one core": lambda: bare_orjson(folder),
-            "FHIR -> MEDS on disk, one process": lambda: convert(1),
-            "FHIR -> MEDS on disk, all workers": lambda: convert(options.workers),
+            "FHIR -> MEDS on disk, one process": lambda: convert(folder, dataset, 1),
+            "FHIR -> MEDS on disk, all workers": lambda: convert(folder, dataset, options.workers),
         }
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for _ in range(options.repeats):
             for name, way in ways.items():
                 seconds[name].append(timed(way))
-        shutil.rmtree(dataset, ignore_errors=True)
+        spawn = multiprocessing.get_context("spawn")
+        results = spawn.SimpleQueue()
+        process = spawn.Process(target=peak_memory, args=(folder, dataset, options.workers, results))
+        process.start()
+        process.join()
+        events, peak_own, peak_worker = results.get()
 
     rate = {name: size / 1e6 / statistics.median(wall for wall, _ in taken) for name, taken in seconds.items()}
     cpu_rate = {name: size / 1e6 / statistics.median(cpu for _, cpu in taken) for name, taken in seconds.items()}
@@ -147,8 +160,8 @@ def main() -> None:
         "one_process_over_orjson": single / bare,
         "all_workers_over_orjson": whole / bare,
         "target_megabytes_per_second": TARGET,
-        "peak_megabytes_this_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "peak_megabytes_a_worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        "peak_megabytes_this_process": peak_own,
+        "peak_megabytes_a_worker": peak_worker,
     }
     print(json.dumps(result, indent=2))
     if options.output:

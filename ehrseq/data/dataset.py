@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from ehrseq.data.meds import meds_files, read_meds_with_report, read_splits
+from ehrseq.data.meds import meds_files, read_meds_file, read_meds_with_report, read_splits
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, validate_events
 from ehrseq.data.splits import SPLIT_SCHEMA, assign_splits
@@ -202,9 +202,7 @@ class EventDataset:
         if names is not None and self._is_ours:
             # Our folders say the split in their path: only these files are opened.
             files = [file for file in files if file.relative_to(self.path / "data").parts[0] in names]
-        from ehrseq.data.meds import _read_file
-
-        frames = [_read_file(file) for file in files]
+        frames = [read_meds_file(file) for file in files]
         events = pl.concat(frames) if frames else pl.DataFrame(schema=EVENT_SCHEMA)
         if names is not None:
             subjects = self.splits.filter(pl.col("split").is_in(names)).select("subject_id")

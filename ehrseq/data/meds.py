@@ -31,7 +31,7 @@ def read_meds(path: str | Path) -> pl.DataFrame:
         Events sorted by subject_id, time (static first), rank.
 
     Raises:
-        ValueError: Nothing to read, a column absent or of a wrong type, a subject in two files.
+        ValueError: Nothing to read, a column absent or of a wrong type.
     """
     return read_meds_with_report(path)[0]
 
@@ -40,7 +40,7 @@ def read_meds_with_report(path: str | Path) -> tuple[pl.DataFrame, ConversionRep
     """`read_meds`, with the counts of what was read and dropped, and the dataset's own splits and code descriptions."""
     path = Path(path)
     files = meds_files(path)
-    frames = [_read_file(file) for file in files]
+    frames = [read_meds_file(file) for file in files]
     rows = pl.concat(frames, how="vertical")
     events = validate_events(rows, source=str(path))
     kept = events.unique(maintain_order=True)
@@ -86,9 +86,11 @@ def read_splits(path: Path) -> pl.DataFrame | None:
     return splits.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)).sort("subject_id")
 
 
-def _read_file(file: Path) -> pl.DataFrame:
-    """One file's rows with our column names; absent optional columns stay absent only if no file has them (filled with
-    nulls here).
+def read_meds_file(file: Path) -> pl.DataFrame:
+    """One file of a MEDS dataset as a sorted event table, repeated rows included.
+
+    Raises:
+        ValueError: It cannot be read, or a column is absent or of a wrong type.
     """
     try:
         if file.suffix == ".csv":
