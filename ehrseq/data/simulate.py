@@ -158,8 +158,7 @@ class Simulation:
         Args:
             task: One of `SIMULATED_TASKS`.
             subject_ids: `[n]`.
-            prediction_times: `[n]`, naive UTC: the discharge of an admission, or for long_stay_7d 24 hours after its start (that of the overlapping
-                emergency visit or of the admission itself).
+            prediction_times: `[n]`, naive UTC: the discharge of an admission, or for long_stay_7d 24 hours after its start.
 
         Returns:
             float64 `[n]`.
@@ -175,19 +174,15 @@ class Simulation:
             raise ValueError(f"true_risk got {len(subjects)} subject_ids and {len(times)} prediction_times; expected as many of each.")
         asked = pl.DataFrame([subjects, times]).with_row_index("asked")
         table = self.admissions().filter(pl.col(task).is_not_null())
-        if task == "long_stay_7d":
-            day = pl.duration(days=1)
-            keys = [table.select("subject_id", (pl.col(column) + day).alias("prediction_time"), pl.col(task)) for column in ("visit_start", "start")]
-            known = pl.concat(keys).unique(["subject_id", "prediction_time"])
-        else:
-            known = table.select("subject_id", pl.col("end").alias("prediction_time"), pl.col(task))
+        when = pl.col("start") + pl.duration(days=1) if task == "long_stay_7d" else pl.col("end")
+        known = table.select("subject_id", when.alias("prediction_time"), pl.col(task))
         found = asked.join(known, on=["subject_id", "prediction_time"], how="left").sort("asked")
         missing = found.filter(pl.col(task).is_null())
         if len(missing):
             row = missing.row(0, named=True)
-            when = "24 hours after an admission's start that the stay outlasts" if task == "long_stay_7d" else "discharges alive"
+            where = "24 hours after an admission's start that the stay outlasts" if task == "long_stay_7d" else "discharges alive"
             raise ValueError(
-                f"true_risk knows {task} at {when} of patients at risk; {len(missing)} of {len(asked)} times are none, "
+                f"true_risk knows {task} at {where} of patients at risk; {len(missing)} of {len(asked)} times are none, "
                 f"the first: subject {row['subject_id']} at {row['prediction_time']}. Take the times from the labelling engine."
             )
         return found[task].to_numpy()

@@ -72,7 +72,7 @@ N_CHANNELS = len(CHANNELS)
 _PAIR = np.array([channel.is_pair for channel in CHANNELS])
 _AMPLITUDE = np.array([1.0 if c.is_pair else 0.6 if c.name == "ldl" else 1.0 for c in CHANNELS])
 _BASE_SD = np.array([0.0 if c.is_pair else 0.9 if c.name == "ldl" else 0.25 for c in CHANNELS])
-_NOISE = np.array([0.0 if c.is_pair else 0.4 for c in CHANNELS])
+_NOISE = np.array([0.0 if c.is_pair else 0.35 for c in CHANNELS])
 _MEASURED = np.array([channel.measured for channel in CHANNELS])
 _INFORMATIVE = np.where(np.isin(np.arange(N_CHANNELS), [CHANNEL_INDEX["crp"], CHANNEL_INDEX["lactate"]]), 0.10, 0.03)
 _LOCATION = np.array([channel.location for channel in CHANNELS])
@@ -321,7 +321,7 @@ class DiseaseProcess:
         measured = self._stay_measured(rows, phase, "day one ")
         self._turn(rows, phase, "day one ")
         first = visit_start + 5 + (window * (0.02 + 0.3 * draw.uniform(rows, phase, "first draw"))).astype(np.int64)
-        second = visit_start + 5 + (window * (0.6 + 0.35 * draw.uniform(rows, phase, "second draw"))).astype(np.int64)
+        second = visit_start + 5 + (window * (0.7 + 0.25 * draw.uniform(rows, phase, "second draw"))).astype(np.int64)
         for time, sign, name in ((first, -1.0, "day one first "), (second, 1.0, "day one second ")):
             owner = np.where(time < start, er_encounter, encounter)
             self._read(rows, measured, sign * self.direction[rows], time, owner, phase, name)
@@ -332,11 +332,11 @@ class DiseaseProcess:
         again = self.diagnosed[rows] & (draw.uniform(rows, phase, "again", 3) < 0.5)
         self._code_conditions(rows, again & ~carried, admitted + 2, encounter, phase, "again ")
         rest = np.where(brief, early_end - start, 21 * HOUR - lead) - 20
-        self._background(rows, start + 10, rest, np.full(len(rows), 3.0), encounter, phase, "day one ")
+        self._background(rows, start + 10, rest, np.full(len(rows), 2.0), encounter, phase, "day one ")
         self._intensive_care(rows, start + 2 * HOUR, np.minimum(rest - 2 * HOUR, 14 * HOUR), ~brief, 0.06, encounter, phase)
 
         # 3. At 24 hours the length of stay is drawn from the score; what is drawn later does not bear on it.
-        at_24h = visit_start + DAY
+        at_24h = start + DAY
         features = self._features(rows, at_24h, visit_start, gap_feature)
         long_stay = score_probabilities(features)[:, SCORES.index("long_stay_7d")]
         long_stay[brief] = np.nan
@@ -377,7 +377,7 @@ class DiseaseProcess:
     def _stay_measured(self, rows: np.ndarray, phase: int, name: str) -> np.ndarray:
         """Which channels are read in this phase of a stay: the more chronic diseases are coded, the more is measured."""
         burden = self.coded_chronic[rows].sum(axis=1, keepdims=True)
-        chance = np.clip(_MEASURED - 0.1 + _INFORMATIVE * burden, 0.05, 0.95)
+        chance = np.clip(_MEASURED + _INFORMATIVE * burden, 0.05, 0.97)
         return self.random.uniform(rows, phase, name + "measured", N_CHANNELS) < chance
 
     def _later_days(self, rows: np.ndarray, begin: np.ndarray, end: np.ndarray, encounter: np.ndarray, phase: int) -> None:
@@ -386,10 +386,10 @@ class DiseaseProcess:
         length = end - begin - 30
         measured = self._stay_measured(rows, phase, "later ")
         self._turn(rows, phase, "later ")
-        for low, width, sign, name in ((0.02, 0.35, -1.0, "later first "), (0.6, 0.38, 1.0, "later second ")):
+        for low, width, sign, name in ((0.02, 0.35, -1.0, "later first "), (0.75, 0.23, 1.0, "later second ")):
             time = begin + (length * (low + width * draw.uniform(rows, phase, name + "time"))).astype(np.int64)
             self._read(rows, measured, sign * self.direction[rows], time, encounter, phase, name)
-        self._background(rows, begin, length, 2 + 0.6 * np.minimum(length / DAY, 10), encounter, phase, "later ")
+        self._background(rows, begin, length, 1.5 + 0.4 * np.minimum(length / DAY, 10), encounter, phase, "later ")
         self._intensive_care(rows, begin, length, np.ones(len(rows), dtype=bool), 0.1, encounter, phase)
 
     def _intensive_care(
@@ -507,8 +507,8 @@ class DiseaseProcess:
         self.death[rows] = time
 
     def _turn(self, rows: np.ndarray, phase: int, name: str) -> None:
-        """Direction of the next readings: rising (+1) or falling (-1), like the last with probability 0.75."""
-        flips = self.random.uniform(rows, phase, name + "direction", N_CHANNELS) < 0.25
+        """Direction of the next readings: rising (+1) or falling (-1), like the last with probability 0.85."""
+        flips = self.random.uniform(rows, phase, name + "direction", N_CHANNELS) < 0.15
         self.direction[rows] = np.where(flips, -self.direction[rows], self.direction[rows])
 
     def _read(
