@@ -43,11 +43,14 @@ class Assembler:
     def add(self, block: Block) -> None:
         """Take a block; its indices become indices into the common tables."""
         maps = {name: self._intern(name, strings) for name, strings in block.tables.items()}
-        columns = {name: maps[table][getattr(block, name)] for name, table in _COLUMNS.items()}
-        self._columns.append((block.order, {**columns, "time": block.time, "value": block.value}))
+        columns = {name: maps[table][block.columns[name]] for name, table in _COLUMNS.items()}
+        self._columns.append((block.order, {**block.columns, **columns}))
         self._patients += block.patients
         subjects = maps["subjects"]
-        self._visits += [(keys, name, int(subjects[subject]), *rest) for keys, name, subject, *rest in block.visits]
+        self._visits += [
+            (keys, name, int(subjects[subject]), start, end, offset, part_of)
+            for keys, name, subject, start, end, offset, part_of in block.visits
+        ]
         self._medications += block.medications
         for (table, entry), number in block.counts.items():
             getattr(self.report, table)[entry] += number
@@ -204,12 +207,12 @@ class Assembler:
         meant: dict[int, list[int]] = {}
         unknown: list[int] = []
         for text, number in waiting.items():
-            codes = self._medication_codes(text, resolver, depth=0)
-            if codes is None:
+            found = self._medication_codes(text, resolver, depth=0)
+            if found is None:
                 unknown.append(number)
                 display = text.rsplit(MEDICATION_REFERENCE, 1)[1]
-                codes = [f"MEDICATION//TEXT//{display}"] if display else []
-            meant[number] = [table.setdefault(code, len(table)) for code in codes]
+                found = [f"MEDICATION//TEXT//{display}"] if display else []
+            meant[number] = [table.setdefault(code, len(table)) for code in found]
         code = columns["code"]
         if unknown:
             self.report.unresolved_references["Medication (rows; kept where the reference has a display text)"] += int(

@@ -39,6 +39,18 @@ MAX_ERRORS = 20
 """Messages kept of lines that were skipped; all are counted."""
 
 
+# The fields of a row (see `fhir_resources.Row`), in order.
+_COLUMN_TYPES: dict[str, type[np.generic]] = {
+    "subject": np.int32,
+    "encounter": np.int32,
+    "code": np.int32,
+    "time": np.int64,
+    "value": np.float32,
+    "text": np.int32,
+    "unit": np.int32,
+}
+
+
 @dataclass(frozen=True)
 class Task:
     """A part of a file.
@@ -65,13 +77,7 @@ class Block:
     """What one block held: columns of indices into its own string tables (see `Extractor`)."""
 
     order: tuple[int, int]
-    subject: np.ndarray
-    encounter: np.ndarray
-    code: np.ndarray
-    time: np.ndarray
-    value: np.ndarray
-    text: np.ndarray
-    unit: np.ndarray
+    columns: dict[str, np.ndarray]
     tables: dict[str, list[str]]
     patients: list[tuple[list[str], str]]
     visits: list[tuple[list[str], str, int, int, int, int | None, str]]
@@ -106,12 +112,13 @@ def is_ndjson(path: str) -> bool:
 
 def block_of(extractor: Extractor, order: tuple[int, int] = (0, 0)) -> Block:
     """What an extractor collected, as arrays; the extractor starts anew."""
-    columns = list(zip(*extractor.rows, strict=True)) or [()] * 7
-    types = (np.int32, np.int32, np.int32, np.int64, np.float32, np.int32, np.int32)
-    arrays = [np.array(column, dtype=dtype) for column, dtype in zip(columns, types, strict=True)]
+    columns = list(zip(*extractor.rows, strict=True)) or [()] * len(_COLUMN_TYPES)
     block = Block(
         order,
-        *arrays,
+        {
+            name: np.array(column, dtype=dtype)
+            for (name, dtype), column in zip(_COLUMN_TYPES.items(), columns, strict=True)
+        },
         tables={name: list(getattr(extractor, name)) for name in ("subjects", "encounters", "codes", "texts", "units")},
         patients=extractor.patients,
         visits=extractor.visits,

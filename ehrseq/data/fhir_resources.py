@@ -411,7 +411,7 @@ class Extractor:
                     return self._medication_codes(contained, holder) if contained is not holder else []
         key = key_of(reference, self._server)
         display = reference.get("display") or ""
-        return [f"{MEDICATION_REFERENCE}{key}{MEDICATION_REFERENCE}{one_line(display)}"]
+        return [f"{MEDICATION_REFERENCE}{key}{MEDICATION_REFERENCE}{one_line(display).replace('//', '/')}"]
 
     # Parts
 
