@@ -80,7 +80,7 @@ def read_timeline(
             raise ValueError("events hold no row with a time, so nothing can be labelled; expected timed MEDS rows.")
         end = last
         logger.warning(
-            f"No end_of_data was given: follow-up is taken to end with the dataset's last event, {end}. If the data were "
+            f"No end_of_data was given: follow-up is taken to end with the last event, {end}. If the data were "
             "extracted at a known date, give it: otherwise the last labels are censored at the wrong moment."
         )
     elif after:
