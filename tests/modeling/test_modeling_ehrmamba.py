@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 from transformers import initialization as init
 
 from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
@@ -363,8 +364,38 @@ def test_logits_to_keep_computes_only_the_end():
     assert torch.equal(model(**batch, logits_to_keep=2).logits, whole[:, -2:])
 
 
-def test_classifier_takes_no_loss_kwargs_from_trainer():
-    assert EhrMambaForSequenceClassification.accepts_loss_kwargs is False
+@pytest.mark.parametrize("kind", ["causal", "classifier"])
+def test_trainer_accumulates_gradients_to_those_of_one_batch(kind, tmp_path):
+    """Rows of different length: the causal loss must be divided by all targets, the classifier's by all rows."""
+    patients = [random_patient(length, seed) for seed, length in enumerate([9, 3, 6, 2])]
+    rows = [{name: v[row] for name, v in collate(patients).items()} for row in range(4)]
+    for row, values in enumerate(rows):
+        ids, mask = values["input_ids"], values["attention_mask"]
+        values["labels"] = ids.masked_fill(mask == 0, -100) if kind == "causal" else torch.tensor(row % 2)
+        values["task_ids"] = torch.tensor(row)
+    weights = []
+    for batch_size, accumulation in ((4, 1), (1, 4)):
+        model = model_of(kind, hidden_dropout_prob=0.0, classifier_dropout=0.0)
+        args = TrainingArguments(
+            tmp_path,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            optim="sgd",
+            learning_rate=0.1,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+            use_cpu=True,
+            label_names=["labels", "task_ids"],
+        )
+        Trainer(model=model, args=args, train_dataset=rows).train()
+        weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    start = dict(model_of(kind).named_parameters())
+    for name, weight in weights[0].items():
+        assert_close(weights[1][name] - start[name], weight - start[name], 1e-3, name)
 
 
 def test_classifier_loss_is_cross_entropy_and_ignores_task_ids():
