@@ -134,7 +134,7 @@ def check_channels(config: EhrMambaConfig, shape: tuple[int, int], **channels: T
     """Raise a ValueError that names the channel for a wrong shape, an id out of range or a value that is not finite.
 
     Values are looked at on CPU only: elsewhere that would wait for the device, and embedding lookups fail there by
-        themselves.
+    themselves.
     """
     if shape[1] == 0:
         raise ValueError("The inputs have no tokens: expected [batch, tokens] with at least one token a row.")

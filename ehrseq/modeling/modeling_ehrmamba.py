@@ -178,6 +178,7 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
             use_cache = self.config.use_cache and not self.training and segment_ids is None
         if use_cache and self.gradient_checkpointing and self.training:
             use_cache = False  # the recomputation would advance the state a second time
+
         # 1. Inputs: what is padding, where packed sequences start.
         given = input_ids if input_ids is not None else inputs_embeds
         if given is None or (input_ids is not None and inputs_embeds is not None):
@@ -224,7 +225,7 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
             values["visit_orders"],
             values["visit_segments"],
         )
-        all_hidden_states = [hidden_states]
+        all_hidden_states = [hidden_states] if output_hidden_states else []
 
         # 4. Blocks.
         lengths = last_real_positions(real) + 1 if real is not None and use_cache else None  # only the state needs it
@@ -235,8 +236,11 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
                 state = (cache_params.conv_states[index], cache_params.ssm_states[index])
             hidden_states, new_state = block(hidden_states, state, real, starts, lengths, use_cache)
             new_states.append(new_state)
-            all_hidden_states.append(hidden_states)
-        hidden_states = all_hidden_states[-1] = self.norm_f(hidden_states)
+            if output_hidden_states:
+                all_hidden_states.append(hidden_states)
+        hidden_states = self.norm_f(hidden_states)
+        if output_hidden_states:
+            all_hidden_states[-1] = hidden_states
 
         # 5. State after each row's last real token.
         if use_cache:
@@ -249,8 +253,7 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
         if order is not None:
             back = torch.argsort(order, dim=1)
             hidden_states = _gather_tokens(hidden_states, back)
-            if output_hidden_states:
-                all_hidden_states = [_gather_tokens(states, back) for states in all_hidden_states]
+            all_hidden_states = [_gather_tokens(states, back) for states in all_hidden_states]
         return EhrMambaOutput(
             last_hidden_state=hidden_states,
             cache_params=cache_params if use_cache else None,
@@ -268,7 +271,7 @@ class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaGenerationMixin):
         self.post_init()
 
     @can_return_tuple
-    def forward(  # noqa: D417  the other arguments are those of EhrMambaModel.forward
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -359,7 +362,7 @@ class EhrMambaForSequenceClassification(EhrMambaPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(  # noqa: D417  the other arguments are those of EhrMambaModel.forward
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
