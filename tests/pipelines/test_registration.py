@@ -1,7 +1,5 @@
 """`import ehrseq`: what it registers, what it leaves unloaded, and how long it takes."""
 
-import statistics
-
 import pytest
 import transformers
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -24,10 +22,10 @@ HEAVY = {"polars", "pyarrow", "pandas", "sklearn", "scipy", "matplotlib", "datas
 
 
 def test_import_is_light() -> None:
-    runs = [run_python(LIGHT, {}, {}) for _ in range(3)]
-    assert HEAVY.isdisjoint(runs[0]["modules"])
-    # The goal is 0.3 s; CPU seconds of a busy machine vary.
-    assert statistics.median(run["seconds"] for run in runs) < 0.6
+    run = run_python(LIGHT, {}, {})
+    assert HEAVY.isdisjoint(run["modules"])
+    # The goal is 0.3 s, and 0.1 s was measured (benchmarks/bench_import.py); CPU seconds of a busy machine vary.
+    assert run["seconds"] < 0.6
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
