@@ -13,7 +13,7 @@ A draw at 24 hours or at a discharge depends on rows recorded by then and on not
 - a new condition drawn at a discharge is coded at the very next admission, so once that admission has begun nothing hidden is left of the draw.
 
 So the probabilities in `simulate_risk` are exact. Hidden are only: which chronic diseases a patient has before they are coded, base levels of the
-measurements, and directions of the next readings; they shape what is recorded next, never an outcome directly.
+measurements, directions of the next readings, how often a patient sees a doctor; they shape what is recorded next, never an outcome directly.
 
 Times are whole minutes since 1970 (naive UTC), kept away from the tasks' limits (24 h, 168 h, 30 d, 365 d) by several hours, so that the label is the same
 whether an admission is counted from its emergency visit, which overlaps it, or from the inpatient encounter.
@@ -193,6 +193,7 @@ class DiseaseProcess:
             0.6 + 0.8 * draw.uniform(everyone, 0, "frailty")[:, None]
         )
         self.base = _BASE_SD * draw.normal(everyone, 0, "base", N_CHANNELS)
+        self.visit_spacing = 80.0 * np.exp(0.7 * draw.normal(everyone, 0, "visit spacing"))
         self.personal = draw.uniform(everyone, 0, "personal codes", 8)
         # What has been recorded so far: all that the scores see.
         self.z_last = np.zeros((count, N_CHANNELS))
@@ -244,7 +245,7 @@ class DiseaseProcess:
         """Outpatient and emergency visits in (start, end), at least a day from both."""
         days = (end - start) / DAY
         most = np.minimum((days // 8).astype(np.int64), 8)
-        number = np.minimum(poisson_from_uniform(self.random.uniform(rows, phase, "visits"), days / 65, 8), most)
+        number = np.minimum(poisson_from_uniform(self.random.uniform(rows, phase, "visits"), days / self.visit_spacing[rows], 8), most)
         if phase == 0:
             number = np.maximum(number, 2)
         places = self.random.uniform(rows, phase, "visit times", 8)
