@@ -159,8 +159,8 @@ def _compiled(code_map: tuple[tuple[str, str], ...]) -> list[tuple[re.Pattern[st
         name = split_kind(kind)[0]
         if name not in (*EVENT_KINDS, "birth", "ignore"):
             raise ValueError(
-                f"code_map sends {pattern!r} to {kind!r}; expected one of {['birth', 'ignore', *EVENT_KINDS]}, the visit "
-                "kinds with a class (visit_start:IMP)."
+                f"code_map sends {pattern!r} to {kind!r}; expected one of {['birth', 'ignore', *EVENT_KINDS]}, the "
+                "visit kinds with a class (visit_start:IMP)."
             )
         if name in ("visit_start", "visit_end") and ":" not in kind:
             raise ValueError(

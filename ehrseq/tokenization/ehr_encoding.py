@@ -17,10 +17,10 @@ import numpy as np
 from .ehr_codes import INPATIENT_CLASSES
 from .ehr_histories import NO_TIME, EncodedHistories
 from .ehr_sequence import WEEK_US, YEAR_US
+from .ehr_tables import as_column, check_columns, microseconds, require
 from .ehr_visits import KIND_RANKS, RANK_BIRTH, RANK_OTHER, RANK_STATIC
 from .ehr_vocabulary import (
     DAY_US,
-    KIND_TYPES,
     LONG_TERM,
     MONTHS,
     REG,
@@ -32,14 +32,16 @@ from .ehr_vocabulary import (
     VS,
     WEEKS,
     EventVocabulary,
-    base_token,
-    column_or_null,
 )
 
 if TYPE_CHECKING:
-    import polars as pl
+    try:  # noqa: SIM105  (guarded, or transformers would ask for polars before it loads this file from a checkpoint)
+        import polars as pl
+    except ImportError:
+        pass
 
 _DROPPED, _CONTENT, _START, _END = range(4)
+_HOWS = ("exact", "fallback", "lost")
 _MAX_DENSE_KEYS = 20_000_000  # (code, unit) pairs up to which a lookup table is indexed directly
 
 
@@ -56,7 +58,8 @@ def encode_histories(
     Args:
         events: Event table; rows in any order, optional columns may be absent.
         vocabulary: Codes to ids.
-        task_names, task_token_ids: The tokenizer's tasks.
+        task_names: The tokenizer's tasks.
+        task_token_ids: Their tokens.
         max_num_visits: Visit orders are clamped below it when rows are assembled.
 
     Raises:
@@ -70,7 +73,8 @@ def encode_histories(
     first = _min_by(subject[timed], table.time[timed], count)
     first = np.where(first == NO_TIME, 0, first)
 
-    static = (table.time == NO_TIME) & (table.role == _CONTENT)
+    # A death or a visit of unknown time would tell the future.
+    static = (table.time == NO_TIME) & (table.role == _CONTENT) & ~table.is_death
     static_ids = table.token_ids(static)
     static_offsets = _offsets(subject[static], count)
 
@@ -83,7 +87,7 @@ def encode_histories(
 
     # Tokens of a row: what opens its visit ([VE] [REG] interval [VS], the first three after an earlier visit), then
     # its own.
-    is_content = role == _CONTENT
+    is_content = table.token_type[keep] > 0
     opening = np.where(new, np.where(order > 1, 4, 1), 0)
     through = np.cumsum(opening + is_content)  # tokens through each row, over all patients
     offsets = np.concatenate([[0], through])[np.concatenate([[0], np.cumsum(np.bincount(subject, minlength=count))])]
@@ -144,21 +148,16 @@ class _Columns:
     """The event table as sorted numpy columns, codes looked up."""
 
     def __init__(self, events: pl.DataFrame, vocabulary: EventVocabulary) -> None:
-        import polars as pl
-
-        missing = [name for name in ("subject_id", "time", "code") if name not in events.columns]
-        if missing:
-            raise ValueError(
-                f"the event table lacks {missing} (it has {events.columns}); expected at least subject_id, time, code."
-            )
+        pl = require("polars")
+        events = check_columns(events, ("subject_id", "time", "code"), "the event table")
         frame = events.select(
-            pl.col("subject_id").cast(pl.Int64),
-            pl.col("time").cast(pl.Datetime("us")).to_physical().fill_null(NO_TIME),
-            pl.col("code").cast(pl.String),
-            column_or_null(events, "numeric_value", pl.Float32),
-            column_or_null(events, "text_value", pl.String),
-            column_or_null(events, "unit", pl.String),
-            column_or_null(events, "visit_id", pl.String),
+            as_column(events, "subject_id", pl.Int64, "events"),
+            microseconds(events, "time", "events").fill_null(NO_TIME),
+            as_column(events, "code", pl.String, "events"),
+            as_column(events, "numeric_value", pl.Float32, "events"),
+            as_column(events, "text_value", pl.String, "events"),
+            as_column(events, "unit", pl.String, "events"),
+            as_column(events, "visit_id", pl.String, "events"),
         )
         for name in ("subject_id", "code"):
             if frame[name].null_count():
@@ -175,12 +174,14 @@ class _Columns:
         if order is not None:
             frame, code = frame[order], code[order]
             self.subject, self.time, self.rank = self.subject[order], self.time[order], self.rank[order]
+        type_of = np.asarray([vocabulary.token_type(c) for c in codes], np.int8)
+        death_of = np.asarray([kind == "death" for kind, _ in kinds], bool)
         # A birth without a time is still no token, so ranks of static rows keep it out by their role.
-        role_of = np.asarray([_role(kind, vocabulary) for kind, _ in kinds], np.int8)
+        role_of = np.asarray([_role(kind, bool(t)) for (kind, _), t in zip(kinds, type_of, strict=True)], np.int8)
         inpatient_of = np.asarray([kind == "visit_start" and cls in INPATIENT_CLASSES for kind, cls in kinds], bool)
-        type_of = np.asarray([KIND_TYPES.get(kind, 0) for kind, _ in kinds], np.int8)
         empty = np.zeros(0, np.int8)
         self.role = role_of[code] if len(code) else empty
+        self.is_death = death_of[code] if len(code) else empty.astype(bool)
         self.inpatient = inpatient_of[code] if len(code) else empty.astype(bool)
         self.token_type = type_of[code] if len(code) else empty
         self.visit = _factorize(frame["visit_id"])[1]
@@ -192,12 +193,11 @@ class _Columns:
 
     def tokens(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(ids int32, how int8: 0 exact, 1 fallback, 2 lost) of the masked rows, in row order."""
-        hows = ["exact", "fallback", "lost"]
         vocabulary, codes = self._vocabulary, self._codes
         code = self._code[mask]
         bare = [vocabulary.code_id(c) for c in codes]
         ids = np.asarray([i for i, _ in bare], np.int32)[code] if len(codes) else np.zeros(0, np.int32)
-        how = np.asarray([hows.index(h) for _, h in bare], np.int8)[code] if len(codes) else np.zeros(0, np.int8)
+        how = np.asarray([_HOWS.index(h) for _, h in bare], np.int8)[code] if len(codes) else np.zeros(0, np.int8)
 
         value = self._frame["numeric_value"].to_numpy()[mask]  # null -> NaN
         number = np.flatnonzero(np.isfinite(value))
@@ -219,44 +219,42 @@ class _Columns:
                 pair, place = _distinct(code[with_text], text_code[with_text], len(texts))
                 found = [vocabulary.text_id(codes[c], texts[t]) for c, t in pair]
                 ids[with_text] = np.asarray([i for i, _ in found], np.int32)[place]
-                how[with_text] = np.asarray([hows.index(h) for _, h in found], np.int8)[place]
+                how[with_text] = np.asarray([_HOWS.index(h) for _, h in found], np.int8)[place]
         return ids, how
 
     def _bins(self, pairs: list[tuple[int, int]], units: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For distinct (code, unit + 1): ids and hows [pairs, bins], inner edges [pairs, bins - 1] padded with NaN
-        (no value reaches it).
+        """Bins of distinct (code, unit + 1) pairs.
+
+        Returns:
+            ids and hows [pairs, bins], inner edges [pairs, bins - 1] padded with NaN, which no value reaches.
         """
-        vocabulary = self._vocabulary
-        bases = [(self._codes[c], units[u - 1] if u else None) for c, u in pairs]
-        edges_of = [vocabulary.edges(base_token(code, unit)) for code, unit in bases]
-        width = max((len(e) for e in edges_of if e is not None), default=0)
+        bins_of = [self._vocabulary.bins(self._codes[c], units[u - 1] if u else None) for c, u in pairs]
+        width = max((len(bins.edges) for bins in bins_of if bins is not None), default=0)
         edges = np.full((len(pairs), width), np.nan, np.float32)
         ids = np.zeros((len(pairs), width + 1), np.int32)
         how = np.zeros((len(pairs), width + 1), np.int8)
-        for row, ((code, unit), own) in enumerate(zip(bases, edges_of, strict=True)):
-            bins = 0 if own is None else len(own)
-            if own is not None:
-                edges[row, :bins] = own
-            # a value inside bin k stands for all of them
-            inside = [*([] if own is None else own), np.inf]
-            for k in range(bins + 1):
-                token, name = vocabulary.value_id(code, unit, inside[k])
-                ids[row, k], how[row, k] = token, ("exact", "fallback", "lost").index(name)
+        for row, ((c, u), bins) in enumerate(zip(pairs, bins_of, strict=True)):
+            inside = [np.inf]  # a value inside bin k stands for all of them
+            if bins is not None:
+                edges[row, : len(bins.edges)] = bins.edges
+                inside = [*bins.edges, np.inf]
+            for k, value in enumerate(inside):
+                token, name = self._vocabulary.value_id(self._codes[c], units[u - 1] if u else None, value)
+                ids[row, k], how[row, k] = token, _HOWS.index(name)
         return ids, how, edges
 
 
-def _role(kind: str, vocabulary: EventVocabulary) -> int:
+def _role(kind: str, makes_token: bool) -> int:
     if kind == "visit_start":
         return _START
     if kind == "visit_end":
         return _END
-    return _CONTENT if kind in vocabulary.kinds and kind in KIND_TYPES else _DROPPED
+    return _CONTENT if makes_token else _DROPPED
 
 
 def _factorize(column: pl.Series) -> tuple[list[str], np.ndarray]:
     """Distinct strings, sorted, and each row's position among them (-1 = null)."""
-    import polars as pl
-
+    pl = require("polars")
     if column.null_count() == len(column):
         return [], np.full(len(column), -1, np.int32)
     distinct = column.drop_nulls().unique().sort()
@@ -292,28 +290,46 @@ def _sorting(subject: np.ndarray, time: np.ndarray, rank: np.ndarray) -> np.ndar
 
 def _open_encounters(subject: np.ndarray, visit: np.ndarray, role: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(roles, ends that close nothing dropped; encounters open after each row, per subject)."""
-    import polars as pl
-
     role = role.copy()
+    boundary = np.flatnonzero(role >= _START)
+    change = np.where(role[boundary] == _START, 1, -1)
+    clipped = boundary[_unmatched_ends(subject[boundary], visit[boundary], change)]
+    role[clipped] = _DROPPED
     step = np.zeros(len(role), np.int32)
-    boundary = np.flatnonzero((role == _START) | (role == _END))
-    if len(boundary):
-        change = np.where(role[boundary] == _START, 1, -1)
-        # Within one (subject, visit_id) the number of open encounters is a walk that does not go below zero.
-        balance = (
-            pl.DataFrame({"subject": subject[boundary], "visit": visit[boundary], "change": change})
-            .with_columns(pl.col("change").cum_sum().over("subject", "visit").alias("sum"))
-            .with_columns(pl.col("sum").cum_min().over("subject", "visit").alias("low"))
-            .with_columns(pl.min_horizontal("low", pl.lit(0)).alias("low"))
-            .with_columns(before=pl.col("low").shift(1, fill_value=0).over("subject", "visit"))
-        )
-        clipped = balance["low"].to_numpy() < balance["before"].to_numpy()
-        role[boundary[clipped]] = _DROPPED
-        step[boundary] = np.where(clipped, 0, change)
+    step[boundary] = change
+    step[clipped] = 0
     total = np.cumsum(step)
-    begins = np.flatnonzero(np.diff(subject, prepend=-1))  # a row that begins a subject; subjects are 0, 1, 2 ...
-    before = np.repeat(np.concatenate([[0], total])[begins], np.diff(np.append(begins, len(subject))))
-    return role, total - before
+    return role, total - np.concatenate([[0], total])[_begin_of_subject(subject)]
+
+
+def _unmatched_ends(subject: np.ndarray, visit: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """Positions of ends (change -1) before which their visit_id has no open encounter (change 1) in their subject."""
+    if not len(subject):
+        return np.zeros(0, np.int64)
+    # Within one (subject, visit_id) the number of open encounters is a walk that does not go below zero.
+    order = np.lexsort((visit, subject))  # stable: rows of one visit_id stay in the order of time
+    new_group = np.ones(len(order), bool)
+    new_group[1:] = (np.diff(subject[order]) != 0) | (np.diff(visit[order]) != 0)
+    group = np.cumsum(new_group) - 1
+    total = np.cumsum(change[order])
+    begin = np.flatnonzero(new_group)
+    balance = total - (total[begin] - change[order][begin])[group]
+    unmatched: list[int] = []
+    for k in np.unique(group[balance < 0]):  # rare: only these groups are walked
+        stop = begin[k + 1] if k + 1 < len(begin) else len(order)
+        waiting = 0
+        for place in order[begin[k] : stop]:
+            waiting += int(change[place])
+            if waiting < 0:
+                waiting = 0
+                unmatched.append(int(place))
+    return np.asarray(unmatched, np.int64)
+
+
+def _begin_of_subject(subject: np.ndarray) -> np.ndarray:
+    """For each row the place of its subject's first row; rows of a subject stand together."""
+    begins = np.flatnonzero(np.diff(subject, prepend=-1))
+    return np.repeat(begins, np.diff(np.append(begins, len(subject))))
 
 
 def _visits(
@@ -338,12 +354,9 @@ def _visits(
     outside = (role == _CONTENT) & (open_before == 0)
     day = time // DAY_US
     # 1. The key of implicit visits: the visit_id, or the day where there is none or its encounters have ended before.
-    late = (
-        outside & (visit >= 0) & (_first_end(subject, visit, role)[place] < place)
-        if (role == _END).any()
-        else np.zeros(rows, bool)
-    )
-    by_visit = outside & (visit >= 0) & ~late
+    by_visit = outside & (visit >= 0)
+    named = np.flatnonzero(by_visit)
+    by_visit[named[_ended_before(named, subject, visit, role)]] = False
     by_day = outside & ~by_visit
     continues = np.zeros(rows, bool)
     previous = slice(0, rows - 1)
@@ -360,25 +373,22 @@ def _visits(
     new = (opener | outside) & ~(continues & same_subject)
     # 3. Visit orders.
     total = np.cumsum(new)
-    begins = np.flatnonzero(~same_subject)
-    before = np.repeat(total[begins] - new[begins], np.diff(np.append(begins, rows)))
-    return new, total - before
+    return new, total - np.concatenate([[0], total])[_begin_of_subject(subject)]
 
 
-def _first_end(subject: np.ndarray, visit: np.ndarray, role: np.ndarray) -> np.ndarray:
-    """For each row the place of the first matched end with its visit_id in its subject, a large number where there is
-    none.
-    """
-    import polars as pl
-
-    rows = pl.DataFrame({"subject": subject, "visit": visit, "place": np.arange(len(subject))})
-    ends = (
-        rows.filter(pl.Series(role == _END) & (pl.col("visit") >= 0))
-        .group_by("subject", "visit")
-        .agg(pl.col("place").min().alias("end"))
-    )
-    joined = rows.select("subject", "visit").join(ends, on=["subject", "visit"], how="left", maintain_order="left")
-    return joined["end"].fill_null(len(subject) + 1).to_numpy()
+def _ended_before(named: np.ndarray, subject: np.ndarray, visit: np.ndarray, role: np.ndarray) -> np.ndarray:
+    """Which of the rows `named` come after an end with their visit_id in their subject."""
+    if not len(named):
+        return np.zeros(0, bool)
+    ends = np.flatnonzero((role == _END) & (visit >= 0))
+    width = int(visit.max()) + 1
+    key = subject[ends].astype(np.int64) * width + visit[ends]
+    distinct, first = np.unique(
+        key, return_index=True
+    )  # the first end of each visit_id: ends stand in the order of time
+    wanted = subject[named].astype(np.int64) * width + visit[named]
+    place = np.minimum(np.searchsorted(distinct, wanted), max(0, len(distinct) - 1))
+    return (distinct[place] == wanted) & (ends[first[place]] < named) if len(distinct) else np.zeros(len(named), bool)
 
 
 def _interval_ids(token_ids: dict[str, int], days: np.ndarray) -> np.ndarray:
@@ -410,12 +420,14 @@ def _offsets(group: np.ndarray, count: int) -> np.ndarray:
 def coverage_of(events: pl.DataFrame, vocabulary: EventVocabulary) -> dict[str, Any]:
     """Counts of rows by how they were mapped, see `EhrTokenizer.coverage`."""
     table = _Columns(events, vocabulary)
-    _, how = table.tokens(table.role == _CONTENT)
+    makes_token = table.token_type > 0
+    _, how = table.tokens(makes_token)
     counts = np.bincount(how, minlength=3)
+    boundary = (table.role == _START) | (table.role == _END)
     return {
         "exact": int(counts[0]),
         "fallback": int(counts[1]),
         "lost": int(counts[2]),
-        "visit_boundaries": int(((table.role == _START) | (table.role == _END)).sum()),
-        "not_used": int((table.role == _DROPPED).sum()),
+        "visit_boundaries": int(boundary.sum()),
+        "not_used": int((~makes_token & ~boundary).sum()),
     }

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .ehr_sequence import CHANNEL_DTYPES, MAX_STATIC_SHARE, WEEK_US, YEAR_US
+from .ehr_sequence import CHANNEL_DTYPES, MAX_STATIC_SHARE, WEEK_US, YEAR_US, check_context
+from .ehr_tables import as_column, check_columns, microseconds, require
 from .ehr_vocabulary import (
     CLS,
     REG,
@@ -30,6 +31,7 @@ from .ehr_vocabulary import (
 
 NO_TIME = np.iinfo(np.int64).min
 """Stands for an absent instant (microseconds): a static row, an unknown birth."""
+_SWAPPED = np.asarray([0, 2, 1], np.int8)  # the other segment
 _ROW_CHUNK = 20_000  # rows assembled at once by `assemble_all`: bounds its index arrays
 
 
@@ -58,6 +60,7 @@ class PromptIndex:
     label: np.ndarray
     prediction_time: np.ndarray
     skipped: dict[str, int] = field(default_factory=dict)
+    _plan: tuple[int, int | None, RowPlan] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.history)
@@ -78,7 +81,7 @@ class RowPlan:
     first_id: np.ndarray  # [CLS] or a task's token
     start: np.ndarray
     end: np.ndarray
-    needs_vs: np.ndarray
+    vs_at: np.ndarray  # where the [VS] stands that a cut visit gets back (flat position), -1 = none is needed
     shift: np.ndarray  # subtracted from visit orders
     tail: np.ndarray  # 0, 1 (last token) or 2 ([VE] and last token)
     last_id: np.ndarray
@@ -97,7 +100,11 @@ class EncodedHistories:
         birth: Birth (microseconds; the smallest int64 where unknown), [patients].
         static_offsets, static_ids: Static tokens.
         offsets: Body tokens of patient k lie at offsets[k] .. offsets[k + 1].
-        ids, types, times, ages, orders: Channels of the body tokens; times in weeks, ages in years, orders not clamped.
+        ids, types, times, ages, orders: Channels of the body tokens; times in weeks, ages in years, orders not
+            clamped.
+        segments: Segment of each body token, by its order in the whole history.
+        next_content: For each body token the first one from it on that is no [VE], [REG] or interval (flat position).
+        visit_starts: Flat positions of [VS].
         row_offsets: Timed rows of patient k.
         row_time, row_end, row_open, row_order: For each timed row its time, the body tokens up to it, whether a visit
             is open after it, its visit.
@@ -123,8 +130,17 @@ class EncodedHistories:
     row_end: np.ndarray
     row_open: np.ndarray
     row_order: np.ndarray
-    _next_content: np.ndarray | None = field(default=None, repr=False)
-    _visit_starts: np.ndarray | None = field(default=None, repr=False)
+    segments: np.ndarray = field(init=False, repr=False)
+    next_content: np.ndarray = field(init=False, repr=False)
+    visit_starts: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._vs_id, self._ve_id = self.vocabulary.token_ids[VS], self.vocabulary.token_ids[VE]
+        self.segments = np.where(self.types == TYPE_INTERVAL, 0, 2 - self.orders % 2).astype(np.int8)
+        closing = (self.types == TYPE_VE) | (self.types == TYPE_REG) | (self.types == TYPE_INTERVAL)
+        places = np.where(closing, len(self.types), np.arange(len(self.types)))
+        self.next_content = np.minimum.accumulate(places[::-1])[::-1]
+        self.visit_starts = np.flatnonzero(self.types == TYPE_VS)
 
     def __len__(self) -> int:
         return len(self.subject_ids)
@@ -149,12 +165,12 @@ class EncodedHistories:
         Raises:
             ValueError: A task that the tokenizer has no token for, or a table without these columns.
         """
-        import polars as pl
-
+        pl = require("polars")
         unknown = [task for task in labels if task not in self.task_names]
         if unknown:
             raise ValueError(
-                f"labels name the tasks {unknown}; the tokenizer knows {self.task_names}. Add one with tokenizer.add_task(name, token)."
+                f"labels name the tasks {unknown}; the tokenizer knows {self.task_names}. Add one with "
+                "tokenizer.add_task(name, token)."
             )
         rows = pl.DataFrame(
             {
@@ -162,24 +178,24 @@ class EncodedHistories:
                 "prediction_time": self.row_time,
                 "row": np.arange(len(self.row_time)),
             }
-        ).set_sorted("history")
+        )
         parts, skipped = [], 0
-        for task, table in labels.items():
-            missing = [c for c in ("subject_id", "prediction_time", "boolean_value") if c not in table.columns]
-            if missing:
-                raise ValueError(
-                    f"labels of {task!r} lack {missing}; expected subject_id, prediction_time, boolean_value."
-                )
+        for task, given in labels.items():
+            what = f"labels of {task!r}"
+            table = check_columns(given, ("subject_id", "prediction_time", "boolean_value"), what)
             frame = table.select(
-                pl.col("subject_id").cast(pl.Int64),
-                pl.col("prediction_time").cast(pl.Datetime("us")).to_physical(),
+                as_column(table, "subject_id", pl.Int64, what),
+                microseconds(table, "prediction_time", what),
                 pl.col("boolean_value").cast(pl.Int8).alias("label"),
             ).with_columns(task=pl.lit(self.task_names.index(task), pl.Int32))
+            nulls = {name: count for name, count in frame.null_count().row(0, named=True).items() if count}
+            if nulls:
+                raise ValueError(f"{what} have nulls ({nulls}); every label needs a subject, a time and an outcome.")
             subjects = frame["subject_id"].to_numpy()
             position = np.minimum(np.searchsorted(self.subject_ids, subjects), max(0, len(self) - 1))
             known = np.zeros(len(subjects), bool) if not len(self) else self.subject_ids[position] == subjects
             skipped += int((~known).sum())
-            parts.append(frame.with_columns(history=pl.Series(position)).filter(pl.Series(known)))
+            parts.append(frame.with_columns(history=pl.Series(position, dtype=pl.Int64)).filter(pl.Series(known)))
         schema = {
             "subject_id": pl.Int64,
             "prediction_time": pl.Int64,
@@ -214,7 +230,7 @@ class EncodedHistories:
             skipped={"subject_without_events": skipped} if skipped else {},
         )
 
-    def prompted_row(self, index: PromptIndex, row: int, max_length: int | None = None) -> dict[str, np.ndarray]:
+    def prompted_row(self, index: PromptIndex, row: int, max_length: int | None = None) -> dict[str, Any]:
         """Channels of one row of the index, with `labels` and `task_ids`.
 
         Args:
@@ -222,13 +238,18 @@ class EncodedHistories:
             row: Position in it.
             max_length: Context length, None = the whole history.
         """
-        one = index.subset([row])
-        channels, _ = self._assemble(self._plan_prompts(one, max_length))
-        return channels | {"labels": np.int64(one.label[0]), "task_ids": np.int64(one.task[0])}
+        plan = self.plan_prompts(index, max_length)
+        channels = self._row(plan, row)
+        return channels | {"labels": np.int64(index.label[row]), "task_ids": np.int64(index.task[row])}
 
-    def _plan_prompts(self, index: PromptIndex, max_length: int | None) -> RowPlan:
+    def plan_prompts(self, index: PromptIndex, max_length: int | None) -> RowPlan:
+        """Rows of an index; the index keeps the plan, so that the next row of it costs nothing but its own tokens."""
+        if index._plan is not None and index._plan[:2] == (id(self), max_length):
+            return index._plan[2]
+        if max_length is not None:
+            check_context(max_length)
         token = self.task_token_ids[index.task]
-        return self._plan(
+        plan = self._plan(
             index.history,
             np.zeros(len(index), np.int64),
             index.end,
@@ -240,6 +261,8 @@ class EncodedHistories:
             close_time=index.close_time,
             order=index.order,
         )
+        index._plan = (id(self), max_length, plan)
+        return plan
 
     # -- whole histories and windows ---------------------------------------------------------------------------------
 
@@ -265,48 +288,64 @@ class EncodedHistories:
         """Consecutive windows of every history, cut before a [VS] where one lies in the window: every event is in
         exactly one.
         """
+        check_context(max_length)
         whole = self.plan_histories()
-        starts_of = self.visit_starts
-        pieces: list[tuple[int, int, int, bool]] = []  # history, start, end, is last
-        bounds = np.searchsorted(starts_of, self.offsets)
-        for k in range(len(self)):
-            length = int(self.offsets[k + 1] - self.offsets[k])
-            head = 1 + int(whole.statics[k])
-            if head * MAX_STATIC_SHARE > max_length:
-                head = 1
-            mine = starts_of[bounds[k] : bounds[k + 1]] - self.offsets[k]
-            start, tail = 0, int(whole.tail[k])
-            while True:
-                inside = start > 0 and not _contains(mine, start)
-                room = max_length - head - int(inside)
-                if length - start + tail <= room:
-                    pieces.append((k, start, length, True))
-                    break
-                end = min(start + room, length)
-                before = int(np.searchsorted(mine, end, side="right")) - 1
-                if end < length and before >= 0 and mine[before] > start:
-                    end = int(mine[before])
-                elif end == length:  # all tokens fit, the closing marks do not: they go with the last visit's rest
-                    end = int(mine[-1]) if len(mine) and mine[-1] > start else length - max(1, room // 2)
-                pieces.append((k, start, end, False))
-                start = end
-        table = np.asarray([piece[:3] for piece in pieces], dtype=np.int64).reshape(-1, 3)
-        last = np.asarray([piece[3] for piece in pieces], dtype=bool)
-        history, start, end = table.T
-        plan = self._plan(
-            history,
-            start,
-            end,
-            tail=np.where(last, whole.tail[history], 0),
-            max_length=None,
-            first_id=whole.first_id[history],
-            last_id=whole.last_id[history],
-            last_time=whole.last_time[history],
-            close_time=whole.close_time[history],
-            order=whole.order[history],
+        lengths = whole.end
+        head = 1 + whole.statics
+        head = np.where(head * MAX_STATIC_SHARE > max_length, 1, head)
+        # 1. Histories that fit are one window each; the others are cut one after the other.
+        fits = head + lengths + whole.tail <= max_length
+        history, start, end, last = (
+            [np.flatnonzero(fits)],
+            [np.zeros(fits.sum(), np.int64)],
+            [lengths[fits]],
+            [fits[fits]],
         )
-        plan.statics = np.where((1 + plan.statics) * MAX_STATIC_SHARE > max_length, 0, plan.statics)
+        for k in np.flatnonzero(~fits).tolist():
+            pieces = self._cut(k, max_length - int(head[k]), int(whole.tail[k]))
+            history.append(np.full(len(pieces), k))
+            start.append(np.asarray([piece[0] for piece in pieces]))
+            end.append(np.asarray([piece[1] for piece in pieces]))
+            last.append(np.arange(len(pieces)) == len(pieces) - 1)
+        place, starts, ends, is_last = (np.concatenate(part) for part in (history, start, end, last))
+        order = np.argsort(place, kind="stable")
+        place, starts, ends, is_last = place[order], starts[order], ends[order], is_last[order]
+        # 2. The last window of a history carries its closing marks.
+        plan = self._plan(
+            place,
+            starts,
+            ends,
+            tail=np.where(is_last, whole.tail[place], 0),
+            max_length=None,
+            first_id=whole.first_id[place],
+            last_id=whole.last_id[place],
+            last_time=whole.last_time[place],
+            close_time=whole.close_time[place],
+            order=whole.order[place],
+        )
+        plan.statics = head[place] - 1
         return plan
+
+    def _cut(self, k: int, budget: int, tail: int) -> list[tuple[int, int]]:
+        """Windows (start, end) of one history's body, each within the budget, the last with its closing marks too."""
+        base, stop = int(self.offsets[k]), int(self.offsets[k + 1])
+        first, behind = np.searchsorted(self.visit_starts, (base, stop))
+        visits = self.visit_starts[first:behind]
+        at, pieces = base, []
+        while True:
+            room = budget - int(self.types[at] != TYPE_VS)  # inside a visit its [VS] is put back
+            if stop - at + tail <= room:
+                pieces.append((at - base, stop - base))
+                return pieces
+            # Cut before the last [VS] that the window reaches, else inside the visit; the rest must not be empty,
+            # since the closing marks belong to some event.
+            end = min(at + room, stop - 1)
+            visit = int(visits[np.searchsorted(visits, end, side="right") - 1])
+            if visit > at:
+                end = visit
+            pieces.append((at - base, end - base))
+            # The marks between two visits do not lead a window.
+            at = int(self.next_content[end])
 
     def windows(self, max_length: int) -> HistoryWindows:
         """Pretraining rows: a sequence (`len`, `[i]`, `.subject_ids`) of dicts of channels, see `plan_windows`."""
@@ -357,19 +396,72 @@ class EncodedHistories:
         flat = np.minimum(base + start, max(0, len(self.types) - 1))
         has_body = end > start
         if len(self.types):
-            needs_vs = has_body & (start > 0) & (self.types[flat] != TYPE_VS)
+            cut = has_body & (start > 0) & (self.types[flat] != TYPE_VS)
+            own_start = self.visit_starts[np.maximum(np.searchsorted(self.visit_starts, flat, side="right") - 1, 0)]
+            vs_at = np.where(cut, own_start, -1)
             shift = np.where(has_body & (start > 0), self.orders[flat].astype(np.int64) - 1, 0)
         else:
-            needs_vs, shift = np.zeros(len(start), bool), np.zeros(len(start), np.int64)
+            vs_at, shift = np.full(len(start), -1), np.zeros(len(start), np.int64)
         return RowPlan(
-            history=history, statics=statics, start=start, end=end, needs_vs=needs_vs, shift=shift, tail=tail, **rest
+            history=history, statics=statics, start=start, end=end, vs_at=vs_at, shift=shift, tail=tail, **rest
         )
 
+    def _row(self, plan: RowPlan, row: int) -> dict[str, np.ndarray]:
+        """Channels of one row; `_assemble` makes the same of many."""
+        k, statics, tail, shift = (int(part[row]) for part in (plan.history, plan.statics, plan.tail, plan.shift))
+        lo, hi = int(self.offsets[k]) + int(plan.start[row]), int(self.offsets[k]) + int(plan.end[row])
+        vs_at, order = int(plan.vs_at[row]), int(plan.order[row])
+        begin = 1 + statics + (vs_at >= 0)
+        stop = begin + hi - lo
+        out = {name: np.zeros(stop + tail, dtype) for name, dtype in CHANNEL_DTYPES.items()}
+        ids, types, times, ages = out["input_ids"], out["token_type_ids"], out["times"], out["ages"]
+        orders, segments = out["visit_orders"], out["visit_segments"]
+        out["attention_mask"].fill(1)
+        # 1. Head.
+        ids[0], types[0] = plan.first_id[row], TYPE_CLS
+        if statics:
+            at = int(self.static_offsets[k])
+            ids[1 : 1 + statics], types[1 : 1 + statics] = self.static_ids[at : at + statics], TYPE_STATIC
+        # 2. Body; an odd shift of the orders swaps the segments.
+        body = slice(begin, stop)
+        ids[body], types[body], times[body], ages[body] = (
+            self.ids[lo:hi],
+            self.types[lo:hi],
+            self.times[lo:hi],
+            self.ages[lo:hi],
+        )
+        np.subtract(self.orders[lo:hi], shift, out=orders[body])
+        segments[body] = _SWAPPED[self.segments[lo:hi]] if shift % 2 else self.segments[lo:hi]
+        if vs_at >= 0:
+            ids[begin - 1], types[begin - 1], times[begin - 1], ages[begin - 1] = (
+                self._vs_id,
+                TYPE_VS,
+                self.times[vs_at],
+                self.ages[vs_at],
+            )
+            orders[begin - 1], segments[begin - 1] = 1, 1
+        # 3. Tail.
+        if tail:
+            order = order - shift if order else 0
+            first, birth = int(self.first[k]), int(self.birth[k])
+            for place, token, token_type, instant in (
+                (stop, self._ve_id, TYPE_VE, plan.close_time[row]),
+                (stop + tail - 1, plan.last_id[row], TYPE_REG, plan.last_time[row]),
+            )[2 - tail :]:
+                ids[place], types[place] = token, token_type
+                times[place] = (int(instant) - first) / WEEK_US if order else 0.0
+                ages[place] = 0.0 if birth == NO_TIME else max(0.0, (int(instant) - birth) / YEAR_US)
+                orders[place], segments[place] = order, 2 - order % 2 if order else 0
+        if int(plan.order[row]) - shift >= self.max_num_visits:
+            np.minimum(orders, self.max_num_visits - 1, out=orders)
+        return out
+
     def _assemble(self, plan: RowPlan) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        ids = self.vocabulary.token_ids
+        """Channels of many rows end to end, and the offsets [rows + 1]."""
         span = plan.end - plan.start
         head = 1 + plan.statics
-        lengths = head + plan.needs_vs + span + plan.tail
+        needs_vs = plan.vs_at >= 0
+        lengths = head + needs_vs + span + plan.tail
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         first = offsets[:-1]
         total = int(offsets[-1])
@@ -379,28 +471,28 @@ class EncodedHistories:
         out["input_ids"][first], out["token_type_ids"][first] = plan.first_id, TYPE_CLS
         source, target = _ranges(self.static_offsets[plan.history], plan.statics), _ranges(first + 1, plan.statics)
         out["input_ids"][target], out["token_type_ids"][target] = self.static_ids[source], TYPE_STATIC
-        # 2. Body, and the [VS] of a visit that was cut, with the attributes of the first token that is left.
-        at = first + head + plan.needs_vs
+        # 2. Body, and the [VS] of a visit that was cut.
+        at = first + head + needs_vs
         source, target = _ranges(self.offsets[plan.history] + plan.start, span), _ranges(at, span)
         out["input_ids"][target], out["token_type_ids"][target] = self.ids[source], self.types[source]
         out["times"][target], out["ages"][target] = self.times[source], self.ages[source]
-        orders = self.orders[source] - np.repeat(plan.shift, span)
-        out["visit_orders"][target] = orders
-        out["visit_segments"][target] = np.where(self.types[source] == TYPE_INTERVAL, 0, 1 + (orders - 1) % 2)
-        inserted = at[plan.needs_vs]
-        for name in ("times", "ages", "visit_orders", "visit_segments"):
-            out[name][inserted - 1] = out[name][inserted]
-        out["input_ids"][inserted - 1], out["token_type_ids"][inserted - 1] = ids[VS], TYPE_VS
+        out["visit_orders"][target] = self.orders[source] - np.repeat(plan.shift, span)
+        odd = np.repeat(plan.shift % 2 == 1, span)
+        out["visit_segments"][target] = np.where(odd, _SWAPPED[self.segments[source]], self.segments[source])
+        put, taken = at[needs_vs] - 1, plan.vs_at[needs_vs]
+        out["input_ids"][put], out["token_type_ids"][put] = self._vs_id, TYPE_VS
+        out["times"][put], out["ages"][put] = self.times[taken], self.ages[taken]
+        out["visit_orders"][put], out["visit_segments"][put] = 1, 1
         # 3. Tail: [VE] of a closed visit, then [REG] or the task.
         order = np.where(plan.order > 0, plan.order - plan.shift, 0)
         segment = np.where(order > 0, 1 + (order - 1) % 2, 0)
         for back, rows, token, token_type, instant in (
-            (2, plan.tail == 2, ids[VE], TYPE_VE, plan.close_time),
+            (2, plan.tail == 2, np.full(len(order), self._ve_id), TYPE_VE, plan.close_time),
             (1, plan.tail > 0, plan.last_id, TYPE_REG, plan.last_time),
         ):
             place = offsets[1:][rows] - back
             history = plan.history[rows]
-            out["input_ids"][place] = token if np.isscalar(token) else token[rows]
+            out["input_ids"][place] = token[rows]
             out["token_type_ids"][place] = token_type
             out["times"][place] = (instant[rows] - self.first[history]) / WEEK_US
             out["ages"][place] = _ages(instant[rows], self.birth[history])
@@ -410,22 +502,6 @@ class EncodedHistories:
         out["times"][nothing] = 0
         np.minimum(out["visit_orders"], self.max_num_visits - 1, out=out["visit_orders"])
         return out, offsets
-
-    @property
-    def next_content(self) -> np.ndarray:
-        """For each body token the first token from it on that is no [VE], [REG] or interval (flat positions)."""
-        if self._next_content is None:
-            closing = np.isin(self.types, (TYPE_VE, TYPE_REG, TYPE_INTERVAL))
-            places = np.where(closing, len(self.types), np.arange(len(self.types)))
-            self._next_content = np.minimum.accumulate(places[::-1])[::-1]
-        return self._next_content
-
-    @property
-    def visit_starts(self) -> np.ndarray:
-        """Flat positions of [VS]."""
-        if self._visit_starts is None:
-            self._visit_starts = np.flatnonzero(self.types == TYPE_VS)
-        return self._visit_starts
 
     @property
     def _last_of_instant(self) -> np.ndarray:
@@ -452,7 +528,7 @@ class HistoryWindows:
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
         if not -len(self) <= row < len(self):
             raise IndexError(f"window {row} of {len(self)}")
-        return self.histories._assemble(_rows_of(self.plan, [row % len(self)]))[0]
+        return self.histories._row(self.plan, row % len(self))
 
     @property
     def subject_ids(self) -> np.ndarray:
@@ -463,7 +539,7 @@ class HistoryWindows:
     def lengths(self) -> np.ndarray:
         """Tokens of each window."""
         plan = self.plan
-        return 1 + plan.statics + plan.needs_vs + plan.end - plan.start + plan.tail
+        return 1 + plan.statics + (plan.vs_at >= 0) + plan.end - plan.start + plan.tail
 
 
 def _pick(values: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -471,11 +547,6 @@ def _pick(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     if not len(values):
         return np.zeros(len(places), values.dtype)
     return np.where(places >= 0, values[places], 0)
-
-
-def _contains(ascending: np.ndarray, value: int) -> bool:
-    k = int(np.searchsorted(ascending, value))
-    return k < len(ascending) and int(ascending[k]) == value
 
 
 def _rows_of(plan: RowPlan, rows: Any) -> RowPlan:

@@ -23,7 +23,6 @@ from .ehr_visits import KIND_RANKS, RANK_OTHER, RANK_STATIC
 from .ehr_vocabulary import (
     CLS,
     DAY_US,
-    KIND_TYPES,
     REG,
     TYPE_CLS,
     TYPE_INTERVAL,
@@ -55,6 +54,20 @@ CHANNEL_DTYPES = {
     "visit_orders": np.int64,
     "visit_segments": np.int64,
 }
+
+
+def check_context(max_length: int) -> int:
+    """The context length, where it is one.
+
+    Raises:
+        ValueError: It holds not even the special tokens and an event.
+    """
+    if isinstance(max_length, bool) or not isinstance(max_length, (int, np.integer)) or max_length < MIN_CONTEXT:
+        raise ValueError(
+            f"max_length got {max_length!r}; a context holds the special tokens and an event from {MIN_CONTEXT} "
+            "tokens on."
+        )
+    return int(max_length)
 
 
 @dataclass(slots=True)
@@ -134,9 +147,11 @@ def parse_time(value: Any, what: str = "time") -> int | None:
             value = datetime.fromisoformat(value.strip())
         except ValueError:
             raise ValueError(
-                f"{what} got {value!r}; expected ISO 8601 such as '2024-03-01T08:30:00', a datetime, or None for static."
+                f"{what} got {value!r}; expected ISO 8601 such as '2024-03-01T08:30:00', a datetime, or None (static)."
             ) from None
     if isinstance(value, datetime):
+        if value != value:  # pandas' NaT is a datetime
+            return None
         if value.tzinfo is not None:
             value = value.astimezone(UTC).replace(tzinfo=None)
         span = value - EPOCH
@@ -164,7 +179,8 @@ def read_patient(patient: Any) -> tuple[list[Event], int | None]:
             else f"{type(patient).__name__}"
         )
         raise ValueError(
-            f'a patient must be {{"subject_id": ..., "events": [{{"time": ..., "code": ...}}, ...]}}, or a table of one subject; got {got}.'
+            'a patient must be {"subject_id": ..., "events": [{"time": ..., "code": ...}, ...]}, or a table of one '
+            f"subject; got {got}."
         )
     rows = patient["events"]
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Sequence):
@@ -173,7 +189,8 @@ def read_patient(patient: Any) -> tuple[list[Event], int | None]:
     for k, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise ValueError(
-                f'event {k} is {type(row).__name__}; expected a dict such as {{"time": "2024-03-01T08:30", "code": "LAB//LOINC//2345-7"}}.'
+                f"event {k} is {type(row).__name__}; expected a dict such as "
+                '{"time": "2024-03-01T08:30", "code": "LAB//LOINC//2345-7"}.'
             )
         code = row.get("code")
         if not isinstance(code, str) or not code:
@@ -198,7 +215,8 @@ def _number(value: Any, k: int) -> float | None:
         return None
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise ValueError(
-            f"event {k}: numeric_value got {value!r} ({type(value).__name__}); expected a number or None (text goes to text_value)."
+            f"event {k}: numeric_value got {value!r} ({type(value).__name__}); expected a number or None "
+            "(text goes to text_value)."
         )
     return float(value)
 
@@ -267,17 +285,17 @@ def walk(events: Sequence[Event], vocabulary: EventVocabulary, cut: int | None =
         order, segment = order + 1, 1 if segment == 2 or order == 0 else 2
         body.append(token(VS, TYPE_VS, time))
 
+    def event_token(event: Event, token_type: int, time: int) -> Token:
+        token_id, _ = vocabulary.row_id(event.code, event.value, event.text, event.unit)
+        return Token(token_id, token_type, clock.time(time), clock.age(time), order, segment)
+
     for event, kind, encounter_class in rows:
-        if kind in ("birth", "ignore"):
-            continue
-        is_boundary = kind in ("visit_start", "visit_end")
-        if not is_boundary and kind not in vocabulary.kinds:
-            continue
-        if event.time is None:
-            if not is_boundary:
+        time, token_type = event.time, vocabulary.token_type(event.code)
+        if time is None:
+            # A death or a visit of unknown time would tell the future.
+            if token_type and kind not in ("death", "visit_start", "visit_end"):
                 static.append(vocabulary.row_id(event.code, event.value, event.text, event.unit)[0])
             continue
-        time = event.time
         if kind == "visit_start":
             inpatient = encounter_class in INPATIENT_CLASSES
             if not open_encounters:
@@ -298,17 +316,18 @@ def walk(events: Sequence[Event], vocabulary: EventVocabulary, cut: int | None =
             open_encounters.pop((same_class or mine)[-1])
             if event.visit_id is not None and not any(visit_id == event.visit_id for visit_id, _ in open_encounters):
                 ended.add(event.visit_id)
-        else:
-            if not open_encounters:
-                late = event.visit_id is None or event.visit_id in ended
-                key = ("day", time // DAY_US) if late else ("visit", event.visit_id)
-                if key != implicit_key:
-                    open_visit(time)
-                implicit_key, admission = key, False
-            token_id, _ = vocabulary.row_id(event.code, event.value, event.text, event.unit)
-            body.append(Token(token_id, KIND_TYPES[kind], clock.time(time), clock.age(time), order, segment))
+        elif not token_type:
+            continue  # it takes no part: the birth, what is ignored, kinds that do not enter
+        elif not open_encounters:
+            late = event.visit_id is None or event.visit_id in ended
+            key = ("day", time // DAY_US) if late else ("visit", event.visit_id)
+            if key != implicit_key:
+                open_visit(time)
+            implicit_key, admission = key, False
+        if token_type:
+            body.append(event_token(event, token_type, time))
         last_time = time
-    closing = []
+    closing: list[Token] = []
     if order and not open_encounters:
         closing = [token(VE, TYPE_VE, last_time), token(REG, TYPE_REG, last_time)]
     return Walk(static, body, closing, clock)
@@ -355,14 +374,17 @@ def build_row(
     if max_length is not None and len(head) + len(body) + len(tail) > max_length:
         if len(head) * MAX_STATIC_SHARE > max_length:
             head = head[:1]
-        body = truncate(body, max_length - len(head) - len(tail), ids[VS])
+        body = truncate(body, max_length - len(head) - len(tail))
         shift = (body[0] if body else tail[0]).order - 1
         body, tail = ([_shifted(t, shift) for t in part] for part in (body, tail))
     return to_channels([*head, *body, *tail], max_num_visits)
 
 
-def truncate(body: list[Token], budget: int, vs_id: int) -> list[Token]:
-    """The most recent tokens within the budget, beginning with [VS]."""
+def truncate(body: list[Token], budget: int) -> list[Token]:
+    """The most recent tokens within the budget, beginning with [VS]: the marks between two visits do not lead.
+
+    A visit that was cut gets its [VS] back, with the time and age of the visit's real start.
+    """
     start = max(0, len(body) - budget)
     if start == 0:
         return body
@@ -370,11 +392,11 @@ def truncate(body: list[Token], budget: int, vs_id: int) -> list[Token]:
         while start < len(body) and body[start].type in (TYPE_VE, TYPE_REG, TYPE_INTERVAL):
             start += 1
         if start == len(body) or body[start].type == TYPE_VS:
-            return body[start:]
+            break
         if len(body) - start < budget:  # room for the [VS] of the visit that was cut
-            return [replace(body[start], id=vs_id, type=TYPE_VS), *body[start:]]
+            return [next(t for t in reversed(body[:start]) if t.type == TYPE_VS), *body[start:]]
         start += 1
-    return []
+    return body[start:]
 
 
 def _shifted(token: Token, shift: int) -> Token:

@@ -6,8 +6,15 @@ outright is missing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    try:  # noqa: SIM105  (guarded, or transformers would ask for polars before it loads this file from a checkpoint)
+        import polars as pl
+    except ImportError:
+        pass
 
 
 def require(package: str) -> Any:
@@ -23,3 +30,59 @@ def require(package: str) -> Any:
             f"tables of events need {package}, which is not installed: pip install {package}. "
             "One patient as a dict works without it."
         ) from error
+
+
+def check_columns(table: Any, required: Sequence[str], what: str) -> pl.DataFrame:
+    """A polars table with these columns.
+
+    Raises:
+        ValueError: Something else, or a column is missing.
+    """
+    pl = require("polars")
+    if isinstance(table, pl.LazyFrame):
+        table = table.collect()
+    if not isinstance(table, pl.DataFrame):
+        raise ValueError(
+            f"{what} must be a polars.DataFrame with the columns {list(required)}, got {type(table).__name__} "
+            "(polars.from_pandas and polars.from_arrow convert others)."
+        )
+    missing = [name for name in required if name not in table.columns]
+    if missing:
+        raise ValueError(f"{what} lacks the columns {missing}; it has {table.columns}, expected {list(required)}.")
+    return table
+
+
+def microseconds(table: pl.DataFrame, name: str, what: str) -> pl.Expr:
+    """A time column as Int64 microseconds since 1970, naive UTC (times with a zone are converted).
+
+    Raises:
+        ValueError: The column holds no times.
+    """
+    pl = require("polars")
+    dtype = table.schema[name]
+    if dtype == pl.Null:
+        return pl.lit(None, pl.Int64).alias(name)
+    if not (isinstance(dtype, pl.Datetime) or dtype == pl.Date):
+        raise ValueError(
+            f"{what}: the column {name!r} is {dtype}; expected Datetime('us') "
+            f"(text: pl.col({name!r}).str.to_datetime(time_unit='us'))."
+        )
+    column = pl.col(name)
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
+        column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return column.cast(pl.Datetime("us")).to_physical().alias(name)
+
+
+def as_column(table: pl.DataFrame, name: str, dtype: Any, what: str) -> pl.Expr:
+    """A column of this type, nulls where the table lacks it.
+
+    Raises:
+        ValueError: The column cannot be that type (text among the numbers).
+    """
+    pl = require("polars")
+    if name not in table.columns:
+        return pl.lit(None, dtype).alias(name)
+    has = table.schema[name]
+    if has == dtype or has == pl.Null or (not has.is_nested() and dtype == pl.String) or has.is_numeric():
+        return pl.col(name).cast(dtype).alias(name)
+    raise ValueError(f"{what}: the column {name!r} is {has}; expected {dtype}.")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .ehr_codes import INPATIENT_CLASSES, code_kinds, split_kind
-from .ehr_tables import require
+from .ehr_tables import as_column, check_columns, microseconds, require
 
 if TYPE_CHECKING:
     try:  # noqa: SIM105  (guarded, or transformers would ask for polars before it loads this file from a checkpoint)
@@ -49,12 +49,7 @@ def encounters(
         ValueError: A required column is missing.
     """
     pl = require("polars")
-    missing = [name for name in ("subject_id", "time", "code") if name not in events.columns]
-    if missing:
-        raise ValueError(
-            f"encounters() got a table without {missing}; expected the columns subject_id, time, code "
-            "(and visit_id where known)."
-        )
+    events = check_columns(events, ("subject_id", "time", "code"), "encounters(): the event table")
     unique = events["code"].unique().drop_nulls().cast(pl.String).to_list()
     boundary = {
         code: split_kind(kind)
@@ -63,10 +58,10 @@ def encounters(
     }
     rows = (
         events.select(
-            pl.col("subject_id").cast(pl.Int64),
-            pl.col("time").cast(pl.Datetime("us")),
-            pl.col("code").cast(pl.String),
-            (pl.col("visit_id") if "visit_id" in events.columns else pl.lit(None)).cast(pl.String).alias("visit_id"),
+            as_column(events, "subject_id", pl.Int64, "events"),
+            microseconds(events, "time", "events"),
+            as_column(events, "code", pl.String, "events"),
+            as_column(events, "visit_id", pl.String, "events"),
         )
         .filter(pl.col("code").is_in(list(boundary)))
         .with_columns(
@@ -82,7 +77,7 @@ def encounters(
     unpaired = 0
     subject: int | None = None
     by_visit: dict[str | None, list[tuple[str, str | None, Any]]] = {}
-    for row_subject, time, code, visit_id, _ in rows.with_columns(pl.col("time").to_physical()).iter_rows():
+    for row_subject, time, code, visit_id, _ in rows.iter_rows():
         if row_subject != subject:
             unpaired += sum(_pair_ends(visit, of_visit) for visit, of_visit in by_visit.items())
             subject, by_visit = row_subject, {}

@@ -6,23 +6,28 @@ A row becomes the first of these tokens that the vocabulary holds:
     text     `CODE//TEXT`                                                  -> CODE -> its parents -> [UNK]
     neither  `CODE`                                                               -> its parents -> [UNK]
 
-A value in a unit that was never seen falls back to its bare code: another unit's bins would say something false. Bins
-are bounded by quantiles of the training values (a value on an edge belongs to the bin below it); the outer ones are
-open, so that no value lies outside. NaN and infinite values count as missing.
+Bins are bounded by quantiles of the training values (a value on an edge belongs to the bin below it); the outer ones
+are open, so that no value lies outside. NaN and infinite values count as missing. A unit is found in any spelling
+(case, spaces); a value without a unit takes the bins of its code's only unit; a value in a unit that was never seen
+falls back to its bare code, since another unit's bins would say something false.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .ehr_codes import DEFAULT_CODE_MAP, category_and_chapter, code_kinds, code_parents, resolve_input_kinds, split_kind
+from .ehr_tables import as_column, require
 
 if TYPE_CHECKING:
-    import polars as pl
+    try:  # noqa: SIM105  (guarded, or transformers would ask for polars before it loads this file from a checkpoint)
+        import polars as pl
+    except ImportError:
+        pass
 
 PAD, UNK, MASK, CLS, VS, VE, REG = "[PAD]", "[UNK]", "[MASK]", "[CLS]", "[VS]", "[VE]", "[REG]"
 WEEKS = [f"[W_{k}]" for k in range(4)]
@@ -43,6 +48,8 @@ KIND_TYPES = {
     "other": TYPE_OTHER,
     "static": TYPE_STATIC,
     "death": TYPE_OTHER,
+    "visit_start": TYPE_OTHER,
+    "visit_end": TYPE_OTHER,
 }
 SPECIAL_TYPES = {PAD: TYPE_PAD, CLS: TYPE_CLS, VS: TYPE_VS, VE: TYPE_VE, REG: TYPE_REG} | dict.fromkeys(
     [*WEEKS, *MONTHS, LONG_TERM], TYPE_INTERVAL
@@ -64,9 +71,23 @@ def interval_token(days: int) -> str:
     return MONTHS[days // 30] if days <= 365 else LONG_TERM
 
 
-def base_token(code: str, unit: str | None) -> str:
-    """What a numeric code is called before its bin: one (code, unit) pair has bins of its own."""
-    return f"{code}//{unit}" if unit else code
+def bin_token(code: str, unit: str, k: int) -> str:
+    """Name of bin k of a (code, unit) pair, '' standing for no unit.
+
+    >>> bin_token("LAB//LOINC//2345-7", "mg/dL", 4)
+    'LAB//LOINC//2345-7//mg/dL_4'
+    """
+    return f"{code}//{unit}_{k}" if unit else f"{code}_{k}"
+
+
+def enters(code: str, kind: str, encounter_class: str | None, kinds: Sequence[str]) -> bool:
+    """Whether rows of a code make a token of their own.
+
+    A visit's end makes one only where it says more than its class (a discharge disposition): [VE] says the rest.
+    """
+    if kind not in kinds or kind not in KIND_TYPES:
+        return False
+    return kind != "visit_end" or code.rpartition("//")[2] != encounter_class
 
 
 @dataclass
@@ -75,18 +96,20 @@ class EventVocabulary:
 
     Attributes:
         token_ids: Token -> id, special and task tokens included.
-        value_bins: (code or code//unit) -> inner bin edges, ascending, float32 values.
+        value_bins: Code -> unit ('' = none) -> inner bin edges, ascending, float32 values.
         kinds: Kinds that enter a sequence.
         code_map: [regular expression, kind] pairs that say a code's kind.
+        reserved: Tokens that no code may name: special and task tokens.
     """
 
     token_ids: dict[str, int]
-    value_bins: dict[str, list[float]]
+    value_bins: dict[str, dict[str, list[float]]]
     kinds: list[str]
     code_map: list[list[str]]
+    reserved: frozenset[str] = frozenset(SPECIAL_TOKENS)
     _kind_of: dict[str, tuple[str, str | None]] = field(default_factory=dict, repr=False)
     _id_of_code: dict[str, tuple[int, str]] = field(default_factory=dict, repr=False)
-    _edges: dict[str, Any] = field(default_factory=dict, repr=False)
+    _bins_of: dict[tuple[str, str], Bins | None] = field(default_factory=dict, repr=False)
 
     def kind(self, code: str) -> tuple[str, str | None]:
         """(kind, encounter class or None) of a code."""
@@ -95,55 +118,95 @@ class EventVocabulary:
             found = self._kind_of[code] = split_kind(code_kinds([code], self.code_map)[0])
         return found
 
+    def token_type(self, code: str) -> int:
+        """Token type of a code's rows, 0 where they make no token of their own."""
+        kind, encounter_class = self.kind(code)
+        return KIND_TYPES[kind] if enters(code, kind, encounter_class, self.kinds) else TYPE_PAD
+
     def code_id(self, code: str) -> tuple[int, str]:
         """(id, "exact" | "fallback" | "lost") of a bare code."""
         found = self._id_of_code.get(code)
         if found is None:
-            exact = self.token_ids.get(code)
+            exact = self._event_id(code)
             if exact is not None:
                 found = (exact, "exact")
             else:
-                parent = next((self.token_ids[p] for p in code_parents(code) if p in self.token_ids), None)
+                parents = (self._event_id(parent) for parent in code_parents(code))
+                parent = next((token for token in parents if token is not None), None)
                 found = (self.token_ids[UNK], "lost") if parent is None else (parent, "fallback")
             self._id_of_code[code] = found
         return found
 
     def text_id(self, code: str, text: str) -> tuple[int, str]:
         """(id, how) of a text result."""
-        exact = self.token_ids.get(f"{code}//{text}")
-        return (exact, "exact") if exact is not None else _inexact(self.code_id(code), text)
+        exact = self._event_id(f"{code}//{text}")
+        return (exact, "exact") if exact is not None else self._without_result(code)
 
-    def edges(self, base: str) -> Any:
-        """Inner edges of a (code, unit) pair as float32 array, or None where it has no bins."""
-        if base not in self._edges:
-            found = self.value_bins.get(base)
-            self._edges[base] = None if found is None else np.asarray(found, dtype=np.float32)
-        return self._edges[base]
+    def bins(self, code: str, unit: str | None) -> Bins | None:
+        """The bins that a value of (code, unit) falls into, None where it has none."""
+        key = (code, unit or "")
+        if key not in self._bins_of:
+            self._bins_of[key] = self._find_bins(*key)
+        return self._bins_of[key]
 
     def value_id(self, code: str, unit: str | None, value: float) -> tuple[int, str]:
         """(id, how) of a finite numeric value."""
-        base = base_token(code, unit)
-        edges = self.edges(base)
-        if edges is not None:
-            k = int(np.searchsorted(edges, np.float32(value), side="left"))
-            exact = self.token_ids.get(f"{base}_{k}")
-            if exact is not None:
-                return exact, "exact"
-        found = self.code_id(code)
-        return _inexact(found, value)
+        bins = self.bins(code, unit)
+        if bins is not None:
+            k = int(np.searchsorted(bins.edges, np.float32(value), side="left"))
+            token = bins.ids[k]
+            if token is not None:
+                return token, bins.how
+        return self._without_result(code)
 
     def row_id(self, code: str, value: float | None, text: str | None, unit: str | None) -> tuple[int, str]:
         """(id, how) of any row, the whole rule of the module's text."""
-        if value is not None and np.isfinite(np.float32(value)):
+        if value is not None and is_finite(value):
             return self.value_id(code, unit, value)
         if text:
             return self.text_id(code, text)
         return self.code_id(code)
 
+    def _event_id(self, token: str) -> int | None:
+        return None if token in self.reserved else self.token_ids.get(token)
 
-def _inexact(found: tuple[int, str], _result: object) -> tuple[int, str]:
-    """A row whose result is not in the vocabulary is mapped by its bare code, which loses the result: a fallback."""
-    return (found[0], "fallback") if found[1] == "exact" else found
+    def _without_result(self, code: str) -> tuple[int, str]:
+        """A row whose result is not in the vocabulary is mapped by its bare code, which loses the result."""
+        token, how = self.code_id(code)
+        return token, "fallback" if how == "exact" else how
+
+    def _find_bins(self, code: str, unit: str) -> Bins | None:
+        units = self.value_bins.get(code)
+        if units is None:
+            return None
+        how = "exact"
+        if unit not in units:
+            how = "fallback"
+            alike = [u for u in units if u and _plain(u) == _plain(unit)] if unit else [u for u in units if u]
+            if len(alike) != 1:
+                return None
+            unit = alike[0]
+        edges = np.asarray(units[unit], dtype=np.float32)
+        return Bins(edges, [self._event_id(bin_token(code, unit, k)) for k in range(len(edges) + 1)], how)
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Bins of one (code, unit): inner edges [bins - 1] float32, ids [bins] (None: not in the vocabulary), and how."""
+
+    edges: np.ndarray
+    ids: list[int | None]
+    how: str
+
+
+def is_finite(value: float) -> bool:
+    """Whether a value is a number in single precision, in which all values are compared."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(np.float32(value)))
+
+
+def _plain(unit: str) -> str:
+    return "".join(unit.split()).casefold()
 
 
 def fit_vocabulary(
@@ -151,7 +214,7 @@ def fit_vocabulary(
     *,
     num_value_bins: int,
     min_count: int,
-    min_text_count: int,
+    min_text_subjects: int,
     max_vocab_size: int | None,
     task_tokens: Sequence[str],
     input_kinds: str | Iterable[str] | None,
@@ -162,8 +225,8 @@ def fit_vocabulary(
     Args:
         events: Event table, any order.
         num_value_bins: Bins of a (code, unit) pair; fewer where its values have ties.
-        min_count: Rows that a token needs.
-        min_text_count: Rows that a text result needs: rare free text may identify a patient.
+        min_count: Rows that a token needs, those of the codes that it stands for included.
+        min_text_subjects: Subjects that a text result needs: rare free text may identify a patient.
         max_vocab_size: Bound on all tokens; the most frequent event tokens stay.
         task_tokens: Tokens of the tasks; they take the last ids.
         input_kinds: Preset or kinds, see `resolve_input_kinds`.
@@ -171,99 +234,85 @@ def fit_vocabulary(
 
     Returns:
         The vocabulary, and the token type of each id.
-    """
-    import polars as pl
 
+    Raises:
+        ValueError: `max_vocab_size` holds not even the special tokens.
+    """
+    pl = require("polars")
     kinds = resolve_input_kinds(input_kinds)
     rules = [list(pair) for pair in (DEFAULT_CODE_MAP if code_map is None else code_map)]
     codes = events["code"].cast(pl.String).unique().drop_nulls().sort().to_list()
-    kind_of = {code: split_kind(kind)[0] for code, kind in zip(codes, code_kinds(codes, rules), strict=True)}
-    content = {code: kind for code, kind in kind_of.items() if kind in kinds and kind in KIND_TYPES}
+    kind_of = {code: split_kind(kind) for code, kind in zip(codes, code_kinds(codes, rules), strict=True)}
+    content = {code: kind for code, (kind, of_class) in kind_of.items() if enters(code, kind, of_class, kinds)}
     rows = (
         events.lazy()
         .select(
+            pl.col("subject_id"),
             pl.col("code").cast(pl.String),
-            column_or_null(events, "numeric_value", pl.Float32),
-            column_or_null(events, "text_value", pl.String),
-            column_or_null(events, "unit", pl.String),
+            as_column(events, "numeric_value", pl.Float32, "events"),
+            as_column(events, "text_value", pl.String, "events"),
+            as_column(events, "unit", pl.String, "events").fill_null(""),
         )
         .filter(pl.col("code").is_in(list(content)))
         .with_columns(pl.when(pl.col("numeric_value").is_finite()).then(pl.col("numeric_value")))
-        .with_columns(base=base_expression())
     )
     numbers = rows.filter(pl.col("numeric_value").is_not_null())
+    value = pl.col("numeric_value")
     quantiles = [k / num_value_bins for k in range(1, num_value_bins)]
-    binned = (
-        numbers.group_by("base", "code")
-        .agg(*(pl.col("numeric_value").quantile(q, "lower").alias(str(k)) for k, q in enumerate(quantiles)))
-        .sort("base")
-        .collect()
+    binned, text_counts, code_counts = pl.collect_all(
+        [
+            numbers.group_by("code", "unit")
+            .agg(pl.len(), value.max().alias("max"), *(value.quantile(q, "lower").alias(str(q)) for q in quantiles))
+            .sort("code", "unit"),
+            rows.filter(pl.col("numeric_value").is_null() & pl.col("text_value").is_not_null())
+            .filter((pl.col("text_value").str.len_chars() <= MAX_TEXT_LENGTH) & (pl.col("text_value") != ""))
+            .group_by("code", "text_value")
+            .agg(pl.len(), pl.col("subject_id").n_unique().alias("subjects"))
+            .sort("code", "text_value"),
+            rows.group_by("code").len().sort("code"),
+        ]
     )
-    value_bins: dict[str, list[float]] = {}
-    for base, _code, *edges in binned.iter_rows():
-        value_bins[base] = sorted({float(np.float32(edge)) for edge in edges})
-    value_counts = numbers.group_by("base", "code").len().collect()
-    text_counts = (
-        rows.filter(pl.col("numeric_value").is_null() & pl.col("text_value").is_not_null())
-        .filter((pl.col("text_value").str.len_chars() <= MAX_TEXT_LENGTH) & (pl.col("text_value") != ""))
-        .group_by("code", "text_value")
-        .len()
-        .collect()
-    )
-    code_counts = rows.group_by("code").len().collect()
 
-    # 1. Candidates: token -> (rows, kind). A quantile bin holds about its share of the rows, which is count enough to
-    # select by.
-    candidates: dict[str, tuple[int, str]] = {}
-    for code, count in code_counts.iter_rows():
-        if count >= min_count:
-            candidates[code] = (count, content[code])
-        for parent in category_and_chapter(code):
-            known = candidates.get(parent, (0, ""))[0]
-            candidates[parent] = (known + count, content[code])
-    for base, code, count in value_counts.iter_rows():
-        if count >= min_count:
-            share = count // (len(value_bins[base]) + 1)
-            for k in range(len(value_bins[base]) + 1):
-                candidates[f"{base}_{k}"] = (share, content[code])
-        else:
-            del value_bins[base]
-    for code, text, count in text_counts.iter_rows():
-        if count >= max(min_count, min_text_count):
-            candidates.setdefault(f"{code}//{text}", (count, content[code]))
-    for token in SPECIAL_TOKENS:
-        candidates.pop(token, None)
+    # 1. Candidates: token -> rows, and kind. A parent stands for its descendants, so it counts their rows too.
+    count_of: dict[str, int] = {}
+    kind_of_token: dict[str, str] = {}
+
+    def count(token: str, code: str, number: int) -> None:
+        count_of[token] = count_of.get(token, 0) + number
+        kind_of_token.setdefault(token, content[code])
+
+    for code, number in code_counts.iter_rows():
+        for token in (code, *category_and_chapter(code)):
+            count(token, code, number)
+    value_bins: dict[str, dict[str, list[float]]] = {}
+    for code, unit, number, largest, *edges in binned.iter_rows():
+        if number < min_count:
+            continue
+        # No value lies above the largest: an edge there would bound a bin that is never seen.
+        inner = sorted({edge for edge in edges if edge < largest})
+        value_bins.setdefault(code, {})[unit] = inner
+        for k in range(len(inner) + 1):  # a quantile bin holds about its share, which is count enough to select by
+            count(bin_token(code, unit, k), code, max(min_count, number // (len(inner) + 1)))
+    for code, text, number, subjects in text_counts.iter_rows():
+        if subjects >= min_text_subjects:
+            count(f"{code}//{text}", code, number)
 
     # 2. Selection by frequency, ids by name: the same rows give the same ids in any order.
-    chosen = sorted(candidates)
+    fixed = {*SPECIAL_TOKENS, *task_tokens}
+    chosen = sorted(token for token, number in count_of.items() if number >= min_count and token not in fixed)
     if max_vocab_size is not None:
-        room = max_vocab_size - len(SPECIAL_TOKENS) - len(task_tokens)
+        room = max_vocab_size - len(fixed)
         if room < 0:
             raise ValueError(
-                f"max_vocab_size={max_vocab_size} is smaller than the {len(SPECIAL_TOKENS)} special and {len(task_tokens)} task tokens; "
-                f"give at least {len(SPECIAL_TOKENS) + len(task_tokens)}."
+                f"max_vocab_size={max_vocab_size} is smaller than the {len(SPECIAL_TOKENS)} special and "
+                f"{len(task_tokens)} task tokens; give at least {len(fixed)}."
             )
-        chosen = sorted(sorted(chosen, key=lambda token: (-candidates[token][0], token))[:room])
+        chosen = sorted(sorted(chosen, key=lambda token: (-count_of[token], token))[:room])
     tokens = [*SPECIAL_TOKENS, *chosen, *task_tokens]
     types = [
         *(SPECIAL_TYPES.get(token, TYPE_OTHER) for token in SPECIAL_TOKENS),
-        *(KIND_TYPES[candidates[token][1]] for token in chosen),
+        *(KIND_TYPES[kind_of_token[token]] for token in chosen),
         *(TYPE_CLS for _ in task_tokens),
     ]
     token_ids = {token: i for i, token in enumerate(tokens)}
-    return EventVocabulary(token_ids, value_bins, kinds, rules), types
-
-
-def column_or_null(events: pl.DataFrame, name: str, dtype: Any) -> pl.Expr:
-    """An optional column of the event table, nulls where the table lacks it."""
-    import polars as pl
-
-    return (pl.col(name) if name in events.columns else pl.lit(None)).cast(dtype).alias(name)
-
-
-def base_expression() -> pl.Expr:
-    """`base_token` of the columns `code` and `unit`."""
-    import polars as pl
-
-    has_unit = pl.col("unit").is_not_null() & (pl.col("unit") != "")
-    return pl.when(has_unit).then(pl.concat_str("code", pl.lit("//"), "unit")).otherwise(pl.col("code"))
+    return EventVocabulary(token_ids, value_bins, kinds, rules, frozenset(fixed)), types

@@ -23,7 +23,17 @@ from transformers.utils import PaddingStrategy, logging
 
 from .ehr_encoding import coverage_of, encode_histories
 from .ehr_histories import EncodedHistories
-from .ehr_sequence import CHANNEL_DTYPES, CHANNELS, MIN_CONTEXT, build_row, parse_time, read_patient, walk
+from .ehr_sequence import (
+    CHANNEL_DTYPES,
+    CHANNELS,
+    MIN_CONTEXT,
+    build_row,
+    check_context,
+    parse_time,
+    read_patient,
+    walk,
+)
+from .ehr_tables import check_columns, require
 from .ehr_vocabulary import (
     CLS,
     LONG_TERM,
@@ -42,8 +52,11 @@ from .ehr_vocabulary import (
 )
 
 if TYPE_CHECKING:
-    import polars as pl
-    import pyarrow as pa
+    try:  # guarded, or transformers would ask for them before it loads this file from a checkpoint
+        import polars as pl
+        import pyarrow as pa
+    except ImportError:
+        pass
 
 logger = logging.get_logger(__name__)
 
@@ -81,7 +94,7 @@ class EhrTokenizer(TokenizersBackend):
         *,
         num_value_bins: int = 5,
         min_count: int = 1,
-        min_text_count: int = 10,
+        min_text_subjects: int = 5,
         max_vocab_size: int | None = None,
         tasks: Sequence[str | Mapping[str, Any]] = (),
         input_kinds: str | Iterable[str] | None = None,
@@ -97,7 +110,7 @@ class EhrTokenizer(TokenizersBackend):
                 were among them.
             num_value_bins: Quantile bins of each (code, unit) with numeric values; the outer ones are open.
             min_count: Rows a token needs; a rarer code falls back to its parents.
-            min_text_count: Rows a text result needs, at least `min_count`: rare free text may identify a patient.
+            min_text_subjects: Subjects a text result needs: rare free text may identify a patient.
             max_vocab_size: Bound on the number of tokens, the most frequent stay.
             tasks: Task names of the paper, or mappings with "name" and "token" (`Task.to_config()`), in the order of
                 their ids.
@@ -109,27 +122,24 @@ class EhrTokenizer(TokenizersBackend):
         Raises:
             ValueError: An empty table, missing columns, a setting out of range, an unknown or repeated task.
         """
-        missing = [name for name in ("subject_id", "code") if name not in getattr(events, "columns", [])]
-        if missing:
-            raise ValueError(
-                f"EhrTokenizer.train needs an event table (polars.DataFrame) with subject_id, time, code; it lacks {missing}."
-            )
+        events = check_columns(events, ("subject_id", "code"), "EhrTokenizer.train: the event table")
         if events.height == 0:
             raise ValueError("EhrTokenizer.train got a table without rows; give the events of the training subjects.")
         for name, value, least in (
             ("num_value_bins", num_value_bins, 1),
             ("min_count", min_count, 1),
+            ("min_text_subjects", min_text_subjects, 1),
             ("max_num_visits", max_num_visits, 2),
             ("model_max_length", model_max_length, MIN_CONTEXT),
         ):
-            if not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} got {value!r}; expected an integer of at least {least}.")
         task_tokens = _task_tokens(tasks)
         vocabulary, types = fit_vocabulary(
             events,
             num_value_bins=num_value_bins,
             min_count=min_count,
-            min_text_count=min_text_count,
+            min_text_subjects=min_text_subjects,
             max_vocab_size=max_vocab_size,
             task_tokens=list(task_tokens.values()),
             input_kinds=input_kinds,
@@ -167,7 +177,10 @@ class EhrTokenizer(TokenizersBackend):
         found = self.__dict__.get("_event_vocabulary")
         if found is None or len(found.token_ids) != len(self):
             stored = self._stored
-            found = EventVocabulary(self.get_vocab(), stored["value_bins"], stored["kinds"], stored["code_map"])
+            reserved = frozenset([*SPECIAL_TOKENS, *stored["tasks"].values()])
+            found = EventVocabulary(
+                self.get_vocab(), stored["value_bins"], stored["kinds"], stored["code_map"], reserved
+            )
             self.__dict__["_event_vocabulary"] = found
         return found
 
@@ -176,7 +189,8 @@ class EhrTokenizer(TokenizersBackend):
         stored = self.init_kwargs.get("event_vocabulary")
         if stored is None:
             raise ValueError(
-                "this EhrTokenizer has no event vocabulary; build one with EhrTokenizer.train(events) or load a saved one."
+                "this EhrTokenizer has no event vocabulary; build one with EhrTokenizer.train(events) or load a saved "
+                "one."
             )
         return stored
 
@@ -225,7 +239,8 @@ class EhrTokenizer(TokenizersBackend):
         token = token or PAPER_TASK_TOKENS.get(name, f"[{name.upper()}]")
         if name in tasks or token in self.get_vocab():
             raise ValueError(
-                f"task {name!r} with token {token!r} cannot be added: the tasks are {tasks}, and no token may stand twice."
+                f"task {name!r} with token {token!r} cannot be added: the tasks are {tasks}, and no token may stand "
+                "twice."
             )
         self.add_tokens([token], special_tokens=True)
         self._stored["token_types"] = [*self.token_types, TYPE_CLS]
@@ -257,14 +272,19 @@ class EhrTokenizer(TokenizersBackend):
             task: Name of the task to prompt for; None = no prompt.
             prediction_time: Rows later than it are left out before anything else; default: the patient's own
                 "prediction_time", else the last row's time. Every form of a row's time is taken.
-            padding, truncation, max_length, pad_to_multiple_of, padding_side, return_tensors: As everywhere in
-                transformers. Truncation keeps the most recent tokens, [CLS] (or the task's token), and the [VS] of a
-                visit that was cut.
+            padding: As everywhere in transformers; every channel is padded with 0.
+            truncation: As everywhere in transformers; by default a row is cut where `max_length` is given. The most
+                recent tokens stay, with [CLS] (or the task's token) and the [VS] of a visit that was cut.
+            max_length: Context length, default `model_max_length`.
+            pad_to_multiple_of: As everywhere in transformers.
+            padding_side: As everywhere in transformers.
+            return_tensors: "pt" or "np".
+            unknown: Nothing else is taken.
 
         Returns:
             `input_ids`, `attention_mask`, `token_type_ids`, `times` (weeks), `ages` (years), `visit_orders`,
-            `visit_segments`: lists of the row's length for one patient, lists of lists for a list; tensors [batch,
-                length] with `return_tensors`.
+            `visit_segments`: lists of the row's length for one patient, lists of lists for a list; tensors
+            [batch, length] with `return_tensors`.
 
         Raises:
             ValueError: No patient, no events, a field of the wrong type, an unknown task, a context that holds no
@@ -272,12 +292,13 @@ class EhrTokenizer(TokenizersBackend):
         """
         if unknown:
             raise ValueError(
-                f"EhrTokenizer got {sorted(unknown)}; it takes task, prediction_time, padding, truncation, max_length, return_tensors."
+                f"EhrTokenizer got {sorted(unknown)}; it takes task, prediction_time, padding, truncation, max_length, "
+                "pad_to_multiple_of, padding_side and return_tensors."
             )
         many = isinstance(patients, (list, tuple))
         if many and not patients:
             raise ValueError("EhrTokenizer got an empty list; give at least one patient.")
-        limit = self._limit(truncation, max_length)
+        limit = self._limit(truncation, max_length, padding)
         rows = [self.encode_patient(p, task, prediction_time, limit) for p in (patients if many else [patients])]
         wants_tensors = return_tensors is not None
         batch = {name: [row[name].tolist() for row in rows] for name in CHANNELS}
@@ -307,8 +328,14 @@ class EhrTokenizer(TokenizersBackend):
         cut = parse_time(prediction_time, "prediction_time")
         cut = own_time if cut is None else cut
         vocabulary = self.vocabulary
+        walked = walk(events, vocabulary, cut)
+        if cut is not None and not walked.body:
+            logger.warning_once(
+                f"prediction_time lies before every timed event of patient {_subject(patient)} (and maybe of others): "
+                "their rows hold static tokens only."
+            )
         return build_row(
-            walk(events, vocabulary, cut),
+            walked,
             vocabulary,
             max_length=max_length,
             max_num_visits=self.max_num_visits,
@@ -320,17 +347,22 @@ class EhrTokenizer(TokenizersBackend):
         tasks = self._stored["tasks"]
         if task not in tasks:
             raise ValueError(
-                f"unknown task {task!r}; this tokenizer knows {list(tasks)}. Add one with tokenizer.add_task(name, token)."
+                f"unknown task {task!r}; this tokenizer knows {list(tasks)}. Add one with "
+                "tokenizer.add_task(name, token)."
             )
         return tasks[task]
 
-    def _limit(self, truncation: bool | str | None, max_length: int | None) -> int | None:
+    def _limit(
+        self, truncation: bool | str | None, max_length: int | None, padding: bool | str | PaddingStrategy
+    ) -> int | None:
         if max_length is not None:
-            _check_context(max_length)
-        if truncation in (None, False, "do_not_truncate"):
+            check_context(max_length)
+        if truncation is None:
+            truncation = max_length is not None and padding not in ("max_length", PaddingStrategy.MAX_LENGTH)
+        if truncation in (False, "do_not_truncate"):
             return None
         limit = self.model_max_length if max_length is None else max_length
-        return None if limit > NO_LIMIT else _check_context(limit)
+        return None if limit > NO_LIMIT else check_context(limit)
 
     def _pad(
         self,
@@ -356,7 +388,7 @@ class EhrTokenizer(TokenizersBackend):
             raise ValueError(f"padding_side got {side!r}; expected 'left' or 'right'.")
         for name in CHANNELS:
             if name in encoded_inputs:
-                zeros = [CHANNEL_DTYPES[name](0).item()] * (max_length - length)
+                zeros = [0.0 if CHANNEL_DTYPES[name] is np.float32 else 0] * (max_length - length)
                 values = list(encoded_inputs[name])
                 encoded_inputs[name] = zeros + values if side == "left" else values + zeros
         return dict(encoded_inputs)
@@ -396,10 +428,9 @@ class EhrTokenizer(TokenizersBackend):
         Raises:
             ValueError: A context too short for an event, an unknown task, missing columns.
         """
-        import pyarrow as pa
-
+        pa = require("pyarrow")
         if max_length is not None:
-            _check_context(max_length)
+            check_context(max_length)
         histories = self.encode_histories(events)
         columns: dict[str, Any] = {}
         if labels is None:
@@ -409,7 +440,7 @@ class EhrTokenizer(TokenizersBackend):
             index = histories.index_labels(labels)
             if index.skipped:
                 logger.warning(f"labels left out: {index.skipped}")
-            plan = histories._plan_prompts(index, max_length)
+            plan = histories.plan_prompts(index, max_length)
             columns["subject_id"] = pa.array(histories.subject_ids[index.history], pa.int64())
             columns["prediction_time"] = pa.array(index.prediction_time, pa.int64()).cast(pa.timestamp("us"))
             columns["task"] = pa.DictionaryArray.from_arrays(
@@ -439,6 +470,10 @@ class EhrTokenizer(TokenizersBackend):
         return shares | {"events": total} | numbers | {name: counts[name] for name in ("visit_boundaries", "not_used")}
 
 
+def _subject(patient: Any) -> Any:
+    return patient.get("subject_id", "?") if isinstance(patient, Mapping) else "?"
+
+
 def subjects_digest(subject_ids: Iterable[int]) -> str:
     """SHA-256 over the sorted subject ids, one a line: tells whether two fits saw the same subjects, without storing
     them.
@@ -461,18 +496,11 @@ def _task_tokens(tasks: Sequence[str | Mapping[str, Any]]) -> dict[str, str]:
             )
         if name in found or token in found.values() or token in SPECIAL_TOKENS:
             raise ValueError(
-                f"task {name!r} with token {token!r} stands twice, or its token is a special token; names and tokens must differ."
+                f"task {name!r} with token {token!r} stands twice, or its token is a special token; names and tokens "
+                "must differ."
             )
         found[name] = token
     return found
-
-
-def _check_context(max_length: int) -> int:
-    if not isinstance(max_length, int) or max_length < MIN_CONTEXT:
-        raise ValueError(
-            f"max_length got {max_length!r}; a context holds the special tokens and an event from {MIN_CONTEXT} tokens on."
-        )
-    return max_length
 
 
 def _as_patient(patient: Any) -> Any:
@@ -497,7 +525,8 @@ def _as_patient(patient: Any) -> Any:
     subjects = {row.get("subject_id") for row in rows}
     if len(subjects) > 1:
         raise ValueError(
-            f"a table of one subject was expected, this one holds {len(subjects)}; split it by subject_id, or use encode_table."
+            f"a table of one subject was expected, this one holds {len(subjects)}; split it by subject_id, or use "
+            "encode_table."
         )
     return {"subject_id": next(iter(subjects), None), "events": rows}
 
@@ -521,7 +550,8 @@ def _to_tensors(encoded: BatchEncoding, return_tensors: str | None) -> BatchEnco
     lengths = {len(row) for row in encoded["input_ids"]}
     if len(lengths) > 1:
         raise ValueError(
-            f"rows of the lengths {sorted(lengths)} make no tensor; pass padding=True, and truncation=True for a fixed context."
+            f"rows of the lengths {sorted(lengths)} make no tensor; pass padding=True, and truncation=True for a "
+            "fixed context."
         )
     arrays = {name: np.asarray(encoded[name], dtype=CHANNEL_DTYPES[name]) for name in CHANNELS}
     return BatchEncoding(arrays, tensor_type=return_tensors)
