@@ -1,0 +1,77 @@
+"""What the README tells a reader to do works: its Python runs, its commands exist, its paths are there."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+# Commands that CI itself runs, or that would install something.
+RUN_BY_CI = {"make demo", "make test", "pip install -c constraints.txt ."}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `demo_output` in it, as a much smaller demo leaves it."""
+    from ehrseq.demo import DemoSettings, run_demo
+
+    folder = tmp_path_factory.mktemp("readme")
+    tiny = DemoSettings(
+        num_patients=150,
+        hidden_size=16,
+        num_layers=1,
+        context=64,
+        pretrain_tokens=4_096,
+        finetune_rows=64,
+        max_test_rows=100,
+        batch_size=16,
+    )
+    run_demo(folder / "demo_output", settings=tiny)
+    return folder
+
+
+def test_the_python_of_the_readme_runs_from_top_to_bottom(
+    demo_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(demo_folder)
+    namespace: dict = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), namespace)
+    scores = namespace["risk"](namespace["patient"])
+    assert [row["task"] for row in scores] and all(0 < row["score"] < 1 for row in scores)
+    assert "mortality_30d" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        line.strip()
+        for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+        for line in block.splitlines()
+        if line.strip() and line.strip() not in RUN_BY_CI and not line.startswith("git clone")
+    ],
+)
+def test_each_command_of_the_readme_runs(command: str, demo_folder: Path) -> None:
+    words = command.split()
+    program = {"python": [sys.executable], "ehrseq": [sys.executable, "-m", "ehrseq.cli"]}[words[0]]
+    shutil.copytree(ROOT / "examples", demo_folder / "examples", dirs_exist_ok=True)
+    done = subprocess.run([*program, *words[1:]], cwd=demo_folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_make_targets_that_the_readme_names_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert {word for word in re.findall(r"make ([a-z-]+)", README)} <= targets
+
+
+def test_the_paths_that_the_readme_links_exist() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
