@@ -142,7 +142,8 @@ class EhrRiskPipeline(ChunkPipeline):
                     f"The model gives {score} as the risk of {task['name']} for subject {row['subject_id']}: its "
                     f"weights are damaged, or overflow in {self.dtype}. Load it again, or with dtype='float32'."
                 )
-            answers.append({"task": task["name"], "label": task["positive_label"], "score": score})
+            label = task.get("positive_label") or task["name"]  # only the name is mandatory in config.tasks
+            answers.append({"task": task["name"], "label": label, "score": score})
         return answers
 
     def _check_encoder(self) -> Any:

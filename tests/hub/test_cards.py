@@ -140,10 +140,10 @@ patient's `prediction_time` is read. Without `ehrseq` the repository's own code 
 
 ## Tasks
 
-| task | positive label | definition |
-|---|---|---|
-| `mortality_30d` | death within 30 days | Death within 30 days of a discharge alive. |
-| `long_stay_7d` | stay over 7 days | A stay of over 168 hours, told 24 hours after admission. |
+| task | positive label | horizon | definition |
+|---|---|---|---|
+| `mortality_30d` | death within 30 days | 30 days | Death within 30 days of a discharge alive. |
+| `long_stay_7d` | stay over 7 days | 7 days | A stay of over 168 hours, told 24 hours after admission. |
 
 ## Results
 
@@ -239,6 +239,12 @@ def test_an_unevaluated_or_undescribed_model_says_so() -> None:
     assert "were not described" in text
     assert "No license was stated" in text
     assert "model-index" not in metadata(text)
+
+
+def test_a_task_that_only_has_a_name_says_so() -> None:
+    model = Model()
+    model.config = SimpleNamespace(to_dict=lambda: {**CONFIG, "tasks": [{"name": "sepsis"}]})
+    assert "| `sepsis` | not stated | not stated | not stated |" in EhrModelCard("bare").render(model)
 
 
 def test_results_for_a_foreign_task_are_refused() -> None:

@@ -219,7 +219,7 @@ def test_every_push_carries_a_valid_card(hub: MiniHub, pushed: dict[str, Any]) -
 def test_cards_are_filled_from_the_checkpoint(hub: MiniHub, pushed: dict[str, Any], name: str) -> None:
     card = hub.files(name)["README.md"].content.decode()
     assert CARD_MARKER in card
-    assert "| `mortality_30d` | death within 30 days | Death within 30 days of a discharge alive. |" in card
+    assert "| `mortality_30d` | death within 30 days | 30 days | Death within 30 days of a discharge alive. |" in card
     assert f'pipeline("ehr-risk", model="{name}")' in card
     if name in ("user/whole", "user/trainer", "user/pipe"):
         assert "Trained on simulated patients" in card

@@ -230,6 +230,13 @@ def test_the_pipeline_refuses_parts_that_do_not_fit(risk: Any, checkpoint: Path)
         build(model=model)
 
 
+def test_a_task_without_a_label_is_labelled_by_its_name(risk: Any, checkpoint: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint)
+    model.config.tasks = [{"name": name} for name in NAMES]
+    answer = pipeline("ehr-risk", model=model, tokenizer=risk.tokenizer, device="cpu")(PATIENTS[0])
+    assert [item["label"] for item in answer] == NAMES
+
+
 def test_damaged_weights_give_an_error_and_no_risk(checkpoint: Path) -> None:
     broken = pipeline("ehr-risk", model=str(checkpoint), device="cpu")
     with torch.no_grad():
