@@ -160,7 +160,8 @@ class EhrTokenizer(TokenizersBackend):
                 "kinds": vocabulary.kinds,
                 "code_map": vocabulary.code_map,
                 "token_types": types,
-                "tasks": task_tokens,
+                # Pairs, not a dict: transformers sorts the keys of what it saves, and the order is that of `task_ids`.
+                "tasks": [[name, token] for name, token in task_tokens.items()],
                 "max_num_visits": max_num_visits,
                 "num_value_bins": num_value_bins,
                 "min_count": min_count,
@@ -177,7 +178,7 @@ class EhrTokenizer(TokenizersBackend):
         found = self.__dict__.get("_event_vocabulary")
         if found is None or len(found.token_ids) != len(self):
             stored = self._stored
-            reserved = frozenset([*SPECIAL_TOKENS, *stored["tasks"].values()])
+            reserved = frozenset([*SPECIAL_TOKENS, *self.task_tokens.values()])
             found = EventVocabulary(
                 self.get_vocab(), stored["value_bins"], stored["kinds"], stored["code_map"], reserved
             )
@@ -202,7 +203,7 @@ class EhrTokenizer(TokenizersBackend):
     @property
     def tasks(self) -> list[str]:
         """Names of the tasks, in the order of `task_ids`."""
-        return list(self._stored["tasks"])
+        return list(self.task_tokens)
 
     @property
     def token_types(self) -> list[int]:
@@ -235,7 +236,7 @@ class EhrTokenizer(TokenizersBackend):
         Raises:
             ValueError: The name or the token is taken.
         """
-        tasks = self._stored["tasks"]
+        tasks = self.task_tokens
         token = token or PAPER_TASK_TOKENS.get(name, f"[{name.upper()}]")
         if name in tasks or token in self.get_vocab():
             raise ValueError(
@@ -244,7 +245,7 @@ class EhrTokenizer(TokenizersBackend):
             )
         self.add_tokens([token], special_tokens=True)
         self._stored["token_types"] = [*self.token_types, TYPE_CLS]
-        self._stored["tasks"] = {**tasks, name: token}
+        self._stored["tasks"] = [*self._stored["tasks"], [name, token]]
         return token
 
     # -- one patient or many -----------------------------------------------------------------------------------------
@@ -344,7 +345,7 @@ class EhrTokenizer(TokenizersBackend):
         )
 
     def _task_token(self, task: str) -> str:
-        tasks = self._stored["tasks"]
+        tasks = self.task_tokens
         if task not in tasks:
             raise ValueError(
                 f"unknown task {task!r}; this tokenizer knows {list(tasks)}. Add one with "
@@ -402,7 +403,7 @@ class EhrTokenizer(TokenizersBackend):
             events: Event table, rows in any order.
         """
         vocabulary = self.vocabulary
-        tasks = self._stored["tasks"]
+        tasks = self.task_tokens
         return encode_histories(
             events,
             vocabulary,
