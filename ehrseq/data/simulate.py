@@ -27,7 +27,7 @@ from ehrseq.data.simulate_risk import ORDER_DEPENDENT_TASKS, SCORES
 
 logger = logging.get_logger(__name__)
 
-SIMULATOR_VERSION = "0.1"
+SIMULATOR_VERSION = "1.0"
 """Changes whenever a seed gives other patients."""
 
 SIMULATED_TASKS = SCORES

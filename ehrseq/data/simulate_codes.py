@@ -52,12 +52,12 @@ def _drugs(first: str, second: str) -> tuple[str, ...]:
 
 CHANNELS: tuple[Channel, ...] = (
     Channel("creatinine", _lab("2160-0"), 1.2, 0.30, True, (("mg/dL", 1.0, 2), ("umol/L", 88.42, 0))),
-    Channel("crp", _lab("1988-5"), 18.0, 0.80, True, (("mg/L", 1.0, 1), ("mg/dL", 0.1, 2)), measured=0.6),
+    Channel("crp", _lab("1988-5"), 18.0, 0.80, True, (("mg/L", 1.0, 1),), measured=0.6),
     Channel("potassium", _lab("2823-3"), 4.2, 0.45, False, (("mmol/L", 1.0, 2),)),
     Channel("glucose", _lab("2345-7"), 130.0, 0.25, True, (("mg/dL", 1.0, 0), ("mmol/L", 1 / 18.0156, 1))),
-    Channel("lactate", _lab("2524-7"), 1.8, 0.40, True, (("mmol/L", 1.0, 2), ("mg/dL", 9.01, 1)), measured=0.6),
+    Channel("lactate", _lab("2524-7"), 1.8, 0.40, True, (("mmol/L", 1.0, 2),), measured=0.6),
     Channel("sodium", _lab("2951-2"), 138.0, 3.5, False, (("mmol/L", 1.0, 1),)),
-    Channel("hemoglobin", _lab("718-7"), 11.5, 1.4, False, (("g/dL", 1.0, 1), ("g/L", 10.0, 0))),
+    Channel("hemoglobin", _lab("718-7"), 11.5, 1.4, False, (("g/dL", 1.0, 1),)),
     Channel("ldl", _lab("13457-7"), 115.0, 0.25, True, (("mg/dL", 1.0, 0), ("mmol/L", 0.02586, 2))),
     Channel("sbp", ("VITAL//LOINC//8480-6",), 132.0, 14.0, False, (("mm[Hg]", 1.0, 0),), measured=0.9),
     Channel("heart_rate", ("VITAL//LOINC//8867-4",), 84.0, 13.0, False, (("/min", 1.0, 0),), measured=0.9),
