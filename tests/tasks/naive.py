@@ -81,11 +81,12 @@ def naive_labels(
     first_starts = []
     for time, visit_id in codes:
         if time == first:
-            stay = (
-                next((s for s in stays if visit_id in s["ids"]), None)
-                if visit_id in known_ids
-                else stay_at(stays, time)
-            )
+            if visit_id in known_ids:  # of several admissions with this visit_id the latest that had started
+                own = [s for s in stays if visit_id in s["ids"]]
+                started = [s for s in own if s["start"] <= time]
+                stay = started[-1] if started else own[0] if own else None
+            else:
+                stay = stay_at(stays, time)
             first_starts += [stay["start"]] if stay else []
     first_start = max(first_starts, default=None)
     labels, dropped, competing = [], Counter(), Counter()

@@ -119,7 +119,7 @@ SCHEMA = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, 
 
 
 @settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
