@@ -25,7 +25,9 @@ from ehrseq.evaluation import TaskMetrics, auroc, choose_thresholds, evaluate_ta
 from ehrseq.training import (
     model_config,
     prompted_dataset,
+    quiet_loading,
     quiet_trainer,
+    save_checkpoint,
     score_rows,
     training_arguments,
 )
@@ -153,9 +155,8 @@ def run_demo(
 
     steps.start("save", "Checkpoint, reloaded by the Auto classes")
     checkpoint = output / "checkpoint"
-    model.save_pretrained(checkpoint)
-    tokenizer.save_pretrained(checkpoint)
-    picture = _risks_of_a_few(checkpoint, dataset, test, scores, cohort, output, say)
+    save_checkpoint(checkpoint, model, tokenizer)
+    picture = _risks_of_a_few(checkpoint, dataset, splits["held_out"], test, scores, cohort, output, say)
     steps.stop()
 
     counts = {
@@ -208,8 +209,8 @@ def _label(dataset: EventDataset, cohort: Any, steps: _Steps) -> tuple[dict[str,
     total = 0
     for name, table in result.labels.items():
         positives = int(table["boolean_value"].sum() or 0)
-        dropped = ", ".join(f"{count:,} {reason}" for reason, count in result.report[name].items())
-        steps.say(f"  {name}: {table.height:,} labels, {positives:,} positive ({dropped})")
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in result.report[name].items() if count)
+        steps.say(f"  {name}: {table.height:,} labels, {positives:,} positive; dropped: {dropped or 'none'}")
         total += table.height
     if total == 0:
         raise ValueError(
@@ -274,8 +275,7 @@ def _pretrain(
     )
     trainer.train()
     folder = output / "pretrained"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_checkpoint(folder, model, tokenizer)
     return folder
 
 
@@ -291,9 +291,10 @@ def _finetune(
     from transformers import AutoModelForSequenceClassification
 
     train = splits["train"]
-    names = list(tokenizer.task_tokens)
+    names = tokenizer.tasks
     sample = balance_rows(train.task_ids, train.labels, names, num_rows=settings.finetune_rows, seed=settings.seed)
-    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=2)
+    with quiet_loading():  # the new head is expected
+        model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=2)
     model.config.tasks = sample.store_in(model.config.tasks)
     steps.start("finetune", f"Multitask prompted finetuning: {len(sample.rows):,} of {len(train):,} rows")
     args = training_arguments(
@@ -361,6 +362,7 @@ def true_risks(cohort: Any, dataset: PromptedDataset, names: list[str]) -> np.nd
 def _risks_of_a_few(
     checkpoint: Path,
     dataset: EventDataset,
+    held_out: PromptedDataset,
     test: PromptedDataset,
     scores: np.ndarray,
     cohort: Any,
@@ -372,14 +374,16 @@ def _risks_of_a_few(
 
     from ehrseq.demo_picture import draw_patient
 
-    model = AutoModelForSequenceClassification.from_pretrained(checkpoint)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    risk = pipeline("ehr-risk", model=model, tokenizer=tokenizer)
+    with quiet_loading():
+        model = AutoModelForSequenceClassification.from_pretrained(checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    build: Any = pipeline  # its overloads list the tasks of transformers only
+    risk = build("ehr-risk", model=model, tokenizer=tokenizer)
     if len(test) == 0:
         say("No held-out patient has a label; no patient is shown.")
         return None
     subjects = _patients_to_show(test)
-    names = list(tokenizer.task_tokens)
+    names = tokenizer.tasks
     reloaded = score_rows(model, tokenizer, test.subset(np.arange(min(64, len(test)))), progress=False)
     difference = float(np.abs(reloaded - scores[: len(reloaded)]).max())
     say(f"Risks after the reload differ by at most {difference:.1e}.")
@@ -393,8 +397,8 @@ def _risks_of_a_few(
     for patient, answer in zip(patients, risk(patients, batch_size=8), strict=True):
         risks = ", ".join(f"{item['task']} {item['score']:.1%}" for item in answer)
         say(f"  patient {patient['subject_id']} at {patient['prediction_time']:%Y-%m-%d %H:%M}: {risks}")
-    shown = test.subset(np.flatnonzero(test.subject_ids == subjects[0]))
-    shown_scores = scores[test.subject_ids == subjects[0]]
+    shown = held_out.subset(np.flatnonzero(held_out.subject_ids == subjects[0]))
+    shown_scores = score_rows(model, tokenizer, shown, progress=False)
     truth = true_risks(cohort, shown, names) if cohort is not None else None
     return draw_patient(output / "patient.png", tables[(subjects[0],)], shown, shown_scores, names, true_risk=truth)
 

@@ -12,7 +12,7 @@ from ehrseq.data.mpf import PromptedDataset
 
 INK, SOFT, GRID = "#22303c", "#7b8794", "#e4e7eb"
 MODEL, TRUTH, EVENT = "#1f6feb", "#9aa5b1", "#d1495b"
-VISITS = {"admission": "#1f6feb", "emergency": "#e8a33d", "other": "#b8c4cf"}
+VISITS = {"admission": "#1f6feb", "emergency": "#e8a33d", "other visit": "#b8c4cf"}
 KIND_NAMES = {
     "diagnosis": "diagnoses",
     "procedure": "procedures",
@@ -53,7 +53,7 @@ def draw_patient(
     from matplotlib.ticker import PercentFormatter
 
     shown = [task_id for task_id in range(len(names)) if (rows.task_ids == task_id).any()]
-    style = {"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "xtick.color": SOFT, "ytick.color": SOFT}
+    style: Any = {"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "xtick.color": SOFT, "ytick.color": SOFT}
     with plt.rc_context(style):
         figure, axes = plt.subplots(
             len(shown) + 1,
@@ -92,6 +92,15 @@ def draw_patient(
         ]
         if true_risk is not None:
             handles.insert(1, Line2D([], [], color=TRUTH, ls=(0, (3, 2)), label="true risk"))
+        axes[-1].legend(
+            handles=[Line2D([], [], color=colour, lw=5, label=name) for name, colour in VISITS.items()],
+            loc="lower right",
+            bbox_to_anchor=(1, 0.97),
+            ncols=len(VISITS),
+            frameon=False,
+            fontsize=8,
+            handlelength=0.8,
+        )
         figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
         figure.suptitle(
             f"Patient {int(rows.subject_ids[0])}: {events.height:,} events and the risks at each prediction time",
@@ -121,11 +130,12 @@ def _draw_timeline(axis: Any, events: pl.DataFrame, mdates: Any) -> None:
         axis.plot(times, np.full(len(times), height), ls="none", marker="|", ms=9, mew=0.7, color=INK, alpha=0.45)
     bar = len(lines)
     visits = encounters(events)
-    last = timed["time"].max()
+    lived = timed.filter(pl.col("kind") != "birth")["time"].to_list()
+    first, last = min(lived), max(lived)
     # A visit of an hour would be thinner than a pixel on an axis of years.
-    span = (last - timed.filter(pl.col("kind") != "birth")["time"].min()).total_seconds() / 86400
+    span = max(1.0, (last - first).total_seconds() / 86400)
     for row in visits.sort("start").iter_rows(named=True):
-        group = "admission" if row["encounter_class"] in INPATIENT_CLASSES else "other"
+        group = "admission" if row["encounter_class"] in INPATIENT_CLASSES else "other visit"
         group = "emergency" if row["encounter_class"] == "EMER" else group
         start = mdates.date2num(row["start"])
         width = max(mdates.date2num(row["end"] or last) - start, span / 500)
@@ -136,5 +146,4 @@ def _draw_timeline(axis: Any, events: pl.DataFrame, mdates: Any) -> None:
         axis.annotate(" death", (mdates.date2num(death), bar + 0.55), color=EVENT, va="top")
     axis.set_yticks(range(bar + 1), [*(KIND_NAMES[kind] for kind in lines), "visits"])
     axis.set_ylim(-0.7, bar + 0.7)
-    first = timed.filter(pl.col("kind") != "birth")["time"].min()
     axis.set_xlim(mdates.date2num(first) - 0.01 * span, mdates.date2num(last) + 0.03 * span)

@@ -56,12 +56,13 @@ def predict_risks(
     from ehrseq.data.dataset import load_events
     from ehrseq.data.report import ConversionReport
     from ehrseq.data.schema import validate_events
-    from ehrseq.training import prompted_dataset, score_rows
+    from ehrseq.training import prompted_dataset, quiet_loading, score_rows
 
     if "/" not in str(checkpoint) and not Path(checkpoint).is_dir():
         raise ValueError(f"no checkpoint folder {checkpoint}; give a folder that save_pretrained wrote, or owner/name.")
-    model = AutoModelForSequenceClassification.from_pretrained(str(checkpoint))
-    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
+    with quiet_loading():
+        model = AutoModelForSequenceClassification.from_pretrained(str(checkpoint))
+        tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
     known = {task["name"]: task for task in getattr(model.config, "tasks", None) or []}
     if not known:
         raise ValueError(f"{checkpoint} has no tasks in its config; finetune it first (examples/03_finetune.py).")
@@ -78,7 +79,7 @@ def predict_risks(
     rows = times.with_columns(boolean_value=pl.lit(False))
     dataset = prompted_dataset(tokenizer, events, dict.fromkeys(wanted, rows), model.config.max_position_embeddings)
     scores = score_rows(model, tokenizer, dataset, batch_size=batch_size, progress=progress)
-    names = list(tokenizer.task_tokens)
+    names = tokenizer.tasks
     risks = pl.DataFrame(
         {
             "subject_id": dataset.subject_ids,

@@ -8,7 +8,8 @@ warm-up-stable-decay schedule without a stable phase), so a recipe is a set of `
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +135,9 @@ def model_config(tokenizer: Any, *, tasks: Sequence[Mapping[str, Any]] = (), **s
     """
     from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
 
-    return EhrMambaConfig(vocab_size=len(tokenizer), tasks=[dict(task) for task in tasks], **sizes)
+    config = EhrMambaConfig(vocab_size=len(tokenizer), tasks=[dict(task) for task in tasks], **sizes)
+    config.update_from_tokenizer(tokenizer)
+    return config
 
 
 def prompted_dataset(
@@ -174,9 +177,19 @@ def score_rows(
 
     Returns:
         `[n]` scores.
+
+    Raises:
+        ValueError: The tokenizer has a task that the model does not know.
     """
     collate = DataCollatorForPrompts(tokenizer)
-    ends = np.minimum(dataset.history_lengths, dataset.max_length)
+    # The rows count tasks as the tokenizer does, the shifts of the log-odds stand in the order of the config.
+    known = [task["name"] for task in model.config.tasks]
+    strangers = [name for name in tokenizer.tasks if name not in known]
+    if strangers:
+        raise ValueError(f"the model's config.tasks {known} lack the tokenizer's {strangers}: they belong apart.")
+    config_ids = np.array([known.index(name) for name in tokenizer.tasks], np.int64)[dataset.task_ids]
+    # Tokens known at the prediction time, cut at the context: the row's length but for a few static and task tokens.
+    ends = np.minimum(dataset.index.end, dataset.max_length)
     order = np.argsort(ends, kind="stable")
     scores = np.empty(len(dataset), np.float64)
     model.eval()
@@ -186,6 +199,7 @@ def score_rows(
             rows = order[first : first + batch_size]
             batch = collate([dataset[int(row)] for row in rows])
             batch.pop("labels")
+            batch["task_ids"] = torch.from_numpy(config_ids[rows])
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             scores[rows] = model.risk_scores(model(**batch).logits, batch["task_ids"]).float().cpu().numpy()
             bar.update(len(rows))
@@ -235,3 +249,24 @@ def quiet_trainer(**options: Any) -> Any:
     if trainer.pop_callback(ProgressCallback) is not None and logging.is_progress_bar_enabled():
         trainer.add_callback(LossInBar)
     return trainer
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No bars for a second's work and no warning that a head is new, while a checkpoint is read or written."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def save_checkpoint(folder: str | Path, model: Any, tokenizer: Any) -> None:
+    """Write model and tokenizer into one folder."""
+    with quiet_loading():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

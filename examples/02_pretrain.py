@@ -1,0 +1,67 @@
+"""Next-token prediction on the patients of pretrain (and train), by the unmodified Trainer.
+
+    python examples/02_pretrain.py --data runs/data --output_dir runs/pretrain --max_steps 300 --learning_rate 3e-3
+    python -m torch.distributed.run --nproc_per_node 2 examples/02_pretrain.py --data runs/data ...
+
+Run the same command again to resume. The paper's size: --hidden_size 768 --num_layers 32 --context 2048.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, Trainer, TrainingArguments, set_seed
+
+import ehrseq  # noqa: F401  registers the classes with the Auto classes
+from ehrseq.data.collation import DataCollatorForNextToken
+from ehrseq.data.dataset import EventDataset
+from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
+from ehrseq.tasks import load_task
+from ehrseq.training import last_checkpoint, model_config, use_paper_recipe
+
+
+@dataclass
+class Arguments:
+    """Options beside Trainer's own."""
+
+    data: str = field(metadata={"help": "Folder that 01_prepare_data.py wrote."})
+    hidden_size: int = field(default=64, metadata={"help": "Width (paper: 768)."})
+    num_layers: int = field(default=2, metadata={"help": "Mamba blocks (paper: 32)."})
+    context: int = field(default=256, metadata={"help": "Context length in tokens (paper: 2048)."})
+    splits: list[str] = field(default_factory=lambda: ["pretrain", "train"], metadata={"help": "Splits to learn from."})
+    patience: int = field(default=0, metadata={"help": "Evaluations without progress before stopping; 0 = never."})
+
+
+def main() -> None:
+    """Pretrain, then save the model with its tokenizer."""
+    arguments, args = HfArgumentParser((Arguments, TrainingArguments)).parse_args_into_dataclasses()
+    set_seed(args.seed)
+    folder = Path(arguments.data)
+    dataset, tokenizer = EventDataset(folder / "dataset"), AutoTokenizer.from_pretrained(folder / "tokenizer")
+    train = tokenizer.encode_histories(dataset.events(arguments.splits)).windows(arguments.context)
+    tuning = tokenizer.encode_histories(dataset.events("tuning")).windows(arguments.context)
+
+    config = model_config(
+        tokenizer,
+        tasks=[load_task(name).to_config() for name in tokenizer.tasks],
+        hidden_size=arguments.hidden_size,
+        num_hidden_layers=arguments.num_layers,
+        max_position_embeddings=arguments.context,
+    )
+    use_paper_recipe(args, len(train))
+    args.label_names, args.prediction_loss_only = ["labels"], True
+    trainer = Trainer(
+        model=EhrMambaForCausalLM(config),
+        args=args,
+        train_dataset=train,
+        eval_dataset=tuning,
+        data_collator=DataCollatorForNextToken(tokenizer),
+        processing_class=tokenizer,
+        callbacks=[EarlyStoppingCallback(arguments.patience)] if arguments.patience else None,
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
+    trainer.log_metrics("tuning", trainer.evaluate())
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Multitask prompted finetuning (MPF): one head for every task, by the unmodified Trainer.
+
+    python examples/03_finetune.py --data runs/data --model runs/pretrain --output_dir runs/finetune \
+        --max_steps 400 --learning_rate 1e-3 --eval_strategy steps --eval_steps 100 --save_steps 100 \
+        --load_best_model_at_end --metric_for_best_model auroc_mean --patience 3
+
+Run the same command again to resume; `python -m torch.distributed.run --nproc_per_node 2` works as in 02.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    HfArgumentParser,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+import ehrseq  # noqa: F401  registers the classes with the Auto classes
+from ehrseq.data.dataset import EventDataset
+from ehrseq.data.mpf import balance_rows
+from ehrseq.evaluation import ComputeTaskMetrics
+from ehrseq.tasks import read_labels
+from ehrseq.training import last_checkpoint, prompted_dataset, use_paper_recipe
+
+
+@dataclass
+class Arguments:
+    """Options beside Trainer's own."""
+
+    data: str = field(metadata={"help": "Folder that 01_prepare_data.py wrote."})
+    model: str = field(metadata={"help": "Pretrained checkpoint."})
+    positive_share: float | None = field(default=None, metadata={"help": "Balance the classes, e.g. 0.5."})
+    rows: int | None = field(default=None, metadata={"help": "Rows of one epoch, all of them when absent."})
+    patience: int = field(default=0, metadata={"help": "Evaluations without progress before stopping; 0 = never."})
+
+
+def main() -> None:
+    """Finetune, evaluate on the tuning patients, save the model with its tokenizer."""
+    arguments, args = HfArgumentParser((Arguments, TrainingArguments)).parse_args_into_dataclasses()
+    set_seed(args.seed)
+    dataset = EventDataset(Path(arguments.data) / "dataset")
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = AutoModelForSequenceClassification.from_pretrained(arguments.model)
+    context, names = model.config.max_position_embeddings, [task["name"] for task in model.config.tasks]
+    labels = read_labels(dataset.path)
+    train = prompted_dataset(tokenizer, dataset.events("train"), labels, context)
+    tuning = prompted_dataset(tokenizer, dataset.events("tuning"), labels, context)
+
+    share = arguments.positive_share
+    sample = balance_rows(train.task_ids, train.labels, names, num_rows=arguments.rows, positive_share=share)
+    model.config.tasks = sample.store_in(model.config.tasks)  # the scores stay probabilities
+    for task in sample.tasks:
+        print(f"{task.task}: {task.sampled:,} rows, prevalence {task.prevalence:.3f} -> {task.sampled_prevalence:.3f}")
+
+    trainer = Trainer(
+        model=model,
+        args=use_paper_recipe(args, len(sample.rows)),
+        train_dataset=train.subset(sample.rows),
+        eval_dataset=tuning,
+        processing_class=tokenizer,
+        compute_metrics=ComputeTaskMetrics(names, tuning.subject_ids, log_odds_shifts=sample.log_odds_shifts),
+        callbacks=[EarlyStoppingCallback(arguments.patience)] if arguments.patience else None,
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
+    trainer.log_metrics("tuning", trainer.evaluate())
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    main()
