@@ -104,18 +104,14 @@ class EhrRiskPipeline(ChunkPipeline):
             patient = patient_from_fhir(patient)
         names = tasks or list(self._task_ids)
         context = max_length or getattr(self.model.config, "max_position_embeddings", None)
-        for name in names:
-            row = self.encoder(
-                patient,
-                task=name,
-                prediction_time=prediction_time,
-                truncation=context is not None,
-                max_length=context,
-                return_tensors="pt",
-            )
-            inputs = {channel: _as_batch(values) for channel, values in row.items()}
+        if self.tokenizer is not None:
+            rows = self.encoder.encode_prompts(patient, names, prediction_time, context)
+        else:
+            # Triplets carry no prompt: every task reads the same row.
+            rows = [self.encoder(patient, prediction_time=prediction_time, max_length=context)] * len(names)
+        for name, row in zip(names, rows, strict=True):
             yield {
-                **inputs,
+                **{channel: _as_batch(values) for channel, values in row.items()},
                 "task_ids": torch.tensor([self._task_ids[name]]),
                 "subject_id": _subject_of(patient),
                 "is_last": name == names[-1],
@@ -238,7 +234,7 @@ def patient_from_fhir(bundle: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_batch(values: Any) -> torch.Tensor:
-    """`[1, length]`, whether or not the encoder kept the batch dimension of a single patient."""
+    """`[1, length]`, whether or not the encoder made a batch of the single patient."""
     tensor = torch.as_tensor(values)
     return tensor if tensor.ndim > 1 else tensor.unsqueeze(0)
 

@@ -321,6 +321,14 @@ class EhrTokenizer(TokenizersBackend):
         """Channels of one patient as numpy arrays, the single-patient path; arguments as in `__call__`, `max_length`
         already decided.
         """
+        return self.encode_prompts(patient, [task], prediction_time, max_length)[0]
+
+    def encode_prompts(
+        self, patient: Any, tasks: Sequence[str | None], prediction_time: Any = None, max_length: int | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """One row for each task, as `encode_patient` makes it; the patient is read once."""
+        if max_length is not None:
+            check_context(max_length)
         events, own_time = read_patient(_as_patient(patient))
         if not events:
             raise ValueError(
@@ -335,14 +343,17 @@ class EhrTokenizer(TokenizersBackend):
                 f"prediction_time lies before every timed event of patient {_subject(patient)} (and maybe of others): "
                 "their rows hold static tokens only."
             )
-        return build_row(
-            walked,
-            vocabulary,
-            max_length=max_length,
-            max_num_visits=self.max_num_visits,
-            task_token=None if task is None else self._task_token(task),
-            prediction_time=cut,
-        )
+        return [
+            build_row(
+                walked,
+                vocabulary,
+                max_length=max_length,
+                max_num_visits=self.max_num_visits,
+                task_token=None if task is None else self._task_token(task),
+                prediction_time=cut,
+            )
+            for task in tasks
+        ]
 
     def _task_token(self, task: str) -> str:
         tasks = self.task_tokens
