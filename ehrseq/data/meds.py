@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import orjson
 import polars as pl
 
 from ehrseq.data.report import ConversionReport
-from ehrseq.data.schema import EVENT_COLUMNS, REQUIRED_COLUMNS, validate_events
+from ehrseq.data.schema import EVENT_COLUMNS, REQUIRED_COLUMNS, sort_events, validate_events
 from ehrseq.data.splits import SPLIT_SCHEMA
 
 _OLD_NAMES = {"patient_id": "subject_id", "timestamp": "time"}  # MEDS before 0.3
@@ -18,11 +19,11 @@ _UNIT_COLUMNS = ("unit", "units", "valueuom")
 def read_meds(path: str | Path) -> pl.DataFrame:
     """Read a MEDS dataset as an event table.
 
-    Categorical codes become strings, times of any unit microseconds, extra columns are left out but for these: the
-        first present of
-    `visit_id`, `hadm_id`, `encounter_id`, `visit_occurrence_id` becomes `visit_id`, the first of `unit`, `units`,
-    `valueuom` becomes `unit`. Rows equal to an earlier one in every column of the event table are dropped
-    (`read_meds_with_report` counts them).
+    Categorical codes become strings, times of any unit microseconds. Extra columns are left out but for these: the
+    first present of `visit_id`, `hadm_id`, `encounter_id`, `visit_occurrence_id` becomes `visit_id`, the first of
+    `unit`, `units`, `valueuom` becomes `unit`. Rows equal to an earlier one in every column of the event table are
+    dropped (`read_meds_with_report` counts them). A foreign dataset's deaths at midnight are dates: they move to the
+    end of their day.
 
     Args:
         path: Folder with `data/**/*.parquet` (or Parquet files anywhere below), or one `.parquet` or `.csv` file.
@@ -46,6 +47,8 @@ def read_meds_with_report(path: str | Path) -> tuple[pl.DataFrame, ConversionRep
     kept = events.unique(maintain_order=True)
     report = ConversionReport(source=path.name, format="meds", files=len(files))
     report.duplicates_dropped = events.height - kept.height
+    if not _written_by_us(path):
+        kept, report.notes["deaths known to the day"] = _deaths_at_the_end_of_their_day(kept)
     report.events_written = kept.height
     report.subjects = kept["subject_id"].n_unique()
     report.notes["static rows"] = kept["time"].null_count()
@@ -124,6 +127,27 @@ def read_meds_file(file: Path) -> pl.DataFrame:
     if "visit_id" in frame.columns and frame["visit_id"].dtype.is_float():
         frame = frame.with_columns(pl.col("visit_id").cast(pl.Int64))
     return validate_events(frame, source=str(file))
+
+
+def _written_by_us(path: Path) -> bool:
+    file = path / "metadata" / "dataset.json"
+    return file.is_file() and orjson.loads(file.read_bytes()).get("etl_name") == "ehrseq"
+
+
+def _deaths_at_the_end_of_their_day(events: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """A death at 00:00:00 is a date (MIMIC-IV's `dod`), and a death known to the day is the end of that day.
+
+    At its first instant it would stand before everything of the patient's last day, and be known before it happened.
+
+    Returns:
+        The events, sorted again, and the number of deaths that were moved.
+    """
+    is_date = (pl.col("code") == "MEDS_DEATH") & (pl.col("time") == pl.col("time").dt.truncate("1d"))
+    moved = events.select(is_date.sum()).item()
+    if not moved:
+        return events, 0
+    end_of_day = pl.col("time") + pl.duration(days=1) - pl.duration(microseconds=1)
+    return sort_events(events.with_columns(pl.when(is_date).then(end_of_day).otherwise("time").alias("time"))), moved
 
 
 def _descriptions(path: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Reading MEDS datasets of any origin."""
 
 from datetime import datetime
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -114,3 +115,19 @@ def test_nothing_there(tmp_path):
         load_events(tmp_path)
     with pytest.raises(ValueError, match="does not exist"):
         load_events(tmp_path / "none")
+
+
+def test_a_foreign_death_at_midnight_is_known_to_the_day_and_moves_to_its_end(tmp_path: Path) -> None:
+    midnight, exact = datetime(2020, 5, 1), datetime(2020, 5, 1, 14, 30)
+    rows = pl.DataFrame(
+        {
+            "subject_id": [1, 1, 2],
+            "time": [midnight, exact, exact],
+            "code": ["MEDS_DEATH", "HOSPITAL_DISCHARGE//DIED", "MEDS_DEATH"],
+        }
+    )
+    rows.write_parquet(tmp_path / "rows.parquet")
+    events, report = read_meds_with_report(tmp_path / "rows.parquet")
+    assert events["code"].to_list() == ["HOSPITAL_DISCHARGE//DIED", "MEDS_DEATH", "MEDS_DEATH"]
+    assert events["time"].to_list() == [exact, datetime(2020, 5, 1, 23, 59, 59, 999_999), exact]
+    assert report.notes["deaths known to the day"] == 1

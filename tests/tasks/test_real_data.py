@@ -1,7 +1,7 @@
 """Labels on the open MIMIC-IV demo (100 patients), held to the naive twin fed from the raw files."""
 
 from collections import Counter
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import polars as pl
 import pytest
@@ -24,6 +24,7 @@ CODES = {
     "lipid_disorder": ("9//272", "10//E78"),
 }
 END = datetime(2202, 12, 31)
+END_OF_DAY = timedelta(days=1) - timedelta(microseconds=1)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,8 @@ def _raw_patients(folder) -> dict[int, dict]:
             if code == "HOSPITAL_DISCHARGE//DIED":
                 patient["expired"].append(time)
         elif code == "MEDS_DEATH":
-            patient["deaths"].append(time)
+            # MIMIC-IV knows deaths to the day, as midnight: the design puts them at the end of it
+            patient["deaths"].append(time + END_OF_DAY if time.time() == time.min.time() else time)
         elif code.startswith("DIAGNOSIS//ICD//"):
             patient["diagnoses"].append((time, code.removeprefix("DIAGNOSIS//ICD//"), visit_id))
     return patients
