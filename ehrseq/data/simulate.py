@@ -5,8 +5,8 @@
     cohort.write_fhir("fhir/")                             # the same as NDJSON, with duplicates
     cohort.true_risk("mortality_30d", subject_ids, times)  # P(positive label | what is recorded up to then)
 
-The disease process is documented in `simulate_process` (what happens) and `simulate_risk` (with which probability). Patient k of a seed is the same
-whatever the number of patients.
+The disease process is documented in `simulate_process` (what happens) and `simulate_risk` (with which probability).
+Patient k of a seed is the same whatever the number of patients.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ehrseq.data.simulate_codes import VOCABULARY
-from ehrseq.data.simulate_process import EXTRACTION, STATIC, TEXTS, UNITS, Block, DiseaseProcess
+from ehrseq.data.simulate_process import DiseaseProcess
 from ehrseq.data.simulate_random import PatientStreams
 from ehrseq.data.simulate_risk import ORDER_DEPENDENT_TASKS, SCORES
+from ehrseq.data.simulate_state import EXTRACTION, STATIC, TEXTS, UNITS, Block
 
 logger = logging.get_logger(__name__)
 
@@ -72,7 +73,8 @@ def simulate(
     Args:
         num_patients: Number of patients.
         seed: Seed; with the number of a patient it fixes that patient.
-        first_patient: Number of the first patient, so that cohorts of one seed can be drawn disjoint. The subject_id is the number + 1.
+        first_patient: Number of the first patient, so that cohorts of one seed can be drawn disjoint. The subject_id
+            is the number + 1.
         chunk_size: Patients simulated at a time; it changes memory and speed only.
         progress: Whether long work shows a progress bar.
 
@@ -134,16 +136,16 @@ class Simulation:
             yield block_events(subject_ids, block)
 
     def events(self) -> pl.DataFrame:
-        """The MEDS table of the cohort, sorted by the contract's order; without the duplicates that the FHIR files hold."""
+        """The MEDS table of the cohort in the contract's order, without the duplicates of the FHIR files."""
         return pl.concat(list(self.iter_events()), rechunk=True)
 
     def admissions(self) -> pl.DataFrame:
         """One row an admission, with the true risks.
 
         Returns:
-            `subject_id`, `visit_start` (of the overlapping emergency visit, else of the admission), `start`, `end`, `alive` (discharged alive before
-            the extraction), and a column per task: the probability of the positive label at 24 hours (long_stay_7d) or at the discharge (the others),
-            null where there is no label.
+            `subject_id`, `visit_start` (of the overlapping emergency visit, else of the admission), `start`, `end`,
+            `alive` (discharged alive before the extraction), and a column per task: the probability of the positive
+            label at 24 hours (long_stay_7d) or at the discharge (the others), null where there is no label.
         """
         if self._admissions is None:
             for _ in self.iter_blocks():
@@ -152,13 +154,19 @@ class Simulation:
             raise RuntimeError("the simulation ended before its last patient; ask again for admissions()")
         return self._admissions
 
-    def true_risk(self, task: str, subject_ids: Sequence[int] | np.ndarray, prediction_times: Sequence[datetime] | np.ndarray | pl.Series) -> np.ndarray:
+    def true_risk(
+        self,
+        task: str,
+        subject_ids: Sequence[int] | np.ndarray,
+        prediction_times: Sequence[datetime] | np.ndarray | pl.Series,
+    ) -> np.ndarray:
         """P(positive label | everything recorded up to the prediction time), exact.
 
         Args:
             task: One of `SIMULATED_TASKS`.
             subject_ids: `[n]`.
-            prediction_times: `[n]`, naive UTC: the discharge of an admission, or for long_stay_7d 24 hours after its start.
+            prediction_times: `[n]`, naive UTC: the discharge of an admission, or for long_stay_7d 24 hours after its
+                start.
 
         Returns:
             float64 `[n]`.
@@ -171,7 +179,10 @@ class Simulation:
         times = pl.Series("prediction_time", prediction_times).cast(pl.Datetime("us"))
         subjects = pl.Series("subject_id", subject_ids).cast(pl.Int64)
         if len(times) != len(subjects):
-            raise ValueError(f"true_risk got {len(subjects)} subject_ids and {len(times)} prediction_times; expected as many of each.")
+            raise ValueError(
+                f"true_risk got {len(subjects)} subject_ids and {len(times)} prediction_times; "
+                "expected as many of each."
+            )
         asked = pl.DataFrame([subjects, times]).with_row_index("asked")
         table = self.admissions().filter(pl.col(task).is_not_null())
         when = pl.col("start") + pl.duration(days=1) if task == "long_stay_7d" else pl.col("end")
@@ -180,10 +191,15 @@ class Simulation:
         missing = found.filter(pl.col(task).is_null())
         if len(missing):
             row = missing.row(0, named=True)
-            where = "24 hours after an admission's start that the stay outlasts" if task == "long_stay_7d" else "discharges alive"
+            where = (
+                "24 hours after an admission's start that the stay outlasts"
+                if task == "long_stay_7d"
+                else "discharges alive"
+            )
             raise ValueError(
-                f"true_risk knows {task} at {where} of patients at risk; {len(missing)} of {len(asked)} times are none, "
-                f"the first: subject {row['subject_id']} at {row['prediction_time']}. Take the times from the labelling engine."
+                f"true_risk knows {task} at {where} of patients at risk; {len(missing)} of {len(asked)} times are "
+                f"none, the first: subject {row['subject_id']} at {row['prediction_time']}. Take the times from "
+                "ehrseq.tasks.label_events."
             )
         return found[task].to_numpy()
 
@@ -199,7 +215,9 @@ def _times(minutes: np.ndarray, none: int) -> pl.Series:
     absent = minutes == none
     microseconds = np.where(absent, 0, minutes) * _MINUTE_US
     series = pl.Series(microseconds).cast(pl.Datetime("us"))
-    return series if not absent.any() else series.zip_with(pl.Series(~absent), pl.Series([None], dtype=pl.Datetime("us")))
+    return (
+        series if not absent.any() else series.zip_with(pl.Series(~absent), pl.Series([None], dtype=pl.Datetime("us")))
+    )
 
 
 def block_events(subject_ids: np.ndarray, block: Block) -> pl.DataFrame:
@@ -235,7 +253,9 @@ def ordered_events(block: Block) -> dict[str, np.ndarray]:
     same = np.ones(max(len(order) - 1, 0), dtype=bool)
     for name in ("row", "minutes", "code", "unit", "text", "encounter"):
         same &= events[name][1:] == events[name][:-1]
-    same &= (events["value"][1:] == events["value"][:-1]) | (np.isnan(events["value"][1:]) & np.isnan(events["value"][:-1]))
+    same &= (events["value"][1:] == events["value"][:-1]) | (
+        np.isnan(events["value"][1:]) & np.isnan(events["value"][:-1])
+    )
     keep = np.concatenate([np.ones(min(len(order), 1), dtype=bool), ~same])
     return {name: column[keep] for name, column in events.items()}
 
@@ -251,5 +271,3 @@ def _admission_table(subject_ids: np.ndarray, block: Block) -> pl.DataFrame:
             **{task: pl.Series(table[task]).fill_nan(None) for task in SIMULATED_TASKS},
         }
     ).sort("subject_id", "start")
-
-

@@ -1,6 +1,8 @@
-"""Vocabulary of the simulator: signal channels, chronic diseases, the three condition tasks' codes, and a Zipf background.
+"""Vocabulary of the simulator: signal channels, chronic diseases, the three condition tasks' codes, and a Zipf
+background.
 
-Channels and chronic diseases carry real LOINC, RxNorm, SNOMED CT and ICD-10-CM codes. The background is syntactically valid codes without meaning.
+Channels and chronic diseases carry real LOINC, RxNorm, SNOMED CT and ICD-10-CM codes. The background is syntactically
+valid codes without meaning.
 """
 
 from __future__ import annotations
@@ -129,10 +131,11 @@ class Vocabulary:
 
 
 def _background_code(rank: int) -> str:
-    """A syntactically valid code of a kind that depends on the rank; no code of a channel, a chronic disease or a task."""
+    """A valid code of a kind that depends on the rank; no code of a channel, a chronic disease or a task."""
     kind = rank % 10
     if kind in (0, 3, 5, 8):
-        # Letters without I and E, which hold the codes of the condition tasks, and without the chronic diseases' categories.
+        # Letters without I and E, which hold the codes of the condition tasks, and without the chronic diseases'
+        # categories.
         letter = "ABDGHLMNRST"[rank % 11]
         category = (rank * 7) % 90 + (4 if letter == "N" else 0)
         category = 31 if letter == "N" and category == 18 else category

@@ -1,8 +1,9 @@
 """A simulated cohort as FHIR R4 NDJSON, as a hospital's Bulk Data export would hold it: one file per resource type.
 
-The files hold what real exports hold beside the facts: exact duplicates (half under a new id), results issued after the discharge, several units for
-one laboratory test, panels whose values are components, emergency encounters that overlap the admission and intensive-care children of it, encounters
-still open at the extraction. Reading them back gives `Simulation.events()`.
+The files hold what real exports hold beside the facts: exact duplicates (half under a new id), results issued after
+the discharge, several units for one laboratory test, panels whose values are components, emergency encounters that
+overlap the admission and intensive-care children of it, encounters still open at the extraction. Reading them back
+gives `Simulation.events()`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ehrseq.data.simulate_codes import CULTURE_CODE, RACES, VOCABULARY
-from ehrseq.data.simulate_process import NEVER, STATIC, TEXTS, UNITS, Block
+from ehrseq.data.simulate_state import NEVER, STATIC, TEXTS, UNITS, Block
 
 if TYPE_CHECKING:
     from ehrseq.data.simulate import Simulation
@@ -69,12 +70,16 @@ def write_fhir(cohort: Simulation, folder: str | Path, *, compress: bool = False
     """
     target = Path(folder)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise ValueError(f"write_fhir got {str(target)!r}, which holds something already; give a new or an empty folder.")
+        raise ValueError(
+            f"write_fhir got {str(target)!r}, which holds something already; give a new or an empty folder."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         with ExitStack() as stack:
-            files = {name: stack.enter_context(_open(unfinished / f"{name}.ndjson", compress)) for name in RESOURCE_FILES}
+            files = {
+                name: stack.enter_context(_open(unfinished / f"{name}.ndjson", compress)) for name in RESOURCE_FILES
+            }
             for subject_ids, block in cohort.iter_blocks():
                 for name, lines in block_lines(subject_ids, block).items():
                     if lines:
@@ -89,25 +94,24 @@ def write_fhir(cohort: Simulation, folder: str | Path, *, compress: bool = False
     return target
 
 
-def _open(path: Path, compress: bool) -> Any:
+def _open(path: Path, compress: bool) -> io.TextIOWrapper:
     if not compress:
         return path.open("w", encoding="utf-8", newline="\n")
-    # Without a time in the header, so that the same cohort gives the same bytes.
-    packed = gzip.GzipFile(filename="", fileobj=path.with_name(path.name + ".gz").open("wb"), mode="wb", compresslevel=4, mtime=0)
-    return _ClosingText(packed)
+    return _Gzipped(path.with_name(path.name + ".gz").open("wb"))
 
 
-class _ClosingText(io.TextIOWrapper):
-    """Text on top of a GzipFile that closes the file below it as well (GzipFile leaves a `fileobj` open)."""
+class _Gzipped(io.TextIOWrapper):
+    """Text into a gzip file, without name and time in its header: the same cohort gives the same bytes."""
 
-    def __init__(self, packed: gzip.GzipFile) -> None:
-        self._below = packed.fileobj
+    def __init__(self, file: io.BufferedWriter) -> None:
+        self._file = file
+        packed = gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=4, mtime=0)
         super().__init__(packed, encoding="utf-8", newline="\n")
 
     def close(self) -> None:
+        """Close the text and the file below it (GzipFile leaves a `fileobj` open)."""
         super().close()
-        if self._below is not None:
-            self._below.close()
+        self._file.close()
 
 
 def block_lines(subject_ids: np.ndarray, block: Block) -> dict[str, list[str]]:
@@ -164,13 +168,15 @@ def _encounters(subject_ids: np.ndarray, block: Block) -> Iterator[str]:
                 f'"code":"{_DISPOSITIONS[disposition]}"}}]}}}}'
             )
         yield (
-            f'{{"resourceType":"Encounter","id":"{subjects[k]}-{number}","status":"{"in-progress" if is_open[k] else "finished"}",'
+            f'{{"resourceType":"Encounter","id":"{subjects[k]}-{number}",'
+            f'"status":"{"in-progress" if is_open[k] else "finished"}",'
             f'"class":{{"system":"{_TERMINOLOGY}v3-ActCode","code":"{name}","display":"{_CLASS_NAMES[name]}"}},'
             f'"subject":{{"reference":"Patient/{subjects[k]}"}},"period":{{{period}}}{left}{above}}}'
         )
 
 
-# A line builder: (id, coding, patient reference, encounter reference, instant, number within the patient, value) -> the text of one resource.
+# A line builder: (id, coding, patient reference, encounter reference, instant, number within the patient, value) ->
+# the text of one resource.
 _Builder = Callable[[str, str, str, str, str, int, str], str]
 
 
@@ -208,7 +214,8 @@ def _procedure(name: str, coding: str, patient: str, encounter: str, instant: st
     # Every other procedure as a period of no length known but its end: the end is when the fact is available.
     performed = f'"performedPeriod":{{"end":"{instant}"}}' if place % 2 else f'"performedDateTime":"{instant}"'
     return (
-        f'{{"resourceType":"Procedure","id":"{name}","status":"completed","code":{coding},"subject":{patient},"encounter":{encounter},{performed}}}'
+        f'{{"resourceType":"Procedure","id":"{name}","status":"completed","code":{coding},"subject":{patient},'
+        f'"encounter":{encounter},{performed}}}'
     )
 
 
@@ -270,9 +277,7 @@ def _clinical(subject_ids: np.ndarray, block: Block, lines: dict[str, list[str]]
         subject = int(subject_ids[row])
         result = ""
         if value == value:  # not NaN
-            result = (
-                f',"valueQuantity":{{"value":{value!r},"unit":"{UNITS[unit]}","system":"http://unitsofmeasure.org","code":"{UNITS[unit]}"}}'
-            )
+            result = f',"valueQuantity":{{"value":{value!r},"unit":"{UNITS[unit]}","system":"http://unitsofmeasure.org","code":"{UNITS[unit]}"}}'
         elif text:
             result = f',"valueString":"{TEXTS[text]}"'
         patient = f'{{"reference":"Patient/{subject}"}}'
@@ -284,7 +289,11 @@ def _clinical(subject_ids: np.ndarray, block: Block, lines: dict[str, list[str]]
             line = line.replace(f'"effectiveDateTime":"{instants[k]}"', f'"effectiveDateTime":"{drawn}"')
         lines[file].append(line)
         if (place + subject) % DUPLICATE_EVERY == 0:
-            again = line if place % 2 else line.replace(f'"id":"{prefix}{subject}-{place}"', f'"id":"{prefix}{subject}-{place}-again"')
+            again = (
+                line
+                if place % 2
+                else line.replace(f'"id":"{prefix}{subject}-{place}"', f'"id":"{prefix}{subject}-{place}-again"')
+            )
             lines[file].append(again)
 
 
@@ -295,6 +304,10 @@ def _inpatient_encounters(block: Block) -> dict[tuple[int, int], tuple[bool, int
     return {
         (row, number): (start == code, end)
         for row, number, start, end in zip(
-            table["row"].tolist(), table["number"].tolist(), table["start_code"].tolist(), table["end"].tolist(), strict=True
+            table["row"].tolist(),
+            table["number"].tolist(),
+            table["start_code"].tolist(),
+            table["end"].tolist(),
+            strict=True,
         )
     }

@@ -1,27 +1,32 @@
 """The simulated disease process, for a block of patients at a time.
 
-A patient's life is a chain of cycles: a gap with outpatient and emergency visits, then an admission, then a discharge whose draws decide the next gap.
+A patient's life is a chain of cycles: a gap with outpatient and emergency visits, then an admission, then a discharge
+whose draws decide the next gap.
 
     phase 3j      the gap before admission j, and the admission's first day (a stay shorter than a day ends here)
-    phase 3j + 1  after 24 hours: the length of stay is drawn from the long-stay score, then the rest of the stay, the discharge or the death in hospital
-    phase 3j + 2  at the discharge: death within 30 days, new conditions, readmission or a later admission (`simulate_risk.outcome_risks`)
+    phase 3j + 1  after 24 hours: the length of stay is drawn from the long-stay score, then come the rest of the stay
+                  and the discharge or the death in hospital
+    phase 3j + 2  at the discharge: death within 30 days, new conditions, readmission or a later admission
+                  (`simulate_risk.outcome_risks`)
 
-A draw at 24 hours or at a discharge depends on rows recorded by then and on nothing hidden, and nothing drawn earlier is still pending then:
+A draw at 24 hours or at a discharge depends on rows recorded by then and on nothing hidden, and nothing drawn earlier
+is still pending then:
 
-- a death in hospital after the first day happens only later than 30 days after the previous discharge, whose own draw covers those days; likewise a death
-  at home after a readmission falls behind the previous discharge's 30 days;
-- a new condition drawn at a discharge is coded at the very next admission, so once that admission has begun nothing hidden is left of the draw.
+- a death in hospital after the first day happens only later than 30 days after the previous discharge, whose own draw
+  covers those days; likewise a death at home after a readmission falls behind the previous discharge's 30 days;
+- a new condition drawn at a discharge is coded at the very next admission, so once that admission has begun nothing
+  hidden is left of the draw.
 
-So the probabilities in `simulate_risk` are exact. Hidden are only: which chronic diseases a patient has before they are coded, base levels of the
-measurements, directions of the next readings, how often a patient sees a doctor; they shape what is recorded next, never an outcome directly.
+So the probabilities in `simulate_risk` are exact. Hidden are only: which chronic diseases a patient has before they
+are coded, base levels of the measurements, directions of the next readings, how often a patient sees a doctor; they
+shape what is recorded next, never an outcome directly.
 
-Times are whole minutes since 1970 (naive UTC), kept away from the tasks' limits (24 h, 168 h, 30 d, 365 d) by several hours, so that the label is the same
-whether an admission is counted from its emergency visit, which overlaps it, or from the inpatient encounter.
+Times are whole minutes since 1970 (naive UTC), kept away from the tasks' limits (24 h, 168 h, 30 d, 365 d) by several
+hours: an admission counts from its inpatient encounter, but a label would be the same counted from the emergency visit
+that overlaps it.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -38,7 +43,6 @@ from ehrseq.data.simulate_codes import (
 )
 from ehrseq.data.simulate_random import PatientStreams, poisson_from_uniform
 from ehrseq.data.simulate_risk import (
-    FEATURE_INDEX,
     FEATURES,
     NEXT_ADMISSION,
     READING_HALF_LIFE_DAYS,
@@ -48,25 +52,18 @@ from ehrseq.data.simulate_risk import (
     outcome_risks,
     score_probabilities,
 )
-
-HOUR = 60
-DAY = 1440
-STATIC = np.iinfo(np.int64).min
-"""Time of a row that has none."""
-NEVER = np.iinfo(np.int64).max
-"""Time of what does not happen."""
-YEAR_MINUTES = 365.25 * DAY
-
-
-def minutes_of(date: str) -> int:
-    """Minutes since 1970 of an ISO date."""
-    return int(np.datetime64(date, "m").astype(np.int64))
-
-
-ENTRY = (minutes_of("2010-01-01"), minutes_of("2015-01-01"))
-"""A record begins at a uniform time in this span."""
-EXTRACTION = minutes_of("2022-01-01")
-"""Nothing later is recorded."""
+from ehrseq.data.simulate_state import (
+    DAY,
+    ENTRY,
+    EXTRACTION,
+    HOUR,
+    NEVER,
+    STATIC,
+    UNITS,
+    YEAR_MINUTES,
+    Block,
+    Columns,
+)
 
 N_CHANNELS = len(CHANNELS)
 _PAIR = np.array([channel.is_pair for channel in CHANNELS])
@@ -80,20 +77,19 @@ _SCALE = np.array([channel.scale for channel in CHANNELS])
 _LOG = np.array([channel.logarithmic for channel in CHANNELS])
 _LOCATION_LOG = np.log(np.where(_LOG, _LOCATION, 1.0))
 _HAS_OTHER_UNIT = np.array([len(channel.units) > 1 for channel in CHANNELS])
-UNITS: tuple[str, ...] = ("", *sorted({unit for channel in CHANNELS for unit, _, _ in channel.units}), "{count}")
-"""Units by id; 0 stands for none."""
-TEXTS: tuple[str, ...] = ("", "negative", "positive")
-"""Text results by id; 0 stands for none."""
-_UNIT_IDS = np.array([[UNITS.index(c.units[min(j, len(c.units) - 1)][0]) if c.units else 0 for j in (0, 1)] for c in CHANNELS])
+_UNIT_IDS = np.array(
+    [[UNITS.index(c.units[min(j, len(c.units) - 1)][0]) if c.units else 0 for j in (0, 1)] for c in CHANNELS]
+)
 _FACTORS = np.array([[c.units[min(j, len(c.units) - 1)][1] if c.units else 1.0 for j in (0, 1)] for c in CHANNELS])
-_DECIMALS = np.array([[10.0 ** c.units[min(j, len(c.units) - 1)][2] if c.units else 1.0 for j in (0, 1)] for c in CHANNELS])
+_DECIMALS = np.array(
+    [[10.0 ** c.units[min(j, len(c.units) - 1)][2] if c.units else 1.0 for j in (0, 1)] for c in CHANNELS]
+)
 _CHANNEL_CODES = np.array([[VOCABULARY.index[c.codes[0]], VOCABULARY.index[c.codes[-1]]] for c in CHANNELS])
 _CHRONIC_CODES = np.array([VOCABULARY.index[f"DIAGNOSIS//ICD10CM//{code}"] for _, code, _ in CHRONIC])
 _CHRONIC_SHARE = np.array([share for _, _, share in CHRONIC])
 _CONDITION_SHARE_BEFORE = np.array([0.18, 0.10, 0.18])
 _EXPIRED, _ALIVE_DISPOSITIONS = 3, (0.72, 0.2, 0.08)
 _DISPOSITIONS = ("home", "snf", "hosp", "exp")
-_AGE = FEATURE_INDEX["age"]
 
 # Other unit than the first in a quarter of the visits.
 _OTHER_UNIT_SHARE = 0.25
@@ -101,61 +97,6 @@ _OTHER_UNIT_SHARE = 0.25
 
 def _id(code: str) -> int:
     return VOCABULARY.index[code]
-
-
-@dataclass
-class Columns:
-    """Columns collected piece by piece, then joined.
-
-    Attributes:
-        pieces: One tuple of equally long arrays per call of `add`.
-    """
-
-    names: tuple[str, ...]
-    dtypes: tuple[type, ...]
-    pieces: list[tuple[np.ndarray, ...]] = field(default_factory=list)
-
-    def add(self, *columns: np.ndarray | float | int) -> None:
-        """Append rows; the first column is an array, the others arrays of its length or scalars."""
-        first = np.asarray(columns[0])
-        if len(first) == 0:
-            return
-        self.pieces.append(
-            tuple(
-                np.broadcast_to(np.asarray(column, dtype=dtype), first.shape)
-                for column, dtype in zip(columns, self.dtypes, strict=True)
-            )
-        )
-
-    def join(self) -> dict[str, np.ndarray]:
-        """The joined columns by name."""
-        if not self.pieces:
-            return {name: np.empty(0, dtype=dtype) for name, dtype in zip(self.names, self.dtypes, strict=True)}
-        return {name: np.concatenate([piece[k] for piece in self.pieces]) for k, name in enumerate(self.names)}
-
-
-@dataclass
-class Block:
-    """What the process left of a block of patients, as columns of equal length per table.
-
-    Attributes:
-        events: row (position in the block), minutes, code (id), value (NaN for none), unit (id), text (id), encounter (number within the patient).
-        encounters: row, number, code of the start, start, end (NEVER while open at the extraction), parent (-1 for none), disposition (-1 for none).
-        admissions: row, cycle, visit_start (of the overlapping emergency visit, else of the admission), start, end, alive (discharged alive),
-            long_stay (probability at 24 h, NaN for a shorter stay) and one column per discharge task (NaN where there is no label).
-        birth: int64 `[n]`, minutes.
-        male: bool `[n]`.
-        race: int64 `[n]`, position in `RACES`.
-        death: int64 `[n]`, minutes or NEVER.
-    """
-
-    events: dict[str, np.ndarray]
-    encounters: dict[str, np.ndarray]
-    admissions: dict[str, np.ndarray]
-    birth: np.ndarray
-    male: np.ndarray
-    race: np.ndarray
-    death: np.ndarray
 
 
 class DiseaseProcess:
@@ -245,7 +186,9 @@ class DiseaseProcess:
         """Outpatient and emergency visits in (start, end), at least a day from both."""
         days = (end - start) / DAY
         most = np.minimum((days // 8).astype(np.int64), 8)
-        number = np.minimum(poisson_from_uniform(self.random.uniform(rows, phase, "visits"), days / self.visit_spacing[rows], 8), most)
+        number = np.minimum(
+            poisson_from_uniform(self.random.uniform(rows, phase, "visits"), days / self.visit_spacing[rows], 8), most
+        )
         if phase == 0:
             number = np.maximum(number, 2)
         places = self.random.uniform(rows, phase, "visit times", 8)
@@ -260,15 +203,21 @@ class DiseaseProcess:
         draw, name = self.random, f"visit {visit} "
         emergency = draw.happens(rows, phase, name + "emergency", 0.25)
         length = np.where(
-            emergency, 120 + 420 * draw.uniform(rows, phase, name + "hours"), 25 + 40 * draw.uniform(rows, phase, name + "stay")
+            emergency,
+            120 + 420 * draw.uniform(rows, phase, name + "hours"),
+            25 + 40 * draw.uniform(rows, phase, name + "stay"),
         ).astype(np.int64)
         encounter = self._open(rows, np.where(emergency, _id("VISIT_START//EMER"), _id("VISIT_START//AMB")), start)
         end = start + length
         self._close(rows, np.where(emergency, _id("VISIT_END//EMER"), _id("VISIT_END//AMB")), end, encounter)
-        self.encounters.add(rows, encounter, np.where(emergency, _id("VISIT_START//EMER"), _id("VISIT_START//AMB")), start, end, -1, -1)
+        self.encounters.add(
+            rows, encounter, np.where(emergency, _id("VISIT_START//EMER"), _id("VISIT_START//AMB")), start, end, -1, -1
+        )
         # One reading of some channels.
         usual = np.where(_MEASURED > 0.85, 0.8, 0.25)
-        measured = draw.uniform(rows, phase, name + "measured", N_CHANNELS) < np.where(emergency[:, None], usual + 0.2, usual)
+        measured = draw.uniform(rows, phase, name + "measured", N_CHANNELS) < np.where(
+            emergency[:, None], usual + 0.2, usual
+        )
         self._turn(rows, phase, name)
         self._read(rows, measured, self.direction[rows], start + 10, encounter, phase, name + "reading")
         self._code_chronic(rows, start + 12, encounter, phase, name, 0.3)
@@ -281,7 +230,9 @@ class DiseaseProcess:
         vaccinated = ~emergency & draw.happens(rows, phase, name + "vaccine", 0.15)
         kind = draw.choice(rows, phase, name + "vaccine kind", (0.8, 0.2))
         codes = np.array([_id(code) for code in VACCINES])[kind]
-        self.events.add(rows[vaccinated], start[vaccinated] + 16, codes[vaccinated], np.nan, 0, 0, encounter[vaccinated])
+        self.events.add(
+            rows[vaccinated], start[vaccinated] + 16, codes[vaccinated], np.nan, 0, 0, encounter[vaccinated]
+        )
         self.last_end[rows] = end
 
     # Admissions
@@ -292,7 +243,8 @@ class DiseaseProcess:
         """A stay, from the emergency visit to the discharge.
 
         Returns:
-            Of who is discharged alive before the extraction: rows, discharge times, draws `[n, tasks]` and whether the previous window blocks.
+            Of who is discharged alive before the extraction: rows, discharge times, draws `[n, tasks]` and whether
+                the previous window blocks.
         """
         draw, phase = self.random, 3 * cycle
         via_emergency = draw.happens(rows, phase, "via emergency", 0.6)
@@ -302,7 +254,9 @@ class DiseaseProcess:
         gap_feature = np.tanh(np.log(30.0 / gap))
         dying = death != NEVER
         short = ~dying & draw.happens(rows, phase, "short stay", 0.06)
-        early_end = np.where(dying, death, start + (HOUR * (6 + 12 * draw.uniform(rows, phase, "short hours"))).astype(np.int64))
+        early_end = np.where(
+            dying, death, start + (HOUR * (6 + 12 * draw.uniform(rows, phase, "short hours"))).astype(np.int64)
+        )
         brief = dying | short
 
         # 1. The emergency visit overlaps the admission by half an hour to an hour.
@@ -334,7 +288,9 @@ class DiseaseProcess:
         self._code_conditions(rows, again & ~carried, admitted + 2, encounter, phase, "again ")
         rest = np.where(brief, early_end - start, 21 * HOUR - lead) - 20
         self._background(rows, start + 10, rest, np.full(len(rows), 2.0), encounter, phase, "day one ")
-        self._intensive_care(rows, start + 2 * HOUR, np.minimum(rest - 2 * HOUR, 14 * HOUR), ~brief, 0.06, encounter, phase)
+        self._intensive_care(
+            rows, start + 2 * HOUR, np.minimum(rest - 2 * HOUR, 14 * HOUR), ~brief, 0.06, encounter, phase
+        )
 
         # 3. At 24 hours the length of stay is drawn from the score; what is drawn later does not bear on it.
         at_24h = start + DAY
@@ -351,10 +307,12 @@ class DiseaseProcess:
         go = np.flatnonzero(~brief & (at_24h <= EXTRACTION))
         self._later_days(rows[go], start[go] + DAY + 30, end[go], encounter[go], phase)
 
-        # 5. The end: death in hospital, or discharge alive with diagnoses of the stay and a culture that may come back late.
+        # 5. The end: death in hospital, or discharge alive, with a culture that may come back late.
         since = end - np.maximum(self.previous_discharge[rows], ENTRY[0] - 10_000 * DAY)
         mortality = score_probabilities(self._features(rows, end, visit_start, gap_feature))[:, 0]
-        expired = dying | (~brief & (since > 30.5 * DAY) & draw.happens(rows, phase, "death in hospital", 0.4 * mortality))
+        expired = dying | (
+            ~brief & (since > 30.5 * DAY) & draw.happens(rows, phase, "death in hospital", 0.4 * mortality)
+        )
         disposition = np.where(expired, _EXPIRED, draw.choice(rows, phase, "disposition", _ALIVE_DISPOSITIONS))
         end_codes = np.array([_id(f"VISIT_END//{name}") for name in _DISPOSITIONS])[disposition]
         self._close(rows, end_codes, end, encounter)
@@ -376,12 +334,14 @@ class DiseaseProcess:
         return rows[alive], end[alive], draws[alive], blocked[alive]
 
     def _stay_measured(self, rows: np.ndarray, phase: int, name: str) -> np.ndarray:
-        """Which channels are read in this phase of a stay: the more chronic diseases are coded, the more is measured."""
+        """Which channels are read in this phase of a stay: the more chronic diseases are coded, the more."""
         burden = self.coded_chronic[rows].sum(axis=1, keepdims=True)
         chance = np.clip(_MEASURED + _INFORMATIVE * burden, 0.05, 0.97)
         return self.random.uniform(rows, phase, name + "measured", N_CHANNELS) < chance
 
-    def _later_days(self, rows: np.ndarray, begin: np.ndarray, end: np.ndarray, encounter: np.ndarray, phase: int) -> None:
+    def _later_days(
+        self, rows: np.ndarray, begin: np.ndarray, end: np.ndarray, encounter: np.ndarray, phase: int
+    ) -> None:
         """The stay after 24 hours: two readings of a channel, low and high in either order, and background."""
         draw = self.random
         length = end - begin - 30
@@ -394,7 +354,14 @@ class DiseaseProcess:
         self._intensive_care(rows, begin, length, np.ones(len(rows), dtype=bool), 0.1, encounter, phase)
 
     def _intensive_care(
-        self, rows: np.ndarray, begin: np.ndarray, length: np.ndarray, allowed: np.ndarray, share: float, parent: np.ndarray, phase: int
+        self,
+        rows: np.ndarray,
+        begin: np.ndarray,
+        length: np.ndarray,
+        allowed: np.ndarray,
+        share: float,
+        parent: np.ndarray,
+        phase: int,
     ) -> None:
         """A stay in intensive care: a child encounter, whose rows carry the root's number."""
         draw = self.random
@@ -427,7 +394,8 @@ class DiseaseProcess:
         """Draw what follows a discharge.
 
         Returns:
-            Next admission (NEVER for none), end of the gap, death (NEVER for none), conditions newly coded at that admission `[n, 3]`.
+            Next admission (NEVER for none), end of the gap, death (NEVER for none), conditions newly coded at that
+            admission `[n, 3]`.
         """
         draw, count = self.random, len(rows)
         admission = np.full(count, NEVER, dtype=np.int64)
@@ -446,7 +414,9 @@ class DiseaseProcess:
         admission = np.where(returns, when - last_hours, admission)
 
         # 2. New conditions, coded at the next admission.
-        carried = ~dies[:, None] & ~self.diagnosed[rows] & (draw.uniform(rows, phase, "new conditions", 3) < draws[:, 3:])
+        carried = (
+            ~dies[:, None] & ~self.diagnosed[rows] & (draw.uniform(rows, phase, "new conditions", 3) < draws[:, 3:])
+        )
         carrier = carried.any(axis=1)
         behind = np.maximum(previous + 365 * DAY, discharge + 31 * DAY)
         opening = discharge + 365 * DAY - behind
@@ -490,7 +460,9 @@ class DiseaseProcess:
             age,
             self.male[rows],
         ]
-        features = np.concatenate([latest, self.coded_chronic[rows], np.stack(columns, axis=1)], axis=1).astype(np.float64)
+        features = np.concatenate([latest, self.coded_chronic[rows], np.stack(columns, axis=1)], axis=1).astype(
+            np.float64
+        )
         return features.reshape(len(rows), len(FEATURES))
 
     def _open(self, rows: np.ndarray, code: np.ndarray | int, time: np.ndarray) -> np.ndarray:
@@ -513,7 +485,14 @@ class DiseaseProcess:
         self.direction[rows] = np.where(flips, -self.direction[rows], self.direction[rows])
 
     def _read(
-        self, rows: np.ndarray, measured: np.ndarray, sign: np.ndarray, time: np.ndarray, encounter: np.ndarray, phase: int, name: str
+        self,
+        rows: np.ndarray,
+        measured: np.ndarray,
+        sign: np.ndarray,
+        time: np.ndarray,
+        encounter: np.ndarray,
+        phase: int,
+        name: str,
     ) -> None:
         """Record one reading of each measured channel and take it, as recorded, into the state.
 
@@ -540,7 +519,9 @@ class DiseaseProcess:
         value = np.round(value * factor * digits) / digits
         # The state holds what a reader of the row sees: rounded, in its unit.
         seen = value / factor
-        recorded = np.where(_LOG[channel], np.log(np.maximum(seen, 1e-3)) - _LOCATION_LOG[channel], seen - _LOCATION[channel])
+        recorded = np.where(
+            _LOG[channel], np.log(np.maximum(seen, 1e-3)) - _LOCATION_LOG[channel], seen - _LOCATION[channel]
+        )
         z = np.where(_PAIR[channel], up, recorded / _SCALE[channel])
         minutes = time[row] + np.where(_PAIR[channel], 3, 0)
         code = _CHANNEL_CODES[channel, np.where(_PAIR[channel] & (up > 0), 1, 0)]
@@ -551,7 +532,9 @@ class DiseaseProcess:
         self.z_sum[patient, channel] += z
         self.z_count[patient, channel] += 1
 
-    def _code_chronic(self, rows: np.ndarray, time: np.ndarray, encounter: np.ndarray, phase: int, name: str, share: float) -> None:
+    def _code_chronic(
+        self, rows: np.ndarray, time: np.ndarray, encounter: np.ndarray, phase: int, name: str, share: float
+    ) -> None:
         coded = self.has_chronic[rows] & (self.random.uniform(rows, phase, name + "chronic", len(CHRONIC)) < share)
         row, disease = np.nonzero(coded)
         self.events.add(rows[row], time[row], _CHRONIC_CODES[disease], np.nan, 0, 0, encounter[row])
@@ -569,7 +552,14 @@ class DiseaseProcess:
             self.diagnosed[rows[go], k] = True
 
     def _background(
-        self, rows: np.ndarray, begin: np.ndarray, length: np.ndarray, mean: np.ndarray, encounter: np.ndarray, phase: int, name: str
+        self,
+        rows: np.ndarray,
+        begin: np.ndarray,
+        length: np.ndarray,
+        mean: np.ndarray,
+        encounter: np.ndarray,
+        phase: int,
+        name: str,
     ) -> None:
         """Zipf-distributed codes without meaning, half of them from eight codes of the patient's own."""
         draw, most = self.random, 24

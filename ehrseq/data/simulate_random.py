@@ -1,8 +1,9 @@
 """Random numbers of the simulator: a counter-based generator, so that a patient is the same whatever the cohort.
 
-Every variate is a hash of (seed, patient, phase, name, index): no stream is consumed, hence patient k of seed s does not depend on the number of
-patients, on the chunk it was simulated in, or on how many variates another part of the process draws. The hash is the finaliser of splitmix64
-(Steele, Lea, Flood 2014), applied to the patient's key plus a mixed counter.
+Every variate is a hash of (seed, patient, phase, name, index): no stream is consumed, hence patient k of seed s does
+not depend on the number of patients, on the chunk it was simulated in, or on how many variates another part of the
+process draws. The hash is the finaliser of splitmix64 (Steele, Lea, Flood 2014), applied to the patient's key plus a
+mixed counter.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class PatientStreams:
     Args:
         seed: Seed of the cohort.
         patients: int64 `[n]`, numbers of the patients.
-        branch_after: int64 `[n]` or None. Where given, phases above it draw from `branch_seed`: the same past, another future.
+        branch_after: int64 `[n]` or None. Where given, phases above it draw from `branch_seed`: the same past,
+            another future.
         branch_seed: Seed of those futures, int64 scalar or `[n]`.
     """
 

@@ -1,12 +1,15 @@
 """Scores and probabilities of the simulated disease process: what is recorded decides what happens.
 
-Every probability of an outcome is `sigmoid(intercept + weights @ features)`, where the features are functions of the rows recorded up to the prediction
-time t and of nothing else. The features, with z the standardised value of a measurement (`Channel`), read back from the rounded row in its unit:
+Every probability of an outcome is `sigmoid(intercept + weights @ features)`, where the features are functions of the
+rows recorded up to the prediction time t and of nothing else. The features, with z the standardised value of a
+measurement (`Channel`), read back from the rounded row in its unit:
 
-- `<channel>`: tanh(1.5 z_last) * 2^(-(t - t_last) / 120 days), the latest reading, faded by its age; for a pair of treatments z_last is -1 or +1, the one
-  that was given last. Within a phase of a stay a channel is read twice, once low and once high, in an order that is random: the *order* carries the risk,
-  the multiset of values (what a count sees) nothing.
-- `gap`: tanh(log(30 days / gap)), gap from the end of the previous visit to the start of this one: short gaps are positive.
+- `<channel>`: tanh(1.5 z_last) * 2^(-(t - t_last) / 120 days), the latest reading, faded by its age; for a pair of
+  treatments z_last is -1 or +1, the one that was given last. Within a phase of a stay a channel is read twice, once
+  low and once high, in an order that is random: the *order* carries the risk, the multiset of values (what a count
+  sees) nothing.
+- `gap`: tanh(log(30 days / gap)), gap from the end of the previous visit to the start of this one: short gaps are
+  positive.
 - `utilisation`: log2 of 1 + the sum over the admissions started up to t of 2^(-(t - start) / 120 days).
 - `crp_measured`, `lactate_measured`: 1 where the present visit has such a row (informative missingness), else 0.
 - `ldl_mean`, `glucose_mean`: sum of z over all rows / (1 + their number).
@@ -127,7 +130,7 @@ READMISSION_BEFORE_DEATH = 0.3
 """Share of the deaths within 30 days of a discharge that happen in a readmission of less than a day."""
 
 NEXT_ADMISSION = 0.5
-"""Probability of an admission in (30, 365] days for who neither died, nor was readmitted earlier, nor is newly diagnosed."""
+"""Probability of an admission in (30, 365] days for who neither died nor was readmitted nor is newly diagnosed."""
 
 
 def _weight_matrix() -> np.ndarray:
@@ -151,7 +154,8 @@ def score_probabilities(features: np.ndarray) -> np.ndarray:
         features: float64 `[n, features]`, columns as `FEATURES`.
 
     Returns:
-        float64 `[n, tasks]`, columns as `SCORES`: the Bernoulli parameter of each draw, before the draws compete (see `outcome_risks`).
+        float64 `[n, tasks]`, columns as `SCORES`: the Bernoulli parameter of each draw, before the draws compete (see
+        `outcome_risks`).
     """
     return 1.0 / (1.0 + np.exp(-(features @ WEIGHT_MATRIX.T + INTERCEPT_VECTOR)))
 
@@ -159,9 +163,10 @@ def score_probabilities(features: np.ndarray) -> np.ndarray:
 def outcome_risks(draws: np.ndarray, diagnosed: np.ndarray, blocked: np.ndarray) -> dict[str, np.ndarray]:
     """Probabilities of the discharge tasks' positive labels, in closed form.
 
-    At a discharge the draws come in this order: death within 30 days (d); the new conditions within 365 days (c_k, each independent, 0 where diagnosed
-    already); the readmission within 30 days (r). Who is drawn for a new condition is next admitted for it; where the previous discharge lies less
-    than 365 days back (`blocked`) that admission must start after that discharge's own window, so more than 30 days from now. Hence
+    At a discharge the draws come in this order: death within 30 days (d); the new conditions within 365 days (c_k,
+    each independent, 0 where diagnosed already); the readmission within 30 days (r). Who is drawn for a new condition
+    is next admitted for it; where the previous discharge lies less than 365 days back (`blocked`) that admission must
+    start after that discharge's own window, so more than 30 days from now. Hence
 
         P(death)         = d
         P(condition k)   = (1 - d) c_k

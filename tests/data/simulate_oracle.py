@@ -1,4 +1,5 @@
-"""Independent reading of simulated rows, for the simulator's tests: labels, features and risks from the events alone, one patient at a time.
+"""Independent reading of simulated rows, for the simulator's tests: labels, features and risks from the events alone,
+one patient at a time.
 
 Nothing here runs the process: it reads MEDS rows and the published constants (channels, weights), in plain Python.
 """
@@ -19,7 +20,7 @@ DISCHARGE_CODES = ("VISIT_END//home", "VISIT_END//snf", "VISIT_END//hosp", "VISI
 
 
 def labels(events: pl.DataFrame, end_of_data: datetime) -> dict[str, pl.DataFrame]:
-    """task -> table of subject_id, time, positive; only labels whose whole horizon was observed, so that they are unselected."""
+    """task -> table of subject_id, time, positive; only where the whole horizon was observed: no selection."""
     starts = events.filter(pl.col("code") == "VISIT_START//IMP").select("subject_id", "visit_id", start="time")
     ends = events.filter(pl.col("code").is_in(DISCHARGE_CODES)).select("subject_id", "visit_id", end="time")
     deaths = events.filter(pl.col("code") == "MEDS_DEATH").select("subject_id", death="time")
@@ -31,7 +32,9 @@ def labels(events: pl.DataFrame, end_of_data: datetime) -> dict[str, pl.DataFram
         return (pl.col(column) <= pl.col("end") + pl.duration(days=days)).fill_null(False)
 
     def observed(frame: pl.DataFrame, days: int) -> pl.DataFrame:
-        return frame.filter(pl.col("end") + pl.duration(days=days) <= end_of_data).select("subject_id", "positive", time="end")
+        return frame.filter(pl.col("end") + pl.duration(days=days) <= end_of_data).select(
+            "subject_id", "positive", time="end"
+        )
 
     found = {
         "mortality_30d": observed(alive.with_columns(positive=within("death", 30)), 30),
@@ -45,9 +48,13 @@ def labels(events: pl.DataFrame, end_of_data: datetime) -> dict[str, pl.DataFram
         "subject_id", positive=(pl.col("end") > pl.col("start") + week).fill_null(True), time=pl.col("start") + day
     )
     for task, prefix in PREFIXES.items():
-        coded = events.filter(pl.col("code").str.starts_with("DIAGNOSIS//ICD10CM//" + prefix)).sort("subject_id", "time")
+        coded = events.filter(pl.col("code").str.starts_with("DIAGNOSIS//ICD10CM//" + prefix)).sort(
+            "subject_id", "time"
+        )
         first = coded.group_by("subject_id").agg(coded=pl.col("time").first(), visit_id=pl.col("visit_id").first())
-        first = first.join(starts, on=["subject_id", "visit_id"], how="left").select("subject_id", "coded", admitted="start")
+        first = first.join(starts, on=["subject_id", "visit_id"], how="left").select(
+            "subject_id", "coded", admitted="start"
+        )
         at_risk = alive.join(first, on="subject_id", how="left").filter(
             pl.col("coded").is_null() | (pl.col("coded") > pl.col("end"))
         )
@@ -56,7 +63,7 @@ def labels(events: pl.DataFrame, end_of_data: datetime) -> dict[str, pl.DataFram
 
 
 def features(rows: list[dict[str, Any]], now: datetime) -> dict[str, float]:
-    """Features of the scores from the rows of one patient up to `now`, as the docstring of `simulate_risk` defines them."""
+    """Features of the scores from one patient's rows up to `now`, as `simulate_risk` defines them in words."""
     rows = [row for row in rows if row["time"] is None or row["time"] <= now]
     day = timedelta(days=1)
     by_code: dict[str, list[dict[str, Any]]] = {}
@@ -93,7 +100,9 @@ def features(rows: list[dict[str, Any]], now: datetime) -> dict[str, float]:
     for name, code, _ in CHRONIC:
         values[name] = float(f"DIAGNOSIS//ICD10CM//{code}" in by_code)
     values["gap"] = math.tanh(math.log(30 / ((began - before) / day)))
-    values["utilisation"] = math.log2(1 + sum(2 ** (-((now - r["time"]) / day) / 120) for r in by_code["VISIT_START//IMP"]))
+    values["utilisation"] = math.log2(
+        1 + sum(2 ** (-((now - r["time"]) / day) / 120) for r in by_code["VISIT_START//IMP"])
+    )
     values["age"] = ((now - by_code["MEDS_BIRTH"][0]["time"]) / day / 365.25 - 62) / 14
     values["male"] = float("GENDER//M" in by_code)
     return values

@@ -1,7 +1,8 @@
-"""The simulated cohort: reproducible whatever its size, and with the traits of real records that the rest must cope with."""
+"""The simulated cohort: reproducible whatever its size, and with the traits of real records."""
 
 from __future__ import annotations
 
+import zlib
 from datetime import datetime
 
 import numpy as np
@@ -9,7 +10,7 @@ import polars as pl
 import pytest
 
 from ehrseq.data.schema import EVENT_SCHEMA, validate_events
-from ehrseq.data.simulate import SIMULATED_TASKS, simulate
+from ehrseq.data.simulate import SIMULATED_TASKS, SIMULATOR_VERSION, simulate
 from ehrseq.data.simulate_codes import VOCABULARY
 from ehrseq.data.simulate_random import PatientStreams, poisson_from_uniform
 
@@ -34,18 +35,27 @@ def test_a_patient_does_not_depend_on_the_cohort(options):
     assert got.filter(shared)["subject_id"].n_unique() == 4
 
 
+def test_a_version_of_the_simulator_is_one_stream_of_patients():
+    """If this fails, seeds give other patients than before: raise SIMULATOR_VERSION and say so, or undo the change."""
+    rows = simulate(20, seed=0, progress=False).events()
+    digest = zlib.crc32("\n".join(rows["code"]).encode())
+    assert (SIMULATOR_VERSION, len(rows), digest) == ("1.0", 8066, 4106727091)
+
+
 def test_random_numbers_are_uniform_and_unrelated():
     streams = PatientStreams(0, np.arange(20_000))
     rows = np.arange(20_000)
     columns = np.concatenate(
-        [streams.uniform(rows, 0, "a", 3), streams.uniform(rows, 1, "a", 3), streams.uniform(rows, 0, "b")[:, None]], axis=1
+        [streams.uniform(rows, 0, "a", 3), streams.uniform(rows, 1, "a", 3), streams.uniform(rows, 0, "b")[:, None]],
+        axis=1,
     )
     assert abs(columns.mean() - 0.5) < 0.003
     assert abs(columns.var() - 1 / 12) < 0.002
     correlation = np.corrcoef(columns.T) - np.eye(7)
     assert np.abs(correlation).max() < 0.03
     assert np.abs(np.corrcoef(columns[:-1, 0], columns[1:, 0])[0, 1]) < 0.03
-    assert 0 < columns.min() < 1e-3 and 1 - 1e-3 < columns.max() < 1
+    assert 0 < columns.min() < 1e-3
+    assert 1 - 1e-3 < columns.max() < 1
 
 
 def test_poisson_counts_have_mean_and_variance():
@@ -80,7 +90,9 @@ def test_histories_are_long_irregular_and_span_years(events):
     sizes = events.group_by("subject_id").len()["len"]
     assert sizes.median() >= 200
     visits = events.filter(pl.col("code").is_in(["VISIT_START//AMB", "VISIT_START//EMER", "VISIT_START//IMP"]))
-    years = visits.group_by("subject_id").agg(((pl.col("time").max() - pl.col("time").min()).dt.total_days() / 365.25).alias("years"))["years"]
+    years = visits.group_by("subject_id").agg(
+        ((pl.col("time").max() - pl.col("time").min()).dt.total_days() / 365.25).alias("years")
+    )["years"]
     assert years.median() > 2
     gaps = visits.select(pl.col("time").diff().over("subject_id").dt.total_days().alias("gap")).drop_nulls()["gap"]
     assert gaps.std() > 0.8 * gaps.mean()  # 1 for a Poisson process, 0 for a clock
@@ -89,14 +101,23 @@ def test_histories_are_long_irregular_and_span_years(events):
 def test_codes_are_many_and_zipf_distributed(events):
     assert events["code"].n_unique() >= 500
     background = {VOCABULARY.codes[k] for k in VOCABULARY.background}
-    sizes = events.filter(pl.col("code").is_in(list(background)))["code"].value_counts()["count"].sort(descending=True).to_numpy()
+    sizes = (
+        events.filter(pl.col("code").is_in(list(background)))["code"]
+        .value_counts()["count"]
+        .sort(descending=True)
+        .to_numpy()
+    )
     ranks = np.arange(1, 301)
     slope = np.polyfit(np.log(ranks), np.log(sizes[:300]), 1)[0]
     assert -1.25 < slope < -0.8
 
 
 def test_a_laboratory_test_comes_in_several_units(events):
-    units = events.filter(pl.col("code") == "LAB//LOINC//2345-7").group_by("unit").agg(pl.len(), pl.col("numeric_value").median())
+    units = (
+        events.filter(pl.col("code") == "LAB//LOINC//2345-7")
+        .group_by("unit")
+        .agg(pl.len(), pl.col("numeric_value").median())
+    )
     found = {unit: (count, median) for unit, count, median in units.iter_rows()}
     assert set(found) == {"mg/dL", "mmol/L"}
     assert 0.15 < found["mmol/L"][0] / found["mg/dL"][0] < 0.6
@@ -104,7 +125,9 @@ def test_a_laboratory_test_comes_in_several_units(events):
 
 
 def test_rows_arrive_after_discharge_and_still_name_their_stay(events):
-    ends = events.filter(pl.col("code").is_in(["VISIT_END//home", "VISIT_END//snf", "VISIT_END//hosp"])).select("visit_id", end="time")
+    ends = events.filter(pl.col("code").is_in(["VISIT_END//home", "VISIT_END//snf", "VISIT_END//hosp"])).select(
+        "visit_id", end="time"
+    )
     late = events.join(ends, on="visit_id").filter(pl.col("time") > pl.col("end"))
     assert len(late) > 200
     assert set(late["text_value"]) == {"positive", "negative"}
@@ -123,7 +146,11 @@ def test_emergency_visits_overlap_admissions_and_intensive_care_is_nested(events
     assert 0.5 < len(overlapping) / len(stays) < 0.7
     other = both.filter((pl.col("start_er") < pl.col("end")) & (pl.col("end_er") > pl.col("start")))
     assert len(other) == len(overlapping)
-    care = events.filter(pl.col("code") == "VISIT_START//ACUTE").select("visit_id", began="time").join(stays, on="visit_id")
+    care = (
+        events.filter(pl.col("code") == "VISIT_START//ACUTE")
+        .select("visit_id", began="time")
+        .join(stays, on="visit_id")
+    )
     assert len(care) > 100
     assert care.select(((pl.col("began") > pl.col("start")) & (pl.col("began") < pl.col("end"))).all()).item()
 
@@ -134,10 +161,18 @@ def test_what_is_measured_depends_on_how_ill_a_patient_is(events):
     burden = events.filter(pl.col("code").is_in([f"DIAGNOSIS//ICD10CM//{code}" for code in chronic]))
     burden = burden.group_by("subject_id").agg(burden=pl.col("code").n_unique())
     stays = events.filter(pl.col("code") == "VISIT_START//IMP").select("subject_id", "visit_id")
-    measured = events.filter(pl.col("code") == "LAB//LOINC//2524-7").select("visit_id").unique().with_columns(measured=pl.lit(True))
+    measured = (
+        events.filter(pl.col("code") == "LAB//LOINC//2524-7")
+        .select("visit_id")
+        .unique()
+        .with_columns(measured=pl.lit(True))
+    )
     stays = stays.join(burden, on="subject_id", how="left").join(measured, on="visit_id", how="left")
     stays = stays.with_columns(pl.col("burden").fill_null(0), pl.col("measured").fill_null(False))
-    ill, well = stays.filter(pl.col("burden") >= 4)["measured"].mean(), stays.filter(pl.col("burden") <= 1)["measured"].mean()
+    ill, well = (
+        stays.filter(pl.col("burden") >= 4)["measured"].mean(),
+        stays.filter(pl.col("burden") <= 1)["measured"].mean(),
+    )
     assert ill > well + 0.05
 
 
