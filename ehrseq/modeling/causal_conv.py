@@ -96,18 +96,20 @@ def conv_final_state(
     """
     batch, length, channels = x.shape
     past = kernel - 1
-    steps = torch.arange(-past, 0, device=x.device)
     earlier = x.new_zeros(batch, past, channels) if initial_state is None else initial_state.transpose(1, 2).to(x.dtype)
     if lengths is None:
-        ends = torch.full((batch, 1), length, device=x.device)
         tail = torch.cat([earlier, x[:, max(0, length - past) :]], 1)[:, min(past, length) :]  # [b, k-1, d]
-    else:
-        ends = lengths.to(x.device, torch.int64)[:, None]
-        tail = torch.cat([earlier, x], 1).gather(1, (ends + steps + past)[..., None].expand(-1, -1, channels))
+    if lengths is None and reset_mask is None:
+        return tail.transpose(1, 2)
+
+    ends = x.new_full((batch,), length, dtype=torch.int64) if lengths is None else lengths.to(x.device, torch.int64)
+    steps = ends[:, None] + torch.arange(-past, 0, device=x.device)  # [b, k-1], negative = in the initial state
+    if lengths is not None:
+        tail = torch.cat([earlier, x], 1).gather(1, (steps + past)[..., None].expand(-1, -1, channels))
     if reset_mask is not None:
         row_steps = torch.arange(length, device=x.device)
-        last_start = torch.where(reset_mask & (row_steps < ends), row_steps, -past).amax(1, keepdim=True)  # [b, 1]
-        tail = tail.masked_fill((ends + steps < last_start)[..., None], 0.0)
+        real_starts = torch.where(reset_mask & (row_steps < ends[:, None]), row_steps, -past)
+        tail = tail.masked_fill((steps < real_starts.amax(1, keepdim=True))[..., None], 0.0)
     return tail.transpose(1, 2)
 
 

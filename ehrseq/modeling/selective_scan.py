@@ -257,14 +257,36 @@ def _run_naive(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
 # torch
 # ---------------------------------------------------------------------------------------------------------------------
 def _run_torch(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    if inputs.u.shape[1] == 1:  # one cached step: the formula itself is the fastest
-        return _run_naive(inputs)
+    if inputs.u.shape[1] == 1:
+        return _run_naive(inputs) if inputs.needs_grad else _one_step(inputs)
     arguments = tuple(vars(inputs).values())
     if inputs.needs_grad:
         y, final_state = _TiledScan.apply(*arguments)  # type: ignore[no-untyped-call]
     else:
         y, final_state, _ = _tiled_forward(inputs, keep_states=False)
     return y, final_state
+
+
+def _one_step(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """A cached step without gradients: everything happens in the one tensor that becomes the new state."""
+    dtype = inputs.compute_dtype
+    with torch.no_grad(), torch.autocast(inputs.u.device.type, enabled=False):
+        u, B, C = (t[:, 0].to(dtype) for t in (inputs.u, inputs.B, inputs.C))  # [b, d], [b, n], [b, n]
+        delta = _step_sizes(inputs)[1][:, 0]
+        h = torch.mul(delta[..., None], inputs.A.to(dtype)).exp_()  # [b, d, n], the decay so far
+        if inputs.initial_state is None:
+            h.zero_()
+        else:
+            before = inputs.initial_state.to(dtype)
+            resets = inputs.reset_mask
+            h.mul_(before if resets is None else before.masked_fill(resets[..., None], 0.0))
+        h.addcmul_((delta * u)[..., None], B[:, None])
+        y = torch.matmul(h, C[..., None]).squeeze(-1)  # [b, d]
+        if inputs.D is not None:
+            y.addcmul_(u, inputs.D.to(dtype))
+        if inputs.z is not None:
+            y.mul_(F.silu(inputs.z[:, 0].to(dtype)))
+    return y[:, None].to(inputs.u.dtype), h
 
 
 class _TiledScan(torch.autograd.Function):
@@ -283,7 +305,7 @@ class _TiledScan(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError(
-                "The torch backend of selective_scan has no second derivative: call backward without create_graph=True, "
+                "The torch backend of selective_scan has no second derivative: use backward without create_graph=True, "
                 "or selective_scan with backend='naive'."
             )
         grad_y, grad_final_state = grads

@@ -177,8 +177,9 @@ def test_positions_count_from_the_last_start():
 
 @pytest.mark.parametrize("pieces", [[1] * 13, [12, 1], [1, 12], [2, 1, 3, 7], [6, 7]])
 @pytest.mark.parametrize("with_resets", [False, True])
-def test_any_split_with_the_carried_state_equals_the_whole(pieces, with_resets):
-    inputs = make_inputs()
+@pytest.mark.parametrize("kernel", [1, 2, 4])
+def test_any_split_with_the_carried_state_equals_the_whole(pieces, with_resets, kernel):
+    inputs = make_inputs(kernel=kernel)
     resets = make_resets() if with_resets else None
     whole, whole_state = causal_conv1d(**inputs, reset_mask=resets, return_final_state=True)
     x, state, outputs = inputs.pop("x"), inputs.pop("initial_state"), []
@@ -192,8 +193,9 @@ def test_any_split_with_the_carried_state_equals_the_whole(pieces, with_resets):
 
 
 @pytest.mark.parametrize("with_resets", [False, True])
-def test_right_padded_rows_keep_the_state_of_their_last_real_step(with_resets):
-    inputs = make_inputs(batch=5)
+@pytest.mark.parametrize("kernel", [1, 2, 4])
+def test_right_padded_rows_keep_the_state_of_their_last_real_step(with_resets, kernel):
+    inputs = make_inputs(batch=5, kernel=kernel)
     lengths = torch.tensor([0, 1, 2, 9, 13])
     resets = make_resets(5) if with_resets else None
     padded, state = causal_conv1d(**inputs, reset_mask=resets, lengths=lengths, return_final_state=True)

@@ -77,6 +77,21 @@ def test_equals_naive_in_float64(length, with_resets):
         assert relative_error(grads[name], grads_naive[name]) < 1e-12, f"gradient of {name}"
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_resets", [False, True])
+@pytest.mark.parametrize("left_out", [(), ("initial_state",), ("D", "z", "delta_bias")])
+def test_a_single_step_without_gradients_equals_naive(dtype, with_resets, left_out):
+    inputs = {k: v for k, v in make_inputs(batch=4, length=1, dtype=dtype).items() if k not in left_out}
+    before = {k: v.clone() for k, v in inputs.items() if torch.is_tensor(v)}
+    options = {"reset_mask": torch.tensor([[True], [False]] * 2) if with_resets else None, "return_final_state": True}
+    y, state = selective_scan(**inputs, **options)
+    y_naive, state_naive = selective_scan_naive(**inputs, **options)
+    assert y.dtype == dtype
+    assert relative_error(y, y_naive) <= torch.finfo(dtype).eps
+    assert relative_error(state, state_naive) < (1e-14 if dtype == torch.float64 else 1e-6)
+    assert all(torch.equal(inputs[name], before[name]) for name in before), "the caller's tensors are left alone"
+
+
 @pytest.mark.parametrize("left_out", ["D", "z", "delta_bias", "initial_state", "all"])
 def test_equals_naive_without_optional_inputs(left_out):
     optional = ("D", "z", "delta_bias", "initial_state")
