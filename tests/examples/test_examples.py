@@ -1,0 +1,134 @@
+"""The example scripts on tiny simulated data, end to end; a resumed run; two processes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+QUIET = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "True"]
+
+
+def run(script: str, *options: object, processes: int = 1) -> str:
+    """Run an example as a user does; in this process, which saves seconds of imports, unless torchrun is asked for."""
+    arguments = [str(EXAMPLES / script), *map(str, options)]
+    if processes == 1:
+        printed = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+            patch.setattr(sys, "argv", arguments)
+            runpy.run_path(arguments[0], run_name="__main__")
+        return printed.getvalue()
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+        cwd=EXAMPLES.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    printed = run("01_prepare_data.py", "--output", folder, "--num_patients", 120, "--seed", 3)
+    assert "mortality_30d" in printed
+    assert "coverage" in printed
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(prepared, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrain")
+    sizes = ["--hidden_size", 16, "--num_layers", 1, "--context", 64]
+    options = ["--max_steps", 4, "--per_device_train_batch_size", 8, "--learning_rate", 3e-3]
+    run("02_pretrain.py", "--data", prepared, "--output_dir", folder, *sizes, *options, *QUIET)
+    return folder
+
+
+def finetune(prepared, pretrained, folder, *options, processes=1) -> dict:
+    """Finetune with dropout off, so that one process and two, and a resumed run, can be compared; its state."""
+    batch = 8 // processes
+    run(
+        "03_finetune.py",
+        *("--data", prepared, "--model", pretrained, "--output_dir", folder, "--learning_rate", 1e-3),
+        *("--per_device_train_batch_size", batch, "--rows", 96, "--logging_steps", 1, "--eval_strategy", "no"),
+        *QUIET,
+        *options,
+        processes=processes,
+    )
+    checkpoints = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return json.loads((checkpoints[-1] / "trainer_state.json").read_text())
+
+
+def test_the_four_scripts_make_scores_of_simulated_patients(prepared, pretrained, tmp_path):
+    options = ["--max_steps", 4, "--save_steps", 2, "--positive_share", 0.4, "--patience", 1, "--save_total_limit", 1]
+    options += ["--eval_strategy", "steps", "--eval_steps", 2, "--load_best_model_at_end"]
+    options += ["--metric_for_best_model", "auroc_mean"]
+    state = finetune(prepared, pretrained, tmp_path / "finetune", *options)
+    assert {"eval_auroc_mean", "eval_loss"} <= set(state["log_history"][-1])
+
+    config = json.loads((tmp_path / "finetune" / "config.json").read_text())
+    assert all(task["log_odds_shift"] > 0 for task in config["tasks"])  # positives were drawn more often
+    assert (tmp_path / "finetune" / "tokenizer_config.json").exists()
+
+    output = tmp_path / "risks.parquet"
+    printed = run("04_predict.py", "--data", prepared, "--model", tmp_path / "finetune", "--output", output)
+    assert "AUROC" in printed
+    assert "'score'" in printed
+    risks = pl.read_parquet(output)
+    assert risks["score"].is_between(0, 1).all()
+    assert risks["task"].n_unique() == 6
+
+
+def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_ends(prepared, pretrained, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finetune(prepared, pretrained, whole, "--max_steps", 6, "--save_steps", 3)
+    finetune(prepared, pretrained, broken, "--max_steps", 6, "--save_steps", 3)
+    # As if the machine had failed after the first checkpoint.
+    for path in broken.iterdir():
+        if path.name != "checkpoint-3":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    finetune(prepared, pretrained, broken, "--max_steps", 6, "--save_steps", 3)
+    weights = [load_file(folder / "model.safetensors") for folder in (whole, broken)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
+
+
+def test_two_processes_train_as_one(prepared, pretrained, tmp_path):
+    """torchrun with two CPU processes and half the batch each: the same losses, dropout being off."""
+    still = tmp_path / "still"
+    _without_dropout(pretrained, still)
+    runs = [
+        finetune(prepared, still, tmp_path / str(n), "--max_steps", 5, "--save_steps", 5, processes=n) for n in (1, 2)
+    ]
+    losses = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in runs]
+    assert len(losses[0]) == len(losses[1]) == 5
+    assert losses[1] == pytest.approx(losses[0], abs=2e-4)
+    weights = [load_file(tmp_path / str(n) / "model.safetensors") for n in (1, 2)]
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][name], atol=2e-4), name
+
+
+def _without_dropout(source: Path, target: Path) -> None:
+    """A copy of a checkpoint whose config has no dropout (two processes draw other masks than one)."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("checkpoint-*"))
+    config = json.loads((target / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "classifier_dropout": 0.0}
+    (target / "config.json").write_text(json.dumps(config))
