@@ -31,7 +31,7 @@ class Clock:
 
     Attributes:
         times: Weeks since the first timed event.
-        ages: Years.
+        ages: Years; 0 exactly = unknown, and stays 0.
         visit_orders: Order of the current or latest visit.
         visit_segments: Its segment: 1 or 2, 0 before the first visit.
     """
@@ -67,7 +67,7 @@ def read_clock(config: EhrMambaConfig, input_ids: Tensor, channels: dict[str, Te
     days = interval_days(config, input_ids).masked_fill(~real | (positions <= last[:, None]), 0.0).sum(1)
     return Clock(
         times=at_last("times").float() + days / DAYS_PER_WEEK,
-        ages=at_last("ages").float() + days / DAYS_PER_YEAR,
+        ages=_older(at_last("ages").float(), days),
         visit_orders=at_last("visit_orders"),
         visit_segments=at_last("visit_segments"),
     )
@@ -96,10 +96,15 @@ def advance(config: EhrMambaConfig, clock: Clock, generated: Tensor) -> dict[str
     return {
         "token_type_ids": token_types(config, generated),
         "times": (clock.times[:, None] + elapsed / DAYS_PER_WEEK).masked_fill(interval, 0.0),
-        "ages": (clock.ages[:, None] + elapsed / DAYS_PER_YEAR).masked_fill(interval, 0.0),
+        "ages": _older(clock.ages[:, None], elapsed).masked_fill(interval, 0.0),
         "visit_orders": orders,
         "visit_segments": segments.masked_fill(interval, 0),
     }
+
+
+def _older(ages: Tensor, days: Tensor) -> Tensor:
+    """Ages in years some days later; an age of 0, which tokenizers give to patients without a birth date, stays 0."""
+    return torch.where(ages == 0, 0.0, ages + days / DAYS_PER_YEAR)
 
 
 def freeze(config: EhrMambaConfig, channels: dict[str, Tensor], real: Tensor, generated: Tensor) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """`generate`: the cached state equals recomputation, and the clock moves as the design says."""
 
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from ehrseq.modeling.configuration_ehrmamba import INTERVAL_DAYS, EhrMambaConfig
+from ehrseq.modeling.ehrmamba_generation import advance, read_clock
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
 from tests.modeling.common import assert_close, collate
 
@@ -188,6 +190,13 @@ def test_sampling_and_stopping_work():
     assert tokens.shape[1] <= len(PROMPT) + 10
 
 
+def test_an_unknown_age_stays_unknown():
+    prompt = history(PROMPT)
+    prompt["ages"] = torch.zeros_like(prompt["ages"])
+    seen = channels_seen(model(), collate([prompt]), ["[LT]", "[VS]", "LAB", "[VE]"], use_cache=True)
+    assert [inputs["ages"].max().item() for inputs in seen] == [0.0] * 4
+
+
 def test_tokens_alone_are_enough():
     tokens = model().generate(torch.tensor([[ID["[CLS]"]]]), max_new_tokens=5, do_sample=False)
     assert tokens.shape == (1, 6)
@@ -223,3 +232,36 @@ def test_generate_refuses_right_padding_packing_and_half_a_vocabulary():
     network.config.special_token_ids = {"[VE]": 5}
     with pytest.raises(ValueError, match=r"lacks \['\[VS\]'\]"):
         network.generate(**collate(patients[:1]), max_new_tokens=2)
+
+
+def test_replaying_a_patients_tokens_gives_the_tokenizers_channels():
+    """Types, orders and segments are the tokenizer's own; times differ by what an interval token leaves open."""
+    polars = pytest.importorskip("polars")
+    tokenization = pytest.importorskip("ehrseq.tokenization.tokenization_ehr")
+    birth = {"subject_id": 1, "time": datetime(2100, 5, 5), "code": "MEDS_BIRTH", "numeric_value": None}
+    days = [0, 0, 9, 9, 9, 50, 50, 600, 600, 603]
+    start = datetime(2150, 1, 1, 8)
+    rows = [
+        {"subject_id": 1, "time": start + timedelta(days=day, hours=i), "code": code, "numeric_value": float(i)}
+        for i, (day, code) in enumerate(zip(days, ["LAB//LOINC//2345-7", "DIAGNOSIS//ICD10CM//I10"] * 5, strict=True))
+    ]
+    events = polars.DataFrame([birth, *rows], infer_schema_length=None)
+    tokenizer = tokenization.EhrTokenizer.train(events, min_count=1)
+    network = model()
+    network.config.update_from_tokenizer(tokenizer)
+    network = EhrMambaForCausalLM(network.config).eval()
+    row = {name: torch.tensor(values) for name, values in tokenizer(events).items() if name != "attention_mask"}
+    row = {name: values.reshape(-1) for name, values in row.items()}
+    length = 3
+    prompt = {name: values[None, :length] for name, values in row.items()}
+    real = torch.ones(1, length, dtype=torch.bool)
+    clock = read_clock(network.config, prompt["input_ids"], prompt, real)
+    replayed = advance(network.config, clock, row["input_ids"][None, length:])
+    assert int(row["visit_orders"].max()) == 5
+    for name in ("token_type_ids", "visit_orders", "visit_segments"):
+        assert replayed[name][0].tolist() == row[name][length:].tolist(), name
+    for name, per_day in (("times", 1 / 7), ("ages", 1 / 365.25)):
+        gap = (replayed[name][0] - row[name][length:]).abs() / per_day
+        assert float(gap.max()) < 4 * 16 + 182 + 4, name  # four intervals of up to 30 days, one of a year, a few hours
+        zero = row["token_type_ids"][length:] == 4
+        assert not replayed[name][0][zero].any()
