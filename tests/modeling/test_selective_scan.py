@@ -87,7 +87,7 @@ def test_a_single_step_without_gradients_equals_naive(dtype, with_resets, left_o
     y, state = selective_scan(**inputs, **options)
     y_naive, state_naive = selective_scan_naive(**inputs, **options)
     assert y.dtype == dtype
-    assert relative_error(y, y_naive) <= torch.finfo(dtype).eps
+    assert relative_error(y, y_naive) < 4 * torch.finfo(dtype).eps
     assert relative_error(state, state_naive) < (1e-14 if dtype == torch.float64 else 1e-6)
     assert all(torch.equal(inputs[name], before[name]) for name in before), "the caller's tensors are left alone"
 
