@@ -1,0 +1,124 @@
+"""The command line: simulate, predict, and errors in one line."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime, timedelta
+
+import polars as pl
+import pytest
+from transformers import pipeline
+from typer.testing import CliRunner
+
+from ehrseq import __version__
+from ehrseq.cli import app, main
+from ehrseq.data.dataset import EventDataset, load_events
+from ehrseq.data.simulate import simulate
+from ehrseq.modeling.modeling_ehrmamba import EhrMambaForSequenceClassification
+from ehrseq.predict import predict_risks
+from ehrseq.tasks import load_task
+from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
+from ehrseq.training import model_config, save_checkpoint
+
+TASKS = ["readmission_30d", "mortality_30d"]  # not in alphabetical order
+
+
+@pytest.fixture(scope="module")
+def events():
+    return simulate(12, seed=5, progress=False).events()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(events, tmp_path_factory):
+    """An untrained classifier with a shift of the log-odds that differs by task."""
+    tasks = [load_task(name).to_config() for name in TASKS]
+    tokenizer = EhrTokenizer.train(events, tasks=tasks, model_max_length=64)
+    for number, task in enumerate(tasks):
+        task["log_odds_shift"] = 1.5 * number
+    config = model_config(tokenizer, tasks=tasks, hidden_size=16, num_hidden_layers=1, max_position_embeddings=64)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_checkpoint(folder, EhrMambaForSequenceClassification(config), tokenizer)
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_version():
+    assert run("--version").output.strip() == f"ehrseq {__version__}"
+
+
+def test_simulate_writes_fhir_and_meds_of_the_same_patients(tmp_path):
+    assert "9 simulated patients" in run("simulate", tmp_path / "fhir", "-n", 9, "--seed", 2).output
+    run("simulate", tmp_path / "meds", "-n", 9, "--seed", 2, "--format", "meds")
+    fhir, _ = load_events(tmp_path / "fhir", progress=False)
+    meds = EventDataset(tmp_path / "meds").events()
+    assert fhir.height == meds.height
+    with pytest.raises(ValueError, match="not empty"):
+        run("simulate", tmp_path / "fhir", "-n", 9)
+
+
+def test_predict_gives_the_risks_of_the_pipeline(events, checkpoint, tmp_path):
+    events.write_parquet(tmp_path / "events.parquet")
+    output = tmp_path / "new" / "risks.parquet"
+    assert "12 patients, 24 risks" in run("predict", checkpoint, tmp_path / "events.parquet", "-o", output).output
+    risks = pl.read_parquet(output)
+    assert list(risks.columns) == ["subject_id", "prediction_time", "task", "label", "score"]
+    assert not list(output.parent.glob("*.part"))
+    risk = pipeline("ehr-risk", model=str(checkpoint))
+    for subject in risks["subject_id"].unique().head(4):
+        rows = events.filter(pl.col("subject_id") == subject).to_dicts()
+        for answer in risk({"subject_id": subject, "events": rows}):
+            own = risks.filter((pl.col("subject_id") == subject) & (pl.col("task") == answer["task"]))
+            assert own["score"].item() == pytest.approx(answer["score"], abs=1e-6)
+            assert own["label"].item() == answer["label"]
+
+
+def test_predict_at_asked_times_reads_nothing_later(events, checkpoint, tmp_path):
+    middle = events.filter(pl.col("time").is_not_null())["time"].sort()[events.height // 2]
+    first = events.filter(pl.col("time") <= middle - timedelta(days=400))["subject_id"].unique()
+    times = pl.DataFrame({"subject_id": first, "prediction_time": [middle] * len(first)})
+    times.write_csv(tmp_path / "times.csv")
+    whole, _ = predict_risks(checkpoint, events, prediction_times=tmp_path / "times.csv", tasks=["mortality_30d"])
+    known = events.filter((pl.col("time") <= middle) | pl.col("time").is_null())
+    cut, _ = predict_risks(checkpoint, known, prediction_times=times, tasks=["mortality_30d"])
+    assert whole.equals(cut)
+    assert whole.height == len(first)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"checkpoint": "nowhere"}, "no checkpoint folder nowhere"),
+        ({"tasks": ["sepsis"]}, "unknown tasks \\['sepsis'\\]"),
+        ({"data": "nowhere"}, "does not exist"),
+        ({"prediction_times": pl.DataFrame({"subject_id": [1]})}, "lack \\['prediction_time'\\]"),
+        (
+            {"prediction_times": pl.DataFrame({"subject_id": [999], "prediction_time": [datetime(2020, 1, 1)]})},
+            "1 patients without events, e.g. 999",
+        ),
+    ],
+)
+def test_bad_requests_are_clear_errors(events, checkpoint, change, message):
+    arguments = {"checkpoint": checkpoint, "data": events} | change
+    with pytest.raises(ValueError, match=message):
+        predict_risks(**arguments)
+
+
+def test_a_pretrained_checkpoint_has_no_risks(events, tmp_path):
+    tokenizer = EhrTokenizer.train(events, model_max_length=64)
+    config = model_config(tokenizer, hidden_size=16, num_hidden_layers=1, max_position_embeddings=64)
+    save_checkpoint(tmp_path, EhrMambaForSequenceClassification(config), tokenizer)
+    with pytest.raises(ValueError, match="has no tasks"):
+        predict_risks(tmp_path, events)
+
+
+def test_an_error_is_one_line_and_no_traceback(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["ehrseq", "predict", str(tmp_path / "nowhere"), str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
