@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .ehr_columns import NO_TIME
 from .ehr_sequence import CHANNEL_DTYPES, MAX_STATIC_SHARE, WEEK_US, YEAR_US, check_context
 from .ehr_tables import as_column, check_columns, microseconds, require
 from .ehr_vocabulary import (
@@ -29,8 +30,6 @@ from .ehr_vocabulary import (
     EventVocabulary,
 )
 
-NO_TIME = np.iinfo(np.int64).min
-"""Stands for an absent instant (microseconds): a static row, an unknown birth."""
 _SWAPPED = np.asarray([0, 2, 1], np.int8)  # the other segment
 _ROW_CHUNK = 20_000  # rows assembled at once by `assemble_all`: bounds its index arrays
 

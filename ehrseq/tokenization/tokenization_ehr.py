@@ -21,7 +21,8 @@ from transformers import BatchEncoding
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy, logging
 
-from .ehr_encoding import coverage_of, encode_histories
+from .ehr_columns import coverage_of
+from .ehr_encoding import encode_histories
 from .ehr_histories import EncodedHistories
 from .ehr_sequence import (
     CHANNEL_DTYPES,
