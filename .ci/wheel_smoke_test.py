@@ -1,13 +1,14 @@
-"""The installed wheel, far from its source: import, data, tokenizer, model, save, reload by Auto classes, a risk, a model card."""
+"""The installed wheel, far from its source: data, tokenizer, model, save, reload by Auto classes, a risk."""
 
 import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
 import ehrseq
 from ehrseq.data.simulate import simulate
 from ehrseq.tasks import list_tasks, load_task
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 events = simulate(num_patients=8, seed=0).events()
 tasks = [load_task("mortality_30d").to_config(), load_task("readmission_30d").to_config()]
@@ -21,8 +22,7 @@ with tempfile.TemporaryDirectory() as folder:
     AutoModelForSequenceClassification.from_pretrained(folder)
     AutoTokenizer.from_pretrained(folder)
     risk = pipeline("ehr-risk", model=folder)
-    scores = risk({"subject_id": 1, "events": events.filter(events["subject_id"] == events["subject_id"][0]).to_dicts()})
-    print(scores)
+    scores = risk(events.filter(events["subject_id"] == events["subject_id"][0]))
     if not (len(scores) == 2 and all(0 <= row["score"] <= 1 for row in scores)):
         raise SystemExit(f"expected two probabilities, got {scores}")
 

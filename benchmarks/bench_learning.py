@@ -254,7 +254,7 @@ def test_rows(dataset: PromptedDataset, arguments: Arguments) -> PromptedDataset
 
 
 def counts(dataset: PromptedDataset, rows: np.ndarray, vocabulary: int, special: np.ndarray) -> Any:
-    """Sparse `[rows, vocabulary + 2]` counts of the tokens up to each prediction time, and age at first and last visit."""
+    """Sparse `[rows, vocabulary + 2]`: counts of the tokens up to each time, and age at first and last visit."""
     from scipy import sparse
 
     histories, index = dataset.histories, dataset.index
@@ -262,7 +262,7 @@ def counts(dataset: PromptedDataset, rows: np.ndarray, vocabulary: int, special:
     for position, row in enumerate(rows):
         history = int(index.history[row])
         first, last = int(histories.offsets[history]), int(histories.offsets[history]) + int(index.end[row])
-        seen = np.bincount(histories.input_ids[first:last], minlength=vocabulary)[:vocabulary]
+        seen = np.bincount(histories.ids[first:last], minlength=vocabulary)[:vocabulary]
         seen[special] = 0
         present = np.flatnonzero(seen)
         indices.append(present)
@@ -355,7 +355,7 @@ def markdown(arguments: Arguments, results: dict[str, Any], training: dict[str, 
     lines = [
         f"Trained on {arguments.patients:,} simulated patients within {arguments.budget_minutes:g} minutes on "
         f"{machine['cores']} cores (EhrMamba, {arguments.num_layers} blocks, {arguments.hidden_size} wide, context "
-        f"{arguments.context}; NTP {training['pretrain']['minutes']:.1f} min, {training['pretrain']['rows']:,} windows; "
+        f"{arguments.context}; NTP {training['pretrain']['minutes']:.1f} min, {training['pretrain']['rows']:,} rows; "
         f"MPF {training['finetune']['minutes']:.1f} min, {training['finetune']['rows']:,} rows), tested on "
         f"{arguments.test_patients:,} fresh ones.",
         "",

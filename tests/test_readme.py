@@ -46,7 +46,8 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), namespace)
     scores = namespace["risk"](namespace["patient"])
-    assert [row["task"] for row in scores] and all(0 < row["score"] < 1 for row in scores)
+    assert scores
+    assert all(0 < row["score"] < 1 for row in scores)
     assert "mortality_30d" in capsys.readouterr().out
 
 
@@ -69,9 +70,10 @@ def test_each_command_of_the_readme_runs(command: str, demo_folder: Path) -> Non
 
 def test_the_make_targets_that_the_readme_names_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert {word for word in re.findall(r"make ([a-z-]+)", README)} <= targets
+    assert set(re.findall(r"make ([a-z-]+)", README)) <= targets
 
 
 def test_the_paths_that_the_readme_links_exist() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert links and [link for link in links if not (ROOT / link).exists()] == []
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -1,4 +1,4 @@
-"""The state machine for one patient and the columnar encoder give the same rows; a cut history is a prefix of the whole one."""
+"""One patient's state machine and the columnar encoder give the same rows; a cut history is a prefix of the whole."""
 
 from datetime import datetime, timedelta
 
