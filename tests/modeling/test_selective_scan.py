@@ -87,8 +87,9 @@ def test_a_single_step_without_gradients_equals_naive(dtype, with_resets, left_o
     y, state = selective_scan(**inputs, **options)
     y_naive, state_naive = selective_scan_naive(**inputs, **options)
     assert y.dtype == dtype
-    assert relative_error(y, y_naive) < 4 * torch.finfo(dtype).eps
-    assert relative_error(state, state_naive) < (1e-14 if dtype == torch.float64 else 1e-6)
+    tolerance = 1e-13 if dtype == torch.float64 else 1e-6  # as for whole passes: the same formula in another order
+    assert relative_error(y, y_naive) < max(tolerance, torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0)
+    assert relative_error(state, state_naive) < tolerance
     assert all(torch.equal(inputs[name], before[name]) for name in before), "the caller's tensors are left alone"
 
 
