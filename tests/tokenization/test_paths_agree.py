@@ -175,3 +175,58 @@ def test_windows_lose_no_event(tokenizer: EhrTokenizer, first: list[dict], secon
             body = row["visit_orders"][row["visit_orders"] > 0]
             assert not len(body) or body[0] == 1
             assert np.all(np.diff(body) >= 0)
+
+
+@COMMON
+@given(
+    drawn=EVENTS,
+    hours=st.lists(st.integers(-5, 12_000), min_size=1, max_size=4),
+    max_length=st.sampled_from([None, 8, 9, 12, 20]),
+)
+def test_lazy_rows_equal_the_table(
+    tokenizer: EhrTokenizer,
+    drawn: list[dict],
+    hours: list[int],
+    max_length: int | None,
+) -> None:
+    events = table_of(rows_of(drawn, 3), rows_of(drawn[::-1], 8))
+    labels = {
+        task: pl.DataFrame(
+            {
+                "subject_id": [subject for subject in (8, 3) for _ in hours],
+                "prediction_time": [START + timedelta(hours=h) for h in hours] * 2,
+                "boolean_value": [h % 2 == 0 for h in hours] * 2,
+            }
+        )
+        for task in ("readmission_30d", "mortality_30d")
+    }
+    rows = tokenizer.encode_table(events, labels, max_length).to_pylist()
+    histories = tokenizer.encode_histories(events)
+    index = histories.index_labels(labels)
+    assert len(index) == len(rows) == 4 * len(hours)
+    for k, row in enumerate(rows):
+        lazy = histories.prompted_row(index, k, max_length)
+        for name in CHANNELS:
+            np.testing.assert_array_equal(lazy[name], np.asarray(row[name], lazy[name].dtype), err_msg=name)
+        assert (lazy["labels"], tokenizer.tasks[lazy["task_ids"]]) == (row["label"], row["task"])
+        assert histories.subject_ids[index.history[k]] == row["subject_id"]
+    part = index.subset([len(rows) - 1, 0])
+    first = histories.prompted_row(part, 0, max_length)
+    np.testing.assert_array_equal(first["input_ids"], rows[-1]["input_ids"])
+
+
+@COMMON
+@given(drawn=EVENTS, max_length=st.sampled_from([8, 11, 16, 40]))
+def test_windows_equal_the_pretraining_table(
+    tokenizer: EhrTokenizer,
+    drawn: list[dict],
+    max_length: int,
+) -> None:
+    events = table_of(rows_of(drawn, 3), rows_of(drawn[::-1], 8))
+    windows = tokenizer.encode_histories(events).windows(max_length)
+    rows = tokenizer.encode_table(events, max_length=max_length).to_pylist()
+    assert len(windows) == len(rows)
+    for k, row in enumerate(rows):
+        assert windows.subject_ids[k] == row["subject_id"]
+        for name, values in windows[k].items():
+            np.testing.assert_array_equal(values, np.asarray(row[name], values.dtype), err_msg=name)
