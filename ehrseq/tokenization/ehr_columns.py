@@ -1,7 +1,7 @@
 """The event table as sorted numpy columns, and the token of every row, looked up once for each distinct code.
 
-Strings are looked at only where they can matter: units on rows with a number, texts on rows without one, visit_ids on
-the rows that `ehr_encoding.py` asks for.
+Strings become numbers once, codes and units side by side on two threads; visit_ids are only ever compared, so that
+64-bit hashes stand for them, and texts matter on rows without a number alone.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ NO_TIME = np.iinfo(np.int64).min
 """Stands for an absent instant (microseconds): a static row, an unknown birth."""
 DROPPED, CONTENT, START, END = range(4)
 """Roles of a row in a visit; a dropped one takes no part."""
+INFO = np.dtype([("role", np.int8), ("type", np.int8), ("death", bool), ("inpatient", bool)])
+"""What is known of a code."""
 HOWS = ("exact", "fallback", "lost")
 _MAX_DENSE_KEYS = 20_000_000  # (code, unit) pairs up to which a lookup table is indexed directly
 
@@ -39,6 +41,8 @@ class EventColumns:
         rank: Order inside an instant, see `ehr_visits`.
         role: DROPPED, CONTENT, START or END.
         token_type: Token type, 0 = the row makes no token of its own.
+        visit: Hash of the visit_id, uint64: equal where the visit_ids are.
+        has_visit: Whether there is a visit_id.
         is_death: Whether the row is a death.
         inpatient: Whether the row starts an inpatient encounter.
     """
@@ -61,63 +65,59 @@ class EventColumns:
             if frame[name].null_count():
                 raise ValueError(f"{frame[name].null_count()} rows of {what} have no {name}; fill or remove them.")
         # 2. What each distinct code is.
-        codes, code = _factorize(frame["code"])
+        coded = frame.lazy().select(_code("code"), _code("unit"), pl.col("visit_id").hash()).collect()
+        codes, code = _names(frame["code"], coded["code"])
+        self._units, unit = _names(frame["unit"], coded["unit"])
         kinds = [vocabulary.kind(c) for c in codes]
         types = [vocabulary.token_type(c) for c in codes]
-        roles = [_role(kind, bool(token_type)) for (kind, _), token_type in zip(kinds, types, strict=True)]
+        info = np.zeros(len(codes), INFO)
+        info["role"] = [_role(kind, bool(token)) for (kind, _), token in zip(kinds, types, strict=True)]
+        info["type"] = types
+        info["death"] = [kind == "death" for kind, _ in kinds]
+        info["inpatient"] = [kind == "visit_start" and of_class in INPATIENT_CLASSES for kind, of_class in kinds]
         ranks = np.asarray([KIND_RANKS.get(kind, RANK_OTHER) for kind, _ in kinds], np.int8)
         # 3. The order of the rows.
         subject, time = frame["subject_id"].to_numpy(), frame["time"].to_numpy()
+        visit, text = coded["visit_id"].to_numpy(), frame["text_value"]
+        has_visit = frame["visit_id"].is_not_null().to_numpy()
+        value = frame["numeric_value"].to_numpy()  # null -> NaN
         rank = _take(ranks, code)
         rank[time == NO_TIME] = RANK_STATIC
         order = _sorting(subject, time, rank)
         if order is not None:
-            frame, code = frame[order], code[order]
-            subject, time, rank = subject[order], time[order], rank[order]
+            subject, time, rank, code, unit = subject[order], time[order], rank[order], code[order], unit[order]
+            visit, has_visit, value, text = visit[order], has_visit[order], value[order], text[order]
         new = np.ones(len(subject), bool)
         np.not_equal(subject[1:], subject[:-1], out=new[1:])
         self.subject_ids, self.subject = subject[new], np.cumsum(new) - 1
-        self.time, self.rank = time, rank
-        self.role = _take(np.asarray(roles, np.int8), code)
-        self.token_type = _take(np.asarray(types, np.int8), code)
-        self.is_death = _take(np.asarray([kind == "death" for kind, _ in kinds], bool), code)
-        inpatient = [kind == "visit_start" and of_class in INPATIENT_CLASSES for kind, of_class in kinds]
-        self.inpatient = _take(np.asarray(inpatient, bool), code)
-        self._frame, self._code, self._codes, self._vocabulary = frame, code, codes, vocabulary
+        self.time, self.rank, self.visit, self.has_visit = time, rank, visit, has_visit
+        described = _take(info, code)
+        self.role, self.token_type = described["role"].copy(), described["type"].copy()
+        self.is_death, self.inpatient = described["death"], described["inpatient"]
+        self._code, self._unit, self._value, self._text = code, unit, value, text
+        self._codes, self._vocabulary = codes, vocabulary
 
-    def visit_ids(self, rows: np.ndarray) -> np.ndarray:
-        """Numbers that are equal where the visit_ids of these rows are; -1 = null."""
-        return _factorize(self._frame["visit_id"][rows])[1]
-
-    def token_ids(self, rows: np.ndarray) -> np.ndarray:
-        """Token ids (int32) of these rows."""
-        return self.tokens(rows)[0]
-
-    def tokens(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int32, how int8: 0 exact, 1 fallback, 2 lost) of these rows (ascending positions)."""
-        code = self._code[rows]
+    def tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """(ids int32, how int8: 0 exact, 1 fallback, 2 lost) of every row; of no use where a row makes no token."""
+        code, value, text = self._code, self._value, self._text
         bare = [self._vocabulary.code_id(c) for c in self._codes]
         ids = _take(np.asarray([token for token, _ in bare], np.int32), code)
         how = _take(np.asarray([HOWS.index(name) for _, name in bare], np.int8), code)
 
-        value = self._frame["numeric_value"].to_numpy()[rows]  # null -> NaN
         finite = np.isfinite(value)
         number = np.flatnonzero(finite)
         if len(number):
-            units, unit = _factorize(self._frame["unit"])
-            pairs, place = _distinct(code[number], unit[rows[number]] + 1, len(units) + 1)
-            id_table, how_table, edges = self._bins(pairs, units)
-            value = value[number]
-            bin_of = np.zeros(len(number), np.int32)
+            pairs, place = _distinct(code[number], self._unit[number] + 1, len(self._units) + 1)
+            id_table, how_table, edges = self._bins(pairs, self._units)
+            numbers = value[number]
+            cell = place * np.int32(id_table.shape[1])
             for column in edges.T:  # a value on an edge belongs to the bin below it
-                bin_of += value > column[place]
-            cell = place * id_table.shape[1] + bin_of
+                cell += numbers > column[place]
             ids[number], how[number] = id_table.ravel()[cell], how_table.ravel()[cell]
 
-        text = self._frame["text_value"]
         if text.null_count() < len(text):
-            with_text = np.flatnonzero(text.is_not_null().to_numpy()[rows] & ~finite)
-            texts, text_code = _factorize(text[rows[with_text]])
+            with_text = np.flatnonzero(text.is_not_null().to_numpy() & ~finite)
+            texts, text_code = _factorize(text[with_text])
             has_text = _take(np.asarray([bool(t) for t in texts], bool), text_code)
             with_text, text_code = with_text[has_text], text_code[has_text]
             if len(with_text):
@@ -153,7 +153,7 @@ def coverage_of(events: pl.DataFrame, vocabulary: EventVocabulary) -> dict[str, 
     """Counts of rows by how they were mapped, see `EhrTokenizer.coverage`."""
     table = EventColumns(events, vocabulary)
     makes_token = table.token_type > 0
-    counts = np.bincount(table.tokens(np.flatnonzero(makes_token))[1], minlength=3)
+    counts = np.bincount(table.tokens()[1][makes_token], minlength=3)
     boundary = (table.role == START) | (table.role == END)
     return {
         "exact": int(counts[0]),
@@ -177,17 +177,24 @@ def _take(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     return values[places] if len(values) else np.zeros(len(places), values.dtype)
 
 
-def _factorize(column: pl.Series) -> tuple[list[str], np.ndarray]:
-    """Distinct strings, and each row's position among them (-1 = null)."""
+def _code(name: str) -> pl.Expr:
+    """A string column as numbers from 0 on, in the order of first appearance."""
     pl = require("polars")
-    if column.null_count() == len(column):
-        return [], np.full(len(column), -1, np.int32)
-    coded = column.cast(pl.Categorical(pl.Categories.random()))  # categories of its own: places count from 0
-    physical = coded.to_physical().cast(pl.Int32)
-    places = (physical.fill_null(-1) if physical.null_count() else physical).to_numpy()
-    row_of = np.empty(int(places.max()) + 2, np.int64)
+    categories = pl.Categories.random()  # of its own, so that the numbers are dense
+    return pl.col(name).cast(pl.Categorical(categories)).to_physical().cast(pl.Int32)
+
+
+def _names(column: pl.Series, coded: pl.Series) -> tuple[list[str], np.ndarray]:
+    """Distinct strings, and each row's position among them (-1 = null)."""
+    places = (coded.fill_null(-1) if coded.null_count() else coded).to_numpy()
+    row_of = np.empty(int(places.max(initial=-1)) + 2, np.int64)
     row_of[places] = np.arange(len(places))  # nulls fall on the last entry
     return column[row_of[:-1]].to_list(), places
+
+
+def _factorize(column: pl.Series) -> tuple[list[str], np.ndarray]:
+    """`_names` of a column that is not coded yet."""
+    return _names(column, column.to_frame("strings").select(_code("strings"))["strings"])
 
 
 def _distinct(left: np.ndarray, right: np.ndarray, width: int) -> tuple[list[tuple[int, int]], np.ndarray]:

@@ -72,7 +72,8 @@ def encode_histories(
 
     # A death or a visit of unknown time would tell the future.
     static = np.flatnonzero(~timed & (table.role == CONTENT) & ~table.is_death)
-    static_ids = table.token_ids(static)
+    row_ids = table.tokens()[0]
+    static_ids = row_ids[static]
     static_offsets = _offsets(table.subject[static], count)
 
     boundaries = _open_encounters(table)
@@ -99,7 +100,7 @@ def encode_histories(
 
     content = np.flatnonzero(own)
     at, rows = through[content] - 1, keep[content]
-    ids[at], types[at] = table.token_ids(rows), table.token_type[rows]
+    ids[at], types[at] = row_ids[rows], table.token_type[rows]
     times[at], ages[at], orders[at] = row_times[content], row_ages[content], order[content]
 
     opens = visits.opens
@@ -147,34 +148,34 @@ class _Boundaries:
     Attributes:
         rows: Positions of the starts and of the ends that close one.
         open_after: Encounters of the subject that are open after each of them.
-        visit: Numbers that are equal where their visit_ids are, -1 = null.
     """
 
-    def __init__(self, rows: np.ndarray, open_after: np.ndarray, visit: np.ndarray) -> None:
-        self.rows, self.open_after, self.visit = rows, open_after, visit
+    def __init__(self, rows: np.ndarray, open_after: np.ndarray) -> None:
+        self.rows, self.open_after = rows, open_after
 
 
 def _open_encounters(table: EventColumns) -> _Boundaries:
     """Pair starts with ends; the ends that close nothing are dropped from the table's roles."""
     rows = np.flatnonzero((table.role >= START) & (table.time != NO_TIME))
-    visit = table.visit_ids(rows)
     if not len(rows):
-        return _Boundaries(rows, np.zeros(0, np.int64), visit)
+        return _Boundaries(rows, np.zeros(0, np.int64))
     change = np.where(table.role[rows] == START, 1, -1)
     # Within one (subject, visit_id) the number of open encounters is a walk that does not go below zero: an end that
     # would take the plain sum to a new low closes nothing.
-    key = table.subject[rows] * (int(visit.max()) + 2) + visit + 1
-    order = np.argsort(key, kind="stable")
-    group = np.cumsum(np.diff(key[order], prepend=-1) > 0)
+    subject, visit = table.subject[rows], np.where(table.has_visit[rows], table.visit[rows], 0)
+    order = np.lexsort((visit, subject))
+    is_new = np.ones(len(rows), bool)
+    is_new[1:] = (np.diff(subject[order]) != 0) | (visit[order][1:] != visit[order][:-1])
+    group = np.cumsum(is_new)
     apart = group * (len(rows) + 1)  # keeps the lows of one group out of the next
     low = np.minimum.accumulate(_within(np.cumsum(change[order]), group) - apart) + apart
     before = np.concatenate([[0], low[:-1]])
-    before[np.diff(group, prepend=0) > 0] = 0
+    before[is_new] = 0
     closes_nothing = np.zeros(len(rows), bool)
     closes_nothing[order] = np.minimum(low, 0) < np.minimum(before, 0)
     table.role[rows[closes_nothing]] = DROPPED
-    rows, change, visit = rows[~closes_nothing], change[~closes_nothing], visit[~closes_nothing]
-    return _Boundaries(rows, _within(np.cumsum(change), table.subject[rows]), visit)
+    rows, change = rows[~closes_nothing], change[~closes_nothing]
+    return _Boundaries(rows, _within(np.cumsum(change), table.subject[rows]))
 
 
 class _Visits:
@@ -204,17 +205,17 @@ class _Visits:
         place = np.flatnonzero(opener | outside | closing)
         opener, outside, closing = opener[place], outside[place], closing[place]
         rows, inpatient = keep[place], table.inpatient[keep[place]]
-        visit, late = self._visit_ids(table, rows, outside, boundaries)
+        visit, late = table.visit[rows], self._late(table, rows, outside, boundaries)
         day = table.time[rows] // DAY_US
         # 3. Which of them continue the visit of the row right before.
         follows = (np.diff(place, prepend=-2) == 1) & ~np.isin(place, begins)
-        by_visit = outside & (visit >= 0) & ~late
+        by_visit = outside & table.has_visit[rows] & ~late
         by_day = outside & ~by_visit
         same_visit, same_day = np.zeros(len(place), bool), np.zeros(len(place), bool)
         np.equal(visit[1:], visit[:-1], out=same_visit[1:])
         np.equal(day[1:], day[:-1], out=same_day[1:])
         continues = (by_visit & _previous(by_visit) & same_visit) | (by_day & _previous(by_day) & same_day)
-        continues |= opener & _previous(by_visit) & same_visit
+        continues |= opener & table.has_visit[rows] & _previous(by_visit) & same_visit
         # A transfer: an inpatient start on the day on which the visit before, an admission, closed.
         admission = closing & self._admissions(table, place, keep, boundaries)
         continues |= opener & inpatient & _previous(admission) & same_day
@@ -224,22 +225,18 @@ class _Visits:
         self.order = _running(self.opens, _within(total, subject[self.opens]), begins, len(keep))
 
     @staticmethod
-    def _visit_ids(
-        table: EventColumns, rows: np.ndarray, outside: np.ndarray, boundaries: _Boundaries
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(visit_id numbers of the deciding rows; whether an outside row comes after an end of its visit_id)."""
+    def _late(table: EventColumns, rows: np.ndarray, outside: np.ndarray, boundaries: _Boundaries) -> np.ndarray:
+        """Whether an outside row comes after an end of its visit_id."""
         late = np.zeros(len(rows), bool)
-        ends = boundaries.rows[table.role[boundaries.rows] == END]
-        visit = table.visit_ids(np.concatenate([rows, ends]))
-        visit, of_end = visit[: len(rows)], visit[len(rows) :]
-        ask = np.flatnonzero(outside & (visit >= 0))
+        ask = np.flatnonzero(outside & table.has_visit[rows])
+        ends = boundaries.rows[(table.role[boundaries.rows] == END) & table.has_visit[boundaries.rows]]
         if len(ask) and len(ends):
-            width = int(visit.max(initial=0) + of_end.max(initial=0)) + 1
-            key, first = np.unique(table.subject[ends] * width + of_end, return_index=True)
-            wanted = table.subject[rows[ask]] * width + visit[ask]
+            asked = rows[ask]
+            key, first = np.unique(_keys(table, ends), return_index=True)
+            wanted = _keys(table, asked)
             found = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
-            late[ask] = (key[found] == wanted) & (ends[first[found]] < rows[ask])
-        return visit, late
+            late[ask] = (key[found] == wanted) & (ends[first[found]] < asked)
+        return late
 
     @staticmethod
     def _admissions(table: EventColumns, place: np.ndarray, keep: np.ndarray, boundaries: _Boundaries) -> np.ndarray:
@@ -254,6 +251,11 @@ class _Visits:
         admission = last_inpatient >= last_alone
         at = np.searchsorted(boundaries.rows, keep[place], side="right") - 1
         return np.where(at >= 0, admission[at], False)
+
+
+def _keys(table: EventColumns, rows: np.ndarray) -> np.ndarray:
+    """(subject, visit_id) of rows as one number: an odd multiple spreads the subjects over all 64 bits."""
+    return table.visit[rows] ^ (table.subject[rows].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
 
 
 def _previous(values: np.ndarray) -> np.ndarray:

@@ -30,6 +30,16 @@ from .ehr_vocabulary import (
     EventVocabulary,
 )
 
+STORED_DTYPES: dict[str, Any] = {
+    "input_ids": np.int32,
+    "attention_mask": np.int8,
+    "token_type_ids": np.int8,
+    "times": np.float32,
+    "ages": np.float32,
+    "visit_orders": np.int32,
+    "visit_segments": np.int8,
+}
+"""Types of the channels in tables: 19 bytes a token, where a model's tensors take 48."""
 _SWAPPED = np.asarray([0, 2, 1], np.int8)  # the other segment
 _ROW_CHUNK = 20_000  # rows assembled at once by `assemble_all`: bounds its index arrays
 
@@ -353,11 +363,13 @@ class EncodedHistories:
     # -- assembling --------------------------------------------------------------------------------------------------
 
     def assemble_all(self, plan: RowPlan) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Channels of all rows end to end, and the offsets [rows + 1]."""
+        """Channels of all rows end to end, in the types of `STORED_DTYPES`, and the offsets [rows + 1]."""
         count = len(plan.history)
         parts = [self._assemble(_rows_of(plan, slice(k, k + _ROW_CHUNK))) for k in range(0, count, _ROW_CHUNK)]
         if not parts:
-            return {name: np.zeros(0, dtype) for name, dtype in CHANNEL_DTYPES.items()}, np.zeros(1, np.int64)
+            return {name: np.zeros(0, dtype) for name, dtype in STORED_DTYPES.items()}, np.zeros(1, np.int64)
+        if len(parts) == 1:
+            return parts[0]
         lengths = np.concatenate([np.diff(offsets) for _, offsets in parts])
         channels = {name: np.concatenate([part[name] for part, _ in parts]) for name in CHANNEL_DTYPES}
         return channels, np.concatenate([[0], np.cumsum(lengths)])
@@ -464,7 +476,7 @@ class EncodedHistories:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         first = offsets[:-1]
         total = int(offsets[-1])
-        out = {name: np.zeros(total, dtype) for name, dtype in CHANNEL_DTYPES.items()}
+        out = {name: np.zeros(total, dtype) for name, dtype in STORED_DTYPES.items()}
         out["attention_mask"][:] = 1
         # 1. Head: [CLS] or the task, then static tokens.
         out["input_ids"][first], out["token_type_ids"][first] = plan.first_id, TYPE_CLS
@@ -475,9 +487,13 @@ class EncodedHistories:
         source, target = _ranges(self.offsets[plan.history] + plan.start, span), _ranges(at, span)
         out["input_ids"][target], out["token_type_ids"][target] = self.ids[source], self.types[source]
         out["times"][target], out["ages"][target] = self.times[source], self.ages[source]
-        out["visit_orders"][target] = self.orders[source] - np.repeat(plan.shift, span)
-        odd = np.repeat(plan.shift % 2 == 1, span)
-        out["visit_segments"][target] = np.where(odd, _SWAPPED[self.segments[source]], self.segments[source])
+        orders, segments = self.orders[source], self.segments[source]
+        if plan.shift.any():
+            orders -= np.repeat(plan.shift.astype(np.int32), span)
+            odd = np.repeat(plan.shift % 2 == 1, span)
+            segments = np.where(odd, _SWAPPED[segments], segments)
+        np.minimum(orders, self.max_num_visits - 1, out=orders)
+        out["visit_orders"][target], out["visit_segments"][target] = orders, segments
         put, taken = at[needs_vs] - 1, plan.vs_at[needs_vs]
         out["input_ids"][put], out["token_type_ids"][put] = self._vs_id, TYPE_VS
         out["times"][put], out["ages"][put] = self.times[taken], self.ages[taken]
@@ -495,11 +511,11 @@ class EncodedHistories:
             out["token_type_ids"][place] = token_type
             out["times"][place] = (instant[rows] - self.first[history]) / WEEK_US
             out["ages"][place] = _ages(instant[rows], self.birth[history])
-            out["visit_orders"][place], out["visit_segments"][place] = order[rows], segment[rows]
+            out["visit_orders"][place] = np.minimum(order[rows], self.max_num_visits - 1)
+            out["visit_segments"][place] = segment[rows]
         # Where nothing timed is known, there is no clock to tell the time by.
         nothing = offsets[1:][(plan.tail > 0) & (plan.order == 0)] - 1
         out["times"][nothing] = 0
-        np.minimum(out["visit_orders"], self.max_num_visits - 1, out=out["visit_orders"])
         return out, offsets
 
     @property

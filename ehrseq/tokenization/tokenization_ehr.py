@@ -462,9 +462,7 @@ class EhrTokenizer(TokenizersBackend):
             columns["label"] = pa.array(index.label.astype(bool))
         channels, offsets = histories.assemble_all(plan)
         for name, values in channels.items():
-            columns[name] = pa.LargeListArray.from_arrays(
-                pa.array(offsets, pa.int64()), pa.array(_narrow(name, values))
-            )
+            columns[name] = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values))
         return pa.table(columns)
 
     def coverage(self, events: pl.DataFrame) -> dict[str, Any]:
@@ -542,18 +540,6 @@ def _as_patient(patient: Any) -> Any:
             "encode_table."
         )
     return {"subject_id": next(iter(subjects), None), "events": rows}
-
-
-def _narrow(name: str, values: np.ndarray) -> np.ndarray:
-    """The smallest type that holds a channel on disk: 17 bytes a token instead of 48."""
-    narrow = {
-        "input_ids": np.int32,
-        "attention_mask": np.int8,
-        "token_type_ids": np.int8,
-        "visit_orders": np.int16,
-        "visit_segments": np.int8,
-    }
-    return values.astype(narrow.get(name, values.dtype))
 
 
 def _to_tensors(encoded: BatchEncoding, return_tensors: str | None) -> BatchEncoding:
