@@ -58,8 +58,7 @@ def predict_risks(
     from ehrseq.data.schema import validate_events
     from ehrseq.training import prompted_dataset, quiet_loading, score_rows
 
-    if "/" not in str(checkpoint) and not Path(checkpoint).is_dir():
-        raise ValueError(f"no checkpoint folder {checkpoint}; give a folder that save_pretrained wrote, or owner/name.")
+    _check_checkpoint(str(checkpoint))
     with quiet_loading():
         model = AutoModelForSequenceClassification.from_pretrained(str(checkpoint))
         tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
@@ -76,8 +75,13 @@ def predict_risks(
     else:
         events, report = load_events(data, on_error=on_error, progress=progress)
     times = _prediction_times(events, prediction_times)
+    if prediction_times is None:
+        report.notes["patients without a timed event, not scored"] += events["subject_id"].n_unique() - times.height
     rows = times.with_columns(boolean_value=pl.lit(False))
     dataset = prompted_dataset(tokenizer, events, dict.fromkeys(wanted, rows), model.config.max_position_embeddings)
+    # Such a risk is the model's guess for somebody of whom it read nothing.
+    report.notes["events of unknown codes, read as [UNK]"] += tokenizer.coverage(events)["lost_events"]
+    report.notes["risks without a timed event up to the prediction time"] += int((dataset.index.end == 0).sum())
     scores = score_rows(model, tokenizer, dataset, batch_size=batch_size, progress=progress)
     names = tokenizer.tasks
     risks = pl.DataFrame(
@@ -93,6 +97,23 @@ def predict_risks(
     return risks.sort("subject_id", "prediction_time", maintain_order=True), report
 
 
+def _check_checkpoint(checkpoint: str) -> None:
+    """Say in our own words what transformers would say about its classes."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        if folder.exists() or folder.is_absolute() or checkpoint.count("/") != 1:
+            raise ValueError(
+                f"no checkpoint folder {checkpoint}; give a folder that save_pretrained wrote, or owner/name."
+            )
+        return
+    for file, part in (("config.json", "model"), ("tokenizer.json", "tokenizer")):
+        if not (folder / file).is_file():
+            raise ValueError(
+                f"{checkpoint} is no whole checkpoint: it has no {file}; save the {part} that it was trained with "
+                f"into the same folder ({part}.save_pretrained(folder))."
+            )
+
+
 def _prediction_times(events: pl.DataFrame, given: str | Path | pl.DataFrame | None) -> pl.DataFrame:
     """One (subject_id, prediction_time) per row that is asked for."""
     if given is None:
@@ -102,17 +123,35 @@ def _prediction_times(events: pl.DataFrame, given: str | Path | pl.DataFrame | N
             .agg(pl.col("time").max().alias("prediction_time"))
         )
     if not isinstance(given, pl.DataFrame):
-        path = Path(given)
-        given = pl.read_csv(path, try_parse_dates=True) if path.suffix == ".csv" else pl.read_parquet(path)
+        given = _read_times(Path(given))
     missing = {"subject_id", "prediction_time"} - set(given.columns)
     if missing:
         raise ValueError(
             f"prediction times lack {sorted(missing)}; expected subject_id, prediction_time, got {given.columns}."
         )
-    times = given.select(pl.col("subject_id").cast(pl.Int64), pl.col("prediction_time").cast(pl.Datetime("us")))
+    try:
+        times = given.select(pl.col("subject_id").cast(pl.Int64), pl.col("prediction_time").cast(pl.Datetime("us")))
+    except pl.exceptions.PolarsError as error:
+        types = {name: str(given.schema[name]) for name in ("subject_id", "prediction_time")}
+        raise ValueError(
+            f"prediction times have the types {types}; expected whole numbers and times such as 2024-03-01T08:30:00."
+        ) from error
+    nulls = times.filter(pl.any_horizontal(pl.all().is_null())).height
+    if nulls:
+        raise ValueError(f"{nulls} prediction times lack the patient or the time; fill them in, or leave them out.")
     strangers = times.filter(~pl.col("subject_id").is_in(events["subject_id"].unique().implode()))["subject_id"]
     if len(strangers):
         raise ValueError(
             f"prediction times name {len(strangers)} patients without events, e.g. {int(np.asarray(strangers)[0])}."
         )
     return times.unique(maintain_order=True)
+
+
+def _read_times(path: Path) -> pl.DataFrame:
+    if not path.is_file():
+        raise ValueError(f"no file {path}; give a Parquet or CSV file of subject_id, prediction_time.")
+    try:
+        return pl.read_csv(path, try_parse_dates=True) if path.suffix == ".csv" else pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as {path.suffix or 'Parquet'}: {reason}") from error

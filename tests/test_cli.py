@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from datetime import datetime, timedelta
 
@@ -98,12 +99,45 @@ def test_predict_at_asked_times_reads_nothing_later(events, checkpoint, tmp_path
             {"prediction_times": pl.DataFrame({"subject_id": [999], "prediction_time": [datetime(2020, 1, 1)]})},
             "1 patients without events, e.g. 999",
         ),
+        ({"checkpoint": "/nowhere/at/all"}, "no checkpoint folder /nowhere/at/all"),
+        ({"prediction_times": "nowhere.csv"}, "no file nowhere.csv"),
+        ({"prediction_times": __file__}, "cannot be read as .py"),
+        ({"prediction_times": pl.DataFrame({"subject_id": ["x"], "prediction_time": ["soon"]})}, "have the types"),
+        (
+            {"prediction_times": pl.DataFrame({"subject_id": [1], "prediction_time": [None]})},
+            "1 prediction times lack the patient or the time",
+        ),
     ],
 )
 def test_bad_requests_are_clear_errors(events, checkpoint, change, message):
     arguments = {"checkpoint": checkpoint, "data": events} | change
     with pytest.raises(ValueError, match=message):
         predict_risks(**arguments)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
+def test_an_incomplete_checkpoint_names_the_missing_file(events, checkpoint, file, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "part")
+    (tmp_path / "part" / file).unlink()
+    with pytest.raises(ValueError, match=f"it has no {file}"):
+        predict_risks(tmp_path / "part", events)
+
+
+def test_what_a_risk_cannot_stand_on_is_counted(checkpoint):
+    events = pl.DataFrame(
+        {
+            "subject_id": [1, 2],
+            "time": [datetime(2020, 1, 1), None],
+            "code": ["NOBODY//KNOWS//THIS", "GENDER//F"],
+        }
+    )
+    risks, report = predict_risks(checkpoint, events, tasks=TASKS[:1], progress=False)
+    assert risks["subject_id"].to_list() == [1]
+    assert report.notes["patients without a timed event, not scored"] == 1
+    assert report.notes["events of unknown codes, read as [UNK]"] == 1
+    early = pl.DataFrame({"subject_id": [1], "prediction_time": [datetime(2019, 1, 1)]})
+    _, report = predict_risks(checkpoint, events, tasks=TASKS[:1], prediction_times=early, progress=False)
+    assert report.notes["risks without a timed event up to the prediction time"] == 1
 
 
 def test_a_pretrained_checkpoint_has_no_risks(events, tmp_path):

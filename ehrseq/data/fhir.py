@@ -108,7 +108,7 @@ def patient_from_bundle(bundle: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         `{"subject_id", "events": [{"time": datetime | None, "code", "numeric_value"?, "text_value"?, "visit_id"?,
-        "unit"?}]}`, sorted; the events are those of `read_fhir`.
+        "unit"?}]}`, sorted; the events are those of `read_fhir`. What is left out or not resolved is a warning.
 
     Raises:
         ValueError: No Bundle, no Patient or several, a malformed entry.
@@ -122,6 +122,11 @@ def patient_from_bundle(bundle: dict[str, Any]) -> dict[str, Any]:
         )
     if not subjects:
         raise ValueError("The Bundle holds no event of its Patient (no birth date, gender or dated resource).")
+    left_out = {**report.skipped, **report.unresolved_references}
+    if left_out:
+        from transformers.utils import logging
+
+        logging.get_logger(__name__).warning(f"Bundle of subject {subjects[0]}, left out or not resolved: {left_out}.")
     rows = events.drop("subject_id").to_dicts()
     return {
         "subject_id": subjects[0],

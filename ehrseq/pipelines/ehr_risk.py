@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 from transformers.pipelines.base import ChunkPipeline
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 class EhrRiskPipeline(ChunkPipeline):
@@ -103,9 +106,12 @@ class EhrRiskPipeline(ChunkPipeline):
         if is_fhir(patient):
             patient = patient_from_fhir(patient)
         names = tasks or list(self._task_ids)
-        context = max_length or getattr(self.model.config, "max_position_embeddings", None)
+        context = max_length
+        if context is None:
+            context = getattr(self.model.config, "max_position_embeddings", None)
         if self.tokenizer is not None:
             rows = self.encoder.encode_prompts(patient, names, prediction_time, context)
+            self._warn_where_nothing_is_known(patient, rows[0])
         else:
             # Triplets carry no prompt: every task reads the same row.
             rows = [self.encoder(patient, prediction_time=prediction_time, max_length=context)] * len(names)
@@ -141,6 +147,15 @@ class EhrRiskPipeline(ChunkPipeline):
             label = task.get("positive_label") or task["name"]  # only the name is mandatory in config.tasks
             answers.append({"task": task["name"], "label": label, "score": score})
         return answers
+
+    def _warn_where_nothing_is_known(self, patient: Any, row: dict[str, Any]) -> None:
+        """A score for somebody of whom no event could be read is a guess from the question alone: say so each time."""
+        in_visits = row["input_ids"][row["visit_orders"] > 0]
+        if set(in_visits.tolist()) <= set(self.encoder.all_special_ids):  # [UNK] and the task tokens among them
+            logger.warning(
+                f"Subject {_subject_of(patient)} has no event of a known code up to the prediction time: the risk says "
+                f"nothing about this patient. Check prediction_time, and the codes with tokenizer.coverage(events)."
+            )
 
     def _check_encoder(self) -> Any:
         """The one encoder of this checkpoint, or an error that says what is missing."""
@@ -195,6 +210,8 @@ class EhrRiskPipeline(ChunkPipeline):
 
     def _select(self, tasks: Any) -> list[str]:
         """The asked-for tasks as a list without repetition."""
+        if not isinstance(tasks, str | list | tuple | set):
+            raise ValueError(f"tasks got {tasks!r} ({type(tasks).__name__}); expected the name of a task, or a list.")
         names = [tasks] if isinstance(tasks, str) else list(tasks)
         # `_sanitize_parameters` runs inside the base's __init__ as well, before `_task_ids` is there.
         known = [task["name"] for task in getattr(self.model.config, "tasks", None) or []]

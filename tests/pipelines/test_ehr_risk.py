@@ -196,12 +196,33 @@ def test_a_fhir_bundle_without_the_package_names_the_package(risk: Any, monkeypa
         (make_table(PATIENTS), {}, "subject"),
         (PATIENTS[0], {"prediction_time": "yesterday"}, "yesterday"),
         (PATIENTS[0], {"max_length": 1}, "max_length|context"),
+        (PATIENTS[0], {"max_length": 0}, "max_length got 0"),
+        (PATIENTS[0], {"tasks": 5}, "tasks got 5"),
     ],
     ids=lambda value: None,
 )
 def test_bad_input_is_refused(risk: Any, given: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         risk(given, **options)
+
+
+@pytest.mark.parametrize(
+    ("event", "options"),
+    [
+        ({"time": "2150-01-01", "code": "NOBODY//KNOWS//THIS"}, {}),
+        ({"time": None, "code": "GENDER//F"}, {}),
+        (PATIENTS[0]["events"][-1], {"prediction_time": "1800-01-01"}),
+    ],
+    ids=["unknown code", "static only", "nothing yet"],
+)
+def test_a_risk_of_somebody_unknown_is_a_warning_every_time(
+    risk: Any, event: dict[str, Any], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ehrseq.pipelines.ehr_risk.logger.warning", said.append)
+    risk([{"subject_id": 7, "events": [event]}] * 2 + [PATIENTS[0]] * (not options), **options)
+    assert len(said) == 2
+    assert all("Subject 7 has no event of a known code" in text for text in said)
 
 
 def test_a_checkpoint_without_its_tokenizer_is_refused(checkpoint: Path, tmp_path: Path) -> None:
