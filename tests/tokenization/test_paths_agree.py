@@ -52,7 +52,9 @@ EVENTS = st.lists(
     min_size=1,
     max_size=25,
 )
-COMMON = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+COMMON = settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def rows_of(drawn: list[dict], subject_id: int) -> list[dict]:
