@@ -44,6 +44,7 @@ MAX_STATIC_SHARE = 4
 """Static tokens stay in a truncated sequence while [CLS] and they take at most a quarter of the context."""
 
 EPOCH = datetime(1970, 1, 1)
+PATIENT_KEYS = {"subject_id", "events", "prediction_time"}
 CHANNELS = ["input_ids", "attention_mask", "token_type_ids", "times", "ages", "visit_orders", "visit_segments"]
 CHANNEL_DTYPES = {
     "input_ids": np.int64,
@@ -182,6 +183,9 @@ def read_patient(patient: Any) -> tuple[list[Event], int | None]:
             'a patient must be {"subject_id": ..., "events": [{"time": ..., "code": ...}, ...]}, or a table of one '
             f"subject; got {got}."
         )
+    unknown = sorted(map(str, set(patient) - PATIENT_KEYS))
+    if unknown:  # a misspelt prediction_time would read the whole record
+        raise ValueError(f"a patient has the unknown keys {unknown}; expected {sorted(PATIENT_KEYS)}.")
     rows = patient["events"]
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Sequence):
         raise ValueError(f"a patient's events must be a list of dicts, got {type(rows).__name__}.")

@@ -33,6 +33,7 @@ def changed(**fields: Any) -> dict[str, Any]:
         ([], "empty list"),
         ({}, "a dict with the keys"),
         ({"subject_id": 1, "code": LAB}, r"keys \['code', 'subject_id'\]"),
+        ({"events": EVENTS, "prediction_tim": "2020-01-01"}, r"unknown keys \['prediction_tim'\]"),
         (None, "got NoneType"),
         (17, "got int"),
         ("LAB//LOINC//1", "patients, not text"),
