@@ -6,7 +6,7 @@ Strings become numbers once, codes and units side by side on two threads; visit_
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 NO_TIME = np.iinfo(np.int64).min
 """Stands for an absent instant (microseconds): a static row, an unknown birth."""
+REQUIRED = ("subject_id", "time", "code")
+"""Columns that an event table must have."""
 DROPPED, CONTENT, START, END = range(4)
 """Roles of a row in a visit; a dropped one takes no part."""
 INFO = np.dtype([("role", np.int8), ("type", np.int8), ("death", bool), ("inpatient", bool)])
@@ -37,6 +39,7 @@ class EventColumns:
     Attributes:
         subject: Position of the row's subject among `subject_ids`, int64.
         subject_ids: Distinct subjects, ascending.
+        begins: First row of each subject, and the number of rows.
         time: Microseconds, `NO_TIME` = static.
         rank: Order inside an instant, see `ehr_visits`.
         role: DROPPED, CONTENT, START or END.
@@ -51,7 +54,7 @@ class EventColumns:
         pl = require("polars")
         # 1. Columns of the right types.
         what = "the event table"
-        events = check_columns(events, ("subject_id", "time", "code"), what)
+        events = check_columns(events, REQUIRED, what)
         frame = events.select(
             as_column(events, "subject_id", pl.Int64, what),
             microseconds(events, "time", what).fill_null(NO_TIME),
@@ -90,6 +93,7 @@ class EventColumns:
         new = np.ones(len(subject), bool)
         np.not_equal(subject[1:], subject[:-1], out=new[1:])
         self.subject_ids, self.subject = subject[new], np.cumsum(new) - 1
+        self.begins = np.append(np.flatnonzero(new), len(new))
         self.time, self.rank, self.visit, self.has_visit = time, rank, visit, has_visit
         described = _take(info, code)
         self.role, self.token_type = described["role"].copy(), described["type"].copy()
@@ -149,16 +153,13 @@ class EventColumns:
         return ids, how, edges
 
 
-def coverage_of(events: pl.DataFrame, vocabulary: EventVocabulary) -> dict[str, Any]:
+def coverage_of(events: pl.DataFrame, vocabulary: EventVocabulary) -> dict[str, int]:
     """Counts of rows by how they were mapped, see `EhrTokenizer.coverage`."""
     table = EventColumns(events, vocabulary)
     makes_token = table.token_type > 0
-    counts = np.bincount(table.tokens()[1][makes_token], minlength=3)
+    counts = np.bincount(table.tokens()[1][makes_token], minlength=len(HOWS))
     boundary = (table.role == START) | (table.role == END)
-    return {
-        "exact": int(counts[0]),
-        "fallback": int(counts[1]),
-        "lost": int(counts[2]),
+    return dict(zip(HOWS, counts.tolist(), strict=True)) | {
         "visit_boundaries": int(boundary.sum()),
         "not_used": int((~makes_token & ~boundary).sum()),
     }

@@ -7,6 +7,8 @@ The rules are those of `ehr_sequence.walk`; here each becomes arithmetic on whol
    continue the last one.
 3. Lay the tokens out: every row knows how many tokens stand before it, so that one scatter writes each channel.
 
+Patients are encoded in chunks, side by side on all cores.
+
 Counts that start again at every subject are one running sum over the table: the first row of a subject takes back what
 the subject before has left.
 """
@@ -17,9 +19,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .ehr_columns import CONTENT, DROPPED, END, NO_TIME, START, EventColumns
-from .ehr_histories import EncodedHistories
+from .ehr_columns import CONTENT, DROPPED, END, NO_TIME, REQUIRED, START, EventColumns
+from .ehr_histories import EncodedHistories, join_offsets
 from .ehr_sequence import WEEK_US, YEAR_US
+from .ehr_tables import check_columns, in_threads, subject_chunks
 from .ehr_visits import RANK_BIRTH
 from .ehr_vocabulary import (
     DAY_US,
@@ -43,6 +46,9 @@ if TYPE_CHECKING:
         pass
 
 
+_CHUNK_ROWS = 600_000  # rows encoded at once: bounds the working memory of a core
+
+
 def encode_histories(
     events: pl.DataFrame,
     vocabulary: EventVocabulary,
@@ -63,33 +69,53 @@ def encode_histories(
     Raises:
         ValueError: A required column is absent or has the wrong type.
     """
+    parts = [
+        (part, vocabulary) for part in subject_chunks(check_columns(events, REQUIRED, "the event table"), _CHUNK_ROWS)
+    ]
+    encoded = in_threads(_encode, parts, "Encoding patients")
+    flat = {
+        name: np.concatenate([part[name] for part in encoded]) for name in encoded[0] if not name.endswith("offsets")
+    }
+    offsets = {name: join_offsets([part[name] for part in encoded]) for name in encoded[0] if name.endswith("offsets")}
+    return EncodedHistories(
+        vocabulary=vocabulary,
+        task_names=list(task_names),
+        task_token_ids=np.asarray(task_token_ids, np.int64),
+        max_num_visits=max_num_visits,
+        **flat,
+        **offsets,
+    )
+
+
+def _encode(events: pl.DataFrame, vocabulary: EventVocabulary) -> dict[str, np.ndarray]:
+    """The arrays of `EncodedHistories` of some patients."""
     table = EventColumns(events, vocabulary)
     count = len(table.subject_ids)
     timed = table.time != NO_TIME
     is_birth = table.rank == RANK_BIRTH
-    birth = _first_of_each(table, np.flatnonzero(is_birth), count, NO_TIME)
-    first = _first_of_each(table, np.flatnonzero(timed & ~is_birth), count, 0)
+    birth = _first_of_each(table, timed & is_birth, NO_TIME)
+    first = _first_of_each(table, timed & ~is_birth, 0)
 
     # A death or a visit of unknown time would tell the future.
     static = np.flatnonzero(~timed & (table.role == CONTENT) & ~table.is_death)
     row_ids = table.tokens()[0]
     static_ids = row_ids[static]
-    static_offsets = _offsets(table.subject[static], count)
+    static_offsets = np.searchsorted(static, table.begins)
 
     boundaries = _open_encounters(table)
     keep = np.flatnonzero(timed & (table.role != DROPPED))
-    visits = _Visits(table, keep, boundaries)
+    row_offsets = np.searchsorted(keep, table.begins)
+    per_subject = np.diff(row_offsets)
+    visits = _Visits(table, keep, row_offsets[:-1][per_subject > 0], boundaries)
 
     # Tokens of a row: what opens its visit ([VE] [REG] interval [VS], the first three after an earlier visit), then
     # its own.
-    subject, time, order = table.subject[keep], table.time[keep], visits.order
+    time, order = table.time[keep], visits.order
     own = table.token_type[keep] > 0
     width = own.astype(np.int32)
     width[visits.opens] += np.where(order[visits.opens] > 1, 4, 1).astype(np.int32)
     through = np.cumsum(width, dtype=np.int64)  # tokens through each row, over all patients
-    row_offsets = _offsets(subject, count)
-    offsets = np.concatenate([[0], through])[row_offsets]
-    per_subject = np.diff(row_offsets)
+    offsets = np.where(row_offsets > 0, through[row_offsets - 1], 0) if len(keep) else np.zeros(count + 1, np.int64)
     ids = np.empty(int(offsets[-1]), np.int32)
     types = np.empty(len(ids), np.int8)
     times, ages = np.zeros(len(ids), np.float32), np.zeros(len(ids), np.float32)
@@ -118,28 +144,24 @@ def encode_histories(
     orders[at - 1] = order[again] - 1
 
     through -= np.repeat(offsets[:-1], per_subject)
-    return EncodedHistories(
-        vocabulary=vocabulary,
-        task_names=list(task_names),
-        task_token_ids=np.asarray(task_token_ids, np.int64),
-        max_num_visits=max_num_visits,
-        subject_ids=table.subject_ids,
-        first=first,
-        birth=birth,
-        static_offsets=static_offsets,
-        static_ids=static_ids,
-        offsets=offsets,
-        ids=ids,
-        types=types,
-        times=times,
-        ages=ages,
-        orders=orders,
-        row_offsets=row_offsets,
-        row_time=time,
-        row_end=through,
-        row_open=visits.open_after > 0,
-        row_order=order,
-    )
+    return {
+        "subject_ids": table.subject_ids,
+        "first": first,
+        "birth": birth,
+        "static_offsets": static_offsets,
+        "static_ids": static_ids,
+        "offsets": offsets,
+        "ids": ids,
+        "types": types,
+        "times": times,
+        "ages": ages,
+        "orders": orders,
+        "row_offsets": row_offsets,
+        "row_time": time,
+        "row_end": through,
+        "row_open": visits.open_after > 0,
+        "row_order": order,
+    }
 
 
 class _Boundaries:
@@ -187,9 +209,8 @@ class _Visits:
         open_after: Encounters that are open after each kept row.
     """
 
-    def __init__(self, table: EventColumns, keep: np.ndarray, boundaries: _Boundaries) -> None:
-        subject, role = table.subject[keep], table.role[keep]
-        begins = np.flatnonzero(np.diff(subject, prepend=-1))
+    def __init__(self, table: EventColumns, keep: np.ndarray, begins: np.ndarray, boundaries: _Boundaries) -> None:
+        role = table.role[keep]
         at = np.searchsorted(keep, boundaries.rows)  # boundaries among the kept rows
         # 1. Open encounters after and before each row.
         self.open_after = _running(at, boundaries.open_after, begins, len(keep))
@@ -222,7 +243,7 @@ class _Visits:
         self.opens = place[(opener | outside) & ~(continues & follows)]
         # 4. Orders.
         total = np.arange(1, len(self.opens) + 1)
-        self.order = _running(self.opens, _within(total, subject[self.opens]), begins, len(keep))
+        self.order = _running(self.opens, _within(total, table.subject[keep[self.opens]]), begins, len(keep))
 
     @staticmethod
     def _late(table: EventColumns, rows: np.ndarray, outside: np.ndarray, boundaries: _Boundaries) -> np.ndarray:
@@ -284,12 +305,13 @@ def _running(at: np.ndarray, level: np.ndarray, begins: np.ndarray, length: int)
     return np.repeat(value, np.diff(np.append(places, length)))
 
 
-def _first_of_each(table: EventColumns, rows: np.ndarray, count: int, missing: int) -> np.ndarray:
-    """Time of each subject's first of these rows (static ones left out), `missing` where it has none."""
-    rows = rows[table.time[rows] != NO_TIME]
-    out = np.full(count, missing, np.int64)
-    first = rows[np.diff(table.subject[rows], prepend=-1) > 0]
-    out[table.subject[first]] = table.time[first]
+def _first_of_each(table: EventColumns, wanted: np.ndarray, missing: int) -> np.ndarray:
+    """Time of each subject's first wanted row, `missing` where it has none."""
+    rows = np.flatnonzero(wanted)
+    at = np.searchsorted(rows, table.begins)
+    has = at[1:] > at[:-1]
+    out = np.full(len(has), missing, np.int64)
+    out[has] = table.time[rows[at[:-1][has]]]
     return out
 
 
@@ -305,7 +327,3 @@ def _ages(time: np.ndarray, birth: np.ndarray) -> np.ndarray:
     """Ages in years, 0 where the birth is unknown or later."""
     years = (time - np.where(birth == NO_TIME, time, birth)) / YEAR_US
     return np.maximum(years, 0.0, out=years).astype(np.float32)
-
-
-def _offsets(group: np.ndarray, count: int) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(np.bincount(group, minlength=count))])

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from .ehr_columns import NO_TIME
 from .ehr_sequence import CHANNEL_DTYPES, MAX_STATIC_SHARE, WEEK_US, YEAR_US, check_context
-from .ehr_tables import as_column, check_columns, microseconds, require
+from .ehr_tables import as_column, check_columns, in_threads, microseconds, require
 from .ehr_vocabulary import (
     CLS,
     REG,
@@ -41,7 +43,7 @@ STORED_DTYPES: dict[str, Any] = {
 }
 """Types of the channels in tables: 19 bytes a token, where a model's tensors take 48."""
 _SWAPPED = np.asarray([0, 2, 1], np.int8)  # the other segment
-_ROW_CHUNK = 20_000  # rows assembled at once by `assemble_all`: bounds its index arrays
+_CHUNK_TOKENS = 600_000  # tokens assembled at once: bounds the index arrays
 
 
 @dataclass
@@ -111,9 +113,6 @@ class EncodedHistories:
         offsets: Body tokens of patient k lie at offsets[k] .. offsets[k + 1].
         ids, types, times, ages, orders: Channels of the body tokens; times in weeks, ages in years, orders not
             clamped.
-        segments: Segment of each body token, by its order in the whole history.
-        next_content: For each body token the first one from it on that is no [VE], [REG] or interval (flat position).
-        visit_starts: Flat positions of [VS].
         row_offsets: Timed rows of patient k.
         row_time, row_end, row_open, row_order: For each timed row its time, the body tokens up to it, whether a visit
             is open after it, its visit.
@@ -139,17 +138,26 @@ class EncodedHistories:
     row_end: np.ndarray
     row_open: np.ndarray
     row_order: np.ndarray
-    segments: np.ndarray = field(init=False, repr=False)
-    next_content: np.ndarray = field(init=False, repr=False)
-    visit_starts: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._vs_id, self._ve_id = self.vocabulary.token_ids[VS], self.vocabulary.token_ids[VE]
-        self.segments = np.where(self.types == TYPE_INTERVAL, 0, 2 - self.orders % 2).astype(np.int8)
+
+    @cached_property
+    def segments(self) -> np.ndarray:
+        """Segment of each body token, by its order in the whole history."""
+        return (2 - (self.orders & 1)).astype(np.int8) * (self.types != TYPE_INTERVAL)
+
+    @cached_property
+    def next_content(self) -> np.ndarray:
+        """For each body token the first one from it on that is no [VE], [REG] or interval (flat position)."""
         closing = (self.types == TYPE_VE) | (self.types == TYPE_REG) | (self.types == TYPE_INTERVAL)
         places = np.where(closing, len(self.types), np.arange(len(self.types)))
-        self.next_content = np.minimum.accumulate(places[::-1])[::-1]
-        self.visit_starts = np.flatnonzero(self.types == TYPE_VS)
+        return np.minimum.accumulate(places[::-1])[::-1]
+
+    @cached_property
+    def visit_starts(self) -> np.ndarray:
+        """Flat positions of [VS]."""
+        return np.flatnonzero(self.types == TYPE_VS)
 
     def __len__(self) -> int:
         return len(self.subject_ids)
@@ -362,17 +370,13 @@ class EncodedHistories:
 
     # -- assembling --------------------------------------------------------------------------------------------------
 
-    def assemble_all(self, plan: RowPlan) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Channels of all rows end to end, in the types of `STORED_DTYPES`, and the offsets [rows + 1]."""
-        count = len(plan.history)
-        parts = [self._assemble(_rows_of(plan, slice(k, k + _ROW_CHUNK))) for k in range(0, count, _ROW_CHUNK)]
-        if not parts:
-            return {name: np.zeros(0, dtype) for name, dtype in STORED_DTYPES.items()}, np.zeros(1, np.int64)
-        if len(parts) == 1:
-            return parts[0]
-        lengths = np.concatenate([np.diff(offsets) for _, offsets in parts])
-        channels = {name: np.concatenate([part[name] for part, _ in parts]) for name in CHANNEL_DTYPES}
-        return channels, np.concatenate([[0], np.cumsum(lengths)])
+    def assemble_all(self, plan: RowPlan) -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
+        """Channels of all rows in parts: end to end, in the types of `STORED_DTYPES`, and offsets [rows + 1]."""
+        tokens = np.cumsum(plan.end - plan.start)
+        cuts = np.unique(np.searchsorted(tokens, np.arange(0, int(tokens[-1]) if len(tokens) else 0, _CHUNK_TOKENS)))
+        cuts = np.unique(np.concatenate([[0], cuts, [len(tokens)]])).tolist()
+        parts = [(_rows_of(plan, slice(start, stop)),) for start, stop in pairwise(cuts)]
+        return in_threads(self._assemble, parts or [(plan,)], "Writing rows")
 
     def _plan(
         self,
@@ -518,7 +522,7 @@ class EncodedHistories:
         out["times"][nothing] = 0
         return out, offsets
 
-    @property
+    @cached_property
     def _last_of_instant(self) -> np.ndarray:
         """For each row the last row of the same patient at the same time."""
         count = len(self.row_time)
@@ -562,6 +566,12 @@ def _pick(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     if not len(values):
         return np.zeros(len(places), values.dtype)
     return np.where(places >= 0, values[places], 0)
+
+
+def join_offsets(parts: list[np.ndarray]) -> np.ndarray:
+    """Offsets of arrays laid end to end, from the offsets of each."""
+    lengths = np.concatenate([np.diff(part) for part in parts])
+    return np.concatenate([[0], np.cumsum(lengths)])
 
 
 def _rows_of(plan: RowPlan, rows: Any) -> RowPlan:

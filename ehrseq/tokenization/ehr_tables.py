@@ -6,15 +6,24 @@ outright is missing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers.utils import logging
 
 if TYPE_CHECKING:
     try:  # noqa: SIM105  (guarded, or transformers would ask for polars before it loads this file from a checkpoint)
         import polars as pl
     except ImportError:
         pass
+
+
+_LONG_WORK = 16  # parts from which on a progress bar is shown
 
 
 def require(package: str) -> Any:
@@ -86,3 +95,27 @@ def as_column(table: pl.DataFrame, name: str, dtype: Any, what: str) -> pl.Expr:
     if has == dtype or has == pl.Null or (not has.is_nested() and dtype == pl.String) or has.is_numeric():
         return pl.col(name).cast(dtype).alias(name)
     raise ValueError(f"{what}: the column {name!r} is {has}; expected {dtype}.")
+
+
+def subject_chunks(events: pl.DataFrame, rows: int) -> list[pl.DataFrame]:
+    """Parts of about this many rows, every subject whole in one of them, subjects ascending over the parts."""
+    subject = events["subject_id"]
+    if events.height <= rows or subject.null_count() or not subject.dtype.is_integer():
+        return [events]
+    values = subject.to_numpy()
+    if (values[1:] < values[:-1]).any():
+        events = events.sort("subject_id", maintain_order=True)
+        values = events["subject_id"].to_numpy()
+    marks = values[rows::rows]
+    cuts = [0, *np.unique(np.searchsorted(values, marks)).tolist(), events.height]
+    return [events[start:stop] for start, stop in pairwise(cuts) if stop > start]
+
+
+def in_threads(work: Callable[..., Any], parts: Sequence[tuple[Any, ...]], what: str) -> list[Any]:
+    """[work(*part) for part in parts], on all cores: numpy and polars let go of the interpreter's lock."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    bar = {"desc": what, "total": len(parts), "unit": "part", "disable": len(parts) < _LONG_WORK or None}
+    if cores == 1 or len(parts) == 1:
+        return [work(*part) for part in logging.tqdm(parts, **bar)]
+    with ThreadPoolExecutor(min(cores, len(parts))) as pool:
+        return list(logging.tqdm(pool.map(lambda part: work(*part), parts), **bar))

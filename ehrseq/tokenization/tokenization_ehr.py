@@ -460,9 +460,14 @@ class EhrTokenizer(TokenizersBackend):
                 pa.array(index.task, pa.int32()), pa.array(histories.task_names, pa.string())
             )
             columns["label"] = pa.array(index.label.astype(bool))
-        channels, offsets = histories.assemble_all(plan)
-        for name, values in channels.items():
-            columns[name] = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values))
+        parts = histories.assemble_all(plan)
+        for name in CHANNELS:
+            columns[name] = pa.chunked_array(
+                [
+                    pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(channels[name]))
+                    for channels, offsets in parts
+                ]
+            )
         return pa.table(columns)
 
     def coverage(self, events: pl.DataFrame) -> dict[str, Any]:

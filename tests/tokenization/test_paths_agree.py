@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ehrseq.tokenization import ehr_encoding, ehr_histories
 from ehrseq.tokenization.ehr_sequence import CHANNELS
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
@@ -232,3 +233,16 @@ def test_windows_equal_the_pretraining_table(
         assert windows.subject_ids[k] == row["subject_id"]
         for name, values in windows[k].items():
             np.testing.assert_array_equal(values, np.asarray(row[name], values.dtype), err_msg=name)
+
+
+@COMMON
+@given(drawn=st.lists(EVENTS, min_size=1, max_size=6))
+def test_chunks_make_no_difference(tokenizer: EhrTokenizer, drawn: list[list[dict]]) -> None:
+    events = table_of(*(rows_of(patient, 10 - number) for number, patient in enumerate(drawn)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ehr_encoding, "_CHUNK_ROWS", 7)
+        patch.setattr(ehr_histories, "_CHUNK_TOKENS", 11)
+        parts = tokenizer.encode_table(events), tokenizer.encode_table(events, max_length=12)
+    whole = tokenizer.encode_table(events), tokenizer.encode_table(events, max_length=12)
+    assert parts[0].to_pylist() == whole[0].to_pylist()
+    assert parts[1].to_pylist() == whole[1].to_pylist()
