@@ -71,7 +71,23 @@ def pad_channels(
 
 
 @dataclass
-class DataCollatorForNextToken:
+class _ChannelCollator:
+    """What both collators share: the tokenizer that names the channels and their padding."""
+
+    tokenizer: Any
+    pad_to_multiple_of: int | None = None
+
+    def _channels(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        return pad_channels(
+            features,
+            self.tokenizer.model_input_names,
+            padding_side=self.tokenizer.padding_side,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+        )
+
+
+@dataclass
+class DataCollatorForNextToken(_ChannelCollator):
     """Pads event sequences for NTP: channels with 0, labels with -100.
 
     Labels are the input ids themselves; the model shifts them.
@@ -81,23 +97,15 @@ class DataCollatorForNextToken:
         pad_to_multiple_of: Round the length up to a multiple of this.
     """
 
-    tokenizer: Any
-    pad_to_multiple_of: int | None = None
-
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate rows into tensors `[b, L]`, `labels` included."""
-        batch = pad_channels(
-            features,
-            self.tokenizer.model_input_names,
-            padding_side=self.tokenizer.padding_side,
-            pad_to_multiple_of=self.pad_to_multiple_of,
-        )
+        batch = self._channels(features)
         batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED_LABEL)
         return batch
 
 
 @dataclass
-class DataCollatorForPrompts:
+class DataCollatorForPrompts(_ChannelCollator):
     """Pads prompted rows as `DataCollatorWithPadding` does, without the way through Python lists.
 
     Args:
@@ -105,17 +113,9 @@ class DataCollatorForPrompts:
         pad_to_multiple_of: Round the length up to a multiple of this.
     """
 
-    tokenizer: Any
-    pad_to_multiple_of: int | None = None
-
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate rows into tensors: channels `[b, L]`, `labels` and `task_ids` `[b]`."""
-        batch = pad_channels(
-            features,
-            self.tokenizer.model_input_names,
-            padding_side=self.tokenizer.padding_side,
-            pad_to_multiple_of=self.pad_to_multiple_of,
-        )
+        batch = self._channels(features)
         for name in ("labels", "task_ids"):
             if name in features[0]:
                 batch[name] = torch.tensor([int(row[name]) for row in features])

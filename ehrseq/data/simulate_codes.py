@@ -86,7 +86,6 @@ CHRONIC: tuple[tuple[str, str, float], ...] = (
 )
 """(name, ICD-10-CM code, share of patients)."""
 
-CHRONIC_INDEX = {name: k for k, (name, _, _) in enumerate(CHRONIC)}
 
 CONDITION_TASKS: tuple[str, ...] = ("hypertension", "fluid_disorder", "lipid_disorder")
 
