@@ -1,0 +1,54 @@
+"""The benchmarks' shared module: turns, medians, the machine, results that appear whole or not at all."""
+
+import json
+
+import pytest
+
+from benchmarks.harness import Costs, benchmark_parser, finish, in_turns, machine, write_json
+
+
+def test_ways_take_turns_and_short_ones_more_often():
+    called = []
+    ways = {"long": lambda: called.append("l"), "short": lambda: called.append("s")}
+    costs = in_turns(ways, 2, calls={"short": 3}, warm_up=1)
+    assert "".join(called) == "lsss" * 3
+    assert [len(costs[name].cpu_all) for name in ways] == [2, 6]
+
+
+def test_medians_are_of_all_calls():
+    costs = Costs(wall_all=[1.0, 9.0, 2.0], cpu_all=[4.0, 0.0, 3.0])
+    assert (costs.wall, costs.cpu) == (2.0, 3.0)
+
+
+def test_cpu_seconds_are_of_work_not_of_waiting():
+    import time
+
+    costs = in_turns({"wait": lambda: time.sleep(0.05)}, 1)["wait"]
+    assert costs.wall >= 0.05
+    assert costs.cpu < costs.wall / 2
+
+
+def test_the_machine_is_named():
+    described = machine()
+    assert {"cpu", "cores", "load_average_at_start", "torch", "transformers", "python"} <= described.keys()
+    assert described["cpu"]
+    assert described["cores"] >= 1
+    json.dumps(described)
+
+
+def test_a_result_is_written_with_its_machine_and_no_half_file_stays(tmp_path, capsys):
+    file = tmp_path / "new" / "result.json"
+    finish({"rate": 2.5}, file)
+    written = json.loads(file.read_text())
+    assert written["rate"] == 2.5
+    assert "cpu" in written["machine"]
+    assert json.loads(capsys.readouterr().out) == written
+    with pytest.raises(TypeError):
+        write_json({"rate": object()}, file)
+    assert json.loads(file.read_text()) == written
+    assert [each.name for each in file.parent.iterdir()] == ["result.json"]
+
+
+def test_every_benchmark_has_the_two_options():
+    options = benchmark_parser("text", repeats=7).parse_args([])
+    assert (options.repeats, options.output) == (7, None)
