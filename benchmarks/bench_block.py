@@ -7,16 +7,11 @@ quadratic in length: a step of it takes about half a minute at the default sizes
     python benchmarks/bench_block.py --repeats 5 --output runs/bench/block.json
 """
 
-import argparse
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import transformers
+from harness import benchmark_parser, finish, in_turns
 from torch import Tensor, nn
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaBlock
@@ -50,13 +45,6 @@ def training_step(block: nn.Module, hidden: Tensor, grad: Tensor) -> Callable[[]
     return step
 
 
-def cpu_seconds(function: Callable[[], object]) -> float:
-    """Process CPU seconds of one call, all threads together."""
-    start = time.process_time()
-    function()
-    return time.process_time() - start
-
-
 def measure(batch: int, length: int, width: int, repeats: int) -> dict[str, object]:
     """Compare results once, then time the two blocks in turns."""
     blocks = make_blocks(width)
@@ -69,50 +57,39 @@ def measure(batch: int, length: int, width: int, repeats: int) -> dict[str, obje
 
     steps = {name: training_step(block, hidden, grad) for name, block in blocks.items()}
     steps["ehrseq"]()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats):
-        times["transformers"].append(cpu_seconds(steps["transformers"]))
-        times["ehrseq"] += [cpu_seconds(steps["ehrseq"]) for _ in range(OURS_PER_PEER_STEP)]
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    costs = in_turns(steps, repeats, calls={"ehrseq": OURS_PER_PEER_STEP})
+    peer, ours = costs["transformers"], costs["ehrseq"]
     return {
         "batch": batch,
         "length": length,
         "width": width,
-        "transformers_cpu_seconds": medians["transformers"],
-        "ehrseq_cpu_seconds": medians["ehrseq"],
-        "ratio": medians["transformers"] / medians["ehrseq"],
-        "ratio_of_fastest": min(times["transformers"]) / min(times["ehrseq"]),
+        "transformers_cpu_seconds": peer.cpu,
+        "ehrseq_cpu_seconds": ours.cpu,
+        "ratio": peer.cpu / ours.cpu,
+        "ratio_of_fastest": min(peer.cpu_all) / min(ours.cpu_all),
         "worst_relative_difference": max(differences),
         "repeats": repeats,
-        "cpu_seconds": times,
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "cpu_seconds": {name: cost.cpu_all for name, cost in costs.items()},
     }
 
 
 def main() -> None:
     """Measure, print and, if asked, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, repeats=5)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--repeats", type=int, default=5, help="steps of the peer; five of ours to each")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch for both")
-    parser.add_argument("--output", type=Path, help="JSON file of the result")
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()  # the peer says at every start that its CUDA kernels are missing
     result = measure(options.batch, options.length, options.width, options.repeats)
     print("| block | CPU-s a training step | times faster |\n|---|---:|---:|")
-    print(f"| transformers {result['transformers']} | {result['transformers_cpu_seconds']:.2f} | 1 |")
+    print(f"| transformers {transformers.__version__} | {result['transformers_cpu_seconds']:.2f} | 1 |")
     print(f"| ehrseq | {result['ehrseq_cpu_seconds']:.3f} | {result['ratio']:.0f} |")
     print(f"Worst relative difference of output and gradients: {result['worst_relative_difference']:.1e}")
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    finish(result, options.output, show=False)
 
 
 if __name__ == "__main__":

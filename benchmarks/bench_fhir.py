@@ -8,21 +8,18 @@ copy. The measured ways alternate, so that a busy machine slows all alike; the r
     python benchmarks/bench_fhir.py --megabytes 400 --repeats 5 --output runs/bench/fhir.json
 """
 
-import argparse
 import gzip
-import json
 import multiprocessing
 import os
 import re
 import resource
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
+from harness import benchmark_parser, finish, in_turns
 
 from ehrseq.data import read_fhir, write_dataset
 from ehrseq.data.fhir import fhir_files
@@ -71,18 +68,6 @@ def replicate(source: Path, target: Path, size: int, packed: bool) -> int:
     return total
 
 
-def timed(action: Callable[[], object]) -> tuple[float, float]:
-    """Wall seconds, and CPU seconds of this process and its finished children."""
-
-    def cpu() -> float:
-        usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        return sum(each.ru_utime + each.ru_stime for each in usage)
-
-    wall, used = time.perf_counter(), cpu()
-    action()
-    return time.perf_counter() - wall, cpu() - used
-
-
 def bare_orjson(folder: Path) -> None:
     """Read and parse every line, and do nothing with it."""
     for file in fhir_files(folder):
@@ -113,13 +98,11 @@ def peak_memory(folder: Path, dataset: Path, workers: int | None, results: Any) 
 
 def main() -> None:
     """Measure, print and, if asked, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, repeats=5)
     parser.add_argument("--source", type=Path, help="folder of FHIR R4 NDJSON")
     parser.add_argument("--megabytes", type=int, default=400, help="megabytes of text to convert, about")
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, default=None, help="processes; default: one a core")
     parser.add_argument("--plain", action="store_true", help="uncompressed files (default: gzip, as servers export)")
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -134,10 +117,7 @@ def main() -> None:
             "FHIR -> MEDS on disk, one process": lambda: convert(folder, dataset, 1),
             "FHIR -> MEDS on disk, all workers": lambda: convert(folder, dataset, options.workers),
         }
-        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-        for _ in range(options.repeats):
-            for name, way in ways.items():
-                seconds[name].append(timed(way))
+        costs = in_turns(ways, options.repeats)
         spawn = multiprocessing.get_context("spawn")
         results = spawn.SimpleQueue()
         process = spawn.Process(target=peak_memory, args=(folder, dataset, options.workers, results))
@@ -145,15 +125,14 @@ def main() -> None:
         process.join()
         events, peak_own, peak_worker = results.get()
 
-    rate = {name: size / 1e6 / statistics.median(wall for wall, _ in taken) for name, taken in seconds.items()}
-    cpu_rate = {name: size / 1e6 / statistics.median(cpu for _, cpu in taken) for name, taken in seconds.items()}
+    rate = {name: size / 1e6 / cost.wall for name, cost in costs.items()}
+    cpu_rate = {name: size / 1e6 / cost.cpu for name, cost in costs.items()}
     bare, single, whole = rate.values()
     result = {
         "source": source.name if options.source else "/".join(source.parts[-3:]),
         "megabytes": size / 1e6,
         "gzip": not options.plain,
         "events": events,
-        "cores": len(os.sched_getaffinity(0)),
         "repeats": options.repeats,
         "megabytes_per_second": rate,
         "megabytes_per_cpu_second": cpu_rate,
@@ -163,10 +142,7 @@ def main() -> None:
         "peak_megabytes_this_process": peak_own,
         "peak_megabytes_a_worker": peak_worker,
     }
-    print(json.dumps(result, indent=2))
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    finish(result, options.output)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ Each measurement is a fresh interpreter; the two lines alternate, so that a busy
     python benchmarks/bench_import.py --repeats 7 --output runs/bench/import.json
 """
 
-import argparse
-import json
 import statistics
 import subprocess
 import sys
-from pathlib import Path
+
+from harness import benchmark_parser, finish
 
 PEER = "from transformers import AutoModel, PreTrainedModel, pipeline"
 TIMED = "import time; start = time.process_time(); {lines}; print(time.process_time() - start)"
@@ -24,10 +23,7 @@ def cpu_seconds(lines: str) -> float:
 
 def main() -> None:
     """Measure, print and, if asked, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
+    options = benchmark_parser(__doc__, repeats=7).parse_args()
 
     cpu_seconds(f"{PEER}; import ehrseq")  # fills the byte-code and disk caches
     peer, ours = [], []
@@ -41,10 +37,7 @@ def main() -> None:
         "added_seconds": statistics.median(ours) - statistics.median(peer),
         "repeats": options.repeats,
     }
-    print(json.dumps(result, indent=2))
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    finish(result, options.output)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,13 @@ The events are simulated patients (`ehrseq.data.simulate`), or a dataset of your
     python benchmarks/bench_tokenizer.py --patients 10000 --repeats 5 --output runs/bench/tokenizer.json
 """
 
-import argparse
-import json
-import os
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from harness import benchmark_parser, finish, in_turns
 
 from ehrseq.data import load_events
 from ehrseq.data.simulate import simulate
@@ -26,17 +22,11 @@ TASKS = ["mortality_30d", "long_stay_7d", "readmission_30d", "hypertension", "fl
 
 def rate(work: Callable[[], Any], units: int, repeats: int) -> dict[str, float]:
     """Median units per second of wall and of CPU time (all threads), after one call that is not counted."""
-    work()
-    wall, cpu = [], []
-    for _ in range(repeats):
-        started, started_cpu = time.perf_counter(), time.process_time()
-        work()
-        wall.append(time.perf_counter() - started)
-        cpu.append(time.process_time() - started_cpu)
+    cost = in_turns({"work": work}, repeats, warm_up=1)["work"]
     return {
-        "per_second": units / statistics.median(wall),
-        "per_cpu_second": units / statistics.median(cpu),
-        "median_seconds": statistics.median(wall),
+        "per_second": units / cost.wall,
+        "per_cpu_second": units / cost.cpu,
+        "median_seconds": cost.wall,
     }
 
 
@@ -54,14 +44,12 @@ def label_tables(events: pl.DataFrame, per_task: int) -> dict[str, pl.DataFrame]
 
 def main() -> None:
     """Measure, print and, if asked, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, repeats=5)
     parser.add_argument("--patients", type=int, default=10_000)
     parser.add_argument("--data", type=Path, help="FHIR or MEDS folder to measure on instead")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--labels", type=int, default=10, help="labels for each patient and task")
     parser.add_argument("--lazy-rows", type=int, default=20_000)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
 
     events = load_events(options.data)[0] if options.data else simulate(options.patients, seed=0).events()
@@ -90,8 +78,6 @@ def main() -> None:
 
     repeats = options.repeats
     result = {
-        "cpu_count": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
         "events": count,
         "patients": len(histories),
         "tokens": histories.num_tokens,
@@ -106,10 +92,7 @@ def main() -> None:
         "lazy_prompted_rows": rate(lazily, len(rows), repeats),
         "lazy_window_rows": rate(windows_lazily, len(some_windows), repeats),
     }
-    print(json.dumps(result, indent=2))
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    finish(result, options.output)
 
 
 if __name__ == "__main__":
