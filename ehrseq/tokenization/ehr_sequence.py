@@ -154,7 +154,13 @@ def parse_time(value: Any, what: str = "time") -> int | None:
         if value != value:  # pandas' NaT is a datetime
             return None
         if value.tzinfo is not None:
-            value = value.astimezone(UTC).replace(tzinfo=None)
+            try:
+                value = value.astimezone(UTC).replace(tzinfo=None)
+            except OverflowError:
+                raise ValueError(
+                    f"{what} got {value.isoformat()!r}, which in UTC lies outside the years 1 to 9999; correct it, or "
+                    "give None (static)."
+                ) from None
         span = value - EPOCH
         return (span.days * 86_400 + span.seconds) * 1_000_000 + span.microseconds
     if isinstance(value, date):
@@ -222,7 +228,13 @@ def _number(value: Any, k: int) -> float | None:
             f"event {k}: numeric_value got {value!r} ({type(value).__name__}); expected a number or None "
             "(text goes to text_value)."
         )
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(
+            f"event {k}: numeric_value is an integer of {int(value).bit_length()} bits, which no float holds; expected "
+            "a number below 1e38, or None where it is not known."
+        ) from None
 
 
 def _text(value: Any, k: int, name: str) -> str | None:

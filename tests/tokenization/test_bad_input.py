@@ -50,6 +50,8 @@ def changed(**fields: Any) -> dict[str, Any]:
         (changed(time=1_600_000_000), r"time got 1600000000 \(int\)"),
         (changed(numeric_value="7.1"), r"numeric_value got '7.1' \(str\); expected a number"),
         (changed(numeric_value=True), "numeric_value got True"),
+        (changed(numeric_value=10**400), "event 0: numeric_value is an integer of 1329 bits, which no float holds"),
+        (changed(time="0001-01-01T00:00:00+14:00"), "event 0: time got .* outside the years 1 to 9999"),
         (changed(text_value=3), "text_value got 3"),
         (changed(unit=3), "unit got 3"),
         (changed(visit_id=3.5), "visit_id got 3.5"),
