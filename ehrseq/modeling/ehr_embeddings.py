@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_ehrmamba import EhrMambaConfig
+from .fast_linear import FastLinear
 
 
 class TimeEmbedding(nn.Module):
@@ -43,7 +44,7 @@ class EhrEmbeddings(nn.Module):
         self.visit_segment_embeddings = nn.Embedding(config.visit_segment_size, d)
         self.time_embeddings = TimeEmbedding(k)
         self.age_embeddings = TimeEmbedding(k)
-        self.projection = nn.Linear(d + 2 * k, d)
+        self.projection = FastLinear(d + 2 * k, d)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layer_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
 

@@ -12,13 +12,13 @@ import math
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .causal_conv import causal_conv1d
 from .configuration_ehrmamba import EhrMambaConfig
+from .fast_linear import FastLinear, fast_linear
 from .selective_scan import selective_scan
 
 BlockState = tuple[Tensor, Tensor]
@@ -72,12 +72,12 @@ class CausalConv1d(nn.Module):
         return cast(tuple[Tensor, Tensor], out) if return_state else (cast(Tensor, out), None)
 
 
-class StepSizeProjection(nn.Linear):
+class StepSizeProjection(FastLinear):
     """The projection r -> e; its bias joins in float32, inside the scan, lest bfloat16 loses the input's small part."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """[b, l, r] -> (step sizes before bias and softplus [b, l, e], bias [e])."""
-        return F.linear(x, self.weight), at_least_float32(self.bias)
+        return fast_linear(x, self.weight), at_least_float32(self.bias)
 
 
 class EhrMambaMixer(nn.Module):
@@ -87,13 +87,13 @@ class EhrMambaMixer(nn.Module):
         super().__init__()
         self.config = config
         d, e, n, r = config.hidden_size, config.intermediate_size, config.state_size, int(config.time_step_rank)
-        self.in_proj = nn.Linear(d, 2 * e, bias=config.use_bias)
+        self.in_proj = FastLinear(d, 2 * e, bias=config.use_bias)
         self.conv1d = CausalConv1d(e, config.conv_kernel, bias=config.use_conv_bias)
-        self.x_proj = nn.Linear(e, r + 2 * n, bias=False)
+        self.x_proj = FastLinear(e, r + 2 * n, bias=False)
         self.dt_proj = StepSizeProjection(r, e, bias=True)
         self.A_log = nn.Parameter(torch.empty(e, n))
         self.D = nn.Parameter(torch.empty(e))
-        self.out_proj = nn.Linear(e, d, bias=config.use_bias)
+        self.out_proj = FastLinear(e, d, bias=config.use_bias)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -31,6 +31,7 @@ from .ehr_embeddings import (
 )
 from .ehrmamba_cache import EhrMambaCache
 from .ehrmamba_generation import EhrMambaGenerationMixin
+from .fast_linear import FastLinear
 from .hub_mixin import EhrHubMixin
 from .mamba_block import EhrMambaBlock, EhrMambaMixer, EhrMambaRMSNorm
 
@@ -267,7 +268,7 @@ class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaGenerationMixin):
     def __init__(self, config: EhrMambaConfig):
         super().__init__(config)
         self.model = EhrMambaModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = FastLinear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple
