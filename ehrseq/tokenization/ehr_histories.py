@@ -183,6 +183,12 @@ class EncodedHistories:
             ValueError: A task that the tokenizer has no token for, or a table without these columns.
         """
         pl = require("polars")
+        if not isinstance(labels, Mapping):
+            raise ValueError(
+                f"labels must be {{task name: table of subject_id, prediction_time, boolean_value}}, got "
+                f"{type(labels).__name__}; give one table as {{{self.task_names[0] if self.task_names else 'name'!r}: "
+                "table}."
+            )
         unknown = [task for task in labels if task not in self.task_names]
         if unknown:
             raise ValueError(

@@ -141,6 +141,29 @@ def test_bad_tables(tokenizer: EhrTokenizer, events: Any, message: str) -> None:
             read(events)
 
 
+LABELS = pl.DataFrame({"subject_id": [1], "prediction_time": [at(2)], "boolean_value": [True]})
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (LABELS, r"labels must be \{task name: table .* got DataFrame; give one table as \{'mortality_30d': table\}"),
+        (LABELS.lazy(), "got LazyFrame"),
+        ([LABELS], "got list"),
+        ("mortality_30d", "got str"),
+        ({"sepsis": LABELS}, r"tasks \['sepsis'\]; the tokenizer knows"),
+        ({"mortality_30d": LABELS.drop("boolean_value")}, r"lacks the columns \['boolean_value'\]"),
+        ({"mortality_30d": LABELS.to_dicts()}, "labels of 'mortality_30d' must be a polars.DataFrame"),
+        ({"mortality_30d": LABELS.with_columns(boolean_value=None)}, "have nulls"),
+        ({"mortality_30d": LABELS.with_columns(prediction_time=pl.lit("soon"))}, "expected Datetime"),
+    ],
+)
+def test_bad_labels(tokenizer: EhrTokenizer, labels: Any, message: str) -> None:
+    for read in (tokenizer.encode_table, lambda events, given: tokenizer.encode_histories(events).index_labels(given)):
+        with pytest.raises(ValueError, match=message):
+            read(table(EVENTS), labels)
+
+
 def test_a_context_shorter_than_the_special_tokens(tokenizer: EhrTokenizer) -> None:
     histories = tokenizer.encode_histories(table(EVENTS))
     labels = {"mortality_30d": pl.DataFrame({"subject_id": [1], "prediction_time": [at(2)], "boolean_value": [True]})}
