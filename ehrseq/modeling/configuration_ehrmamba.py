@@ -8,7 +8,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .hub_mixin import EhrConfigMixin
+from .hub_mixin import EhrConfigMixin, is_remote_code
 
 # Length of an interval token's gap in days, by the token's text: the middle of the interval that the token stands for.
 # [W_k] covers 7k .. 7k+6 days, [M_k] 30k .. 30k+29 days (but [M_0] only 28 and 29, since shorter gaps are weeks), [LT]
@@ -74,6 +74,9 @@ class EhrMambaConfig(EhrConfigMixin, PreTrainedConfig):
 
     model_type = "ehrmamba"
     keys_to_ignore_at_inference = ["cache_params"]
+    # Where a folder lacks its tokenizer, AutoTokenizer asks this class, which says what is missing; it knows the name
+    # only where the package has registered it.
+    tokenizer_class = None if is_remote_code() else "EhrTokenizer"
 
     # Size (paper: 768 wide, 32 blocks, context 2048)
     vocab_size: int = 10_000

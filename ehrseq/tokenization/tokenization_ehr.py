@@ -171,6 +171,21 @@ class EhrTokenizer(TokenizersBackend):
             },
         )
 
+    # -- loading -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _from_pretrained(cls, resolved_vocab_files: Any, pretrained_model_name_or_path: Any, *args: Any, **kw: Any):
+        # transformers has looked for the files and would make a tokenizer of whatever it has found.
+        needed = {"tokenizer.json": "tokenizer_file", "tokenizer_config.json": "tokenizer_config_file"}
+        missing = [file for file, key in needed.items() if not (resolved_vocab_files or {}).get(key)]
+        if missing:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds no whole EhrTokenizer: {' and '.join(missing)} "
+                f"{'is' if len(missing) == 1 else 'are'} missing. Save the tokenizer that the model was trained with "
+                "into the same folder (tokenizer.save_pretrained(folder)); another one's ids mean other codes."
+            )
+        return super()._from_pretrained(resolved_vocab_files, pretrained_model_name_or_path, *args, **kw)
+
     # -- what it holds -----------------------------------------------------------------------------------------------
 
     @property

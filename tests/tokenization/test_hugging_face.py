@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BatchEncoding, DataCollatorWithPadding, Trainer, TrainingArguments
 
-import ehrseq  # noqa: F401  (registers the class)
+import ehrseq  # registers the class
 from ehrseq.tokenization.ehr_sequence import CHANNEL_DTYPES, CHANNELS
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from tests.tokenization.timelines import at, event, fitted, table
@@ -58,6 +58,27 @@ def test_a_saved_tokenizer_is_the_same(tokenizer: EhrTokenizer, tmp_path: Path) 
         assert {k: v for k, v in first.items() if k not in volatile} == {
             k: v for k, v in second.items() if k not in volatile
         }
+
+
+@pytest.mark.parametrize(
+    ("present", "message"),
+    [
+        ((), "tokenizer.json and tokenizer_config.json are missing"),
+        (("tokenizer.json",), "tokenizer_config.json is missing"),
+        (("tokenizer_config.json",), "tokenizer.json is missing"),
+    ],
+)
+def test_a_checkpoint_without_its_whole_tokenizer_says_what_is_missing(
+    tokenizer: EhrTokenizer, tmp_path: Path, present: tuple[str, ...], message: str
+) -> None:
+    ehrseq.EhrMambaConfig(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "checkpoint")
+    assert "tokenizer_class" not in json.loads((tmp_path / "checkpoint" / "config.json").read_text())
+    tokenizer.save_pretrained(tmp_path / "whole")
+    for name in present:
+        (tmp_path / "checkpoint" / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+    for load in (AutoTokenizer.from_pretrained, EhrTokenizer.from_pretrained):
+        with pytest.raises(ValueError, match=rf"checkpoint holds no whole EhrTokenizer: {message}. Save the tokenizer"):
+            load(tmp_path / "checkpoint")
 
 
 def test_what_is_saved_names_no_subject(tokenizer: EhrTokenizer, tmp_path: Path) -> None:
@@ -189,6 +210,24 @@ def test_tasks_keep_their_order(tokenizer: EhrTokenizer) -> None:
     assert tokenizer.tasks == ["zeta", "alpha"]
     assert tokenizer.task_tokens == {"zeta": "[Z]", "alpha": "[A]"}
     assert tokenizer.convert_tokens_to_ids(["[Z]", "[A]"]) == [len(tokenizer) - 2, len(tokenizer) - 1]
+
+
+def test_the_order_of_tasks_survives_saving_and_loading_twice(tokenizer: EhrTokenizer, tmp_path: Path) -> None:
+    grown = copy.deepcopy(tokenizer)
+    for name in ("omega", "beta", "mid"):  # neither ascending nor descending
+        grown.add_task(name)
+    order = [("zeta", "[Z]"), ("alpha", "[A]"), ("omega", "[OMEGA]"), ("beta", "[BETA]"), ("mid", "[MID]")]
+    loaded = grown
+    for folder in ("first", "second"):
+        loaded.save_pretrained(tmp_path / folder)
+        # transformers sorts the keys of what it writes: the order must not stand in the keys of a mapping.
+        stored = json.loads((tmp_path / folder / "tokenizer_config.json").read_text())["event_vocabulary"]["tasks"]
+        assert stored == [list(pair) for pair in order]
+        loaded = AutoTokenizer.from_pretrained(tmp_path / folder)
+        assert list(loaded.task_tokens.items()) == order
+        assert loaded.convert_tokens_to_ids([token for _, token in order]) == sorted(
+            loaded.convert_tokens_to_ids(token) for _, token in order
+        )
 
 
 def test_a_task_can_be_added_later(tokenizer: EhrTokenizer, tmp_path: Path) -> None:
