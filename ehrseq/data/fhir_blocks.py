@@ -25,6 +25,7 @@ import orjson
 
 from ehrseq.data.fhir_elements import MALFORMED, describe, explain
 from ehrseq.data.fhir_resources import Extractor
+from ehrseq.data.fhir_uniform import read_uniform
 
 BLOCK_BYTES = 8 << 20
 """Bytes of text that are parsed at a time."""
@@ -151,7 +152,8 @@ def _gzip_module() -> Any:
 def _read_lines(task: Task, extractor: Extractor, skip_errors: bool) -> Iterator[Block]:
     for number, offset, text in _blocks(task, extractor, skip_errors):
         with _no_garbage_collection():
-            _read_block(text, offset, task.path, extractor, skip_errors)
+            if not read_uniform(text, extractor):
+                _read_block(text, offset, task.path, extractor, skip_errors)
             block = block_of(extractor, (task.file_index, number))
         block.bytes_read = len(text)
         yield block
@@ -208,9 +210,6 @@ def _blocks(task: Task, extractor: Extractor, skip_errors: bool) -> Iterator[tup
                 remaining -= len(chunk)
             if broken and not skip_errors:
                 raise ValueError(broken)
-            if broken and task.stripe == 0:
-                extractor.counts["skipped", "rest of a damaged gzip file"] += 1
-                extractor.errors.append(broken)
             text = carry + chunk if carry else chunk
             last = not chunk or broken is not None
             cut = len(text) if last else text.rfind(b"\n") + 1
@@ -222,6 +221,9 @@ def _blocks(task: Task, extractor: Extractor, skip_errors: bool) -> Iterator[tup
                 offset += cut
                 number += 1
             if last:
+                if broken and task.stripe == 0:
+                    extractor.counts["skipped", "rest of a damaged gzip file"] += 1
+                    extractor.errors.append(broken)
                 return
 
 

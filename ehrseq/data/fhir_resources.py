@@ -72,7 +72,20 @@ MEDICATION_REFERENCE = "\0"
 """Starts a code that is still the key of a Medication: `\\0key\\0display`."""
 
 _NAN = float("nan")
-_MAX_FLOAT32 = 3.4028234663852886e38
+MAX_FLOAT32 = 3.4028234663852886e38
+LEFT_OUT_STATUSES: dict[str, tuple[str, ...]] = {
+    "Encounter": ("planned", "cancelled"),
+    "Condition": ("refuted",),
+    "Procedure": ("not-done", "preparation"),
+    "Observation": ("cancelled",),
+    "MedicationRequest": ("doNotPerform",),
+    "MedicationAdministration": ("not-done",),
+    "MedicationDispense": ("cancelled", "declined"),
+    "Immunization": ("not-done",),
+    "Medication": (),
+}
+"""Type -> statuses, beside `entered-in-error`, of facts that did not happen."""
+
 _TIME_CACHE_SIZE = 500_000
 
 # Encounter classes as older servers write them.
@@ -104,6 +117,14 @@ class Table(dict[str, int]):
         return number
 
 
+class Times(dict[str, int]):
+    """Instants (see `parse_instant`) of date and time texts, each worked out once."""
+
+    def __missing__(self, text: str) -> int:
+        time = self[text] = parse_instant(text)
+        return time
+
+
 class Extractor:
     """Collects the rows of many resources.
 
@@ -119,12 +140,13 @@ class Extractor:
         medications: (keys, codes) of each Medication; a code may be `MEDICATION_REFERENCE` + key.
         counts: (table of the report, entry) -> number.
         errors: What was wrong with the entries of Bundles that were skipped.
+        times: Text of a date or time -> instant; kept from block to block.
     """
 
     def __init__(self, skip_errors: bool = False) -> None:
         self.skip_errors = skip_errors
         self.coder = Coder()
-        self._times: dict[str, int] = {}
+        self.times = Times()
         self._readers: dict[str, Callable[[dict[str, Any], str | None], None]] = {
             "Patient": self._patient,
             "Encounter": self._encounter,
@@ -154,8 +176,8 @@ class Extractor:
         self._seen_subjects: dict[str, int] = {}
         self._seen_encounters: dict[str, int] = {}
         self._seen_codes: dict[tuple[str, Any, Any], int] = {}
-        if len(self._times) > _TIME_CACHE_SIZE:
-            self._times.clear()
+        if len(self.times) > _TIME_CACHE_SIZE:
+            self.times.clear()
 
     def read(self, resource: dict[str, Any], full_url: str | None = None) -> None:
         """Add one resource.
@@ -227,21 +249,21 @@ class Extractor:
             self.counts["notes", "patients without a birth date"] += 1
         died = patient.get("deceasedDateTime")
         if died:
-            rows.append(("MEDS_DEATH", self._time(died)))
+            rows.append(("MEDS_DEATH", self.times[died]))
         elif patient.get("deceasedBoolean"):
             self.counts["skipped", "Patient: death without a time"] += 1
         self.patients.append((keys, patient.get("id") or keys[0]))
         self.rows += [(subject, 0, self.codes[code], time, _NAN, 0, 0) for code, time in rows]
 
     def _encounter(self, encounter: dict[str, Any], full_url: str | None) -> None:
-        if self._did_not_happen("Encounter", encounter.get("status"), ("planned", "cancelled")):
+        if self._did_not_happen("Encounter", encounter.get("status")):
             return
         keys = own_keys(encounter, full_url)
         period = encounter.get("period") or {}
         start, end = period.get("start"), period.get("end")
-        started = self._time(start) if start else NO_TIME
-        ended = self._time(end) if end else NO_TIME
-        subject = self._subject(encounter.get("subject"), encounter)
+        started = self.times[start] if start else NO_TIME
+        ended = self.times[end] if end else NO_TIME
+        subject = self.subject_of(encounter.get("subject"), encounter)
         own = self.encounters[keys[0]]
         part_of = key_of(encounter.get("partOf"), self._server)
         encounter_class = self._encounter_class(encounter)
@@ -286,16 +308,16 @@ class Extractor:
         verification = condition.get("verificationStatus")
         if verification:
             status = (verification.get("coding") or [{}])[0].get("code") or verification.get("text")
-            if self._did_not_happen("Condition", status, ("refuted",)):
+            if self._did_not_happen("Condition", status):
                 return
         code = self._code("DIAGNOSIS", condition.get("code"), "Condition")
         if code:
             recorded = condition.get("recordedDate")
-            time = self._time(recorded) if recorded else TIME_FROM_ENCOUNTER + 2
+            time = self.times[recorded] if recorded else TIME_FROM_ENCOUNTER + 2
             self._add(condition, "subject", "encounter", code, time)
 
     def _procedure(self, procedure: dict[str, Any], _: str | None) -> None:
-        if self._did_not_happen("Procedure", procedure.get("status"), ("not-done", "preparation")):
+        if self._did_not_happen("Procedure", procedure.get("status")):
             return
         code = self._code("PROCEDURE", procedure.get("code"), "Procedure")
         if code:
@@ -304,27 +326,27 @@ class Extractor:
             )
 
     def _immunization(self, immunization: dict[str, Any], _: str | None) -> None:
-        if self._did_not_happen("Immunization", immunization.get("status"), ("not-done",)):
+        if self._did_not_happen("Immunization", immunization.get("status")):
             return
         code = self._code("IMMUNIZATION", immunization.get("vaccineCode"), "Immunization")
         if code:
             recorded = immunization.get("recorded")
-            time = self._time(recorded) if recorded else self._when(immunization, "occurrence", TIME_FROM_ENCOUNTER + 8)
+            time = self.times[recorded] if recorded else self._when(immunization, "occurrence", TIME_FROM_ENCOUNTER + 8)
             self._add(immunization, "patient", "encounter", code, time)
 
     def _observation(self, observation: dict[str, Any], _: str | None) -> None:
-        if self._did_not_happen("Observation", observation.get("status"), ("cancelled",)):
+        if self._did_not_happen("Observation", observation.get("status")):
             return
         get = observation.get
         concept = get("code")
         kind = observation_kind(get("category"), concept)
         issued = get("issued")
-        time = self._time(issued) if issued else self._when(observation, "effective", TIME_FROM_ENCOUNTER + 4)
-        subject = self._subject(get("subject"), observation)
-        encounter = self._encounter_of(get("encounter"))
+        time = self.times[issued] if issued else self._when(observation, "effective", TIME_FROM_ENCOUNTER + 4)
+        subject = self.subject_of(get("subject"), observation)
+        encounter = self.encounter_of(get("encounter"))
         # A panel without a value of its own is only its components.
         components = get("component") or ()
-        value, text, unit, found = self._value(observation)
+        value, text, unit, found = self.value_of(observation)
         rows: list[Row] = []
         if found or not components:
             if not found and get("dataAbsentReason"):
@@ -334,7 +356,7 @@ class Extractor:
                 if code:
                     rows.append((subject, encounter, code, time, value, text, unit))
         for component in components:
-            value, text, unit, found = self._value(component)
+            value, text, unit, found = self.value_of(component)
             if not found:
                 self.counts["skipped", "Observation: component without a value"] += 1
                 continue
@@ -349,27 +371,26 @@ class Extractor:
         if self._did_not_happen(
             "MedicationRequest",
             "doNotPerform" if request.get("doNotPerform") is True else request.get("status"),
-            ("doNotPerform",),
         ):
             return
         authored = request.get("authoredOn")
-        self._add_medication(request, "encounter", self._time(authored) if authored else TIME_FROM_ENCOUNTER + 5)
+        self._add_medication(request, "encounter", self.times[authored] if authored else TIME_FROM_ENCOUNTER + 5)
 
     def _medication_administration(self, administration: dict[str, Any], _: str | None) -> None:
-        if self._did_not_happen("MedicationAdministration", administration.get("status"), ("not-done",)):
+        if self._did_not_happen("MedicationAdministration", administration.get("status")):
             return
         self._add_medication(
             administration, "context", self._when(administration, "effective", TIME_FROM_ENCOUNTER + 6)
         )
 
     def _medication_dispense(self, dispense: dict[str, Any], _: str | None) -> None:
-        if self._did_not_happen("MedicationDispense", dispense.get("status"), ("cancelled", "declined")):
+        if self._did_not_happen("MedicationDispense", dispense.get("status")):
             return
         when = dispense.get("whenHandedOver") or dispense.get("whenPrepared")
-        self._add_medication(dispense, "context", self._time(when) if when else TIME_FROM_ENCOUNTER + 7)
+        self._add_medication(dispense, "context", self.times[when] if when else TIME_FROM_ENCOUNTER + 7)
 
     def _medication(self, medication: dict[str, Any], full_url: str | None) -> None:
-        if self._did_not_happen("Medication", medication.get("status"), ()):
+        if self._did_not_happen("Medication", medication.get("status")):
             return
         self.medications.append((own_keys(medication, full_url), self._medication_codes(medication, medication)))
 
@@ -384,7 +405,7 @@ class Extractor:
         if reference is None:
             self.counts["skipped", f"{resource['resourceType']}: no medication"] += 1
             return
-        for code_text in self._referenced_codes(reference, resource):
+        for code_text in self.referenced_codes(reference, resource):
             self._add(resource, "subject", encounter_field, self.codes[code_text], time)
 
     def _medication_codes(self, medication: dict[str, Any], holder: dict[str, Any]) -> list[str]:
@@ -400,10 +421,11 @@ class Extractor:
                 found = self.coder.code("MEDICATION", item)
                 codes += [found] if found else []
             elif ingredient.get("itemReference"):
-                codes += self._referenced_codes(ingredient["itemReference"], holder)
+                codes += self.referenced_codes(ingredient["itemReference"], holder)
         return codes
 
-    def _referenced_codes(self, reference: dict[str, Any], holder: dict[str, Any]) -> list[str]:
+    def referenced_codes(self, reference: dict[str, Any], holder: dict[str, Any]) -> list[str]:
+        """Codes of the Medication that a Reference of `holder` names; still a key where it is not contained."""
         literal = reference.get("reference") or ""
         if literal.startswith("#"):
             for contained in holder.get("contained") or ():
@@ -415,24 +437,18 @@ class Extractor:
 
     # Parts
 
-    def _did_not_happen(self, resource_type: str, status: Any, others: tuple[str, ...]) -> bool:
+    def _did_not_happen(self, resource_type: str, status: Any) -> bool:
         if status == "entered-in-error":
             self.counts["entered_in_error", resource_type] += 1
             return True
-        if status in others:
+        if status in LEFT_OUT_STATUSES[resource_type]:
             self.counts["skipped", f"{resource_type}: {status}"] += 1
             return True
         return False
 
     def _add(self, resource: dict[str, Any], subject_field: str, encounter_field: str, code: int, time: int) -> None:
-        subject = self._subject(resource.get(subject_field), resource)
-        self.rows.append((subject, self._encounter_of(resource.get(encounter_field)), code, time, _NAN, 0, 0))
-
-    def _time(self, text: str) -> int:
-        time = self._times.get(text)
-        if time is None:
-            time = self._times[text] = parse_instant(text)
-        return time
+        subject = self.subject_of(resource.get(subject_field), resource)
+        self.rows.append((subject, self.encounter_of(resource.get(encounter_field)), code, time, _NAN, 0, 0))
 
     def _when(self, resource: dict[str, Any], field: str, otherwise: int) -> int:
         """Time of a choice element: its DateTime, the end of its Period (else the start), its Instant."""
@@ -443,9 +459,10 @@ class Extractor:
                 text = period.get("end") or period.get("start")
             elif field == "effective":
                 text = resource.get("effectiveInstant")
-        return self._time(text) if text else otherwise
+        return self.times[text] if text else otherwise
 
-    def _subject(self, holder: Any, resource: dict[str, Any]) -> int:
+    def subject_of(self, holder: Any, resource: dict[str, Any]) -> int:
+        """Index of the subject that a Reference of a resource names, 0 where there is none."""
         if holder is None:
             return 0
         raw = holder.get("reference")
@@ -470,7 +487,8 @@ class Extractor:
                         return key
         return NOTHING
 
-    def _encounter_of(self, holder: Any) -> int:
+    def encounter_of(self, holder: Any) -> int:
+        """Index of the encounter that a Reference names, 0 where there is none."""
         if holder is None:
             return 0
         raw = holder.get("reference")
@@ -485,25 +503,30 @@ class Extractor:
 
     def _code(self, kind: str, concept: Any, resource_type: str) -> int:
         """Index of a concept's code, 0 where it has none (counted)."""
-        if concept is not None:
-            codings = concept.get("coding")
-            if codings and len(codings) == 1:
-                coding = codings[0]
-                key = (kind, coding.get("system"), coding.get("code"))
-                number = self._seen_codes.get(key)
-                if number is not None:
-                    return number
-                code = self.coder.coding(kind, coding)
-                if code is not None:
-                    number = self._seen_codes[key] = self.codes[code]
-                    return number
-            code = self.coder.code(kind, concept)
-            if code is not None:
-                return self.codes[code]
-        self.counts["skipped", f"{resource_type}: no code"] += 1
-        return 0
+        number = self.find_code(kind, concept)
+        if not number:
+            self.counts["skipped", f"{resource_type}: no code"] += 1
+        return number
 
-    def _value(self, holder: dict[str, Any]) -> tuple[float, int, int, bool]:
+    def find_code(self, kind: str, concept: Any) -> int:
+        """Index of a concept's code, 0 where it has none."""
+        if concept is None:
+            return 0
+        codings = concept.get("coding")
+        if codings and len(codings) == 1:
+            coding = codings[0]
+            key = (kind, coding.get("system"), coding.get("code"))
+            number = self._seen_codes.get(key)
+            if number is not None:
+                return number
+            code = self.coder.coding(kind, coding)
+            if code is not None:
+                number = self._seen_codes[key] = self.codes[code]
+                return number
+        code = self.coder.code(kind, concept)
+        return 0 if code is None else self.codes[code]
+
+    def value_of(self, holder: dict[str, Any]) -> tuple[float, int, int, bool]:
         """(number, text index, unit index, whether there is a value) of an Observation or component."""
         quantity = holder.get("valueQuantity")
         if quantity is not None:
@@ -538,7 +561,7 @@ class Extractor:
             value = float(value)  # some servers quote decimals
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"a value must be a number, got {value!r}")
-        if not -_MAX_FLOAT32 <= value <= _MAX_FLOAT32:
+        if not -MAX_FLOAT32 <= value <= MAX_FLOAT32:
             self.counts["notes", "values that are NaN or beyond float32, read as missing"] += 1
             return _NAN
         return value
