@@ -61,6 +61,11 @@ class PromptedDataset(Dataset[dict[str, Any]]):
         """`[n]` prediction times, datetime64[us] (naive UTC)."""
         return np.asarray(self.index.prediction_time).astype("datetime64[us]")
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """`[n]` tokens of each row, without assembling it."""
+        return np.asarray(self.histories.plan_prompts(self.index, self.max_length).lengths)
+
     def subset(self, rows: ArrayLike) -> PromptedDataset:
         """The dataset of these rows, in this order (repeats allowed)."""
         return PromptedDataset(self.histories, self.index.subset(np.asarray(rows)), self.max_length)

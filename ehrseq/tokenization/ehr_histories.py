@@ -100,6 +100,11 @@ class RowPlan:
     close_time: np.ndarray
     order: np.ndarray
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row."""
+        return 1 + self.statics + (self.vs_at >= 0) + self.end - self.start + self.tail
+
 
 @dataclass
 class EncodedHistories:
@@ -563,8 +568,7 @@ class HistoryWindows:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each window."""
-        plan = self.plan
-        return 1 + plan.statics + (plan.vs_at >= 0) + plan.end - plan.start + plan.tail
+        return self.plan.lengths
 
 
 def _pick(values: np.ndarray, places: np.ndarray) -> np.ndarray:
