@@ -3,7 +3,8 @@
     python examples/02_pretrain.py --data runs/data --output_dir runs/pretrain --max_steps 300 --learning_rate 3e-3
     python -m torch.distributed.run --nproc_per_node 2 examples/02_pretrain.py --data runs/data ...
 
-Run the same command again to resume. The paper's size: --hidden_size 768 --num_layers 32 --context 2048.
+Run the same command again to resume. `--packing` spares the padding. The paper's size: --hidden_size 768
+--num_layers 32 --context 2048.
 """
 
 from dataclasses import dataclass, field
@@ -12,8 +13,8 @@ from pathlib import Path
 from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 import ehrseq  # noqa: F401  registers the classes with the Auto classes
-from ehrseq.data.collation import DataCollatorForNextToken
 from ehrseq.data.dataset import EventDataset
+from ehrseq.data.packing import DataCollatorForPackedNextToken, PackableRows
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
 from ehrseq.tasks import load_task
 from ehrseq.training import last_checkpoint, model_config, use_paper_recipe
@@ -28,6 +29,7 @@ class Arguments:
     num_layers: int = field(default=2, metadata={"help": "Mamba blocks (paper: 32)."})
     context: int = field(default=256, metadata={"help": "Context length in tokens (paper: 2048)."})
     splits: list[str] = field(default_factory=lambda: ["pretrain", "train"], metadata={"help": "Splits to learn from."})
+    packing: bool = field(default=False, metadata={"help": "Put several patients into a row, instead of padding."})
     patience: int = field(default=0, metadata={"help": "Evaluations without progress before stopping; 0 = never."})
 
 
@@ -52,9 +54,9 @@ def main() -> None:
     trainer = Trainer(
         model=EhrMambaForCausalLM(config),
         args=args,
-        train_dataset=train,
+        train_dataset=PackableRows(train) if arguments.packing else train,
         eval_dataset=tuning,
-        data_collator=DataCollatorForNextToken(tokenizer),
+        data_collator=DataCollatorForPackedNextToken(tokenizer, arguments.context),  # pads what is not to be packed
         processing_class=tokenizer,
         callbacks=[EarlyStoppingCallback(arguments.patience)] if arguments.patience else None,
     )

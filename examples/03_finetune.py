@@ -4,7 +4,7 @@
         --max_steps 400 --learning_rate 1e-3 --eval_strategy steps --eval_steps 100 --save_steps 100 \
         --load_best_model_at_end --metric_for_best_model auroc_mean --patience 3
 
-Run the same command again to resume; `python -m torch.distributed.run --nproc_per_node 2` works as in 02.
+Run the same command again to resume; `--packing` and `python -m torch.distributed.run --nproc_per_node 2` as in 02.
 """
 
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from transformers import (
 import ehrseq  # noqa: F401  registers the classes with the Auto classes
 from ehrseq.data.dataset import EventDataset
 from ehrseq.data.mpf import balance_rows
+from ehrseq.data.packing import DataCollatorForPackedPrompts, PackableRows, evaluation_order
 from ehrseq.evaluation import ComputeTaskMetrics
 from ehrseq.tasks import read_labels
 from ehrseq.training import last_checkpoint, prompted_dataset, use_paper_recipe
@@ -36,6 +37,7 @@ class Arguments:
     model: str = field(metadata={"help": "Pretrained checkpoint."})
     positive_share: float | None = field(default=None, metadata={"help": "Balance the classes, e.g. 0.5."})
     rows: int | None = field(default=None, metadata={"help": "Rows of one epoch, all of them when absent."})
+    packing: bool = field(default=False, metadata={"help": "Put several patients into a row, instead of padding."})
     patience: int = field(default=0, metadata={"help": "Evaluations without progress before stopping; 0 = never."})
 
 
@@ -50,20 +52,24 @@ def main() -> None:
     labels = read_labels(dataset.path)
     train = prompted_dataset(tokenizer, dataset.events("train"), labels, context)
     tuning = prompted_dataset(tokenizer, dataset.events("tuning"), labels, context)
+    tuning = tuning.subset(tuning.lengths.argsort(kind="stable"))  # batches of like length: next to no padding
 
-    share = arguments.positive_share
-    sample = balance_rows(train.task_ids, train.labels, names, num_rows=arguments.rows, positive_share=share)
+    draw = {"num_rows": arguments.rows, "positive_share": arguments.positive_share}
+    sample = balance_rows(train.task_ids, train.labels, names, **draw)
     model.config.tasks = sample.store_in(model.config.tasks)  # the scores stay probabilities
     for task in sample.tasks:
         print(f"{task.task}: {task.sampled:,} rows, prevalence {task.prevalence:.3f} -> {task.sampled_prevalence:.3f}")
 
+    train = train.subset(sample.rows)
+    patients = tuning.subject_ids[evaluation_order(tuning.lengths, args)]
     trainer = Trainer(
         model=model,
-        args=use_paper_recipe(args, len(sample.rows)),
-        train_dataset=train.subset(sample.rows),
+        args=use_paper_recipe(args, len(train)),
+        train_dataset=PackableRows(train) if arguments.packing else train,
         eval_dataset=tuning,
+        data_collator=DataCollatorForPackedPrompts(tokenizer, context),  # pads what is not to be packed
         processing_class=tokenizer,
-        compute_metrics=ComputeTaskMetrics(names, tuning.subject_ids, log_odds_shifts=sample.log_odds_shifts),
+        compute_metrics=ComputeTaskMetrics(names, patients, log_odds_shifts=sample.log_odds_shifts),
         callbacks=[EarlyStoppingCallback(arguments.patience)] if arguments.patience else None,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))

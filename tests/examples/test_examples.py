@@ -111,6 +111,23 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_ends(prepared, pre
         assert torch.equal(tensor, weights[1][name]), name
 
 
+def test_packing_trains_as_padding_does(prepared, pretrained, tmp_path):
+    """Dropout being off, the same patients in the same batches: the same losses, step by step."""
+    still, losses = tmp_path / "still", []
+    _without_dropout(pretrained, still)
+    for number, options in enumerate([[], ["--packing"]]):
+        state = finetune(prepared, still, tmp_path / str(number), "--max_steps", 4, "--save_steps", 4, *options)
+        losses.append([entry["loss"] for entry in state["log_history"] if "loss" in entry])
+    assert losses[1] == pytest.approx(losses[0], abs=2e-4)
+
+
+@pytest.mark.parametrize("option", [["--packing"], ["--train_sampling_strategy", "group_by_length"]])
+def test_pretraining_without_padding(prepared, tmp_path, option):
+    sizes = ["--hidden_size", 16, "--num_layers", 1, "--context", 64, "--max_steps", 3, "--eval_strategy", "no"]
+    run("02_pretrain.py", "--data", prepared, "--output_dir", tmp_path, *sizes, *option, *QUIET)
+    assert (tmp_path / "model.safetensors").exists()
+
+
 def test_two_processes_train_as_one(prepared, pretrained, tmp_path):
     """torchrun with two CPU processes and half the batch each: the same losses, dropout being off."""
     still = tmp_path / "still"
