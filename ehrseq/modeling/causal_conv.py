@@ -2,19 +2,33 @@
 
     out_t = silu(bias + sum_s weight[:, k-1-s] * x_{t-s}),   s = 0 .. k-1, and s <= steps since the segment of t began
 
-As k shifted multiply-adds it needs no transpose to channels-first and is about twice as fast on CPU as a grouped
-`torch.conv1d`. The backward computes the sum again instead of storing it.
+One operator, several interchangeable backends with equal results, gradients included:
+
+- `torch`: k shifted multiply-adds. It needs no transpose to channels-first and is about twice as fast on CPU as a
+  grouped `torch.conv1d`. The backward computes the sum again instead of storing it.
+- `naive`: the same sum differentiated by autograd. Only used when it is asked for.
+- `cuda`, `triton`, `cpp`: compiled kernels of `ehrseq.kernels`, where the package is installed.
+
+The environment variable EHRSEQ_BACKEND forces one by name.
 
 Glossary: b batch, l length, d channels, k kernel size.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+try:  # absent where a checkpoint brings this file along as remote code
+    from ehrseq.kernels import conv_backends as _accelerators
+except ImportError:
+    _accelerators = dict
 
 Activation = Literal["silu"] | None
 
@@ -29,6 +43,7 @@ def causal_conv1d(
     lengths: Tensor | None = None,
     activation: Activation = "silu",
     return_final_state: bool = False,
+    backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Causal depthwise convolution over the length, then SiLU.
 
@@ -47,22 +62,20 @@ def causal_conv1d(
             row's last real step. The output does not depend on it.
         activation: "silu" or None.
         return_final_state: Also return the state after the last (real) step.
+        backend: Name of a registered backend; None takes the one of the environment variable EHRSEQ_BACKEND, and where
+            that is not set the first of the table that serves this call.
 
     Returns:
         The output in the dtype of `x`, [batch, length, channels]; with `return_final_state` the pair (output,
         final_state), the state [batch, channels, kernel - 1] in the dtype of `x`, 0 before the last segment's start.
 
     Raises:
-        ValueError: a wrong shape, dtype or device, length 0, `lengths` outside 0 .. length, an unknown activation.
+        ValueError: a wrong shape, dtype or device, length 0, `lengths` outside 0 .. length, an unknown activation
+            or backend, a backend that cannot serve the call.
     """
     _check_inputs(x, weight, bias, initial_state, reset_mask, lengths, activation)
-    positions = None if reset_mask is None else positions_in_segment(reset_mask, weight.shape[1] - 1)
-    differentiable = (x, weight, bias, initial_state)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable):
-        out = _CausalConv.apply(x, weight, bias, initial_state, positions, activation)  # type: ignore[no-untyped-call]
-    else:
-        out = _convolve(x, weight, bias, initial_state, positions)
-        out = (F.silu(out, inplace=True) if activation == "silu" else out).to(x.dtype)
+    inputs = ConvInputs(x, weight, bias, initial_state, reset_mask, activation)
+    out = _choose_backend(backend, inputs).run(inputs)
     if not return_final_state:
         return out
     kernel = weight.shape[1]
@@ -111,6 +124,94 @@ def conv_final_state(
         real_starts = torch.where(reset_mask & (row_steps < ends[:, None]), row_steps, -past)
         tail = tail.masked_fill((steps < real_starts.amax(1, keepdim=True))[..., None], 0.0)
     return tail.transpose(1, 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Inputs and the table of backends
+# ---------------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class ConvInputs:
+    """The checked arguments of one call, as a backend receives them (shapes as in `causal_conv1d`)."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    initial_state: Tensor | None
+    reset_mask: Tensor | None
+    activation: Activation
+
+    @property
+    def needs_grad(self) -> bool:
+        """Whether autograd will ask for a backward of this call."""
+        tensors = (self.x, self.weight, self.bias, self.initial_state)
+        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """float64 for float64 inputs, float32 for everything narrower."""
+        return _compute_dtype(self.x)
+
+
+@dataclass(frozen=True)
+class ConvBackend:
+    """One implementation of the convolution.
+
+    Attributes:
+        run: `ConvInputs` -> output [batch, length, channels] in the dtype of x. (The final state is a slice of the
+            inputs: `conv_final_state`.)
+        why_not: `ConvInputs` -> None when this backend serves the call and its gradients, else why it does not.
+        automatic: Whether `backend=None` may pick it.
+    """
+
+    run: Callable[[ConvInputs], Tensor]
+    why_not: Callable[[ConvInputs], str | None] = lambda inputs: None
+    automatic: bool = True
+
+
+_BACKENDS: dict[str, ConvBackend] = {}  # fastest first: the order in which `backend=None` tries them
+
+
+def register_conv_backend(name: str, backend: ConvBackend) -> None:
+    """Put a backend in front of the table, so that `backend=None` tries it first; one of the same name is replaced."""
+    others = {key: value for key, value in _BACKENDS.items() if key != name}
+    _BACKENDS.clear()
+    _BACKENDS.update({name: backend, **others})
+
+
+def conv_backends() -> list[str]:
+    """Names of the registered backends, fastest first."""
+    return list(_BACKENDS)
+
+
+def _choose_backend(name: str | None, inputs: ConvInputs) -> ConvBackend:
+    name = name or os.environ.get("EHRSEQ_BACKEND") or None
+    if name is None:
+        return next(entry for entry in _BACKENDS.values() if entry.automatic and entry.why_not(inputs) is None)
+    if name not in _BACKENDS:
+        raise ValueError(f"Unknown conv backend {name!r}: expected one of {conv_backends()}, or None for the fastest.")
+    reason = _BACKENDS[name].why_not(inputs)
+    if reason is not None:
+        raise ValueError(f"Conv backend {name!r} cannot serve this call: {reason}. Use backend=None for one that can.")
+    return _BACKENDS[name]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# torch
+# ---------------------------------------------------------------------------------------------------------------------
+def _run_torch(inputs: ConvInputs) -> Tensor:
+    if not inputs.needs_grad:
+        return _run_naive(inputs)
+    starts = inputs.reset_mask
+    positions = None if starts is None else positions_in_segment(starts, inputs.weight.shape[1] - 1)
+    tensors = (inputs.x, inputs.weight, inputs.bias, inputs.initial_state)
+    return _CausalConv.apply(*tensors, positions, inputs.activation)  # type: ignore[no-untyped-call]
+
+
+def _run_naive(inputs: ConvInputs) -> Tensor:
+    starts = inputs.reset_mask
+    positions = None if starts is None else positions_in_segment(starts, inputs.weight.shape[1] - 1)
+    out = _convolve(inputs.x, inputs.weight, inputs.bias, inputs.initial_state, positions)
+    return (F.silu(out, inplace=not inputs.needs_grad) if inputs.activation == "silu" else out).to(inputs.x.dtype)
 
 
 class _CausalConv(torch.autograd.Function):
@@ -248,3 +349,9 @@ def _check_inputs(
 
 def _describe(value: Any) -> str:
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
+
+
+register_conv_backend("naive", ConvBackend(_run_naive, automatic=False))
+register_conv_backend("torch", ConvBackend(_run_torch))
+for _name, _entry in reversed(list(_accelerators().items())):
+    register_conv_backend(_name, ConvBackend(_entry.run, _entry.why_not, _entry.automatic))

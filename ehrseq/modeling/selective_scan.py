@@ -9,8 +9,9 @@ gradients included:
 
 - `torch`: tiles of 16 steps, and a hand-written backward that computes the states again from one stored state a tile.
 - `naive`: the formula above as a loop over the steps, differentiated by autograd. Only used when it is asked for.
+- `cuda`, `triton`, `cpp`: compiled kernels of `ehrseq.kernels`, where the package is installed.
 
-Accelerators join the table with `register_scan_backend`.
+The environment variable EHRSEQ_BACKEND forces one by name.
 
 Glossary: b batch, l length (steps), d channels, n state size, c steps of a tile. Inside a tile the layout is
 [c, b, n, d]: a step is one contiguous block, and the innermost loop of every operation runs over the channels.
@@ -18,6 +19,7 @@ Glossary: b batch, l length (steps), d channels, n state size, c steps of a tile
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +27,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.utils import logging
+
+try:  # absent where a checkpoint brings this file along as remote code
+    from ehrseq.kernels import scan_backends as _accelerators
+except ImportError:
+    _accelerators = dict
+
+logger = logging.get_logger(__name__)
 
 # Steps that share one call of the exponential and one stored state. At 16 a tile of a 768-wide block (1.5 MB) fits a
 # core's cache, and with n = 16 the stored states are as large as one activation.
@@ -70,7 +80,8 @@ def selective_scan(
         reset_mask: bool [batch, length]; True zeroes the state before that step (at step 0 it overrides
             `initial_state`).
         return_final_state: Also return the state after the last step.
-        backend: Name of a registered backend; None takes the first of the table that serves this call.
+        backend: Name of a registered backend; None takes the one of the environment variable EHRSEQ_BACKEND, and where
+            that is not set the first of the table that serves this call.
 
     Returns:
         y in the dtype of `u`, [batch, length, channels]; with `return_final_state` the pair (y, final_state), the state
@@ -171,14 +182,40 @@ def scan_backends() -> list[str]:
 
 
 def _choose_backend(name: str | None, inputs: ScanInputs) -> ScanBackend:
+    name = name or os.environ.get("EHRSEQ_BACKEND") or None
     if name is None:
-        return next(entry for entry in _BACKENDS.values() if entry.automatic and entry.why_not(inputs) is None)
+        name, backend = next(
+            (key, entry) for key, entry in _BACKENDS.items() if entry.automatic and entry.why_not(inputs) is None
+        )
+        if not torch.compiler.is_compiling():
+            _announce(name, inputs)
+        return backend
     if name not in _BACKENDS:
         raise ValueError(f"Unknown scan backend {name!r}: expected one of {scan_backends()}, or None for the fastest.")
     reason = _BACKENDS[name].why_not(inputs)
     if reason is not None:
         raise ValueError(f"Scan backend {name!r} cannot serve this call: {reason}. Use backend=None for one that can.")
     return _BACKENDS[name]
+
+
+_announced: set[str] = set()
+
+
+def _announce(name: str, inputs: ScanInputs) -> None:
+    """Say once which backend is at work; that nothing faster than torch is there is worth a warning."""
+    if name in _announced:
+        return
+    _announced.add(name)
+    logger.info(f"Selective scan: backend {name!r}.")
+    if name == "torch" and inputs.u.device.type != "meta":
+        reasons = [
+            f"{key}: {entry.why_not(inputs)}" for key, entry in _BACKENDS.items() if key not in ("torch", "naive")
+        ]
+        logger.warning(
+            "Selective scan: only the torch fallback serves this call; it is exact but several times slower "
+            f"({'; '.join(reasons) or 'the package ehrseq, which brings the kernels, is not installed'}). "
+            "`ehrseq doctor` shows what is missing."
+        )
 
 
 def _check_inputs(inputs: ScanInputs) -> None:
@@ -475,3 +512,5 @@ def _tiled_backward(
 
 register_scan_backend("naive", ScanBackend(_run_naive, automatic=False))
 register_scan_backend("torch", ScanBackend(_run_torch))
+for _name, _entry in reversed(list(_accelerators().items())):
+    register_scan_backend(_name, ScanBackend(_entry.run, _entry.why_not, _entry.automatic))

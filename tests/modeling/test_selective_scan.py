@@ -453,7 +453,7 @@ def test_a_forced_backend_is_the_one_that_runs(name):
 
 
 def test_an_unknown_backend_names_those_there_are():
-    with pytest.raises(ValueError, match=r"Unknown scan backend 'cuda9000': expected one of \['torch', 'naive'\]"):
+    with pytest.raises(ValueError, match=r"Unknown scan backend 'cuda9000': expected one of .*'torch', 'naive'"):
         selective_scan(**make_inputs(), backend="cuda9000")
 
 

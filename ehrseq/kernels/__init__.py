@@ -1,0 +1,34 @@
+"""Fast backends of the selective scan and of the causal convolution, behind the operators of `ehrseq.modeling`.
+
+Nothing here is required: without a compiled library, Triton or CUDA kernels those operators run on torch alone, with
+equal results. Importing this package loads none of them: each is looked for at the first call that could use it.
+
+`ehrseq doctor` prints what this machine has.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from .backend import KernelBackend
+
+# Fastest first. Each module has SCAN_BACKEND or CONV_BACKEND.
+_SCAN_MODULES = {"cpp": "cpu_scan"}
+_CONV_MODULES = {"cpp": "cpu_conv"}
+
+
+def scan_backends() -> dict[str, KernelBackend]:
+    """Backends of the selective scan by name, fastest first, whether or not this machine can run them."""
+    return {name: _module(module).SCAN_BACKEND for name, module in _SCAN_MODULES.items()}
+
+
+def conv_backends() -> dict[str, KernelBackend]:
+    """Backends of the causal convolution by name, fastest first, whether or not this machine can run them."""
+    return {name: _module(module).CONV_BACKEND for name, module in _CONV_MODULES.items()}
+
+
+def _module(name: str):  # type: ignore[no-untyped-def]
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+__all__ = ["KernelBackend", "conv_backends", "scan_backends"]

@@ -1,0 +1,151 @@
+"""The causal convolution with SiLU on CPU by the compiled kernels: custom operators of torch with gradients.
+
+Registered as those of cpu_scan.py, with the same behaviour under `torch.compile`, `torch.export` and autocast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import cpu_library
+from .backend import KernelBackend
+from .cpu_library import contiguous, pointer, rows, rows_fields
+
+MAX_KERNEL = 4  # kTaps of csrc/conv.h
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _sizes(x: Tensor, weight: Tensor, silu: bool) -> list[int]:
+    batch, length, channels = x.shape
+    double = int(x.dtype == torch.float64)
+    return [double, batch, length, channels, weight.shape[1], 1, cpu_library.num_threads(), int(silu)]
+
+
+def _reset_fields(reset_mask: Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0) if reset_mask is None else (reset_mask.data_ptr(), *reset_mask.stride())
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, reset_mask: Tensor | None, silu: bool
+) -> Tensor:
+    """The output for plain CPU tensors."""
+    dtype = _compute_dtype(x)
+    x = rows(x)
+    out = torch.empty(x.shape, dtype=x.dtype)
+    parameters = [contiguous(t, dtype) for t in (weight, bias, initial_state)]
+    fields = [
+        *_sizes(x, weight, silu),
+        *rows_fields(x),
+        *rows_fields(out),
+        *(pointer(t) for t in parameters),
+        *_reset_fields(reset_mask),
+        *[0] * (2 * 4 + 3),
+    ]
+    cpu_library.call("ehrseq_conv_forward", fields)
+    return out
+
+
+@torch.library.custom_op("ehrseq::causal_conv1d", mutates_args=(), device_types="cpu")
+def causal_conv1d_op(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, reset_mask: Tensor | None, silu: bool
+) -> Tensor:
+    """The convolution; arguments as in `ehrseq.modeling.causal_conv.causal_conv1d`; `silu` for its activation."""
+    return _forward(x, weight, bias, initial_state, reset_mask, silu)
+
+
+@causal_conv1d_op.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, reset_mask: Tensor | None, silu: bool
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("ehrseq::causal_conv1d_backward", mutates_args=(), device_types="cpu")
+def causal_conv1d_backward_op(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    reset_mask: Tensor | None,
+    silu: bool,
+    grad: Tensor,
+) -> list[Tensor]:
+    """Gradients of x, weight, bias and initial_state, those that are there, in their dtypes."""
+    dtype = _compute_dtype(x)
+    x, grad = rows(x), rows(grad)
+    inputs = [contiguous(t, dtype) for t in (weight, bias, initial_state)]
+    grad_x = torch.empty(x.shape, dtype=x.dtype)
+    grads = [None if t is None else torch.empty(t.shape, dtype=dtype) for t in (weight, bias, initial_state)]
+    fields = [
+        *_sizes(x, weight, silu),
+        *rows_fields(x),
+        *rows_fields(None),
+        *(pointer(t) for t in inputs),
+        *_reset_fields(reset_mask),
+        *rows_fields(grad),
+        *rows_fields(grad_x),
+        *(pointer(t) for t in grads),
+    ]
+    cpu_library.call("ehrseq_conv_backward", fields)
+    pairs = zip((weight, bias, initial_state), grads, strict=True)
+    return [grad_x, *(g.to(t.dtype) for t, g in pairs if t is not None and g is not None)]
+
+
+@causal_conv1d_backward_op.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    reset_mask: Tensor | None,
+    silu: bool,
+    grad: Tensor,
+) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in (x, weight, bias, initial_state) if t is not None]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, silu = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.silu = silu
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():  # create_graph=True
+        raise RuntimeError(
+            "The cpp backend of causal_conv1d has no second derivative: use backward without create_graph=True, "
+            "or causal_conv1d with backend='naive'."
+        )
+    tensors = ctx.saved_tensors
+    grads = iter(causal_conv1d_backward_op(*tensors, ctx.silu, grad))
+    return (*(None if t is None else next(grads) for t in tensors[:4]), None, None)
+
+
+causal_conv1d_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _run(inputs: Any) -> Tensor:
+    arguments = (inputs.x, inputs.weight, inputs.bias, inputs.initial_state, inputs.reset_mask)
+    silu = inputs.activation == "silu"
+    if not inputs.needs_grad and cpu_library.is_plain(*arguments):
+        return _forward(*arguments, silu)
+    return causal_conv1d_op(*arguments, silu)
+
+
+def _why_not(inputs: Any) -> str | None:
+    if inputs.x.device.type != "cpu":
+        return f"it runs on CPU, the tensors are on {inputs.x.device.type}"
+    if inputs.x.dtype not in cpu_library.DTYPE_CODES:
+        return f"it reads float64, float32, bfloat16 and float16, x is {inputs.x.dtype}"
+    if inputs.weight.shape[1] > MAX_KERNEL:
+        return f"it has up to {MAX_KERNEL} taps, weight has {inputs.weight.shape[1]}"
+    return cpu_library.why_no_library()
+
+
+CONV_BACKEND = KernelBackend(_run, _why_not)

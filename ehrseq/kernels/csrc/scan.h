@@ -1,0 +1,154 @@
+// The selective scan: what forward and backward share.
+//
+//     d_t = softplus(delta_t + delta_bias),  h_t = exp(d_t A) h_{t-1} + d_t u_t B_t,  y_t = (C_t h_t + D u_t) silu(z_t)
+//
+// Lanes are channels. A task is one batch row and a range of channel blocks (a block is one vector of channels); it
+// walks over tiles of kTile steps, and inside a tile over its blocks, so that the tile's B and C are converted once. The
+// states of a block live in registers, `G` of them at a time.
+#pragma once
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+#include "rows.h"
+
+namespace ehrseq {
+
+// Steps of a tile: one stored state each when training, as large as half an activation for 16 states. The backward's
+// working set of a tile (decays, states, sums for B and C) should stay near the first-level cache.
+constexpr int kTile = 32;
+
+// One call. Every field is 8 bytes, packed in this order by cpu_library.py; pointers may be null where marked.
+struct ScanCall {
+  int64_t is_double, batch, length, channels, state, splits, threads, softplus;
+  Rows u, delta, z, B, C, y;  // z: null without gate
+  const void *A, *D, *delta_bias, *initial_state;  // compute type, contiguous; all but A may be null
+  const uint8_t* reset;                            // [batch, length]; null without resets
+  int64_t reset_batch_stride, reset_row_stride;
+  void* final_state;  // [batch, channels, state]
+  void* tile_states;  // [batch, tiles, state, channels]: the state before each tile; null when nobody needs a backward
+  // Backward only. grad_y.data and grad_final_state may be null (no gradient from there), and what is not asked for.
+  Rows grad_y, grad_u, grad_delta, grad_z;
+  const void* grad_final_state;
+  void *grad_A, *grad_B, *grad_C, *grad_D, *grad_bias, *grad_initial_state;
+};
+
+// Aligned memory that throws when there is none.
+template <class T> class Buffer {
+ public:
+  explicit Buffer(int64_t count) {
+    const size_t bytes = (size_t(count) * sizeof(T) + 63) / 64 * 64;
+    data_ = static_cast<T*>(aligned_alloc(64, std::max<size_t>(bytes, 64)));
+    if (!data_) throw std::bad_alloc();
+  }
+  ~Buffer() { free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  T* get() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+// Sizes of a call, and its A in the order in which the loops read it.
+template <class T> struct ScanPlan {
+  typedef Vector<T> V;
+  static constexpr int W = kLanes<T>;
+
+  const ScanCall& call;
+  const int64_t blocks, tiles;
+  const int state, padded;  // states; rounded up to whole groups
+  Buffer<V> rates;          // [blocks, padded]: A * log2(e)
+  Buffer<V> fastest;        // [blocks]: the largest |rate| of each channel
+
+  ScanPlan(const ScanCall& c, int group)
+      : call(c),
+        blocks((c.channels + W - 1) / W),
+        tiles((c.length + kTile - 1) / kTile),
+        state(int(c.state)),
+        padded((int(c.state) + group - 1) / group * group),
+        rates(blocks * padded),
+        fastest(blocks) {
+    const T* A = static_cast<const T*>(c.A);
+    for (int64_t k = 0; k < blocks; k++) {
+      V most{};
+      for (int n = 0; n < padded; n++) {
+        V rate{};
+        if (n < state)
+          for (int i = 0; i < lanes(k); i++) rate[i] = A[(k * W + i) * state + n] * T(1.4426950408889634);
+        rates.get()[k * padded + n] = rate;
+        const V size = rate < V{} ? -rate : rate;
+        most = size > most ? size : most;
+      }
+      fastest.get()[k] = most;
+    }
+  }
+
+  int lanes(int64_t block) const { return int(std::min<int64_t>(W, call.channels - block * W)); }
+  int steps(int64_t tile) const { return int(std::min<int64_t>(kTile, call.length - tile * kTile)); }
+  int64_t tasks() const { return call.batch * call.splits; }
+  int64_t first_block(int64_t split) const { return blocks * split / call.splits; }
+
+  // A state [batch, channels, state] to and from blocks [blocks of the range, padded]
+  void read_state(const void* source, int64_t b, int64_t k0, int64_t k1, V* out) const {
+    std::fill(out, out + (k1 - k0) * padded, V{});
+    if (!source) return;
+    for (int64_t k = k0; k < k1; k++) {
+      const T* p = static_cast<const T*>(source) + (b * call.channels + k * W) * state;
+      for (int i = 0; i < lanes(k); i++)
+        for (int n = 0; n < state; n++) out[(k - k0) * padded + n][i] = p[i * state + n];
+    }
+  }
+  void write_state(void* target, int64_t b, int64_t k0, int64_t k1, const V* in) const {
+    if (!target) return;
+    for (int64_t k = k0; k < k1; k++) {
+      T* p = static_cast<T*>(target) + (b * call.channels + k * W) * state;
+      for (int i = 0; i < lanes(k); i++)
+        for (int n = 0; n < state; n++) p[i * state + n] = in[(k - k0) * padded + n][i];
+    }
+  }
+  T* tile_state(int64_t b, int64_t tile, int64_t block) const {
+    return static_cast<T*>(call.tile_states) + (b * tiles + tile) * state * call.channels + block * W;
+  }
+  // A parameter [channels], 0 when absent
+  V parameter(const void* source, int64_t block) const {
+    return source ? load<T>(static_cast<const T*>(source) + block * W, lanes(block)) : V{};
+  }
+  // The tile's resets as contiguous bytes, or null when none is set
+  const uint8_t* resets(int64_t b, int64_t t, int steps, uint8_t* out) const {
+    if (!call.reset) return nullptr;
+    uint8_t any = 0;
+    const uint8_t* p = call.reset + b * call.reset_batch_stride + t * call.reset_row_stride;
+    for (int i = 0; i < steps; i++) any |= out[i] = p[i * call.reset_row_stride];
+    return any ? out : nullptr;
+  }
+};
+
+// Step sizes of a tile, and the derivative of the softplus when `slopes` is given.
+template <class T>
+EHRSEQ_INLINE void step_sizes(const ScanPlan<T>& plan, int64_t b, int64_t t, int64_t k, int steps, Vector<T>* d, Vector<T>* slopes) {
+  typedef Vector<T> V;
+  load_tile<T>(plan.call.delta, b, t, k * kLanes<T>, steps, plan.lanes(k), d);
+  const V bias = plan.parameter(plan.call.delta_bias, k);
+  for (int i = 0; i < steps; i++) {
+    V value = d[i] + bias, slope = splat(T(1));
+    if (plan.call.softplus) softplus<T>(value, value, slope);
+    d[i] = value;
+    if (slopes) slopes[i] = slope;
+  }
+}
+
+// Whether every exponent of the tile is so small that exp2_minus_1 serves. Only float needs that form.
+template <class T> EHRSEQ_INLINE bool is_small(const Vector<T>* d, int steps, Vector<T> fastest) {
+  if constexpr (sizeof(T) == 8) return false;
+  Vector<T> most{};
+  for (int i = 0; i < steps; i++) {
+    const Vector<T> size = d[i] < Vector<T>{} ? -d[i] : d[i];
+    most = size > most ? size : most;
+  }
+  most = most * fastest;
+  for (int i = 0; i < kLanes<T>; i++)
+    if (!(most[i] <= T(kSmallExponent))) return false;
+  return true;
+}
+
+}  // namespace ehrseq

@@ -1,0 +1,238 @@
+// The selective scan, backward, from the last tile to the first. The states of a tile are computed again from the one
+// that the forward stored before it.
+//
+// With g_t the gradient of C_t h_t, and q_t that of h_t: q_t = g_t C_t + a_{t+1} q_{t+1}, a_t = exp(d_t A), and
+//     dC_t = g_t h_t        dB_t = q_t d_t u_t        d(d_t u_t) = B_t q_t        d(d_t A) = q_t a_t h_{t-1},
+// summed over channels (B, C), states (d, u), or steps (A).
+#pragma once
+#include <omp.h>
+#include "scan.h"
+
+namespace ehrseq {
+
+// G states of one block through one tile, there and back. `q_state`: in, the gradient of the state after the tile from
+// all that follows; out, of the state before it.
+template <class T, int G, bool Small> struct BackwardGroup {
+  typedef Vector<T> V;
+  V decays[kTile * G];        // a_t; a_t - 1 when Small
+  V states[(kTile + 1) * G];  // before the tile, then after each step
+
+  EHRSEQ_INLINE void recompute(int steps, int padded, const V* rates, const V* d, const V* du, const T* B, const T* C,
+                               const uint8_t* resets, V* y) {
+    V h[G];
+    EHRSEQ_UNROLL
+    for (int n = 0; n < G; n++) h[n] = states[n];
+    for (int t = 0; t < steps; t++, B += padded, C += padded) {
+      if (resets && resets[t]) {
+        EHRSEQ_UNROLL
+        for (int n = 0; n < G; n++) h[n] = V{};
+      }
+      const V step = d[t], step_u = du[t];
+      V even = y[t], odd{};
+      EHRSEQ_UNROLL
+      for (int n = 0; n < G; n++) {
+        if constexpr (Small) {
+          const V decay = exp2_minus_1(step * rates[n]);
+          decays[t * G + n] = decay;
+          h[n] += decay * h[n] + step_u * B[n];
+        } else {
+          const V decay = exp2(step * rates[n]);
+          decays[t * G + n] = decay;
+          h[n] = decay * h[n] + step_u * B[n];
+        }
+        states[(t + 1) * G + n] = h[n];
+        (n % 2 ? odd : even) += h[n] * C[n];
+      }
+      y[t] = even + odd;
+    }
+  }
+
+  // `grad_du`: of d_t u_t. `grad_exponent`: sum over the states of rate * d(d_t A). `sum_B`, `sum_C`: [steps, padded],
+  // per lane; the lanes are summed once all blocks are through.
+  EHRSEQ_INLINE void reverse(int steps, int padded, const V* rates, const V* d, const V* du, const V* g, const T* B,
+                             const T* C, const uint8_t* resets, V* q_state, V* grad_A, V* grad_du, V* grad_exponent,
+                             V* sum_B, V* sum_C) {
+    V q[G], sum_A[G];
+    EHRSEQ_UNROLL
+    for (int n = 0; n < G; n++) q[n] = q_state[n], sum_A[n] = V{};
+    for (int t = steps - 1; t >= 0; t--) {
+      const V step = d[t], step_u = du[t], gradient = g[t];
+      const T *Bt = B + t * padded, *Ct = C + t * padded;
+      V *to_B = sum_B + t * padded, *to_C = sum_C + t * padded;
+      V to_du = grad_du[t], to_exponent = grad_exponent[t];
+      const bool reset = resets && resets[t];
+      EHRSEQ_UNROLL
+      for (int n = 0; n < G; n++) {
+        const V here = q[n] + gradient * Ct[n];
+        to_C[n] += gradient * states[(t + 1) * G + n];
+        to_B[n] += here * step_u;
+        to_du += here * Bt[n];
+        const V decay = decays[t * G + n];
+        q[n] = Small ? decay * here + here : decay * here;
+        const V exponent = q[n] * states[t * G + n];
+        if (!reset) {
+          to_exponent += exponent * rates[n];
+          sum_A[n] += exponent * step;
+        }
+      }
+      if (reset) {
+        EHRSEQ_UNROLL
+        for (int n = 0; n < G; n++) q[n] = V{};  // set, not multiplied by 0: a NaN stays in its own segment
+      }
+      grad_du[t] = to_du, grad_exponent[t] = to_exponent;
+    }
+    EHRSEQ_UNROLL
+    for (int n = 0; n < G; n++) q_state[n] = q[n], grad_A[n] += sum_A[n];
+  }
+};
+
+template <class T, int G> void scan_backward(const ScanCall& call) {
+  typedef Vector<T> V;
+  constexpr int W = kLanes<T>;
+  const ScanPlan<T> plan(call, std::max(G, W));  // whole vectors of sums over the lanes
+  const int padded = plan.padded;
+  const int64_t task_blocks = plan.blocks / call.splits + 1, rows = call.batch * call.length;
+  const int threads = int(std::min(call.threads, plan.tasks()));
+  // Per thread: gradients of the states; sums for B and C; the tile's B and C; one group.
+  const int64_t thread_vectors = task_blocks * padded + 2 * kTile * padded;
+  const Buffer<V> vectors(threads * thread_vectors);
+  const Buffer<T> scalars(threads * 2 * kTile * padded);
+  const Buffer<BackwardGroup<T, G, false>> groups(threads);
+  // Per task, added up at the end: what each split of the channels gives to B and C, each batch row to A, D, bias.
+  const Buffer<T> part_B(call.splits * rows * plan.state), part_C(call.splits * rows * plan.state);
+  const Buffer<V> part_A(call.batch * plan.blocks * (padded + 2));
+
+  auto work = [&](int thread, int64_t task) {
+    alignas(64) V d[kTile], slopes[kTile], u[kTile], du[kTile], y[kTile], g[kTile], grad_y[kTile], grad_du[kTile],
+        grad_exponent[kTile];
+    uint8_t reset_bytes[kTile];
+    V* q = vectors.get() + thread * thread_vectors;
+    V *sum_B = q + task_blocks * padded, *sum_C = sum_B + kTile * padded;
+    T *B = scalars.get() + thread * 2 * kTile * padded, *C = B + kTile * padded;
+    auto& group = groups.get()[thread];
+    auto& small_group = reinterpret_cast<BackwardGroup<T, G, sizeof(T) == 4>&>(group);  // the same memory
+    const int64_t split = task % call.splits, b = task / call.splits, k0 = plan.first_block(split),
+                  k1 = plan.first_block(split + 1);
+    plan.read_state(call.grad_final_state, b, k0, k1, q);
+    V* parts = part_A.get() + b * plan.blocks * (padded + 2);
+    std::fill(parts + k0 * (padded + 2), parts + k1 * (padded + 2), V{});
+    for (int64_t tile = plan.tiles - 1; tile >= 0; tile--) {
+      const int64_t t = tile * kTile;
+      const int steps = plan.steps(tile);
+      load_scalars<T>(call.B, b, t, steps, plan.state, padded, B);
+      load_scalars<T>(call.C, b, t, steps, plan.state, padded, C);
+      const uint8_t* resets = plan.resets(b, t, steps, reset_bytes);
+      std::fill(sum_B, sum_B + 2 * kTile * padded, V{});
+      for (int64_t k = k0; k < k1; k++) {
+        const int lanes = plan.lanes(k);
+        const int64_t channel = k * W;
+        V* to_A = parts + k * (padded + 2);
+        // 1. Step sizes, skip, gate.
+        step_sizes<T>(plan, b, t, k, steps, d, slopes);
+        load_tile<T>(call.u, b, t, channel, steps, lanes, u);
+        const V D = plan.parameter(call.D, k);
+        for (int i = 0; i < steps; i++) {
+          du[i] = d[i] * u[i], y[i] = D * u[i];
+          grad_du[i] = V{}, grad_exponent[i] = V{}, grad_y[i] = V{};
+        }
+        if (call.grad_y.data) load_tile<T>(call.grad_y, b, t, channel, steps, lanes, grad_y);
+        V z[kTile];
+        if (call.z.data) {
+          load_tile<T>(call.z, b, t, channel, steps, lanes, z);
+          for (int i = 0; i < steps; i++) g[i] = grad_y[i] * z[i] * sigmoid<T>(z[i]);
+        } else {
+          for (int i = 0; i < steps; i++) g[i] = grad_y[i];
+        }
+        // 2. Recurrence, a group of states at a time.
+        const V* rates = plan.rates.get() + k * padded;
+        const T* kept = plan.tile_state(b, tile, k);
+        const bool small = is_small<T>(d, steps, plan.fastest.get()[k]);
+        auto through = [&](auto& group, int n) __attribute__((always_inline)) {
+          for (int m = 0; m < G; m++)
+            group.states[m] = n + m < plan.state ? load<T>(kept + (n + m) * call.channels, lanes) : V{};
+          group.recompute(steps, padded, rates + n, d, du, B + n, C + n, resets, y);
+          group.reverse(steps, padded, rates + n, d, du, g, B + n, C + n, resets, q + (k - k0) * padded + n, to_A + n,
+                        grad_du, grad_exponent, sum_B + n, sum_C + n);
+        };
+        for (int n = 0; n < plan.state; n += G) {
+          if (small) {
+            through(small_group, n);
+          } else {
+            through(group, n);
+          }
+        }
+        // 3. Gate, skip, step sizes.
+        if (call.z.data) {
+          for (int i = 0; i < steps; i++) {
+            const V s = sigmoid<T>(z[i]);
+            z[i] = grad_y[i] * y[i] * s * (T(1) + z[i] * (T(1) - s));
+          }
+          store_tile<T>(call.grad_z, b, t, channel, steps, lanes, z);
+        }
+        V to_D{}, to_bias{};
+        for (int i = 0; i < steps; i++) {
+          const V grad_delta = (grad_du[i] * u[i] + grad_exponent[i] * T(0.6931471805599453)) * slopes[i];
+          to_D += g[i] * u[i], to_bias += grad_delta;
+          u[i] = grad_du[i] * d[i] + g[i] * D;
+          d[i] = grad_delta;
+        }
+        store_tile<T>(call.grad_delta, b, t, channel, steps, lanes, d);
+        store_tile<T>(call.grad_u, b, t, channel, steps, lanes, u);
+        to_A[padded] += to_D, to_A[padded + 1] += to_bias;
+      }
+      // 4. B and C: sums over the channels of this split.
+      for (auto [sums, parts] : {std::pair(sum_B, part_B.get()), std::pair(sum_C, part_C.get())}) {
+        T* out = parts + ((split * call.batch + b) * call.length + t) * plan.state;
+        for (int i = 0; i < steps; i++)
+          for (int n = 0; n < plan.state; n += W)
+            store<T>(out + i * plan.state + n, sum_lanes<T>(sums + i * padded + n), std::min(W, plan.state - n));
+      }
+    }
+    plan.write_state(call.grad_initial_state, b, k0, k1, q);
+  };
+
+  // Sums over the tasks: rows of B and C, then blocks of A, D and bias.
+  auto reduce_rows = [&](int64_t row) {
+    for (auto [parts, target] : {std::pair(part_B.get(), call.grad_B), std::pair(part_C.get(), call.grad_C)}) {
+      T* out = static_cast<T*>(target) + row * plan.state;
+      for (int n = 0; n < plan.state; n++) {
+        T sum = 0;
+        for (int64_t split = 0; split < call.splits; split++) sum += parts[(split * rows + row) * plan.state + n];
+        out[n] = sum;
+      }
+    }
+  };
+  auto reduce_block = [&](int64_t k) {
+    for (int n = 0; n < padded + 2; n++) {
+      if (n >= plan.state && n < padded) continue;
+      V sum{};
+      for (int64_t b = 0; b < call.batch; b++) sum += part_A.get()[(b * plan.blocks + k) * (padded + 2) + n];
+      T* out = static_cast<T*>(n < padded ? call.grad_A : n == padded ? call.grad_D : call.grad_bias);
+      if (!out) continue;
+      for (int i = 0; i < plan.lanes(k); i++) {
+        const int64_t channel = k * W + i;
+        out[n < padded ? channel * plan.state + n : channel] = sum[i];
+      }
+    }
+  };
+
+  if (threads <= 1) {  // see scan_forward
+    const FlushDenormals flush;
+    for (int64_t task = 0; task < plan.tasks(); task++) work(0, task);
+    for (int64_t row = 0; row < rows; row++) reduce_rows(row);
+    for (int64_t k = 0; k < plan.blocks; k++) reduce_block(k);
+    return;
+  }
+#pragma omp parallel num_threads(threads)
+  {
+    const FlushDenormals flush;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < plan.tasks(); task++) work(omp_get_thread_num(), task);
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows; row++) reduce_rows(row);
+#pragma omp for schedule(static)
+    for (int64_t k = 0; k < plan.blocks; k++) reduce_block(k);
+  }
+}
+
+}  // namespace ehrseq
