@@ -7,6 +7,7 @@ are followed in `fhir_references`, how dates are read in `fhir_time`.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ _ENDINGS = (".ndjson", ".jsonl", ".json")
 _NOT_RESOURCES = frozenset({"package.json", ".index.json", "manifest.json"})
 _PARALLEL_FROM = 64 << 20  # bytes: below, starting workers takes longer than it saves
 _PLAIN_TASK = 64 << 20
+_OVER_SHARE = 0.25  # of a worker's share: what it rather reads in addition than has decompressed twice
 _PROGRESS_FROM = 100 << 20  # about a second of reading
 _MAX_WORKERS = 8
 
@@ -63,7 +65,7 @@ def read_fhir(
     workers = _worker_count(num_workers, sum(sizes))
     tasks = _plan(files, sizes, workers)
     assembler = Assembler(report)
-    for block in _with_progress(_blocks(tasks, workers, on_error == "skip"), sum(sizes), progress):
+    for block in _with_progress(_blocks(tasks, workers, on_error == "skip"), sizes, progress):
         assembler.add(block)
     return assembler.events(), report
 
@@ -123,6 +125,9 @@ def patient_from_bundle(bundle: dict[str, Any]) -> dict[str, Any]:
     if not subjects:
         raise ValueError("The Bundle holds no event of its Patient (no birth date, gender or dated resource).")
     left_out = {**report.skipped, **report.unresolved_references}
+    without = "bundle entries without a resource"
+    if report.notes[without]:
+        left_out[without] = report.notes[without]
     if left_out:
         from transformers.utils import logging
 
@@ -148,6 +153,7 @@ def _worker_count(num_workers: int | None, size: int) -> int:
 def _plan(files: list[Path], sizes: list[int], workers: int) -> list[Task]:
     """Tasks of about equal cost, large ones first."""
     tasks: list[Task] = []
+    share = max(1, sum(sizes) // workers)
     for index, (file, size) in enumerate(zip(files, sizes, strict=True)):
         if workers == 1 or not is_ndjson(str(file)):
             tasks.append(Task(index, str(file), cost=size))
@@ -157,8 +163,8 @@ def _plan(files: list[Path], sizes: list[int], workers: int) -> list[Task]:
                 Task(index, str(file), start, stop, cost=stop - start) for start, stop in itertools.pairwise(bounds)
             ]
         else:
-            # Small ones go whole to one worker; a large one is parsed by all.
-            stripes = workers if size > _PLAIN_TASK // 2 else 1
+            # What is more than a worker's share is parsed by several; each of them decompresses all of it.
+            stripes = max(1, min(workers, math.ceil(size / share - _OVER_SHARE))) if size > _PLAIN_TASK // 2 else 1
             tasks += [
                 Task(index, str(file), stripe=stripe, stripes=stripes, cost=size // stripes)
                 for stripe in range(stripes)
@@ -187,8 +193,9 @@ def _blocks(tasks: list[Task], workers: int, skip_errors: bool) -> Iterator[Bloc
         yield from read_task(task, skip_errors=skip_errors)
 
 
-def _with_progress(blocks: Iterator[Block], size: int, progress: bool) -> Iterator[Block]:
-    if not progress or size < _PROGRESS_FROM:
+def _with_progress(blocks: Iterator[Block], sizes: list[int], progress: bool) -> Iterator[Block]:
+    """The blocks, with a bar in bytes of uncompressed text; what a gzip file holds is an estimate that reading mends."""
+    if not progress or sum(sizes) < _PROGRESS_FROM:
         yield from blocks
         return
     from tqdm.auto import tqdm
@@ -196,7 +203,13 @@ def _with_progress(blocks: Iterator[Block], size: int, progress: bool) -> Iterat
 
     # Only ever switched off here: tqdm's own TQDM_DISABLE keeps its say.
     hidden = {} if logging.is_progress_bar_enabled() else {"disable": True}
-    with tqdm(total=size, unit="B", unit_scale=True, desc="FHIR", **hidden) as bar:
+    read = [0] * len(sizes)
+    with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc="FHIR", **hidden) as bar:
         for block in blocks:
             yield block
+            file = block.order[0]
+            before, read[file] = read[file], read[file] + block.bytes_read
+            bar.total += max(0, read[file] - max(sizes[file], before))
             bar.update(block.bytes_read)
+        bar.total = sum(read)
+        bar.refresh()

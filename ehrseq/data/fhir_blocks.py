@@ -4,7 +4,8 @@ A block is some megabytes of whole lines. Blocks are read independently, in this
 file and position, so that the result does not depend on who read what. A large gzip file, which cannot be entered in
 the middle, is read by several workers that each decompress all of it (cheap) and parse every n-th block.
 
-This module and what it imports stay light (no polars, no transformers): worker processes load nothing else.
+This module and what it imports stay light (no numpy, no polars, no transformers): worker processes load nothing else,
+and are reading where numpy would still be loading.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import gc
 import gzip
 import importlib
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import orjson
 
 from ehrseq.data.fhir_elements import MALFORMED, describe, explain
@@ -32,6 +33,18 @@ BLOCK_BYTES = 8 << 20
 
 _READ_BYTES = 1 << 20
 
+_MIN_GZIP = 18
+"""Bytes of head and end of a gzip member."""
+
+_MOST_GROWTH = 36
+"""Bytes by which gzip makes a short text longer, at most."""
+
+_SURELY_BELOW_4_GIB = 2**32 // 1032
+"""A gzip file below this size cannot hold 4 GiB: deflate packs 1032 to 1 at best."""
+
+_LEAST_RATIO, _USUAL_RATIO = 3, 10
+"""How far FHIR text shrinks in gzip, at least and about."""
+
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _AFTER_ALL = 2**62  # number of the block behind all blocks of a file
@@ -40,15 +53,15 @@ MAX_ERRORS = 20
 """Messages kept of lines that were skipped; all are counted."""
 
 
-# The fields of a row (see `fhir_resources.Row`), in order.
-_COLUMN_TYPES: dict[str, type[np.generic]] = {
-    "subject": np.int32,
-    "encounter": np.int32,
-    "code": np.int32,
-    "time": np.int64,
-    "value": np.float32,
-    "text": np.int32,
-    "unit": np.int32,
+# The fields of a row (see `fhir_resources.Row`), in order, and their types in an `array`.
+_COLUMN_TYPES = {
+    "subject": "i",
+    "encounter": "i",
+    "code": "i",
+    "time": "q",
+    "value": "f",
+    "text": "i",
+    "unit": "i",
 }
 
 
@@ -78,7 +91,7 @@ class Block:
     """What one block held: columns of indices into its own string tables (see `Extractor`)."""
 
     order: tuple[int, int]
-    columns: dict[str, np.ndarray]
+    columns: dict[str, array[Any]]
     tables: dict[str, list[str]]
     patients: list[tuple[list[str], str]]
     visits: list[tuple[list[str], str, int, int, int, int | None, str]]
@@ -117,8 +130,8 @@ def block_of(extractor: Extractor, order: tuple[int, int] = (0, 0)) -> Block:
     block = Block(
         order,
         {
-            name: np.array(column, dtype=dtype)
-            for (name, dtype), column in zip(_COLUMN_TYPES.items(), columns, strict=True)
+            name: array(typecode, column)
+            for (name, typecode), column in zip(_COLUMN_TYPES.items(), columns, strict=True)
         },
         tables={name: list(getattr(extractor, name)) for name in ("subjects", "encounters", "codes", "texts", "units")},
         patients=extractor.patients,
@@ -154,6 +167,7 @@ def _read_lines(task: Task, extractor: Extractor, skip_errors: bool) -> Iterator
         with _no_garbage_collection():
             if not read_uniform(text, extractor):
                 _read_block(text, offset, task.path, extractor, skip_errors)
+            extractor.errors = _with_path(extractor.errors, task.path)
             block = block_of(extractor, (task.file_index, number))
         block.bytes_read = len(text)
         yield block
@@ -292,13 +306,15 @@ def _read_document(task: Task, extractor: Extractor, skip_errors: bool) -> Block
             raise ValueError(message) from error
         extractor.counts["skipped", "malformed file"] += 1
         extractor.errors.append(message)
-    if extractor.errors:
-        extractor.errors = [
-            error if error.startswith(task.path) else f"{task.path}, {error}" for error in extractor.errors
-        ][:MAX_ERRORS]
+    extractor.errors = _with_path(extractor.errors, task.path)
     block = block_of(extractor, (task.file_index, 0))
     block.bytes_read = size
     return block
+
+
+def _with_path(errors: list[str], path: str) -> list[str]:
+    """Messages that name their file, as many as are kept; those of a Bundle's entries do not know it."""
+    return [error if error.startswith(path) else f"{path}, {error}" for error in errors[:MAX_ERRORS]]
 
 
 def _read_json(text: bytes, path: str, extractor: Extractor) -> None:
@@ -324,11 +340,19 @@ def _read_json(text: bytes, path: str, extractor: Extractor) -> None:
 
 
 def file_size(path: Path) -> int:
-    """Bytes of uncompressed text, about (gzip: the size that its last member states, at least four times the file)."""
+    """Bytes of uncompressed text; of a gzip file what its end states, which is all it holds unless it has several
+    members or exceeds 4 GiB: then about.
+    """
     size = path.stat().st_size
-    if path.suffix != ".gz" or size < 18:
+    if path.suffix != ".gz" or size < _MIN_GZIP:
         return size
     with path.open("rb") as stream:
         stream.seek(-4, 2)
         stated = int.from_bytes(stream.read(4), "little")
-    return max(stated, 4 * size)
+    if size < _SURELY_BELOW_4_GIB:
+        # Smaller than the file itself: the last of several members.
+        return stated if stated >= size - _MOST_GROWTH else _USUAL_RATIO * size
+    # The size is stated modulo 4 GiB.
+    while stated < _LEAST_RATIO * size:
+        stated += 2**32
+    return stated

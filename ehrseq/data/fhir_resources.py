@@ -205,22 +205,35 @@ class Extractor:
                 "a Bundle of type history holds versions, not a record; expected transaction, batch, collection, "
                 "searchset, document or message"
             )
-        for number, entry in enumerate(bundle.get("entry") or ()):
-            resource = entry.get("resource")
-            if resource is None:
-                self.counts["notes", "bundle entries without a resource"] += 1
-                continue
-            full_url = entry.get("fullUrl")
-            self._enter_server(server_of(full_url))
+        entries = bundle.get("entry")
+        if entries is not None and not isinstance(entries, list):
+            raise ValueError(f"Bundle.entry is {type(entries).__name__}; expected a list of objects with a resource")
+        for number, entry in enumerate(entries or ()):
             try:
-                self.read(resource, full_url)
+                self._entry(entry)
             except MALFORMED as error:
+                resource = entry.get("resource") if isinstance(entry, dict) else entry
                 message = f"entry {number} ({describe(resource)}): {explain(error)}"
                 if not self.skip_errors:
                     raise ValueError(message) from error
                 self.errors.append(message)
                 self.counts["skipped", "malformed resource"] += 1
         self._enter_server("")
+
+    def _entry(self, entry: Any) -> None:
+        """Read the resource of a Bundle's entry; one without (a search outcome, a deletion) is counted."""
+        if not isinstance(entry, dict):
+            raise ValueError(f"the entry is {type(entry).__name__}; expected an object with a resource")
+        resource, full_url = entry.get("resource"), entry.get("fullUrl")
+        if resource is None:
+            self.counts["notes", "bundle entries without a resource"] += 1
+            return
+        if not isinstance(resource, dict):
+            raise ValueError(f"its resource is {type(resource).__name__}; expected an object with a resourceType")
+        if full_url is not None and not isinstance(full_url, str):
+            raise ValueError(f"its fullUrl is {type(full_url).__name__}; expected text")
+        self._enter_server(server_of(full_url))
+        self.read(resource, full_url)
 
     def _enter_server(self, server: str) -> None:
         """Relative references mean this server's resources from now on."""

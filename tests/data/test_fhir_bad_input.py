@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+from transformers.utils import logging
 
 from ehrseq.data import patient_from_bundle, read_fhir
 from tests.data.fhir_samples import bundle, observation, patient, write_ndjson
@@ -31,7 +32,13 @@ from tests.data.fhir_samples import bundle, observation, patient, write_ndjson
         (bundle({**patient(), "id": None}), "entry 0 .Patient/None.: it has no id"),
         (bundle(patient(), kind="history"), "type history"),
         (bundle("text"), "entry 0 .str."),
-        ({"resourceType": "Bundle", "entry": 3}, "wrong type"),
+        (bundle([1]), "entry 0 .list.: its resource is list; expected an object"),
+        ({"resourceType": "Bundle", "entry": 3}, "Bundle.entry is int; expected a list of objects"),
+        ({"resourceType": "Bundle", "entry": {"resource": patient()}}, "Bundle.entry is dict; expected a list"),
+        ({"resourceType": "Bundle", "entry": [3]}, "entry 0 .int.: the entry is int; expected an object"),
+        ({"resourceType": "Bundle", "entry": [{"resource": patient()}, None]}, "entry 1 .NoneType.: the entry is"),
+        ({"resourceType": "Bundle", "entry": [{"resource": patient(), "fullUrl": 3}]}, "its fullUrl is int"),
+        ({"resourceType": "Bundle", "entry": [{"response": {"status": "200"}}]}, "no Patient resource"),
     ],
 )
 def test_a_bad_bundle_is_refused(given, message):
@@ -118,10 +125,29 @@ def test_a_path_that_does_not_exist(tmp_path):
         read_fhir(tmp_path / "none")
 
 
-def test_malformed_entries_of_a_bundle_are_skipped_one_by_one(tmp_path):
-    record = bundle(patient(), observation(issued="?"), observation("good"))
-    (tmp_path / "b.json").write_text(json.dumps(record))
+@pytest.mark.parametrize(
+    "entry", [{"resource": observation(issued="?")}, {"resource": "text"}, "text", None, 3, [patient()]], ids=repr
+)
+@pytest.mark.parametrize("name", ["b.json", "b.ndjson"])
+def test_malformed_entries_of_a_bundle_are_skipped_one_by_one(tmp_path, entry, name):
+    record = bundle(patient(), observation(), observation("good"))
+    record["entry"][1] = entry
+    (tmp_path / name).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=rf"{name}.*entry 1"):
+        read_fhir(tmp_path)
     events, report = read_fhir(tmp_path, on_error="skip")
     assert "LAB//LOINC//good" in events["code"].to_list()
-    assert report.skipped["malformed resource"] == 1
-    assert "b.json, entry 1" in report.errors[0]
+    assert report.skipped == {"malformed resource": 1}
+    assert f"{name}, entry 1 (" in report.errors[0]
+
+
+def test_entries_without_a_resource_are_counted(tmp_path, monkeypatch):
+    record = bundle(patient(), observation())
+    record["entry"] += [{}, {"response": {"status": "204"}}]
+    (tmp_path / "b.json").write_text(json.dumps(record))
+    _, report = read_fhir(tmp_path)
+    assert report.notes["bundle entries without a resource"] == 2
+    said = []
+    monkeypatch.setattr(logging.get_logger("ehrseq.data.fhir"), "warning", said.append)
+    assert patient_from_bundle(record)["events"]
+    assert "bundle entries without a resource" in said[0]
