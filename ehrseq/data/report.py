@@ -70,9 +70,11 @@ class ConversionReport:
 
     def __str__(self) -> str:
         lines = [f"{self.format.upper()} -> events: {self.source}"]
-        lines += [_line("files", self.files), _line("megabytes of text", round(self.bytes_read / 1e6, 1))]
+        lines.append(_line("files", self.files))
+        if self.bytes_read:  # not known of Parquet
+            lines.append(_line("megabytes of text", round(self.bytes_read / 1e6, 1)))
         for name in _TABLES:
-            counts: Counter[str] = getattr(self, name)
+            counts = Counter({key: count for key, count in getattr(self, name).items() if count})
             if counts:
                 lines.append(_line(name.replace("_", " "), sum(counts.values())))
                 lines += [_line(f"  {key}", count) for key, count in counts.most_common()]

@@ -131,3 +131,12 @@ def test_a_foreign_death_at_midnight_is_known_to_the_day_and_moves_to_its_end(tm
     assert events["code"].to_list() == ["HOSPITAL_DISCHARGE//DIED", "MEDS_DEATH", "MEDS_DEATH"]
     assert events["time"].to_list() == [exact, datetime(2020, 5, 1, 23, 59, 59, 999_999), exact]
     assert report.notes["deaths known to the day"] == 1
+
+
+def test_the_report_has_no_line_about_what_was_not_there(tmp_path: Path) -> None:
+    rows = pl.DataFrame({"subject_id": [1], "time": [datetime(2020, 5, 1)], "code": ["LAB//1"]})
+    rows.write_parquet(tmp_path / "rows.parquet")
+    text = str(read_meds_with_report(tmp_path / "rows.parquet")[1])
+    assert "events " in text
+    assert not [line for line in text.splitlines() if line.endswith((" 0", " 0.0")) and "duplicates" not in line]
+    assert "megabytes of text" not in text
