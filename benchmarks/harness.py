@@ -27,6 +27,18 @@ from typing import Any
 _LOAD_AT_START = os.getloadavg()[0]  # of the last minute, before the benchmark itself is part of it
 
 
+def keep_bytecode(folder: str | Path) -> None:
+    """Let the interpreters that a benchmark starts keep compiled byte-code, as those of installed packages do.
+
+    Without it (PYTHONDONTWRITEBYTECODE is common in containers) each of them would compile the package anew.
+
+    Args:
+        folder: Where the byte-code goes; a temporary folder that is still empty.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
+
+
 @dataclass
 class Costs:
     """Seconds of every call of one way: wall, and CPU of this process and its finished children, all threads."""

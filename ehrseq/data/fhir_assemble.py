@@ -43,8 +43,9 @@ class Assembler:
     def add(self, block: Block) -> None:
         """Take a block; its indices become indices into the common tables."""
         maps = {name: self._intern(name, strings) for name, strings in block.tables.items()}
-        columns = {name: maps[table][block.columns[name]] for name, table in _COLUMNS.items()}
-        self._columns.append((block.order, {**block.columns, **columns}))
+        columns = {name: np.frombuffer(column, dtype=column.typecode) for name, column in block.columns.items()}
+        columns |= {name: maps[table][columns[name]] for name, table in _COLUMNS.items()}
+        self._columns.append((block.order, columns))
         self._patients += block.patients
         subjects = maps["subjects"]
         self._visits += [

@@ -1,4 +1,4 @@
-"""Worker processes that read FHIR blocks.
+"""Worker processes that read FHIR blocks beside this one.
 
 Not `multiprocessing`: its workers import the caller's script (which then needs a main guard) or fork a process that
 already runs threads, and unpickling a function of this package would import transformers in every worker. These workers
@@ -46,9 +46,11 @@ def work() -> None:
 def read_in_parallel(tasks: Sequence[Task], workers: int, *, skip_errors: bool) -> Iterator[Block]:
     """Blocks of all tasks in any order, by several processes.
 
+    This process is one of them: it reads whenever no other has a block ready.
+
     Args:
         tasks: What to read; dealt out in this order (large ones first is best).
-        workers: Number of processes.
+        workers: Number of processes, this one included.
         skip_errors: See `read_task`.
 
     Raises:
@@ -60,7 +62,7 @@ def read_in_parallel(tasks: Sequence[Task], workers: int, *, skip_errors: bool) 
         waiting.put(task)
     # Bounded, so that workers wait where this process falls behind: memory stays modest.
     results: queue.Queue[Any] = queue.Queue(maxsize=2 * workers)
-    processes = [_start() for _ in range(workers)]
+    processes = [_start() for _ in range(workers - 1)]
     threads = [
         threading.Thread(target=_drive, args=(process, waiting, results, skip_errors), daemon=True)
         for process in processes
@@ -68,8 +70,16 @@ def read_in_parallel(tasks: Sequence[Task], workers: int, *, skip_errors: bool) 
     try:
         for thread in threads:
             thread.start()
-        running = workers
-        while running:
+        own: Iterator[Block] | None = _read_waiting(waiting, skip_errors)
+        running = len(processes)
+        while running or own is not None:
+            if own is not None and results.empty():
+                block = next(own, None)
+                if block is None:
+                    own = None
+                else:
+                    yield block
+                continue
             result = results.get()
             if result is None:
                 running -= 1
@@ -94,6 +104,11 @@ def read_in_parallel(tasks: Sequence[Task], workers: int, *, skip_errors: bool) 
                         pipe.close()
                     except BrokenPipeError:
                         continue
+
+
+def _read_waiting(waiting: queue.SimpleQueue[Task | None], skip_errors: bool) -> Iterator[Block]:
+    while (task := waiting.get()) is not None:
+        yield from read_task(task, skip_errors=skip_errors)
 
 
 def _start() -> subprocess.Popen[bytes]:

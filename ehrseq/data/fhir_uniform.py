@@ -18,7 +18,7 @@ import orjson
 from msgspec import Raw, Struct, field
 
 from ehrseq.data.fhir_elements import MALFORMED, observation_kind
-from ehrseq.data.fhir_resources import LEFT_OUT_STATUSES, MAX_FLOAT32, RESOURCE_TYPES, Extractor
+from ehrseq.data.fhir_resources import LEFT_OUT_STATUSES, MAX_FLOAT32, RESOURCE_TYPES, TIME_FROM_ENCOUNTER, Extractor
 
 _ABSENT = Raw()
 _NAN = float("nan")
@@ -225,13 +225,15 @@ def _read_facts(resources: list[_Fact], kind: str, extractor: Extractor) -> None
     codes = _Memo(lambda concept: extractor.find_code(_KINDS[kind], concept), 0)
     medications = _Memo(lambda reference: _medication_code(reference, extractor), 0)
     times, add = extractor.times, extractor.rows.append
+    end_of_encounter = TIME_FROM_ENCOUNTER + RESOURCE_TYPES.index(kind)
     plain = 0
     for resource in resources:
         time = resource.time or resource.second_time or ((span := resource.period) and (span.end or span.start))
-        if time and resource.unusual is _ABSENT and happened[bytes(resource.status)]:
+        if resource.unusual is _ABSENT and happened[bytes(resource.status)]:
             code = medications[bytes(resource.medication)] if resource.code is _ABSENT else codes[bytes(resource.code)]
             if code > 0 and (subject := subjects[bytes(resource.subject)]) >= 0:
-                add((subject, encounters[bytes(resource.encounter)], code, times[time], _NAN, 0, 0))
+                known = times[time] if time else end_of_encounter
+                add((subject, encounters[bytes(resource.encounter)], code, known, _NAN, 0, 0))
                 continue
         _read_plainly(resource, extractor)
         plain += 1
