@@ -194,7 +194,7 @@ def _blocks(tasks: list[Task], workers: int, skip_errors: bool) -> Iterator[Bloc
 
 
 def _with_progress(blocks: Iterator[Block], sizes: list[int], progress: bool) -> Iterator[Block]:
-    """The blocks, with a bar in bytes of uncompressed text; what a gzip file holds is an estimate that reading mends."""
+    """The blocks, with a bar in bytes of uncompressed text; reading mends what was estimated of gzip files."""
     if not progress or sum(sizes) < _PROGRESS_FROM:
         yield from blocks
         return
