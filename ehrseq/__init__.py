@@ -13,9 +13,9 @@ Example:
     ```
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ehrseq._lazy import lazy_exports
 from ehrseq._registration import register_all
 from ehrseq.version import __version__
 
@@ -90,22 +90,6 @@ __all__ = [
     "simulate",
     "write_dataset",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Load an export, or a subpackage, on first use (PEP 562)."""
-    if name in _EXPORTS:
-        value = getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-        globals()[name] = value
-        return value
-    if name in _SUBPACKAGES:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    """Every public name, loaded or not."""
-    return sorted({*globals(), *__all__, *_SUBPACKAGES})
-
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS, _SUBPACKAGES)
 
 register_all()

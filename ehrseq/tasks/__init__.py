@@ -1,7 +1,6 @@
 """Clinical tasks: one YAML file each (`definitions/`), one labelling engine. Attributes are loaded when first used."""
 
-from importlib import import_module
-from typing import Any
+from ehrseq._lazy import lazy_exports
 
 # Name -> module of this package that defines it.
 _EXPORTS = {
@@ -16,13 +15,4 @@ _EXPORTS = {
 }
 
 __all__ = list(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_EXPORTS})
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
