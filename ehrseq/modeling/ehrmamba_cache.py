@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .configuration_ehrmamba import EhrMambaConfig
+
+FILE_FORMAT = "ehrmamba-cache-1"
+_TENSORS = {"conv_states": 4, "ssm_states": 4, "last_times": 1}  # name -> dimensions
 
 
 class EhrMambaCache:
     """Recurrent state of a batch of patients, passed to and returned by the models as `cache_params`.
 
-    Any number of further tokens of each row may follow: the outcome equals that of one pass over all of them. A
-        forward pass replaces the
-    three tensors; `clone()` keeps a state to come back to. It carries no gradients.
+    Any number of further tokens of each row may follow: the outcome equals that of one pass over all of them. A forward
+    pass replaces the three tensors; `clone()` keeps a state to come back to, `save()` one for another day. It carries
+    no gradients.
 
     Attributes:
         conv_states: Last inputs of each block's convolution, [layers, batch, d_inner, conv_kernel - 1], in the dtype
@@ -96,15 +103,18 @@ class EhrMambaCache:
         """One cache of the rows of several, in order; their histories may differ in length.
 
         Raises:
-            ValueError: no cache given, or caches of models of different sizes.
+            ValueError: no cache given, or caches of models of different sizes, dtypes or devices.
         """
         if not caches:
             raise ValueError("EhrMambaCache.batch: got no cache, expected at least one.")
-        shapes = {
-            (*cache.conv_states.shape[::2], cache.conv_states.shape[3], *cache.ssm_states.shape[2:]) for cache in caches
-        }
-        if len(shapes) > 1:
-            raise ValueError(f"EhrMambaCache.batch: the caches come from models of different sizes: {sorted(shapes)}.")
+        sizes = {cache.sizes for cache in caches}
+        if len(sizes) > 1:
+            raise ValueError(f"EhrMambaCache.batch: the caches come from models of different sizes: {sorted(sizes)}.")
+        kinds = {(str(cache.conv_states.dtype), str(cache.last_times.device)) for cache in caches}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"EhrMambaCache.batch: the caches differ in dtype or device: {sorted(kinds)}. Use `cache.to(...)`."
+            )
         merged = caches[0]._replaced(
             torch.cat([cache.conv_states for cache in caches], dim=1),
             torch.cat([cache.ssm_states for cache in caches], dim=1),
@@ -113,11 +123,88 @@ class EhrMambaCache:
         merged.seen_tokens = max(cache.seen_tokens for cache in caches)
         return merged
 
+    def check_fits(self, config: EhrMambaConfig) -> None:
+        """Raise a ValueError unless this is a state of a model of that configuration."""
+        expected = (config.num_hidden_layers, config.intermediate_size, config.conv_kernel - 1, config.state_size)
+        if self.sizes != expected:
+            names = ("num_hidden_layers", "intermediate_size", "conv_kernel - 1", "state_size")
+            wrong = [
+                f"{name} {size} (the model has {own})"
+                for name, size, own in zip(names, self.sizes, expected, strict=True)
+                if size != own
+            ]
+            raise ValueError(f"This EhrMambaCache comes from another model: {', '.join(wrong)}. Prefill it again.")
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write the state to a safetensors file, which appears whole or not at all; folders are made.
+
+        Its size depends on the model and the number of rows, not on the history. It holds no codes and no dates, but
+        what the model gathered about the patients: keep it as carefully as their records.
+        """
+        target = Path(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: getattr(self, name).cpu().contiguous() for name in _TENSORS}
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            save_file(tensors, part, metadata={"format": FILE_FORMAT, "seen_tokens": str(self.seen_tokens)})
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @staticmethod
+    def load(
+        file: str | os.PathLike[str], config: EhrMambaConfig | None = None, device: torch.device | str = "cpu"
+    ) -> EhrMambaCache:
+        """Read what `save` wrote: the state continues exactly where it stopped.
+
+        Args:
+            file: The file.
+            config: Configuration of the model that is to go on from it; checked when given.
+            device: Where the tensors shall be.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is none of `save`, is damaged, or does not fit the configuration.
+        """
+        path = Path(file)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {path}: expected a state written by EhrMambaCache.save.")
+        try:
+            with safe_open(str(path), framework="pt", device=str(device)) as stored:
+                metadata = stored.metadata() or {}
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  not a dict
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        if metadata.get("format") != FILE_FORMAT or {name: t.dim() for name, t in tensors.items()} != _TENSORS:
+            raise ValueError(
+                f"{path} holds {sorted(tensors)} in format {metadata.get('format')!r}, expected {sorted(_TENSORS)} in "
+                f"{FILE_FORMAT!r}: it was not written by EhrMambaCache.save."
+            )
+        cache = EhrMambaCache._of(**tensors, seen_tokens=int(metadata.get("seen_tokens", 0)))
+        batches = {cache.conv_states.shape[1], cache.ssm_states.shape[1], cache.last_times.shape[0]}
+        layers_and_channels = {(tensor.shape[0], tensor.shape[2]) for tensor in (cache.conv_states, cache.ssm_states)}
+        if len(batches) > 1 or len(layers_and_channels) > 1:
+            shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+            raise ValueError(f"{path} holds tensors that do not belong together: {shapes}.")
+        if config is not None:
+            cache.check_fits(config)
+        return cache
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """(layers, d_inner, conv_kernel - 1, state_size) of the model it belongs to."""
+        layers, _, channels, past = self.conv_states.shape
+        return layers, channels, past, self.ssm_states.shape[3]
+
     def _replaced(self, conv_states: Tensor, ssm_states: Tensor, last_times: Tensor) -> EhrMambaCache:
-        other = object.__new__(EhrMambaCache)
-        other.conv_states, other.ssm_states, other.last_times = conv_states, ssm_states, last_times
-        other.seen_tokens = self.seen_tokens
-        return other
+        return EhrMambaCache._of(conv_states, ssm_states, last_times, self.seen_tokens)
+
+    @staticmethod
+    def _of(conv_states: Tensor, ssm_states: Tensor, last_times: Tensor, seen_tokens: int) -> EhrMambaCache:
+        cache = object.__new__(EhrMambaCache)
+        cache.conv_states, cache.ssm_states, cache.last_times = conv_states, ssm_states, last_times
+        cache.seen_tokens = seen_tokens
+        return cache
 
 
 __all__ = ["EhrMambaCache"]

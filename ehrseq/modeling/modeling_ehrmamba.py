@@ -196,6 +196,8 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
         }
         masks = {"attention_mask": attention_mask, "segment_ids": segment_ids}
         check_channels(self.config, (batch, length), input_ids=input_ids, **masks, **channels)
+        if cache_params is not None:
+            cache_params.check_fits(self.config)
         if cache_params is not None and cache_params.batch_size != batch:
             raise ValueError(f"cache_params holds {cache_params.batch_size} rows, the inputs {batch}: they must match.")
         if segment_ids is not None and (use_cache or cache_params is not None):
