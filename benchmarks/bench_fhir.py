@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from harness import benchmark_parser, finish, in_turns
+from harness import benchmark_parser, finish, in_turns, keep_bytecode
 
 from ehrseq.data import read_fhir, write_dataset
 from ehrseq.data.fhir import fhir_files
@@ -106,6 +106,7 @@ def main() -> None:
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as scratch:
+        keep_bytecode(Path(scratch) / "bytecode")
         folder = Path(scratch) / "ndjson"
         folder.mkdir()
         source = find_source(options.source, Path(scratch))
