@@ -219,13 +219,13 @@ def _blocks(task: Task, extractor: Extractor, skip_errors: bool) -> Iterator[tup
         stream.seek(task.start)
         while True:
             wanted = BLOCK_BYTES if remaining is None else min(BLOCK_BYTES, remaining)
-            chunk, broken = _read_chunk(stream, wanted, task.path)
+            text, broken = _read_chunk(stream, wanted, task.path, carry)
+            read = len(text) - len(carry)
             if remaining is not None:
-                remaining -= len(chunk)
+                remaining -= read
             if broken and not skip_errors:
                 raise ValueError(broken)
-            text = carry + chunk if carry else chunk
-            last = not chunk or broken is not None
+            last = not read or broken is not None
             cut = len(text) if last else text.rfind(b"\n") + 1
             carry = text[cut:]
             if cut:
@@ -241,9 +241,11 @@ def _blocks(task: Task, extractor: Extractor, skip_errors: bool) -> Iterator[tup
                 return
 
 
-def _read_chunk(stream: Any, size: int, path: str) -> tuple[bytes, str | None]:
-    """The next bytes (all for size -1), and what is wrong with the file if it ends badly: what came before is kept."""
-    pieces: list[bytes] = []
+def _read_chunk(stream: Any, size: int, path: str, carry: bytes = b"") -> tuple[bytes, str | None]:
+    """`carry` and the next bytes (all for size -1), and what is wrong with the file if it ends badly: what came before
+    is kept.
+    """
+    pieces = [carry]
     length = 0
     try:
         while size < 0 or length < size:
