@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -291,7 +291,7 @@ def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     Returns:
         [..., o] in the dtype of `x`; exactly `F.linear`'s values wherever that is used (see the module's text).
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not _may_choose(x, weight, bias):
+    if not _may_choose(x, weight, bias):
         return F.linear(x, weight, bias)
     choice = linear_choice(x.dtype)
     if choice.is_default:
@@ -304,37 +304,46 @@ def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return _forward(x, weight, bias)
 
 
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether these are ordinary CPU tensors in eager mode, with no transform, trace or dispatch in between."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _transforming():
+        return False
+    return all(
+        t is None or (type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" and t.layout == torch.strided)
+        for t in tensors
+    )
+
+
 def _may_choose(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether anything but `F.linear` comes into question: plain, large enough CPU tensors of one dtype."""
-    plain = type(x) is Tensor and type(weight) in (Tensor, nn.Parameter)
-    if not plain or weight.dim() != 2 or weight.numel() < MIN_WEIGHT or x.dim() == 0 or x.numel() == 0:
+    if not is_plain(x, weight, bias):
+        return False
+    if weight.dim() != 2 or weight.numel() < MIN_WEIGHT or x.dim() == 0 or x.numel() == 0:
         return False
     if x.dtype not in CANDIDATES or weight.dtype != x.dtype or x.shape[-1] != weight.shape[1]:
         return False  # F.linear says what does not fit
-    if bias is not None and (bias.dtype != x.dtype or bias.shape != weight.shape[:1] or bias.device.type != "cpu"):
+    if bias is not None and (bias.dtype != x.dtype or bias.shape != weight.shape[:1]):
         return False
-    on_cpu = x.device.type == weight.device.type == "cpu" and x.layout == weight.layout == torch.strided
-    return (
-        on_cpu
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.are_deterministic_algorithms_enabled()
-        and not _transforming()
-    )
+    return not torch.is_autocast_enabled("cpu") and not torch.are_deterministic_algorithms_enabled()
+
+
+def _way(operation: str, rows: Tensor) -> str:
+    """Name of the chosen way for a product of this many rows."""
+    choice = linear_choice(rows.dtype).products[operation]
+    return choice.way if rows.shape[0] >= choice.min_rows else "default"
 
 
 def _product(operation: str, a: Tensor, b: Tensor, differentiable: bool = False) -> Tensor:
     """One of the three products of matrices, by the chosen way."""
-    choice = linear_choice(a.dtype).products[operation]
-    chosen = not differentiable and a.shape[0] >= choice.min_rows
-    return getattr(WAYS[choice.way if chosen else "default"], operation)(a, b)
+    return getattr(WAYS["default" if differentiable else _way(operation, a)], operation)(a, b)
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
-    choice = linear_choice(x.dtype).products["forward"]
-    if choice.way == "default" or rows.shape[0] < choice.min_rows:
+    way = _way("forward", rows)
+    if way == "default":
         return F.linear(x, weight, bias)
-    out = WAYS[choice.way].forward(rows, weight)
+    out = WAYS[way].forward(rows, weight)
     if bias is not None:
         out = out.add_(bias)
     return out.view(*x.shape[:-1], weight.shape[0])
@@ -361,6 +370,44 @@ class _FastLinear(torch.autograd.Function):
         )
 
 
+class _FastHalves(torch.autograd.Function):
+    """The two halves of a layer's outputs; the backward takes their gradients as they come, without joining them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, weight)
+        return _forward(x, weight, bias).chunk(2, dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = x.reshape(-1, x.shape[-1])
+        half = weight.shape[0] // 2
+        grad_rows = [grad.reshape(-1, half) for grad in grads]
+        grad_x = grad_weight = None
+        if torch.is_grad_enabled():  # create_graph=True
+            joined = torch.cat(grad_rows, dim=-1)
+            grad_x = (joined @ weight).view(x.shape) if needs_x else None
+            grad_weight = joined.t() @ rows if needs_weight else None
+        else:
+            if needs_x:
+                grad_x = _product("grad_input", grad_rows[0], weight[:half])
+                if _way("grad_input", rows) == "default":
+                    grad_x.addmm_(grad_rows[1], weight[half:])
+                else:
+                    grad_x.add_(_product("grad_input", grad_rows[1], weight[half:]))
+                grad_x = grad_x.view(x.shape)
+            if needs_weight:
+                grad_weight = torch.empty_like(weight)
+                for part, grad in zip(grad_weight.chunk(2), grad_rows, strict=True):
+                    if _way("grad_weight", rows) == "default":
+                        torch.mm(grad.t(), rows, out=part)
+                    else:
+                        part.copy_(_product("grad_weight", grad, rows))
+        return grad_x, grad_weight, torch.cat([grad.sum(0) for grad in grad_rows]) if needs_bias else None
+
+
 class FastLinear(nn.Linear):
     """`nn.Linear` (same weights, same names) computed by `fast_linear`."""
 
@@ -369,4 +416,28 @@ class FastLinear(nn.Linear):
         return fast_linear(input, self.weight, self.bias)
 
 
-__all__ = ["FastLinear", "LinearChoice", "ProductChoice", "fast_linear", "linear_choice"]
+def halves(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`layer(x).chunk(2, dim=-1)`, for a layer whose outputs are two things.
+
+    In training on CPU it spares the copy by which autograd joins the gradients of the two. Where somebody has put
+    something around the layer (hooks, an adapter, offloaded weights), the layer is called as always.
+
+    Args:
+        layer: A `FastLinear` with an even number of outputs, or what stands in its place.
+        x: [..., i].
+
+    Returns:
+        Two views [..., o / 2].
+    """
+    bare = type(layer) is FastLinear and "forward" not in vars(layer)
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    if bare and not any(hooks) and torch.is_grad_enabled():
+        weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
+        needs_grad = any(t is not None and t.requires_grad for t in (x, weight, bias))
+        if needs_grad and weight.shape[0] % 2 == 0 and _may_choose(x, weight, bias):
+            return _FastHalves.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    first, second = layer(x).chunk(2, dim=-1)
+    return first, second
+
+
+__all__ = ["FastLinear", "LinearChoice", "ProductChoice", "fast_linear", "halves", "linear_choice"]

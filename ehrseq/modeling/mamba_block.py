@@ -18,7 +18,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .causal_conv import causal_conv1d
 from .configuration_ehrmamba import EhrMambaConfig
-from .fast_linear import FastLinear, fast_linear
+from .fast_linear import FastLinear, fast_linear, halves
+from .fast_norm import rms_norm
 from .selective_scan import selective_scan
 
 BlockState = tuple[Tensor, Tensor]
@@ -39,9 +40,7 @@ class EhrMambaRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, l, d] -> [b, l, d]."""
-        x = at_least_float32(x)
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * x.to(self.weight.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
     def extra_repr(self) -> str:
         """Size and epsilon, for `print(model)`."""
@@ -138,7 +137,7 @@ class EhrMambaMixer(nn.Module):
         padding = None if real is None else ~real[..., None]  # [b, l, 1]
 
         # 1. Input projection: the branch that is mixed, and its gate.
-        x, z = self.in_proj(hidden_states).chunk(2, dim=-1)  # [b, l, e] each
+        x, z = halves(self.in_proj, hidden_states)  # [b, l, e] each
         if padding is not None:
             x = x.masked_fill(padding, 0.0)  # a tap on left padding reads what stands before the first token: zero
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ehrseq.modeling import fast_linear as module
-from ehrseq.modeling.fast_linear import FastLinear, LinearChoice, ProductChoice, fast_linear, linear_choice
+from ehrseq.modeling.fast_linear import FastLinear, LinearChoice, ProductChoice, fast_linear, halves, linear_choice
 
 ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -222,6 +222,84 @@ def test_the_layer_is_a_linear_with_the_same_weights():
     layer = FastLinear(300, 263)
     assert isinstance(layer, nn.Linear)
     assert list(layer.state_dict()) == ["weight", "bias"]
+
+
+# -- two halves --------------------------------------------------------------------------------------------------------
+
+
+def use_halves(layer, x, split):
+    """A use of both halves: output and gradients of input, weight and bias."""
+    first, second = split(layer, x)
+    out = first.sigmoid() * second
+    leaves = [x, layer.weight, *([] if layer.bias is None else [layer.bias])]
+    return [out.detach(), *torch.autograd.grad(out.pow(2).sum(), leaves)]
+
+
+def plain_halves(layer, x):
+    return F.linear(x, layer.weight, layer.bias).chunk(2, dim=-1)
+
+
+@pytest.mark.parametrize("way", ["default", pytest.param("onednn", marks=ONEDNN)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_halves_equal_the_chunks_of_the_output(choose, way, bias):
+    choose(way=way)
+    layer, x = FastLinear(300, 520, bias=bias), torch.randn(2, 33, 300, requires_grad=True)
+    assert halves(layer, x)[0].grad_fn.name() == "_FastHalvesBackward"
+    assert_same_to(1e-6, use_halves(layer, x, halves), use_halves(layer, x, plain_halves))
+    with torch.no_grad():
+        assert_same_to(1e-6, halves(layer, x), plain_halves(layer, x))
+
+
+def test_one_half_alone_and_second_derivatives(choose):
+    choose(way="default")
+    layer, x = FastLinear(300, 520), torch.randn(9, 300, requires_grad=True)
+    for half in (0, 1):
+        seconds = []
+        for split in (halves, plain_halves):
+            (first,) = torch.autograd.grad(split(layer, x)[half].pow(3).sum(), x, create_graph=True)
+            seconds.append([first.detach(), *torch.autograd.grad(first.pow(2).sum(), layer.weight)])
+        assert_same_to(1e-5, *seconds)
+
+
+def wrapped(layer):
+    class Adapter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = layer
+
+        def forward(self, x):
+            return 2 * self.inner(x)
+
+    return Adapter()
+
+
+def offloaded(layer):
+    plain = layer.forward
+    layer.forward = lambda x: 2 * plain(x)  # as accelerate does
+    return layer
+
+
+def hooked(layer):
+    layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return layer
+
+
+@pytest.mark.parametrize("around", [wrapped, offloaded, hooked])
+def test_what_is_put_around_the_layer_is_not_left_out(choose, around):
+    layer, x = FastLinear(300, 520), torch.randn(4, 300, requires_grad=True)
+    expected = plain_halves(layer, x)
+    for half, plain in zip(halves(around(layer), x), expected, strict=True):
+        torch.testing.assert_close(half, 2 * plain)
+
+
+def test_halves_under_autocast_compile_and_of_small_layers(choose):
+    layer, x = FastLinear(300, 520), torch.randn(4, 300)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert halves(layer, x)[0].dtype == torch.bfloat16
+    compiled = torch.compile(lambda x: halves(layer, x), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x)[1], plain_halves(layer, x)[1])
+    small = FastLinear(30, 6)
+    assert torch.equal(halves(small, x[:, :30])[0], small(x[:, :30])[:, :3])
 
 
 # -- the choice --------------------------------------------------------------------------------------------------------
