@@ -23,8 +23,9 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 def _sizes(x: Tensor, weight: Tensor, silu: bool) -> list[int]:
     batch, length, channels = x.shape
-    double = int(x.dtype == torch.float64)
-    return [double, batch, length, channels, weight.shape[1], 1, cpu_library.num_threads(), int(silu)]
+    dtype, threads = _compute_dtype(x), cpu_library.num_threads()
+    splits = cpu_library.splits(batch, channels, dtype, threads)
+    return [int(dtype == torch.float64), batch, length, channels, weight.shape[1], splits, threads, int(silu)]
 
 
 def _reset_fields(reset_mask: Tensor | None) -> tuple[int, ...]:

@@ -18,11 +18,12 @@ template <class T, int G, bool Small> struct BackwardGroup {
   V states[(kTile + 1) * G];  // before the tile, then after each step
 
   EHRSEQ_INLINE void recompute(int steps, int padded, const V* rates, const V* d, const V* du, const T* B, const T* C,
-                               const uint8_t* resets, V* y) {
+                               const uint8_t* resets, const Ahead& ahead, V* y) {
     V h[G];
     EHRSEQ_UNROLL
     for (int n = 0; n < G; n++) h[n] = states[n];
     for (int t = 0; t < steps; t++, B += padded, C += padded) {
+      ahead.fetch(t);
       if (resets && resets[t]) {
         EHRSEQ_UNROLL
         for (int n = 0; n < G; n++) h[n] = V{};
@@ -127,6 +128,9 @@ template <class T, int G> void scan_backward(const ScanCall& call) {
         const int lanes = plan.lanes(k);
         const int64_t channel = k * W;
         V* to_A = parts + k * (padded + 2);
+        Ahead ahead;
+        if (k + 1 < k1)
+          for (const Rows* rows : {&call.u, &call.delta, &call.z, &call.grad_y}) ahead.add(*rows, b, t, channel + W);
         // 1. Step sizes, skip, gate.
         step_sizes<T>(plan, b, t, k, steps, d, slopes);
         load_tile<T>(call.u, b, t, channel, steps, lanes, u);
@@ -150,7 +154,8 @@ template <class T, int G> void scan_backward(const ScanCall& call) {
         auto through = [&](auto& group, int n) __attribute__((always_inline)) {
           for (int m = 0; m < G; m++)
             group.states[m] = n + m < plan.state ? load<T>(kept + (n + m) * call.channels, lanes) : V{};
-          group.recompute(steps, padded, rates + n, d, du, B + n, C + n, resets, y);
+          group.recompute(steps, padded, rates + n, d, du, B + n, C + n, resets, ahead, y);
+          ahead = Ahead();
           group.reverse(steps, padded, rates + n, d, du, g, B + n, C + n, resets, q + (k - k0) * padded + n, to_A + n,
                         grad_du, grad_exponent, sum_B + n, sum_C + n);
         };

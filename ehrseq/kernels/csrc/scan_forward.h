@@ -9,12 +9,14 @@ namespace ehrseq {
 // G states of one block through one tile: h is updated, C . h added to y.
 template <class T, int G, bool Small>
 EHRSEQ_INLINE void forward_group(int steps, int padded, const Vector<T>* rates, const Vector<T>* d, const Vector<T>* du,
-                                 const T* B, const T* C, const uint8_t* resets, Vector<T>* state, Vector<T>* y) {
+                                 const T* B, const T* C, const uint8_t* resets, const Ahead& ahead, Vector<T>* state,
+                                 Vector<T>* y) {
   typedef Vector<T> V;
   V h[G];
   EHRSEQ_UNROLL
   for (int n = 0; n < G; n++) h[n] = state[n];
   for (int t = 0; t < steps; t++, B += padded, C += padded) {
+    ahead.fetch(t);
     if (resets && resets[t]) {
       EHRSEQ_UNROLL
       for (int n = 0; n < G; n++) h[n] = V{};
@@ -66,6 +68,9 @@ template <class T, int G> void scan_forward(const ScanCall& call) {
           T* kept = plan.tile_state(b, tile, k);
           for (int n = 0; n < plan.state; n++) store<T>(kept + n * call.channels, state[n], lanes);
         }
+        Ahead ahead;
+        if (k + 1 < k1)
+          for (const Rows* rows : {&call.u, &call.delta, &call.z}) ahead.add(*rows, b, t, (k + 1) * kLanes<T>);
         // 1. Step sizes, skip.
         step_sizes<T>(plan, b, t, k, steps, d, nullptr);
         load_tile<T>(call.u, b, t, k * kLanes<T>, steps, lanes, u);
@@ -76,10 +81,11 @@ template <class T, int G> void scan_forward(const ScanCall& call) {
         const bool small = is_small<T>(d, steps, plan.fastest.get()[k]);
         for (int n = 0; n < padded; n += G) {
           if (small) {
-            forward_group<T, G, sizeof(T) == 4>(steps, padded, rates + n, d, u, B + n, C + n, resets, state + n, y);
+            forward_group<T, G, sizeof(T) == 4>(steps, padded, rates + n, d, u, B + n, C + n, resets, ahead, state + n, y);
           } else {
-            forward_group<T, G, false>(steps, padded, rates + n, d, u, B + n, C + n, resets, state + n, y);
+            forward_group<T, G, false>(steps, padded, rates + n, d, u, B + n, C + n, resets, ahead, state + n, y);
           }
+          ahead = Ahead();
         }
         // 3. Gate.
         if (call.z.data) {
