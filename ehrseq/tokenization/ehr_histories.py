@@ -8,7 +8,7 @@ flat arrays: nothing is copied until a row is asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from .ehr_columns import NO_TIME
-from .ehr_sequence import CHANNEL_DTYPES, MAX_STATIC_SHARE, WEEK_US, YEAR_US, check_context
+from .ehr_plans import PromptIndex, RowPlan
+from .ehr_sequence import MAX_STATIC_SHARE, WEEK_US, YEAR_US, check_context
 from .ehr_tables import as_column, check_columns, in_threads, microseconds, require
 from .ehr_vocabulary import (
     CLS,
@@ -44,66 +45,6 @@ STORED_DTYPES: dict[str, Any] = {
 """Types of the channels in tables: 19 bytes a token, where a model's tensors take 48."""
 _SWAPPED = np.asarray([0, 2, 1], np.int8)  # the other segment
 _CHUNK_TOKENS = 600_000  # tokens assembled at once: bounds the index arrays
-
-
-@dataclass
-class PromptIndex:
-    """(patient, prediction time, task) rows, as positions in an `EncodedHistories`; all arrays have one entry a row.
-
-    Attributes:
-        history: Position of the patient's history.
-        end: Tokens of the history's body that are known at the prediction time.
-        closed: Whether the last visit is closed then.
-        close_time: Time of the latest known row (microseconds), which is when a closed visit ended.
-        order: Order of the last visit, 0 where nothing is known yet.
-        task: Position of the task in the tokenizer's tasks.
-        label: 0 or 1.
-        prediction_time: Microseconds.
-        skipped: Labels that no row was made of, by reason.
-    """
-
-    history: np.ndarray
-    end: np.ndarray
-    closed: np.ndarray
-    close_time: np.ndarray
-    order: np.ndarray
-    task: np.ndarray
-    label: np.ndarray
-    prediction_time: np.ndarray
-    skipped: dict[str, int] = field(default_factory=dict)
-    _plan: tuple[int, int | None, RowPlan] | None = field(default=None, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.history)
-
-    def subset(self, rows: Any) -> PromptIndex:
-        """The index of some rows, in the order given (positions, repeated ones too, or a mask)."""
-        rows = np.asarray(rows)
-        arrays = {name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        return PromptIndex(**arrays, skipped=dict(self.skipped))
-
-
-@dataclass
-class RowPlan:
-    """Which pieces make up each sequence: head, an inserted [VS], a slice of a body, a tail. One entry a row."""
-
-    history: np.ndarray
-    statics: np.ndarray  # number of static tokens behind the first token
-    first_id: np.ndarray  # [CLS] or a task's token
-    start: np.ndarray
-    end: np.ndarray
-    vs_at: np.ndarray  # where the [VS] stands that a cut visit gets back (flat position), -1 = none is needed
-    shift: np.ndarray  # subtracted from visit orders
-    tail: np.ndarray  # 0, 1 (last token) or 2 ([VE] and last token)
-    last_id: np.ndarray
-    last_time: np.ndarray  # microseconds
-    close_time: np.ndarray
-    order: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each row."""
-        return 1 + self.statics + (self.vs_at >= 0) + self.end - self.start + self.tail
 
 
 @dataclass
@@ -151,6 +92,11 @@ class EncodedHistories:
     def segments(self) -> np.ndarray:
         """Segment of each body token, by its order in the whole history."""
         return (2 - (self.orders & 1)).astype(np.int8) * (self.types != TYPE_INTERVAL)
+
+    @cached_property
+    def swapped_segments(self) -> np.ndarray:
+        """The other segment of each body token."""
+        return _SWAPPED[self.segments]
 
     @cached_property
     def next_content(self) -> np.ndarray:
@@ -268,7 +214,8 @@ class EncodedHistories:
         """
         plan = self.plan_prompts(index, max_length)
         channels = self._row(plan, row)
-        return channels | {"labels": np.int64(index.label[row]), "task_ids": np.int64(index.task[row])}
+        channels["labels"], channels["task_ids"] = np.int64(index.label[row]), np.int64(index.task[row])
+        return channels
 
     def plan_prompts(self, index: PromptIndex, max_length: int | None) -> RowPlan:
         """Rows of an index; the index keeps the plan, so that the next row of it costs nothing but its own tokens."""
@@ -386,7 +333,7 @@ class EncodedHistories:
         tokens = np.cumsum(plan.end - plan.start)
         cuts = np.unique(np.searchsorted(tokens, np.arange(0, int(tokens[-1]) if len(tokens) else 0, _CHUNK_TOKENS)))
         cuts = np.unique(np.concatenate([[0], cuts, [len(tokens)]])).tolist()
-        parts = [(_rows_of(plan, slice(start, stop)),) for start, stop in pairwise(cuts)]
+        parts = [(plan.subset(slice(start, stop)),) for start, stop in pairwise(cuts)]
         return in_threads(self._assemble, parts or [(plan,)], "Writing rows")
 
     def _plan(
@@ -432,55 +379,56 @@ class EncodedHistories:
             history=history, statics=statics, start=start, end=end, vs_at=vs_at, shift=shift, tail=tail, **rest
         )
 
-    def _row(self, plan: RowPlan, row: int) -> dict[str, np.ndarray]:
+    def _row(self, plan: RowPlan, row: int) -> dict[str, Any]:
         """Channels of one row; `_assemble` makes the same of many."""
-        k, statics, tail, shift = (int(part[row]) for part in (plan.history, plan.statics, plan.tail, plan.shift))
-        lo, hi = int(self.offsets[k]) + int(plan.start[row]), int(self.offsets[k]) + int(plan.end[row])
-        vs_at, order = int(plan.vs_at[row]), int(plan.order[row])
+        # Python's own numbers throughout: a training loop waits for every row, and numpy's cost more than the copying.
+        k, statics, first_id, start, end, vs_at, shift, tail, last_id, last_time, close_time, order = plan.row(row)
+        base = int(self.offsets[k])
+        lo, hi = base + start, base + end
         begin = 1 + statics + (vs_at >= 0)
         stop = begin + hi - lo
-        out = {name: np.zeros(stop + tail, dtype) for name, dtype in CHANNEL_DTYPES.items()}
-        ids, types, times, ages = out["input_ids"], out["token_type_ids"], out["times"], out["ages"]
-        orders, segments = out["visit_orders"], out["visit_segments"]
-        out["attention_mask"].fill(1)
+        ids, mask, types, orders, segments = np.zeros((5, stop + tail), np.int64)
+        times, ages = np.zeros((2, stop + tail), np.float32)
+        mask.fill(1)
         # 1. Head.
-        ids[0], types[0] = plan.first_id[row], TYPE_CLS
+        ids[0], types[0] = first_id, TYPE_CLS
         if statics:
             at = int(self.static_offsets[k])
             ids[1 : 1 + statics], types[1 : 1 + statics] = self.static_ids[at : at + statics], TYPE_STATIC
         # 2. Body; an odd shift of the orders swaps the segments.
-        body = slice(begin, stop)
-        ids[body], types[body], times[body], ages[body] = (
-            self.ids[lo:hi],
-            self.types[lo:hi],
-            self.times[lo:hi],
-            self.ages[lo:hi],
-        )
-        np.subtract(self.orders[lo:hi], shift, out=orders[body])
-        segments[body] = _SWAPPED[self.segments[lo:hi]] if shift % 2 else self.segments[lo:hi]
+        ids[begin:stop], types[begin:stop] = self.ids[lo:hi], self.types[lo:hi]
+        times[begin:stop], ages[begin:stop] = self.times[lo:hi], self.ages[lo:hi]
+        orders[begin:stop] = self.orders[lo:hi]
+        if shift:
+            orders[begin:stop] -= shift
+        segments[begin:stop] = (self.swapped_segments if shift % 2 else self.segments)[lo:hi]
         if vs_at >= 0:
-            ids[begin - 1], types[begin - 1], times[begin - 1], ages[begin - 1] = (
-                self._vs_id,
-                TYPE_VS,
-                self.times[vs_at],
-                self.ages[vs_at],
-            )
-            orders[begin - 1], segments[begin - 1] = 1, 1
+            at = begin - 1
+            ids[at], types[at], orders[at], segments[at] = self._vs_id, TYPE_VS, 1, 1
+            times[at], ages[at] = self.times[vs_at], self.ages[vs_at]
         # 3. Tail.
         if tail:
-            order = order - shift if order else 0
+            latest = order - shift if order else 0
+            segment = 2 - latest % 2 if latest else 0
             first, birth = int(self.first[k]), int(self.birth[k])
             for place, token, token_type, instant in (
-                (stop, self._ve_id, TYPE_VE, plan.close_time[row]),
-                (stop + tail - 1, plan.last_id[row], TYPE_REG, plan.last_time[row]),
+                (stop, self._ve_id, TYPE_VE, close_time),
+                (stop + tail - 1, last_id, TYPE_REG, last_time),
             )[2 - tail :]:
-                ids[place], types[place] = token, token_type
-                times[place] = (int(instant) - first) / WEEK_US if order else 0.0
-                ages[place] = 0.0 if birth == NO_TIME else max(0.0, (int(instant) - birth) / YEAR_US)
-                orders[place], segments[place] = order, 2 - order % 2 if order else 0
-        if int(plan.order[row]) - shift >= self.max_num_visits:
+                ids[place], types[place], orders[place], segments[place] = token, token_type, latest, segment
+                times[place] = (instant - first) / WEEK_US if latest else 0.0
+                ages[place] = 0.0 if birth == NO_TIME else max(0.0, (instant - birth) / YEAR_US)
+        if order - shift >= self.max_num_visits:
             np.minimum(orders, self.max_num_visits - 1, out=orders)
-        return out
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "token_type_ids": types,
+            "times": times,
+            "ages": ages,
+            "visit_orders": orders,
+            "visit_segments": segments,
+        }
 
     def _assemble(self, plan: RowPlan) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Channels of many rows end to end, and the offsets [rows + 1]."""
@@ -582,10 +530,6 @@ def join_offsets(parts: list[np.ndarray]) -> np.ndarray:
     """Offsets of arrays laid end to end, from the offsets of each."""
     lengths = np.concatenate([np.diff(part) for part in parts])
     return np.concatenate([[0], np.cumsum(lengths)])
-
-
-def _rows_of(plan: RowPlan, rows: Any) -> RowPlan:
-    return RowPlan(**{name: value[rows] for name, value in vars(plan).items()})
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -1,0 +1,82 @@
+"""Rows before they are assembled: arrays of positions in `EncodedHistories` (`ehr_histories.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class RowPlan:
+    """Which pieces make up each sequence: head, an inserted [VS], a slice of a body, a tail. One entry a row."""
+
+    history: np.ndarray
+    statics: np.ndarray  # number of static tokens behind the first token
+    first_id: np.ndarray  # [CLS] or a task's token
+    start: np.ndarray
+    end: np.ndarray
+    vs_at: np.ndarray  # where the [VS] stands that a cut visit gets back (flat position), -1 = none is needed
+    shift: np.ndarray  # subtracted from visit orders
+    tail: np.ndarray  # 0, 1 (last token) or 2 ([VE] and last token)
+    last_id: np.ndarray
+    last_time: np.ndarray  # microseconds
+    close_time: np.ndarray
+    order: np.ndarray
+
+    @cached_property
+    def _numbers(self) -> np.ndarray:
+        """All fields side by side, int64 [rows, fields]."""
+        return np.stack([getattr(self, part.name).astype(np.int64) for part in fields(self)], axis=1)
+
+    def row(self, row: int) -> list[int]:
+        """The fields of one row, in their order."""
+        return self._numbers[row].tolist()
+
+    def subset(self, rows: Any) -> RowPlan:
+        """The plan of some rows."""
+        return RowPlan(**{part.name: getattr(self, part.name)[rows] for part in fields(self)})
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row."""
+        return 1 + self.statics + (self.vs_at >= 0) + self.end - self.start + self.tail
+
+
+@dataclass
+class PromptIndex:
+    """(patient, prediction time, task) rows, as positions in an `EncodedHistories`; all arrays have one entry a row.
+
+    Attributes:
+        history: Position of the patient's history.
+        end: Tokens of the history's body that are known at the prediction time.
+        closed: Whether the last visit is closed then.
+        close_time: Time of the latest known row (microseconds), which is when a closed visit ended.
+        order: Order of the last visit, 0 where nothing is known yet.
+        task: Position of the task in the tokenizer's tasks.
+        label: 0 or 1.
+        prediction_time: Microseconds.
+        skipped: Labels that no row was made of, by reason.
+    """
+
+    history: np.ndarray
+    end: np.ndarray
+    closed: np.ndarray
+    close_time: np.ndarray
+    order: np.ndarray
+    task: np.ndarray
+    label: np.ndarray
+    prediction_time: np.ndarray
+    skipped: dict[str, int] = field(default_factory=dict)
+    _plan: tuple[int, int | None, RowPlan] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.history)
+
+    def subset(self, rows: Any) -> PromptIndex:
+        """The index of some rows, in the order given (positions, repeated ones too, or a mask)."""
+        rows = np.asarray(rows)
+        arrays = {name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return PromptIndex(**arrays, skipped=dict(self.skipped))
