@@ -20,12 +20,11 @@ from .fast_linear import is_plain
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The RMS norm of x [..., d] with weight [d], computed in at least float32, in the dtype of the weight."""
-    wide = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
-    if wide and is_plain(x, weight) and not torch.is_autocast_enabled("cpu"):
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if is_plain(x, weight) and not torch.is_autocast_enabled("cpu"):
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
             return _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
-        return (x * _scale(x, eps)).mul_(weight)
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (x * _scale(x, eps)).to(weight.dtype).mul_(weight)
     return weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)).to(weight.dtype)
 
 
@@ -41,23 +40,24 @@ class _RMSNorm(torch.autograd.Function):
         scale = _scale(x, eps)
         ctx.save_for_backward(x, weight, scale)
         ctx.eps = eps
-        return (x * scale).mul_(weight)
+        return (x * scale).to(weight.dtype).mul_(weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
-        width = x.shape[-1]
+        width, dtype = x.shape[-1], weight.dtype
+        grad, weight = grad.to(x.dtype), weight.to(x.dtype)
         if torch.is_grad_enabled():  # create_graph=True: the same, by steps that are differentiable
             scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + ctx.eps)
             weighted = grad * weight
             along = (weighted * x).sum(-1, keepdim=True) * scale.pow(3) / width
-            return scale * weighted - x * along, (grad * x * scale).reshape(-1, width).sum(0), None
+            return scale * weighted - x * along, (grad * x * scale).reshape(-1, width).sum(0).to(dtype), None
         both = grad * x
         rows = both.reshape(-1, width)
         grad_weight = scale.reshape(-1) @ rows
         along = (rows @ weight).view(scale.shape) * scale.pow(3).div_(-width)
         grad_x = torch.mul(grad, weight, out=both).mul_(scale).addcmul_(x, along)
-        return grad_x, grad_weight, None
+        return grad_x, grad_weight.to(dtype), None
 
 
 __all__ = ["rms_norm"]

@@ -39,7 +39,23 @@ def test_a_row_of_zeros_has_finite_gradients():
     torch.testing.assert_close(x.grad, torch.full((2, 8), 1e-5**-0.5))
 
 
-@pytest.mark.parametrize("kind", ["compiled", "vmapped", "half weight", "meta"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_model_norms_its_float32_residual_stream(dtype):
+    x, weight = torch.randn(3, 50, requires_grad=True), torch.randn(50, dtype=dtype).requires_grad_()
+    grad = torch.randn(3, 50, dtype=dtype)
+    results = []
+    for norm, w in ((rms_norm, weight), (formula, weight.detach().float().requires_grad_())):
+        out = norm(x, w, 1e-5)
+        results.append([out, *torch.autograd.grad(out, [x, w], grad.to(out.dtype))])
+    assert [t.dtype for t in results[0]] == [dtype, torch.float32, dtype]
+    for actual, expected in zip(*results, strict=True):
+        assert (actual.float() - expected).norm() <= 2 * torch.finfo(dtype).eps * expected.norm()
+    half = rms_norm(x.to(dtype), weight, 1e-5)  # a stream of half precision is computed in float32 as well
+    assert half.dtype == dtype
+    torch.testing.assert_close(half, results[0][0], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", ["compiled", "vmapped", "meta"])
 def test_elsewhere_it_is_the_formula(kind):
     x, weight = torch.randn(2, 3, 8), torch.randn(8)
     expected = formula(x, weight, 1e-5)
@@ -47,12 +63,7 @@ def test_elsewhere_it_is_the_formula(kind):
         out = torch.compile(rms_norm, fullgraph=True, backend="aot_eager")(x.requires_grad_(), weight, 1e-5)
     elif kind == "vmapped":
         out = torch.func.vmap(rms_norm, (0, None, None))(x, weight, 1e-5)
-    elif kind == "meta":
-        assert rms_norm(x.to("meta"), weight.to("meta"), 1e-5).shape == x.shape
-        return
     else:
-        out, expected = rms_norm(x, weight.bfloat16(), 1e-5).float(), expected.bfloat16().float()
-        assert rms_norm(x, weight.bfloat16(), 1e-5).dtype == torch.bfloat16
-        torch.testing.assert_close(out, expected, rtol=0.02, atol=0.02)
+        assert rms_norm(x.to("meta"), weight.to("meta"), 1e-5).shape == x.shape
         return
     torch.testing.assert_close(out, expected)
