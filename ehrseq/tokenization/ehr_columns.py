@@ -101,23 +101,32 @@ class EventColumns:
         self._code, self._unit, self._value, self._text = code, unit, value, text
         self._codes, self._vocabulary = codes, vocabulary
 
-    def tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int32, how int8: 0 exact, 1 fallback, 2 lost) of every row; of no use where a row makes no token."""
-        code, value, text = self._code, self._value, self._text
-        bare = [self._vocabulary.code_id(c) for c in self._codes]
-        ids = _take(np.asarray([token for token, _ in bare], np.int32), code)
-        how = _take(np.asarray([HOWS.index(name) for _, name in bare], np.int8), code)
+    def token_ids(self) -> np.ndarray:
+        """Token of every row, int32; of no use where a row makes no token."""
+        return self._looked_up(0, np.int32)
 
+    def hows(self) -> np.ndarray:
+        """How every row found its token, int8: 0 exact, 1 fallback, 2 lost."""
+        return self._looked_up(1, np.int8)
+
+    def _looked_up(self, which: int, dtype: type[np.generic]) -> np.ndarray:
+        """Of every row the one or the other of what the vocabulary says: token (0), how (1)."""
+        code, value, text = self._code, self._value, self._text
+
+        def answers(found: list[tuple[int, str]]) -> np.ndarray:
+            return np.asarray([HOWS.index(name) if which else token for token, name in found], dtype)
+
+        out = _take(answers([self._vocabulary.code_id(c) for c in self._codes]), code)
         finite = np.isfinite(value)
         number = np.flatnonzero(finite)
         if len(number):
             pairs, place = _distinct(code[number], self._unit[number] + 1, len(self._units) + 1)
-            id_table, how_table, edges = self._bins(pairs, self._units)
+            found, edges = self._bins(pairs, self._units)
             numbers = value[number]
-            cell = place * np.int32(id_table.shape[1])
+            cell = place * np.int32(edges.shape[1] + 1)
             for column in edges.T:  # a value on an edge belongs to the bin below it
                 cell += numbers > column[place]
-            ids[number], how[number] = id_table.ravel()[cell], how_table.ravel()[cell]
+            out[number] = answers(found)[cell]
 
         if text.null_count() < len(text):
             with_text = np.flatnonzero(text.is_not_null().to_numpy() & ~finite)
@@ -126,38 +135,37 @@ class EventColumns:
             with_text, text_code = with_text[has_text], text_code[has_text]
             if len(with_text):
                 pairs, place = _distinct(code[with_text], text_code, len(texts))
-                found = [self._vocabulary.text_id(self._codes[c], texts[t]) for c, t in pairs]
-                ids[with_text] = np.asarray([token for token, _ in found], np.int32)[place]
-                how[with_text] = np.asarray([HOWS.index(name) for _, name in found], np.int8)[place]
-        return ids, how
+                out[with_text] = answers([self._vocabulary.text_id(self._codes[c], texts[t]) for c, t in pairs])[place]
+        return out
 
-    def _bins(self, pairs: list[tuple[int, int]], units: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _bins(self, pairs: list[tuple[int, int]], units: list[str]) -> tuple[list[tuple[int, str]], np.ndarray]:
         """Bins of distinct (code, unit + 1) pairs.
 
         Returns:
-            ids and hows [pairs, bins], inner edges [pairs, bins - 1] padded with NaN, which no value exceeds.
+            (token, how) of every bin, pair after pair, as many for each; inner edges [pairs, bins - 1] padded with NaN,
+            which no value exceeds.
         """
-        bins_of = [self._vocabulary.bins(self._codes[c], units[u - 1] if u else None) for c, u in pairs]
+        codes = [self._codes[c] for c, _ in pairs]
+        bins_of = [
+            self._vocabulary.bins(code, units[u - 1] if u else None) for code, (_, u) in zip(codes, pairs, strict=True)
+        ]
         width = max((len(bins.edges) for bins in bins_of if bins is not None), default=0)
         edges = np.full((len(pairs), width), np.nan, np.float32)
-        ids = np.zeros((len(pairs), width + 1), np.int32)
-        how = np.zeros((len(pairs), width + 1), np.int8)
-        for row, ((c, u), bins) in enumerate(zip(pairs, bins_of, strict=True)):
-            inside = [np.inf]  # a value inside bin k stands for all of them
+        found: list[tuple[int, str]] = []
+        for row, (code, bins) in enumerate(zip(codes, bins_of, strict=True)):
+            inner = 0 if bins is None else len(bins.edges)
             if bins is not None:
-                edges[row, : len(bins.edges)] = bins.edges
-                inside = [*bins.edges, np.inf]
-            for k, value in enumerate(inside):
-                token, name = self._vocabulary.value_id(self._codes[c], units[u - 1] if u else None, value)
-                ids[row, k], how[row, k] = token, HOWS.index(name)
-        return ids, how, edges
+                edges[row, :inner] = bins.edges
+            # Bins beyond those of the pair hold nothing.
+            found += [self._vocabulary.bin_id(code, bins, min(number, inner)) for number in range(width + 1)]
+        return found, edges
 
 
 def coverage_of(events: pl.DataFrame, vocabulary: EventVocabulary) -> dict[str, int]:
     """Counts of rows by how they were mapped, see `EhrTokenizer.coverage`."""
     table = EventColumns(events, vocabulary)
     makes_token = table.token_type > 0
-    counts = np.bincount(table.tokens()[1][makes_token], minlength=len(HOWS))
+    counts = np.bincount(table.hows()[makes_token], minlength=len(HOWS))
     boundary = (table.role == START) | (table.role == END)
     return dict(zip(HOWS, counts.tolist(), strict=True)) | {
         "visit_boundaries": int(boundary.sum()),

@@ -15,14 +15,16 @@ the subject before has left.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from .ehr_columns import CONTENT, DROPPED, END, NO_TIME, REQUIRED, START, EventColumns
 from .ehr_histories import EncodedHistories, join_offsets
 from .ehr_sequence import WEEK_US, YEAR_US
-from .ehr_tables import check_columns, in_threads, subject_chunks
+from .ehr_tables import check_columns, core_count, in_threads, subject_chunks
 from .ehr_visits import RANK_BIRTH
 from .ehr_vocabulary import (
     DAY_US,
@@ -46,45 +48,71 @@ if TYPE_CHECKING:
         pass
 
 
+T = TypeVar("T")
+
 _CHUNK_ROWS = 600_000  # rows encoded at once: bounds the working memory of a core
+_LEAST_ROWS = 100_000  # below, looking the codes up for each chunk costs more than another core saves
 
 
-def encode_histories(
-    events: pl.DataFrame,
-    vocabulary: EventVocabulary,
-    *,
-    task_names: list[str],
-    task_token_ids: list[int],
-    max_num_visits: int,
-) -> EncodedHistories:
-    """Encode every patient of an event table, see the module's text.
+class Encoder:
+    """Encodes the patients of event tables, in chunks on all cores.
 
     Args:
-        events: Event table; rows in any order, optional columns may be absent.
         vocabulary: Codes to ids.
         task_names: The tokenizer's tasks.
         task_token_ids: Their tokens.
         max_num_visits: Visit orders are clamped below it when rows are assembled.
-
-    Raises:
-        ValueError: A required column is absent or has the wrong type.
     """
-    parts = [
-        (part, vocabulary) for part in subject_chunks(check_columns(events, REQUIRED, "the event table"), _CHUNK_ROWS)
-    ]
-    encoded = in_threads(_encode, parts, "Encoding patients")
-    flat = {
-        name: np.concatenate([part[name] for part in encoded]) for name in encoded[0] if not name.endswith("offsets")
-    }
-    offsets = {name: join_offsets([part[name] for part in encoded]) for name in encoded[0] if name.endswith("offsets")}
-    return EncodedHistories(
-        vocabulary=vocabulary,
-        task_names=list(task_names),
-        task_token_ids=np.asarray(task_token_ids, np.int64),
-        max_num_visits=max_num_visits,
-        **flat,
-        **offsets,
-    )
+
+    def __init__(
+        self, vocabulary: EventVocabulary, task_names: list[str], task_token_ids: list[int], max_num_visits: int
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._common: dict[str, Any] = {
+            "vocabulary": vocabulary,
+            "task_names": list(task_names),
+            "task_token_ids": np.asarray(task_token_ids, np.int64),
+            "max_num_visits": max_num_visits,
+        }
+
+    def encode(self, events: pl.DataFrame) -> EncodedHistories:
+        """Every patient of an event table, see the module's text.
+
+        Args:
+            events: Event table; rows in any order, optional columns may be absent.
+
+        Raises:
+            ValueError: A required column is absent or has the wrong type.
+        """
+        encoded = in_threads(lambda part: _encode(part, self._vocabulary), self._parts(events), "Encoding patients")
+        flat: dict[str, Any] = {}
+        for name in encoded[0]:
+            join = join_offsets if name.endswith("offsets") else np.concatenate
+            flat[name] = join([part[name] for part in encoded])
+        return EncodedHistories(**self._common, **flat)
+
+    def encode_parts(self, events: pl.DataFrame, work: Callable[[EncodedHistories], T]) -> list[T]:
+        """`work` done on the patients of each chunk right after their encoding: the whole is never put together.
+
+        Args:
+            events: As for `encode`.
+            work: What to do; called on several threads.
+        """
+
+        def encode_and_work(part: pl.DataFrame) -> T:
+            flat: dict[str, Any] = _encode(part, self._vocabulary)
+            return work(EncodedHistories(**self._common, **flat))
+
+        return in_threads(encode_and_work, self._parts(events), "Encoding patients")
+
+    @staticmethod
+    def _parts(events: pl.DataFrame) -> list[tuple[pl.DataFrame]]:
+        table = check_columns(events, REQUIRED, "the event table")
+        # As many for each core, so that none waits for another's last chunk.
+        cores = core_count()
+        rounds = math.ceil(table.height / (cores * _CHUNK_ROWS))
+        rows = max(min(_CHUNK_ROWS, _LEAST_ROWS), math.ceil(table.height / max(1, rounds * cores)))
+        return [(part,) for part in subject_chunks(table, rows)]
 
 
 def _encode(events: pl.DataFrame, vocabulary: EventVocabulary) -> dict[str, np.ndarray]:
@@ -98,7 +126,7 @@ def _encode(events: pl.DataFrame, vocabulary: EventVocabulary) -> dict[str, np.n
 
     # A death or a visit of unknown time would tell the future.
     static = np.flatnonzero(~timed & (table.role == CONTENT) & ~table.is_death)
-    row_ids = table.tokens()[0]
+    row_ids = table.token_ids()
     static_ids = row_ids[static]
     static_offsets = np.searchsorted(static, table.begins)
 
@@ -184,10 +212,10 @@ def _open_encounters(table: EventColumns) -> _Boundaries:
     change = np.where(table.role[rows] == START, 1, -1)
     # Within one (subject, visit_id) the number of open encounters is a walk that does not go below zero: an end that
     # would take the plain sum to a new low closes nothing.
-    subject, visit = table.subject[rows], np.where(table.has_visit[rows], table.visit[rows], 0)
-    order = np.lexsort((visit, subject))
+    key = _keys(table, rows)
+    order = np.argsort(key, kind="stable")
     is_new = np.ones(len(rows), bool)
-    is_new[1:] = (np.diff(subject[order]) != 0) | (visit[order][1:] != visit[order][:-1])
+    np.not_equal(key[order][1:], key[order][:-1], out=is_new[1:])
     group = np.cumsum(is_new)
     apart = group * (len(rows) + 1)  # keeps the lows of one group out of the next
     low = np.minimum.accumulate(_within(np.cumsum(change[order]), group) - apart) + apart
@@ -229,7 +257,9 @@ class _Visits:
         visit, late = table.visit[rows], self._late(table, rows, outside, boundaries)
         day = table.time[rows] // DAY_US
         # 3. Which of them continue the visit of the row right before.
-        follows = (np.diff(place, prepend=-2) == 1) & ~np.isin(place, begins)
+        begin = np.zeros(len(keep), bool)
+        begin[begins] = True
+        follows = (np.diff(place, prepend=-2) == 1) & ~begin[place]
         by_visit = outside & table.has_visit[rows] & ~late
         by_day = outside & ~by_visit
         same_visit, same_day = np.zeros(len(place), bool), np.zeros(len(place), bool)
@@ -276,7 +306,8 @@ class _Visits:
 
 def _keys(table: EventColumns, rows: np.ndarray) -> np.ndarray:
     """(subject, visit_id) of rows as one number: an odd multiple spreads the subjects over all 64 bits."""
-    return table.visit[rows] ^ (table.subject[rows].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    visit = np.where(table.has_visit[rows], table.visit[rows], np.uint64(0))
+    return visit ^ (table.subject[rows].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
 
 
 def _previous(values: np.ndarray) -> np.ndarray:

@@ -334,7 +334,7 @@ class EncodedHistories:
         cuts = np.unique(np.searchsorted(tokens, np.arange(0, int(tokens[-1]) if len(tokens) else 0, _CHUNK_TOKENS)))
         cuts = np.unique(np.concatenate([[0], cuts, [len(tokens)]])).tolist()
         parts = [(plan.subset(slice(start, stop)),) for start, stop in pairwise(cuts)]
-        return in_threads(self._assemble, parts or [(plan,)], "Writing rows")
+        return in_threads(self.assemble, parts or [(plan,)], "Writing rows")
 
     def _plan(
         self,
@@ -380,7 +380,7 @@ class EncodedHistories:
         )
 
     def _row(self, plan: RowPlan, row: int) -> dict[str, Any]:
-        """Channels of one row; `_assemble` makes the same of many."""
+        """Channels of one row; `assemble` makes the same of many."""
         # Python's own numbers throughout: a training loop waits for every row, and numpy's cost more than the copying.
         k, statics, first_id, start, end, vs_at, shift, tail, last_id, last_time, close_time, order = plan.row(row)
         base = int(self.offsets[k])
@@ -430,7 +430,7 @@ class EncodedHistories:
             "visit_segments": segments,
         }
 
-    def _assemble(self, plan: RowPlan) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def assemble(self, plan: RowPlan) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Channels of many rows end to end, and the offsets [rows + 1]."""
         span = plan.end - plan.start
         head = 1 + plan.statics

@@ -111,9 +111,14 @@ def subject_chunks(events: pl.DataFrame, rows: int) -> list[pl.DataFrame]:
     return [events[start:stop] for start, stop in pairwise(cuts) if stop > start]
 
 
+def core_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
 def in_threads(work: Callable[..., Any], parts: Sequence[tuple[Any, ...]], what: str) -> list[Any]:
     """[work(*part) for part in parts], on all cores: numpy and polars let go of the interpreter's lock."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    cores = core_count()
     bar = {"desc": what, "total": len(parts), "unit": "part", "disable": len(parts) < _LONG_WORK or None}
     if cores == 1 or len(parts) == 1:
         return [work(*part) for part in logging.tqdm(parts, **bar)]

@@ -152,12 +152,13 @@ class EventVocabulary:
     def value_id(self, code: str, unit: str | None, value: float) -> tuple[int, str]:
         """(id, how) of a finite numeric value."""
         bins = self.bins(code, unit)
-        if bins is not None:
-            k = int(np.searchsorted(bins.edges, np.float32(value), side="left"))
-            token = bins.ids[k]
-            if token is not None:
-                return token, bins.how
-        return self._without_result(code)
+        number = 0 if bins is None else int(np.searchsorted(bins.edges, np.float32(value), side="left"))
+        return self.bin_id(code, bins, number)
+
+    def bin_id(self, code: str, bins: Bins | None, number: int) -> tuple[int, str]:
+        """(id, how) of a value in the bin of this number; of any value where there are no bins."""
+        token = None if bins is None else bins.ids[number]
+        return self._without_result(code) if bins is None or token is None else (token, bins.how)
 
     def row_id(self, code: str, value: float | None, text: str | None, unit: str | None) -> tuple[int, str]:
         """(id, how) of any row, the whole rule of the module's text."""

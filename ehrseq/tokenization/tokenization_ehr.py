@@ -22,7 +22,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy, logging
 
 from .ehr_columns import coverage_of
-from .ehr_encoding import encode_histories
+from .ehr_encoding import Encoder
 from .ehr_histories import EncodedHistories
 from .ehr_sequence import (
     CHANNEL_DTYPES,
@@ -429,15 +429,12 @@ class EhrTokenizer(TokenizersBackend):
         Args:
             events: Event table, rows in any order.
         """
-        vocabulary = self.vocabulary
-        tasks = self.task_tokens
-        return encode_histories(
-            events,
-            vocabulary,
-            task_names=list(tasks),
-            task_token_ids=[vocabulary.token_ids[token] for token in tasks.values()],
-            max_num_visits=self.max_num_visits,
-        )
+        return self._encoder().encode(events)
+
+    def _encoder(self) -> Encoder:
+        vocabulary, tasks = self.vocabulary, self.task_tokens
+        tokens = [vocabulary.token_ids[token] for token in tasks.values()]
+        return Encoder(vocabulary, list(tasks), tokens, self.max_num_visits)
 
     def encode_table(
         self, events: pl.DataFrame, labels: Mapping[str, pl.DataFrame] | None = None, max_length: int | None = None
@@ -459,12 +456,18 @@ class EhrTokenizer(TokenizersBackend):
         pa = require("pyarrow")
         if max_length is not None:
             check_context(max_length)
-        histories = self.encode_histories(events)
         columns: dict[str, Any] = {}
         if labels is None:
-            plan = histories.plan_histories() if max_length is None else histories.plan_windows(max_length)
-            columns["subject_id"] = pa.array(histories.subject_ids[plan.history], pa.int64())
+
+            def assemble(histories: EncodedHistories) -> tuple[Any, dict[str, np.ndarray], np.ndarray]:
+                plan = histories.plan_histories() if max_length is None else histories.plan_windows(max_length)
+                return histories.subject_ids[plan.history], *histories.assemble(plan)
+
+            rows = self._encoder().encode_parts(events, assemble)
+            columns["subject_id"] = pa.array(np.concatenate([subjects for subjects, *_ in rows]), pa.int64())
+            parts = [(channels, offsets) for _, channels, offsets in rows]
         else:
+            histories = self.encode_histories(events)
             index = histories.index_labels(labels)
             if index.skipped:
                 logger.warning(f"labels left out: {index.skipped}")
@@ -475,7 +478,7 @@ class EhrTokenizer(TokenizersBackend):
                 pa.array(index.task, pa.int32()), pa.array(histories.task_names, pa.string())
             )
             columns["label"] = pa.array(index.label.astype(bool))
-        parts = histories.assemble_all(plan)
+            parts = histories.assemble_all(plan)
         for name in CHANNELS:
             columns[name] = pa.chunked_array(
                 [
