@@ -12,7 +12,7 @@ import numpy as np
 
 from .ehr_codes import INPATIENT_CLASSES
 from .ehr_tables import as_column, check_columns, microseconds, require
-from .ehr_visits import KIND_RANKS, RANK_OTHER, RANK_STATIC
+from .ehr_visits import KIND_RANKS, RANK_OTHER, RANK_STATIC, silence_us
 from .ehr_vocabulary import EventVocabulary
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class EventColumns:
         info["type"] = types
         info["death"] = [kind == "death" for kind, _ in kinds]
         info["inpatient"] = [kind == "visit_start" and of_class in INPATIENT_CLASSES for kind, of_class in kinds]
+        self._silence = np.asarray([silence_us(of_class) for _, of_class in kinds], np.int64)
         ranks = np.asarray([KIND_RANKS.get(kind, RANK_OTHER) for kind, _ in kinds], np.int8)
         # 3. The order of the rows.
         subject, time = frame["subject_id"].to_numpy(), frame["time"].to_numpy()
@@ -138,6 +139,10 @@ class EventColumns:
                 out[with_text] = answers([self._vocabulary.text_id(self._codes[c], texts[t]) for c, t in pairs])[place]
         return out
 
+    def silence(self, rows: np.ndarray) -> np.ndarray:
+        """Of rows that start an encounter the silence (microseconds) after which it lapses."""
+        return _take(self._silence, self._code[rows])
+
     def _bins(self, pairs: list[tuple[int, int]], units: list[str]) -> tuple[list[tuple[int, str]], np.ndarray]:
         """Bins of distinct (code, unit + 1) pairs.
 
@@ -159,18 +164,6 @@ class EventColumns:
             # Bins beyond those of the pair hold nothing.
             found += [self._vocabulary.bin_id(code, bins, min(number, inner)) for number in range(width + 1)]
         return found, edges
-
-
-def coverage_of(events: pl.DataFrame, vocabulary: EventVocabulary) -> dict[str, int]:
-    """Counts of rows by how they were mapped, see `EhrTokenizer.coverage`."""
-    table = EventColumns(events, vocabulary)
-    makes_token = table.token_type > 0
-    counts = np.bincount(table.hows()[makes_token], minlength=len(HOWS))
-    boundary = (table.role == START) | (table.role == END)
-    return dict(zip(HOWS, counts.tolist(), strict=True)) | {
-        "visit_boundaries": int(boundary.sum()),
-        "not_used": int((~makes_token & ~boundary).sum()),
-    }
 
 
 def _role(kind: str, makes_token: bool) -> int:

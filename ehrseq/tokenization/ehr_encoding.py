@@ -3,14 +3,11 @@
 The rules are those of `ehr_sequence.walk`; here each becomes arithmetic on whole columns:
 
 1. Order the rows and look their tokens up (`ehr_columns.py`).
-2. Visits: count the open encounters after each row; a row that opens a visit is one that finds none open and does not
-   continue the last one.
+2. Visits: count the open encounters after each row (`ehr_boundaries.py`); a row that opens a visit is one that finds
+   none open and does not continue the last one.
 3. Lay the tokens out: every row knows how many tokens stand before it, so that one scatter writes each channel.
 
 Patients are encoded in chunks, side by side on all cores.
-
-Counts that start again at every subject are one running sum over the table: the first row of a subject takes back what
-the subject before has left.
 """
 
 from __future__ import annotations
@@ -21,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .ehr_columns import CONTENT, DROPPED, END, NO_TIME, REQUIRED, START, EventColumns
+from .ehr_boundaries import Boundaries, keys, within
+from .ehr_columns import CONTENT, DROPPED, END, HOWS, NO_TIME, REQUIRED, START, EventColumns
 from .ehr_histories import EncodedHistories, join_offsets
 from .ehr_sequence import WEEK_US, YEAR_US
 from .ehr_tables import check_columns, core_count, in_threads, subject_chunks
@@ -115,6 +113,19 @@ class Encoder:
         return [(part,) for part in subject_chunks(table, rows)]
 
 
+def coverage_of(events: pl.DataFrame, vocabulary: EventVocabulary) -> dict[str, int]:
+    """Counts of rows by how they were mapped, and of encounters that lapse, see `EhrTokenizer.coverage`."""
+    table = EventColumns(events, vocabulary)
+    makes_token = table.token_type > 0
+    counts = np.bincount(table.hows()[makes_token], minlength=len(HOWS))
+    boundary = (table.role == START) | (table.role == END)
+    return dict(zip(HOWS, counts.tolist(), strict=True)) | {
+        "visit_boundaries": int(boundary.sum()),
+        "not_used": int((~makes_token & ~boundary).sum()),
+        "lapsed_encounters": int(Boundaries(table).lapsed.sum()),
+    }
+
+
 def _encode(events: pl.DataFrame, vocabulary: EventVocabulary) -> dict[str, np.ndarray]:
     """The arrays of `EncodedHistories` of some patients."""
     table = EventColumns(events, vocabulary)
@@ -130,7 +141,7 @@ def _encode(events: pl.DataFrame, vocabulary: EventVocabulary) -> dict[str, np.n
     static_ids = row_ids[static]
     static_offsets = np.searchsorted(static, table.begins)
 
-    boundaries = _open_encounters(table)
+    boundaries = Boundaries(table)
     keep = np.flatnonzero(timed & (table.role != DROPPED))
     row_offsets = np.searchsorted(keep, table.begins)
     per_subject = np.diff(row_offsets)
@@ -192,42 +203,6 @@ def _encode(events: pl.DataFrame, vocabulary: EventVocabulary) -> dict[str, np.n
     }
 
 
-class _Boundaries:
-    """Starts and ends of encounters that count, as positions in the table.
-
-    Attributes:
-        rows: Positions of the starts and of the ends that close one.
-        open_after: Encounters of the subject that are open after each of them.
-    """
-
-    def __init__(self, rows: np.ndarray, open_after: np.ndarray) -> None:
-        self.rows, self.open_after = rows, open_after
-
-
-def _open_encounters(table: EventColumns) -> _Boundaries:
-    """Pair starts with ends; the ends that close nothing are dropped from the table's roles."""
-    rows = np.flatnonzero((table.role >= START) & (table.time != NO_TIME))
-    if not len(rows):
-        return _Boundaries(rows, np.zeros(0, np.int64))
-    change = np.where(table.role[rows] == START, 1, -1)
-    # Within one (subject, visit_id) the number of open encounters is a walk that does not go below zero: an end that
-    # would take the plain sum to a new low closes nothing.
-    key = _keys(table, rows)
-    order = np.argsort(key, kind="stable")
-    is_new = np.ones(len(rows), bool)
-    np.not_equal(key[order][1:], key[order][:-1], out=is_new[1:])
-    group = np.cumsum(is_new)
-    apart = group * (len(rows) + 1)  # keeps the lows of one group out of the next
-    low = np.minimum.accumulate(_within(np.cumsum(change[order]), group) - apart) + apart
-    before = np.concatenate([[0], low[:-1]])
-    before[is_new] = 0
-    closes_nothing = np.zeros(len(rows), bool)
-    closes_nothing[order] = np.minimum(low, 0) < np.minimum(before, 0)
-    table.role[rows[closes_nothing]] = DROPPED
-    rows, change = rows[~closes_nothing], change[~closes_nothing]
-    return _Boundaries(rows, _within(np.cumsum(change), table.subject[rows]))
-
-
 class _Visits:
     """Which visit each kept row belongs to.
 
@@ -237,15 +212,17 @@ class _Visits:
         open_after: Encounters that are open after each kept row.
     """
 
-    def __init__(self, table: EventColumns, keep: np.ndarray, begins: np.ndarray, boundaries: _Boundaries) -> None:
+    def __init__(self, table: EventColumns, keep: np.ndarray, begins: np.ndarray, boundaries: Boundaries) -> None:
         role = table.role[keep]
         at = np.searchsorted(keep, boundaries.rows)  # boundaries among the kept rows
-        # 1. Open encounters after and before each row.
+        # 1. Open encounters after and before each row. Those that lapse at a row are open after the row before it.
         self.open_after = _running(at, boundaries.open_after, begins, len(keep))
-        idle = np.empty(len(keep), bool)  # no encounter is open before the row
-        idle[:1] = True
-        np.equal(self.open_after[:-1], 0, out=idle[1:])
-        idle[begins] = True
+        open_before = np.zeros(len(keep), np.int64)
+        open_before[1:] = self.open_after[:-1]
+        open_before[begins] = 0
+        lapsing = np.flatnonzero(boundaries.lapsed)
+        np.subtract.at(open_before, at[lapsing], boundaries.lapsed[lapsing])
+        idle = open_before == 0
         # 2. Rows that may open a visit, and the ends that close one: the rows that decide about visits.
         opener = idle & (role == START)
         outside = idle & (role == CONTENT)
@@ -273,29 +250,28 @@ class _Visits:
         self.opens = place[(opener | outside) & ~(continues & follows)]
         # 4. Orders.
         total = np.arange(1, len(self.opens) + 1)
-        self.order = _running(self.opens, _within(total, table.subject[keep[self.opens]]), begins, len(keep))
+        self.order = _running(self.opens, within(total, table.subject[keep[self.opens]]), begins, len(keep))
 
     @staticmethod
-    def _late(table: EventColumns, rows: np.ndarray, outside: np.ndarray, boundaries: _Boundaries) -> np.ndarray:
-        """Whether an outside row comes after an end of its visit_id."""
+    def _late(table: EventColumns, rows: np.ndarray, outside: np.ndarray, boundaries: Boundaries) -> np.ndarray:
+        """Whether an outside row comes after an end, or a lapse, of its visit_id."""
         late = np.zeros(len(rows), bool)
         ask = np.flatnonzero(outside & table.has_visit[rows])
-        ends = boundaries.rows[(table.role[boundaries.rows] == END) & table.has_visit[boundaries.rows]]
-        if len(ask) and len(ends):
+        if len(ask) and len(boundaries.ended_rows):
             asked = rows[ask]
-            key, first = np.unique(_keys(table, ends), return_index=True)
-            wanted = _keys(table, asked)
+            key, first = np.unique(boundaries.ended_keys, return_index=True)
+            wanted = keys(table, asked)
             found = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
-            late[ask] = (key[found] == wanted) & (ends[first[found]] < asked)
+            late[ask] = (key[found] == wanted) & (boundaries.ended_rows[first[found]] < asked)
         return late
 
     @staticmethod
-    def _admissions(table: EventColumns, place: np.ndarray, keep: np.ndarray, boundaries: _Boundaries) -> np.ndarray:
+    def _admissions(table: EventColumns, place: np.ndarray, keep: np.ndarray, boundaries: Boundaries) -> np.ndarray:
         """Whether an inpatient encounter started in the run of open encounters that each deciding row closes."""
         if not len(boundaries.rows):
             return np.zeros(len(place), bool)
         number = np.arange(len(boundaries.rows))
-        is_start = table.role[boundaries.rows] == START
+        is_start = (table.role[boundaries.rows] == START) & (boundaries.lapsed == 0)
         alone = is_start & (boundaries.open_after == 1)  # it found nothing open
         last_alone = np.maximum.accumulate(np.where(alone, number, -1))
         last_inpatient = np.maximum.accumulate(np.where(is_start & table.inpatient[boundaries.rows], number, -1))
@@ -304,26 +280,11 @@ class _Visits:
         return np.where(at >= 0, admission[at], False)
 
 
-def _keys(table: EventColumns, rows: np.ndarray) -> np.ndarray:
-    """(subject, visit_id) of rows as one number: an odd multiple spreads the subjects over all 64 bits."""
-    visit = np.where(table.has_visit[rows], table.visit[rows], np.uint64(0))
-    return visit ^ (table.subject[rows].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-
-
 def _previous(values: np.ndarray) -> np.ndarray:
     """Each row's predecessor, False for the first."""
     out = np.zeros(len(values), bool)
     out[1:] = values[:-1]
     return out
-
-
-def _within(total: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """A running sum over ascending groups, made to start again in each."""
-    if not len(total):
-        return total
-    begins = np.flatnonzero(np.diff(group, prepend=-1))
-    before = np.concatenate([[0], total])[begins]
-    return total - np.repeat(before, np.diff(np.append(begins, len(total))))
 
 
 def _running(at: np.ndarray, level: np.ndarray, begins: np.ndarray, length: int) -> np.ndarray:

@@ -143,8 +143,7 @@ class EncodedHistories:
         unknown = [task for task in labels if task not in self.task_names]
         if unknown:
             raise ValueError(
-                f"labels name the tasks {unknown}; the tokenizer knows {self.task_names}. Add one with "
-                "tokenizer.add_task(name, token)."
+                f"labels name the tasks {unknown}; the tokenizer knows {self.task_names}: tokenizer.add_task adds one."
             )
         rows = pl.DataFrame(
             {

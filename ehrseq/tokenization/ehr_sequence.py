@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .ehr_codes import INPATIENT_CLASSES
-from .ehr_visits import KIND_RANKS, RANK_OTHER, RANK_STATIC
+from .ehr_visits import KIND_RANKS, RANK_OTHER, RANK_STATIC, silence_us
 from .ehr_vocabulary import (
     CLS,
     DAY_US,
@@ -281,6 +281,8 @@ def walk(events: Sequence[Event], vocabulary: EventVocabulary, cut: int | None =
     body: list[Token] = []
     order = segment = 0
     open_encounters: list[tuple[str | None, str]] = []  # (visit_id, class), latest last
+    latest: dict[str | None, int] = {}  # visit_id of open encounters -> time of its latest row
+    patience: dict[str | None, int] = {}  # ... -> silence after which they lapse
     ended: set[str] = set()  # visit_ids whose encounters have ended
     implicit_key: tuple[str, Any] | None = None  # of the previous visit, where that is implicit
     admission = False  # whether the previous visit holds an inpatient encounter
@@ -301,6 +303,21 @@ def walk(events: Sequence[Event], vocabulary: EventVocabulary, cut: int | None =
         order, segment = order + 1, 1 if segment == 2 or order == 0 else 2
         body.append(token(VS, TYPE_VS, time))
 
+    def lapse(event: Event, time: int) -> None:
+        """Forget the encounters that have been silent for too long when a row of somebody else arrives."""
+        nonlocal admission
+        for visit_id in [v for v, since in latest.items() if time - since > patience[v]]:
+            if visit_id is not None and visit_id == event.visit_id:
+                continue
+            open_encounters[:] = [encounter for encounter in open_encounters if encounter[0] != visit_id]
+            forget(visit_id)
+            admission = admission and bool(open_encounters)  # nothing that lapsed is transferred from
+
+    def forget(visit_id: str | None) -> None:
+        del latest[visit_id], patience[visit_id]
+        if visit_id is not None:
+            ended.add(visit_id)
+
     def event_token(event: Event, token_type: int, time: int) -> Token:
         token_id, _ = vocabulary.row_id(event.code, event.value, event.text, event.unit)
         return Token(token_id, token_type, clock.time(time), clock.age(time), order, segment)
@@ -313,6 +330,7 @@ def walk(events: Sequence[Event], vocabulary: EventVocabulary, cut: int | None =
                 static.append(vocabulary.row_id(event.code, event.value, event.text, event.unit)[0])
             continue
         if kind == "visit_start":
+            lapse(event, time)
             inpatient = encounter_class in INPATIENT_CLASSES
             if not open_encounters:
                 same_day = order > 0 and last_time // DAY_US == time // DAY_US
@@ -324,22 +342,29 @@ def walk(events: Sequence[Event], vocabulary: EventVocabulary, cut: int | None =
                 implicit_key = None
             admission = admission or inpatient
             open_encounters.append((event.visit_id, encounter_class or ""))
+            latest[event.visit_id] = time
+            patience[event.visit_id] = max(patience.get(event.visit_id, 0), silence_us(encounter_class))
         elif kind == "visit_end":
             mine = [k for k, (visit_id, _) in enumerate(open_encounters) if visit_id == event.visit_id]
             if not mine:
                 continue  # an end without a start: `encounters` counts it
             same_class = [k for k in mine if open_encounters[k][1] == encounter_class]
             open_encounters.pop((same_class or mine)[-1])
-            if event.visit_id is not None and not any(visit_id == event.visit_id for visit_id, _ in open_encounters):
-                ended.add(event.visit_id)
+            latest[event.visit_id] = time
+            if len(mine) == 1:
+                forget(event.visit_id)
         elif not token_type:
             continue  # it takes no part: the birth, what is ignored, kinds that do not enter
-        elif not open_encounters:
-            late = event.visit_id is None or event.visit_id in ended
-            key = ("day", time // DAY_US) if late else ("visit", event.visit_id)
-            if key != implicit_key:
-                open_visit(time)
-            implicit_key, admission = key, False
+        else:
+            lapse(event, time)
+            if event.visit_id in latest:
+                latest[event.visit_id] = time
+            if not open_encounters:
+                late = event.visit_id is None or event.visit_id in ended
+                key = ("day", time // DAY_US) if late else ("visit", event.visit_id)
+                if key != implicit_key:
+                    open_visit(time)
+                implicit_key, admission = key, False
         if token_type:
             body.append(event_token(event, token_type, time))
         last_time = time

@@ -4,6 +4,13 @@ An *encounter* is one VISIT_START / VISIT_END pair; a *visit* is what the rows m
 are one visit, a same-day transfer between admissions too, and rows outside every encounter form implicit visits.
 Segmentation is an online process: the visit of a row depends on rows at or before it only, so that cutting a
 tokenised history equals tokenising the cut one. `ehr_sequence.py` holds the same rules as a plain state machine.
+
+Encounters whose end is not recorded would hold their visit open for good. So a silent encounter *lapses*: when a row
+arrives that is not its own, later than `silence_us` of its class after the last row of its visit_id, then it counts as
+over, and the visit as closed at its last row, as soon as no other encounter is open. Ends never make another encounter
+lapse; of rows without a visit_id nobody knows whose they are, so they do, also where the silent encounter has none. An
+end that comes after all finds nothing to close, and later rows of that visit_id are late ones. Encounters that share a
+visit_id lapse together, by the longest patience among those started since none of them was open.
 """
 
 from __future__ import annotations
@@ -13,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from .ehr_codes import INPATIENT_CLASSES, code_kinds, split_kind
 from .ehr_tables import as_column, check_columns, microseconds, require
+from .ehr_vocabulary import DAY_US
 
 if TYPE_CHECKING:
     try:  # noqa: SIM105  (guarded, or transformers would ask for polars before it loads this file from a checkpoint)
@@ -23,6 +31,16 @@ if TYPE_CHECKING:
 # Order at one instant inside a subject: birth, visit starts, everything else in source order, visit ends, death.
 RANK_STATIC, RANK_BIRTH, RANK_START, RANK_OTHER, RANK_END, RANK_DEATH = range(6)
 KIND_RANKS = {"birth": RANK_BIRTH, "visit_start": RANK_START, "visit_end": RANK_END, "death": RANK_DEATH}
+
+SILENCE_DAYS = {**dict.fromkeys([*sorted(INPATIENT_CLASSES), "ICU"], 30), "EMER": 3, "OBSENC": 3}
+"""Days without a row of its own after which an open encounter of a class lapses."""
+OTHER_SILENCE_DAYS = 1
+"""The same for all other classes: an outpatient visit."""
+
+
+def silence_us(encounter_class: str | None) -> int:
+    """Microseconds without a row of its own after which an open encounter lapses."""
+    return SILENCE_DAYS.get(encounter_class or "", OTHER_SILENCE_DAYS) * DAY_US
 
 
 def encounters(

@@ -21,8 +21,7 @@ from transformers import BatchEncoding
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy, logging
 
-from .ehr_columns import coverage_of
-from .ehr_encoding import Encoder
+from .ehr_encoding import Encoder, coverage_of
 from .ehr_histories import EncodedHistories
 from .ehr_sequence import (
     CHANNEL_DTYPES,
@@ -495,13 +494,14 @@ class EhrTokenizer(TokenizersBackend):
         Returns:
             Shares `exact`, `fallback`, `lost` of the rows that make a token, and the counts `events` (such rows),
             `exact_events`, `fallback_events`, `lost_events`, `visit_boundaries`, `not_used` (births, and kinds that
-            are not in `input_kinds`).
+            are not in `input_kinds`) and `lapsed_encounters` (taken as over for want of an end, see `ehr_visits`).
         """
         counts = coverage_of(events, self.vocabulary)
         total = counts["exact"] + counts["fallback"] + counts["lost"]
         shares = {how: counts[how] / total if total else 0.0 for how in ("exact", "fallback", "lost")}
         numbers = {f"{how}_events": counts[how] for how in ("exact", "fallback", "lost")}
-        return shares | {"events": total} | numbers | {name: counts[name] for name in ("visit_boundaries", "not_used")}
+        others = {name: counts[name] for name in ("visit_boundaries", "not_used", "lapsed_encounters")}
+        return shares | {"events": total} | numbers | others
 
 
 def _subject(patient: Any) -> Any:

@@ -123,6 +123,52 @@ def test_input_kinds_agree(paper_tokenizer: EhrTokenizer, drawn: list[dict]) -> 
     assert_rows_equal(paper_tokenizer.encode_patient({"events": patient}), row)
 
 
+# Few codes and visit_ids, many starts, gaps on either side of every patience (1, 3 and 30 days).
+OPEN_ENDED = st.lists(
+    st.fixed_dictionaries(
+        {
+            "gap": st.sampled_from([0, 1, 12, 23, 24, 25, 71, 72, 73, 719, 720, 721]),
+            "code": st.sampled_from(
+                [*CODES[:4], *CODES[:4], "VISIT_END//home", "VISIT_END//IMP", "LAB//LOINC//1", "MEDICATION//RXNORM//3"]
+            ),
+            "visit_id": st.sampled_from([None, "a", "b"]),
+            **{name: st.none() for name in ("numeric_value", "text_value", "unit")},
+            "static": st.just(False),
+        }
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+def test_many_encounters_without_ends_agree(tokenizer: EhrTokenizer) -> None:
+    count = 10_000
+    starts = [{"gap": 30, "code": "VISIT_START//AMB", "visit_id": f"v{k}", "static": False} for k in range(count)]
+    patient = rows_of([{**row, **dict.fromkeys(("numeric_value", "text_value", "unit"))} for row in starts], 3)
+    (row,) = tokenizer.encode_table(table_of(patient)).to_pylist()
+    ours = tokenizer.encode_patient({"events": patient})
+    assert_rows_equal(ours, row)
+    assert sum(ours["token_type_ids"] == 2) == count
+
+
+@settings(COMMON, max_examples=500)
+@given(first=OPEN_ENDED, second=OPEN_ENDED, place=st.integers(0, 13))
+def test_encounters_without_ends_agree(
+    tokenizer: EhrTokenizer, first: list[dict], second: list[dict], place: int
+) -> None:
+    patients = [rows_of(first, 3), rows_of(second, 8)]
+    at = patients[0][place % len(first)]["time"]
+    labels = pl.DataFrame({"subject_id": [3, 8], "prediction_time": [at, at], "boolean_value": [True, False]})
+    whole = tokenizer.encode_table(table_of(*patients)).to_pylist()
+    cut = tokenizer.encode_table(table_of(*patients), {"readmission_30d": labels}).to_pylist()
+    for patient, row, known in zip(patients, whole, cut, strict=True):
+        assert_rows_equal(tokenizer.encode_patient({"events": patient}), row)
+        assert_rows_equal(tokenizer.encode_patient({"events": patient}, "readmission_30d", at), known)
+        # the known rows, without task and closing marks, are a prefix of the whole
+        closing = 2 if known["token_type_ids"][-2] == 3 else 1
+        assert known["input_ids"][1:-closing] == row["input_ids"][1 : len(known["input_ids"]) - closing]
+
+
 @COMMON
 @given(drawn=EVENTS, cut_hours=st.integers(-5, 12_000), max_length=st.sampled_from([None, 8, 9, 12, 20]))
 def test_prompts_agree_at_any_cut(

@@ -92,6 +92,51 @@ TIMELINES: dict[str, tuple[list[dict[str, Any]], str]] = {
         [event(1, IMP, "a"), event(5, "MEDS_DEATH"), event(5, HOME, "a")],
         f"[CLS] [VS] {IMP} {HOME} [VE] [REG] [W_0] [VS] MEDS_DEATH [VE] [REG]",
     ),
+    # -- encounters without an end: a day is 24 hours here
+    "a silent outpatient encounter lapses when a row of somebody else arrives": (
+        [event(1, AMB, "a"), event(2, LAB, "a"), event(26.1, DRUG, "b")],
+        f"[CLS] [VS] {AMB} {LAB} [VE] [REG] [W_0] [VS] {DRUG} [VE] [REG]",
+    ),
+    "after exactly its patience it is still open": (
+        [event(1, AMB, "a"), event(2, LAB, "a"), event(26, DRUG, "b")],
+        f"[CLS] [VS] {AMB} {LAB} {DRUG}",
+    ),
+    "outpatient encounters without ends are a visit each": (
+        [event(1, AMB, "a"), event(170, AMB, "b"), event(171, LAB, "b"), event(400, AMB, "c")],
+        f"[CLS] [VS] {AMB} [VE] [REG] [W_1] [VS] {AMB} {LAB} [VE] [REG] [W_1] [VS] {AMB}",
+    ),
+    "its own rows keep an encounter open however late": (
+        [event(1, AMB, "a"), event(900, LAB, "a"), event(901, "VISIT_END//AMB", "a")],
+        f"[CLS] [VS] {AMB} {LAB} [VE] [REG]",
+    ),
+    "an admission waits for a month": (
+        [event(1, IMP, "a"), event(720, DRUG, "b"), event(721.5, DRUG, "b")],
+        f"[CLS] [VS] {IMP} {DRUG} [VE] [REG] [W_0] [VS] {DRUG} [VE] [REG]",
+    ),
+    "an admission that lapsed is not transferred from": (
+        [event(1, IMP, "a"), event(720, LAB), event(722, IMP, "b")],
+        f"[CLS] [VS] {IMP} {LAB} [VE] [REG] [W_0] [VS] {IMP}",
+    ),
+    "an end makes no other encounter lapse": (
+        [event(1, AMB, "a"), event(2, EMER, "b"), event(60, "VISIT_END//EMER", "b"), event(61, LAB, "a")],
+        f"[CLS] [VS] {AMB} {EMER} {LAB}",
+    ),
+    "an end after the lapse closes nothing, and later rows are late": (
+        [event(1, AMB, "a"), event(50, LAB), event(51, "VISIT_END//home", "a"), event(52, DRUG, "a")],
+        f"[CLS] [VS] {AMB} [VE] [REG] [W_0] [VS] {LAB} {DRUG} [VE] [REG]",
+    ),
+    "children lapse with their root, by the longest patience": (
+        [event(1, AMB, "a"), event(2, ICU, "a"), event(100, LAB), event(800, DRUG)],
+        f"[CLS] [VS] {AMB} {ICU} {LAB} [VE] [REG] [M_0] [VS] {DRUG} [VE] [REG]",
+    ),
+    "a visit stays open while another encounter of it is": (
+        [event(1, EMER, "e"), event(2, IMP, "a"), event(100, LAB, "a"), event(101, HOME, "a")],
+        f"[CLS] [VS] {EMER} {IMP} {LAB} {HOME} [VE] [REG]",
+    ),
+    "without visit_ids silence alone decides": (
+        [event(1, AMB), event(20, LAB), event(45, LAB), event(46, AMB), event(47, DRUG)],
+        f"[CLS] [VS] {AMB} {LAB} [VE] [REG] [W_0] [VS] {LAB} [VE] [REG] [W_0] [VS] {AMB} {DRUG}",
+    ),
     "static rows follow [CLS]; the birth is no token": (
         [event(-9000, "MEDS_BIRTH"), event(1, LAB), event(None, "GENDER//F")],
         f"[CLS] GENDER//F [VS] {LAB} [VE] [REG]",
@@ -110,6 +155,24 @@ def test_sequence(name: str) -> None:
     assert words(tokenizer, events) == expected
     (row,) = tokenizer.encode_table(table(events)).to_pylist()
     assert " ".join(tokenizer.convert_ids_to_tokens(row["input_ids"])) == expected
+
+
+def test_an_encounter_lapses_when_the_next_row_arrives_and_not_before() -> None:
+    events = [event(1, AMB, "a"), event(2, LAB, "a"), event(500, DRUG, "b")]
+    tokenizer = fitted(events)
+    for hours in (2, 26, 100, 499):
+        assert words(tokenizer, events, prediction_time=at(hours)) == f"[CLS] [VS] {AMB} {LAB}"
+    row = tokenizer({"events": events})
+    closing = tokenizer.convert_ids_to_tokens(row["input_ids"]).index("[VE]")
+    assert row["times"][closing] == pytest.approx(1 / 168), "closed at its last row"
+
+
+def test_encounters_that_lapse_are_counted() -> None:
+    open_ended = [event(1, AMB, "a"), event(2, IMP, "b"), event(100, LAB), event(2000, LAB), event(2001, IMP, "c")]
+    closed = [event(1, IMP, "a"), event(2, HOME, "a"), event(900, LAB)]
+    tokenizer = fitted(open_ended, closed)
+    assert tokenizer.coverage(table(open_ended, closed))["lapsed_encounters"] == 2
+    assert tokenizer.coverage(table(closed))["lapsed_encounters"] == 0
 
 
 def test_superseded_closures_leave_no_marks() -> None:

@@ -186,5 +186,5 @@ def test_coverage_counts_every_row() -> None:
     assert tokenizer.coverage(table(events)) == {
         "exact": 2 / 5, "fallback": 2 / 5, "lost": 1 / 5,
         "events": 5, "exact_events": 2, "fallback_events": 2, "lost_events": 1,
-        "visit_boundaries": 1, "not_used": 1,
+        "visit_boundaries": 1, "not_used": 1, "lapsed_encounters": 0,
     }  # fmt: skip
