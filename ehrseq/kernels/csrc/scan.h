@@ -5,10 +5,17 @@
 // Lanes are channels. A task is one batch row and a range of channel blocks (a block is one vector of channels); it
 // walks over tiles of kTile steps, and inside a tile over its blocks, so that the tile's B and C are converted once. The
 // states of a block live in registers, `G` of them at a time.
+//
+// Slow states. Where d_t A is tiny, 2^x rounds to a multiple of 2^-24 off the truth, often to the same side, and so does
+// every addition to the state: over thousands of steps that shows. A state is slow in a tile when no exponent there is
+// above kSmallExponent in any lane. It is then kept as the value before the tile plus the gain since, which is small and
+// rounds finely; exp(x) - 1 takes the place of exp(x); and what the sum of both loses at the tile's end is carried on.
+// The same holds for the gradient of the state on the way back.
 #pragma once
 #include <algorithm>
 #include <cstdlib>
 #include <new>
+#include <type_traits>
 #include "rows.h"
 
 namespace ehrseq {
@@ -58,7 +65,7 @@ template <class T> struct ScanPlan {
   const int64_t blocks, tiles;
   const int state, padded;  // states; rounded up to whole groups
   Buffer<V> rates;          // [blocks, padded]: A * log2(e)
-  Buffer<V> fastest;        // [blocks]: the largest |rate| of each channel
+  Buffer<T> fastest;        // [blocks, padded]: the largest |rate| of the block's lanes
 
   ScanPlan(const ScanCall& c, int group)
       : call(c),
@@ -67,19 +74,20 @@ template <class T> struct ScanPlan {
         state(int(c.state)),
         padded((int(c.state) + group - 1) / group * group),
         rates(blocks * padded),
-        fastest(blocks) {
+        fastest(blocks * padded) {
     const T* A = static_cast<const T*>(c.A);
     for (int64_t k = 0; k < blocks; k++) {
-      V most{};
       for (int n = 0; n < padded; n++) {
         V rate{};
+        T most = 0;
         if (n < state)
-          for (int i = 0; i < lanes(k); i++) rate[i] = A[(k * W + i) * state + n] * T(1.4426950408889634);
+          for (int i = 0; i < lanes(k); i++) {
+            rate[i] = A[(k * W + i) * state + n] * T(1.4426950408889634);
+            most = std::max(most, std::abs(rate[i]));
+          }
         rates.get()[k * padded + n] = rate;
-        const V size = rate < V{} ? -rate : rate;
-        most = size > most ? size : most;
+        fastest.get()[k * padded + n] = most;
       }
-      fastest.get()[k] = most;
     }
   }
 
@@ -137,18 +145,28 @@ EHRSEQ_INLINE void step_sizes(const ScanPlan<T>& plan, int64_t b, int64_t t, int
   }
 }
 
-// Whether every exponent of the tile is so small that exp2_minus_1 serves. Only float needs that form.
-template <class T> EHRSEQ_INLINE bool is_small(const Vector<T>* d, int steps, Vector<T> fastest) {
-  if constexpr (sizeof(T) == 8) return false;
+// The largest |step size| of a tile, over steps and lanes; 0 in double, which needs no slow states.
+template <class T> EHRSEQ_INLINE T longest_step(const Vector<T>* d, int steps) {
   Vector<T> most{};
   for (int i = 0; i < steps; i++) {
     const Vector<T> size = d[i] < Vector<T>{} ? -d[i] : d[i];
     most = size > most ? size : most;
   }
-  most = most * fastest;
-  for (int i = 0; i < kLanes<T>; i++)
-    if (!(most[i] <= T(kSmallExponent))) return false;
-  return true;
+  T result = 0;
+  for (int i = 0; i < kLanes<T>; i++) result = std::max(result, most[i]);
+  return result;
 }
+
+template <class T> constexpr bool kHasSlow = sizeof(T) == 4;
+
+// Which of a group's states are slow, a bit for each.
+template <class T, int G> EHRSEQ_INLINE unsigned slow_states(T longest, const T* fastest) {
+  if constexpr (!kHasSlow<T>) return 0;
+  unsigned slow = 0;
+  for (int n = 0; n < G; n++) slow |= unsigned(longest * fastest[n] <= T(kSmallExponent)) << n;
+  return slow;
+}
+// `AnySlow` = false makes the common form, without a branch for each state.
+template <bool AnySlow> EHRSEQ_INLINE bool is_slow(unsigned slow, int n) { return AnySlow && (slow >> n & 1); }
 
 }  // namespace ehrseq

@@ -10,80 +10,105 @@
 
 namespace ehrseq {
 
-// G states of one block through one tile, there and back. `q_state`: in, the gradient of the state after the tile from
-// all that follows; out, of the state before it.
-template <class T, int G, bool Small> struct BackwardGroup {
+// G states of one block through one tile, there and back.
+template <class T, int G> struct BackwardGroup {
   typedef Vector<T> V;
-  V decays[kTile * G];        // a_t; a_t - 1 when Small
+  V decays[kTile * G];        // a_t - 1
   V states[(kTile + 1) * G];  // before the tile, then after each step
+  V zeros[G];                 // the state before a reset's step
 
-  EHRSEQ_INLINE void recompute(int steps, int padded, const V* rates, const V* d, const V* du, const T* B, const T* C,
-                               const uint8_t* resets, const Ahead& ahead, V* y) {
-    V h[G];
+  // As forward_group, from the states in `states`, and keeping what it computes.
+  template <bool AnySlow>
+  __attribute__((noinline)) void recompute(int steps, int padded, unsigned slow, const V* rates, const V* d, const V* du, const T* B,
+                               const T* C, const uint8_t* resets, const Ahead& ahead, V* y) {
+    V before[G], h[G];
     EHRSEQ_UNROLL
-    for (int n = 0; n < G; n++) h[n] = states[n];
+    for (int n = 0; n < G; n++) before[n] = states[n], h[n] = is_slow<AnySlow>(slow, n) ? V{} : states[n];
     for (int t = 0; t < steps; t++, B += padded, C += padded) {
       ahead.fetch(t);
       if (resets && resets[t]) {
         EHRSEQ_UNROLL
-        for (int n = 0; n < G; n++) h[n] = V{};
+        for (int n = 0; n < G; n++) before[n] = h[n] = V{};
       }
       const V step = d[t], step_u = du[t];
       V even = y[t], odd{};
       EHRSEQ_UNROLL
       for (int n = 0; n < G; n++) {
-        if constexpr (Small) {
-          const V decay = exp2_minus_1(step * rates[n]);
-          decays[t * G + n] = decay;
-          h[n] += decay * h[n] + step_u * B[n];
+        const V x = step * rates[n];
+        V decay, now;
+        if (is_slow<AnySlow>(slow, n)) {
+          if constexpr (AnySlow) {
+            decay = exp2_minus_1_small(x);
+            h[n] += decay * (before[n] + h[n]);
+            h[n] += step_u * B[n];
+            now = before[n] + h[n];
+          }
         } else {
-          const V decay = exp2(step * rates[n]);
-          decays[t * G + n] = decay;
-          h[n] = decay * h[n] + step_u * B[n];
+          decay = exp2_minus_1(x);
+          h[n] += decay * h[n];
+          now = h[n] += step_u * B[n];
         }
-        states[(t + 1) * G + n] = h[n];
-        (n % 2 ? odd : even) += h[n] * C[n];
+        decays[t * G + n] = decay;
+        states[(t + 1) * G + n] = now;
+        (n % 2 ? odd : even) += now * C[n];
       }
       y[t] = even + odd;
     }
   }
 
-  // `grad_du`: of d_t u_t. `grad_exponent`: sum over the states of rate * d(d_t A). `sum_B`, `sum_C`: [steps, padded],
-  // per lane; the lanes are summed once all blocks are through.
-  EHRSEQ_INLINE void reverse(int steps, int padded, const V* rates, const V* d, const V* du, const V* g, const T* B,
-                             const T* C, const uint8_t* resets, V* q_state, V* grad_A, V* grad_du, V* grad_exponent,
-                             V* sum_B, V* sum_C) {
-    V q[G], sum_A[G];
+  // `state`: in, the gradient of the state after the tile from all that follows; out, of the state before it; `lost` as
+  // in forward_group. `grad_du`: of d_t u_t. `grad_exponent`: sum over the states of rate * d(d_t A). `sum_B`, `sum_C`:
+  // [steps, padded], per lane; the lanes are summed once all blocks are through.
+  template <bool AnySlow>
+  __attribute__((noinline)) void reverse(int steps, int padded, unsigned slow, const V* rates, const V* d, const V* du, const V* g,
+                             const T* B, const T* C, const uint8_t* resets, V* state, V* lost, V* grad_A, V* grad_du,
+                             V* grad_exponent, V* sum_B, V* sum_C) {
+    V after[G], q[G], sum_A[G];  // q: the gradient; of a slow state, its gain over `after`
     EHRSEQ_UNROLL
-    for (int n = 0; n < G; n++) q[n] = q_state[n], sum_A[n] = V{};
+    for (int n = 0; n < G; n++) {
+      after[n] = state[n], sum_A[n] = V{};
+      q[n] = is_slow<AnySlow>(slow, n) ? lost[n] : state[n] + lost[n];
+    }
     for (int t = steps - 1; t >= 0; t--) {
       const V step = d[t], step_u = du[t], gradient = g[t];
       const T *Bt = B + t * padded, *Ct = C + t * padded;
       V *to_B = sum_B + t * padded, *to_C = sum_C + t * padded;
-      V to_du = grad_du[t], to_exponent = grad_exponent[t];
       const bool reset = resets && resets[t];
+      const V* previous = reset ? zeros : states + t * G;
+      V to_du = grad_du[t], to_exponent = grad_exponent[t];
       EHRSEQ_UNROLL
       for (int n = 0; n < G; n++) {
-        const V here = q[n] + gradient * Ct[n];
+        const V decay = decays[t * G + n];
+        V here = q[n] + gradient * Ct[n], earlier;  // of h_t; through the decay, of h_{t-1}
+        if (is_slow<AnySlow>(slow, n)) {
+          q[n] = here, here += after[n];
+          q[n] += decay * here;
+          earlier = after[n] + q[n];
+        } else {
+          q[n] = earlier = decay * here + here;
+        }
         to_C[n] += gradient * states[(t + 1) * G + n];
         to_B[n] += here * step_u;
         to_du += here * Bt[n];
-        const V decay = decays[t * G + n];
-        q[n] = Small ? decay * here + here : decay * here;
-        const V exponent = q[n] * states[t * G + n];
-        if (!reset) {
-          to_exponent += exponent * rates[n];
-          sum_A[n] += exponent * step;
-        }
-      }
-      if (reset) {
-        EHRSEQ_UNROLL
-        for (int n = 0; n < G; n++) q[n] = V{};  // set, not multiplied by 0: a NaN stays in its own segment
+        const V exponent = earlier * previous[n];
+        to_exponent += exponent * rates[n];
+        sum_A[n] += exponent * step;
       }
       grad_du[t] = to_du, grad_exponent[t] = to_exponent;
+      if (reset) {
+        EHRSEQ_UNROLL
+        for (int n = 0; n < G; n++) q[n] = after[n] = V{};  // set, not multiplied by 0: a NaN stays in its own segment
+      }
     }
     EHRSEQ_UNROLL
-    for (int n = 0; n < G; n++) q_state[n] = q[n], grad_A[n] += sum_A[n];
+    for (int n = 0; n < G; n++) {
+      grad_A[n] += sum_A[n];
+      if (is_slow<AnySlow>(slow, n)) {
+        two_sum(after[n], q[n], state[n], lost[n]);
+      } else {
+        state[n] = q[n], lost[n] = V{};
+      }
+    }
   }
 };
 
@@ -94,11 +119,11 @@ template <class T, int G> void scan_backward(const ScanCall& call) {
   const int padded = plan.padded;
   const int64_t task_blocks = plan.blocks / call.splits + 1, rows = call.batch * call.length;
   const int threads = int(std::min(call.threads, plan.tasks()));
-  // Per thread: gradients of the states; sums for B and C; the tile's B and C; one group.
-  const int64_t thread_vectors = task_blocks * padded + 2 * kTile * padded;
+  // Per thread: gradients of the states and what they lost; sums for B and C; the tile's B and C; one group.
+  const int64_t thread_vectors = 2 * task_blocks * padded + 2 * kTile * padded;
   const Buffer<V> vectors(threads * thread_vectors);
   const Buffer<T> scalars(threads * 2 * kTile * padded);
-  const Buffer<BackwardGroup<T, G, false>> groups(threads);
+  const Buffer<BackwardGroup<T, G>> groups(threads);
   // Per task, added up at the end: what each split of the channels gives to B and C, each batch row to A, D, bias.
   const Buffer<T> part_B(call.splits * rows * plan.state), part_C(call.splits * rows * plan.state);
   const Buffer<V> part_A(call.batch * plan.blocks * (padded + 2));
@@ -108,13 +133,14 @@ template <class T, int G> void scan_backward(const ScanCall& call) {
         grad_exponent[kTile];
     uint8_t reset_bytes[kTile];
     V* q = vectors.get() + thread * thread_vectors;
-    V *sum_B = q + task_blocks * padded, *sum_C = sum_B + kTile * padded;
+    V *lost = q + task_blocks * padded, *sum_B = lost + task_blocks * padded, *sum_C = sum_B + kTile * padded;
     T *B = scalars.get() + thread * 2 * kTile * padded, *C = B + kTile * padded;
     auto& group = groups.get()[thread];
-    auto& small_group = reinterpret_cast<BackwardGroup<T, G, sizeof(T) == 4>&>(group);  // the same memory
+    std::fill(group.zeros, group.zeros + G, V{});
     const int64_t split = task % call.splits, b = task / call.splits, k0 = plan.first_block(split),
                   k1 = plan.first_block(split + 1);
     plan.read_state(call.grad_final_state, b, k0, k1, q);
+    std::fill(lost, lost + (k1 - k0) * padded, V{});
     V* parts = part_A.get() + b * plan.blocks * (padded + 2);
     std::fill(parts + k0 * (padded + 2), parts + k1 * (padded + 2), V{});
     for (int64_t tile = plan.tiles - 1; tile >= 0; tile--) {
@@ -150,21 +176,24 @@ template <class T, int G> void scan_backward(const ScanCall& call) {
         // 2. Recurrence, a group of states at a time.
         const V* rates = plan.rates.get() + k * padded;
         const T* kept = plan.tile_state(b, tile, k);
-        const bool small = is_small<T>(d, steps, plan.fastest.get()[k]);
-        auto through = [&](auto& group, int n) __attribute__((always_inline)) {
+        const T longest = longest_step<T>(d, steps);
+        for (int n = 0; n < plan.state; n += G) {
+          const unsigned slow = slow_states<T, G>(longest, plan.fastest.get() + k * padded + n);
           for (int m = 0; m < G; m++)
             group.states[m] = n + m < plan.state ? load<T>(kept + (n + m) * call.channels, lanes) : V{};
-          group.recompute(steps, padded, rates + n, d, du, B + n, C + n, resets, ahead, y);
-          ahead = Ahead();
-          group.reverse(steps, padded, rates + n, d, du, g, B + n, C + n, resets, q + (k - k0) * padded + n, to_A + n,
-                        grad_du, grad_exponent, sum_B + n, sum_C + n);
-        };
-        for (int n = 0; n < plan.state; n += G) {
-          if (small) {
-            through(small_group, n);
+          const int64_t of_block = (k - k0) * padded + n;
+          auto there_and_back = [&](auto any_slow) {
+            group.template recompute<any_slow.value>(steps, padded, slow, rates + n, d, du, B + n, C + n, resets, ahead, y);
+            group.template reverse<any_slow.value>(steps, padded, slow, rates + n, d, du, g, B + n, C + n, resets,
+                                                   q + of_block, lost + of_block, to_A + n, grad_du, grad_exponent,
+                                                   sum_B + n, sum_C + n);
+          };
+          if (slow) {
+            there_and_back(std::bool_constant<kHasSlow<T>>{});
           } else {
-            through(group, n);
+            there_and_back(std::bool_constant<false>{});
           }
+          ahead = Ahead();
         }
         // 3. Gate, skip, step sizes.
         if (call.z.data) {

@@ -6,36 +6,52 @@
 
 namespace ehrseq {
 
-// G states of one block through one tile: h is updated, C . h added to y.
-template <class T, int G, bool Small>
-EHRSEQ_INLINE void forward_group(int steps, int padded, const Vector<T>* rates, const Vector<T>* d, const Vector<T>* du,
-                                 const T* B, const T* C, const uint8_t* resets, const Ahead& ahead, Vector<T>* state,
-                                 Vector<T>* y) {
+// G states of one block through one tile: the state is updated, C . h added to y. `lost`: what the rounding of a slow
+// state's sum has lost so far.
+template <class T, int G, bool AnySlow>
+__attribute__((noinline)) void forward_group(int steps, int padded, unsigned slow, const Vector<T>* rates, const Vector<T>* d,
+                                 const Vector<T>* du, const T* B, const T* C, const uint8_t* resets, const Ahead& ahead,
+                                 Vector<T>* state, Vector<T>* lost, Vector<T>* y) {
   typedef Vector<T> V;
-  V h[G];
+  V before[G], h[G];  // h: the state; of a slow one, its gain over `before`
   EHRSEQ_UNROLL
-  for (int n = 0; n < G; n++) h[n] = state[n];
+  for (int n = 0; n < G; n++) {
+    before[n] = state[n];
+    h[n] = is_slow<AnySlow>(slow, n) ? lost[n] : state[n] + lost[n];
+  }
   for (int t = 0; t < steps; t++, B += padded, C += padded) {
     ahead.fetch(t);
     if (resets && resets[t]) {
       EHRSEQ_UNROLL
-      for (int n = 0; n < G; n++) h[n] = V{};
+      for (int n = 0; n < G; n++) before[n] = h[n] = V{};
     }
     const V step = d[t], step_u = du[t];
     V even = y[t], odd{};  // two sums: half the chain of dependent additions
     EHRSEQ_UNROLL
     for (int n = 0; n < G; n++) {
-      if constexpr (Small) {
-        h[n] += exp2_minus_1(step * rates[n]) * h[n] + step_u * B[n];
+      const V x = step * rates[n];
+      V now;
+      if (is_slow<AnySlow>(slow, n)) {
+        if constexpr (AnySlow) {
+          h[n] += exp2_minus_1_small(x) * (before[n] + h[n]);
+          h[n] += step_u * B[n];
+          now = before[n] + h[n];
+        }
       } else {
-        h[n] = exp2(step * rates[n]) * h[n] + step_u * B[n];
+        now = h[n] = exp2_times(x, h[n]) + step_u * B[n];
       }
-      (n % 2 ? odd : even) += h[n] * C[n];
+      (n % 2 ? odd : even) += now * C[n];
     }
     y[t] = even + odd;
   }
   EHRSEQ_UNROLL
-  for (int n = 0; n < G; n++) state[n] = h[n];
+  for (int n = 0; n < G; n++) {
+    if (is_slow<AnySlow>(slow, n)) {
+      two_sum(before[n], h[n], state[n], lost[n]);
+    } else {
+      state[n] = h[n], lost[n] = V{};
+    }
+  }
 }
 
 template <class T, int G> void scan_forward(const ScanCall& call) {
@@ -44,17 +60,19 @@ template <class T, int G> void scan_forward(const ScanCall& call) {
   const int padded = plan.padded;
   const int64_t task_blocks = plan.blocks / call.splits + 1;
   const int threads = int(std::min(call.threads, plan.tasks()));
-  const Buffer<V> states(threads * task_blocks * padded);
+  const Buffer<V> states(threads * task_blocks * 2 * padded);  // of each block: the states, then what they lost
   const Buffer<T> scalars(threads * 2 * kTile * padded);
 
   auto work = [&](int thread, int64_t task) {
     alignas(64) V d[kTile], u[kTile], y[kTile];
     uint8_t reset_bytes[kTile];
-    V* h = states.get() + thread * task_blocks * padded;
+    V* h = states.get() + thread * task_blocks * 2 * padded;
+    V* lost = h + task_blocks * padded;
     T *B = scalars.get() + thread * 2 * kTile * padded, *C = B + kTile * padded;
     const int64_t b = task / call.splits, k0 = plan.first_block(task % call.splits),
                   k1 = plan.first_block(task % call.splits + 1);
     plan.read_state(call.initial_state, b, k0, k1, h);
+    std::fill(lost, lost + (k1 - k0) * padded, V{});
     for (int64_t tile = 0; tile < plan.tiles; tile++) {
       const int64_t t = tile * kTile;
       const int steps = plan.steps(tile);
@@ -78,13 +96,12 @@ template <class T, int G> void scan_forward(const ScanCall& call) {
         for (int i = 0; i < steps; i++) y[i] = D * u[i], u[i] *= d[i];
         // 2. Recurrence.
         const V* rates = plan.rates.get() + k * padded;
-        const bool small = is_small<T>(d, steps, plan.fastest.get()[k]);
+        const T longest = longest_step<T>(d, steps);
         for (int n = 0; n < padded; n += G) {
-          if (small) {
-            forward_group<T, G, sizeof(T) == 4>(steps, padded, rates + n, d, u, B + n, C + n, resets, ahead, state + n, y);
-          } else {
-            forward_group<T, G, false>(steps, padded, rates + n, d, u, B + n, C + n, resets, ahead, state + n, y);
-          }
+          const unsigned slow = slow_states<T, G>(longest, plan.fastest.get() + k * padded + n);
+          V* to_lost = lost + (k - k0) * padded + n;
+          const auto group = slow ? forward_group<T, G, kHasSlow<T>> : forward_group<T, G, false>;
+          group(steps, padded, slow, rates + n, d, u, B + n, C + n, resets, ahead, state + n, to_lost, y);
           ahead = Ahead();
         }
         // 3. Gate.
