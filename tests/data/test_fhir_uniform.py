@@ -153,6 +153,9 @@ def test_any_mixture_of_elements_reads_as_on_the_plain_way(data, tmp_path_factor
     kind = data.draw(st.sampled_from(sorted(FIELDS)))
     fields = {name: st.sampled_from(values) for name, values in FIELDS[kind].items()}
     made = data.draw(st.lists(st.fixed_dictionaries({}, optional=fields), min_size=1, max_size=5))
+    for item in made:
+        if "valueDateTime" in item:  # of two values that are not read, either may be named
+            item.pop("valueRange", None)
     folder = tmp_path_factory.mktemp("mixture")
     write_context(folder)
     write_ndjson(folder / f"{kind}.ndjson", *({"resourceType": kind, "id": "r", **item} for item in made))
