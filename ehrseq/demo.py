@@ -395,7 +395,9 @@ def _risks_of_a_few(
         at = test.prediction_times[test.subject_ids == subject].max()
         patients.append({"subject_id": subject, "events": tables[(subject,)].to_dicts(), "prediction_time": at.item()})
     for patient, answer in zip(patients, risk(patients, batch_size=8), strict=True):
-        risks = ", ".join(f"{item['task']} {item['score']:.1%}" for item in answer)
+        risks = ", ".join(
+            f"{item['task']} {'-' if item['score'] is None else format(item['score'], '.1%')}" for item in answer
+        )
         say(f"  patient {patient['subject_id']} at {patient['prediction_time']:%Y-%m-%d %H:%M}: {risks}")
     shown = held_out.subset(np.flatnonzero(held_out.subject_ids == subjects[0]))
     shown_scores = score_rows(model, tokenizer, shown, progress=False)

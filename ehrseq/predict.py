@@ -1,6 +1,11 @@
 """Risks of many patients at once, from a checkpoint and a folder of records, by the columnar path.
 
 `pipeline("ehr-risk")` answers for a patient in hand; this is the same model on a whole export, encoded as one table.
+
+A task is learnt at one kind of moment (a discharge, 24 hours after an admission) of patients for whom the answer is
+open. Rows outside of that stay in the table with their `reason`, and are counted in the report: the score is null where
+nothing is left to foretell (`died_before_prediction`, `earlier_code`, `stay_ended`) and given, to be read with care,
+where the moment is another one (`no_discharge`, `off_anchor`). Rows with a null reason are what evaluations speak of.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ RISK_SCHEMA: dict[str, Any] = {
     "task": pl.String,
     "label": pl.String,
     "score": pl.Float64,
+    "reason": pl.String,
 }
 
 
@@ -45,7 +51,8 @@ def predict_risks(
 
     Returns:
         `(risks, report)`: a table subject_id, prediction_time, task, label (the positive outcome), score (its
-        probability), and what was read and skipped.
+        probability, null where there is nothing to foretell), reason (why the task does not apply, null where it does),
+        and what was read and skipped.
 
     Raises:
         ValueError: An unknown task, a checkpoint without tasks or tokenizer, unreadable data, an unknown patient.
@@ -84,17 +91,54 @@ def predict_risks(
     report.notes["risks without a timed event up to the prediction time"] += int((dataset.index.end == 0).sum())
     scores = score_rows(model, tokenizer, dataset, batch_size=batch_size, progress=progress)
     names = tokenizer.tasks
+    reasons = _reasons(tokenizer, events, times, {name: known[name] for name in wanted})
+    asked = zip(dataset.subject_ids.tolist(), _microseconds(dataset.prediction_times), dataset.task_ids, strict=True)
+    why = [reasons[subject, at].get(names[task_id]) for subject, at, task_id in asked]
+    for reason, words in tokenizer.task_reasons.items():
+        kind = "risks not given" if reason in tokenizer.unanswerable_reasons else "risks outside their task"
+        report.notes[f"{kind}: {words}"] += why.count(reason)
     risks = pl.DataFrame(
         {
             "subject_id": dataset.subject_ids,
             "prediction_time": dataset.prediction_times,
             "task": [names[task_id] for task_id in dataset.task_ids],
             "label": [known[names[task_id]].get("positive_label") for task_id in dataset.task_ids],
-            "score": scores,
+            "score": [
+                None if reason in tokenizer.unanswerable_reasons else score
+                for reason, score in zip(why, scores.tolist(), strict=True)
+            ],
+            "reason": why,
         },
         schema=RISK_SCHEMA,
     )
     return risks.sort("subject_id", "prediction_time", maintain_order=True), report
+
+
+def _reasons(
+    tokenizer: Any, events: pl.DataFrame, times: pl.DataFrame, tasks: dict[str, Any]
+) -> dict[tuple[int, int], dict[str, str | None]]:
+    """(subject, prediction time in microseconds) -> task -> why it does not apply, None where it does."""
+    from ehrseq.tokenization.ehr_anchors import matters, reasons_against
+    from ehrseq.tokenization.ehr_sequence import Event
+
+    kind_of = tokenizer.vocabulary.kind
+    codes = [code for code in events["code"].unique().to_list() if matters(code, kind_of, tasks.values())]
+    rows = events.filter(pl.col("code").is_in(codes)).select(
+        "subject_id", pl.col("time").to_physical(), "code", "visit_id"
+    )
+    of_subject: dict[int, list[Event]] = {}
+    for subject, time, code, visit_id in rows.iter_rows():
+        of_subject.setdefault(subject, []).append(Event(time, code, visit_id=visit_id))
+    return {
+        (subject, at): dict(
+            zip(tasks, reasons_against(of_subject.get(subject, []), kind_of, list(tasks.values()), at), strict=True)
+        )
+        for subject, at in times.select("subject_id", pl.col("prediction_time").to_physical()).iter_rows()
+    }
+
+
+def _microseconds(times: np.ndarray) -> list[int]:
+    return times.astype("datetime64[us]").astype(np.int64).tolist()
 
 
 def _check_checkpoint(checkpoint: str) -> None:

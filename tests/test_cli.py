@@ -65,7 +65,7 @@ def test_predict_gives_the_risks_of_the_pipeline(events, checkpoint, tmp_path):
     output = tmp_path / "new" / "risks.parquet"
     assert "12 patients, 24 risks" in run("predict", checkpoint, tmp_path / "events.parquet", "-o", output).output
     risks = pl.read_parquet(output)
-    assert list(risks.columns) == ["subject_id", "prediction_time", "task", "label", "score"]
+    assert list(risks.columns) == ["subject_id", "prediction_time", "task", "label", "score", "reason"]
     assert not list(output.parent.glob("*.part"))
     risk = pipeline("ehr-risk", model=str(checkpoint))
     for subject in risks["subject_id"].unique().head(4):
@@ -73,7 +73,52 @@ def test_predict_gives_the_risks_of_the_pipeline(events, checkpoint, tmp_path):
         for answer in risk({"subject_id": subject, "events": rows}):
             own = risks.filter((pl.col("subject_id") == subject) & (pl.col("task") == answer["task"]))
             assert own["score"].item() == pytest.approx(answer["score"], abs=1e-6)
+            assert own["reason"].item() == answer.get("reason")
             assert own["label"].item() == answer["label"]
+
+
+def test_where_a_task_does_not_apply_the_table_says_why(tmp_path):
+    day = datetime(2020, 1, 1)
+    rows = [
+        (1, day, "VISIT_START//IMP", "a"), (1, day + timedelta(hours=30), "LAB//LOINC//1", "a"),
+        (2, day, "VISIT_START//IMP", "a"), (2, day + timedelta(hours=50), "VISIT_END//home", "a"),
+        (3, day, "DIAGNOSIS//ICD10CM//I10", None), (3, day + timedelta(days=40), "MEDS_DEATH", None),
+        (4, day - timedelta(days=9), "DIAGNOSIS//ICD10CM//I10", None),
+        (4, day, "VISIT_START//IMP", "a"), (4, day + timedelta(hours=50), "VISIT_END//home", "a"),
+    ]  # fmt: skip
+    events = pl.DataFrame(rows, schema=["subject_id", "time", "code", "visit_id"], orient="row")
+    names = ["mortality_30d", "long_stay_7d", "hypertension"]
+    tasks = [load_task(name).to_config() for name in names]
+    tokenizer = EhrTokenizer.train(events, tasks=tasks, model_max_length=64)
+    config = model_config(tokenizer, tasks=tasks, hidden_size=16, num_hidden_layers=1, max_position_embeddings=64)
+    save_checkpoint(tmp_path, EhrMambaForSequenceClassification(config), tokenizer)
+    risks, report = predict_risks(tmp_path, events, progress=False)
+    why = {(row["subject_id"], row["task"]): (row["reason"], row["score"] is None) for row in risks.to_dicts()}
+    assert why == {
+        (1, "mortality_30d"): ("no_discharge", False),
+        (1, "long_stay_7d"): (None, False),
+        (1, "hypertension"): ("no_discharge", False),
+        (2, "mortality_30d"): (None, False),
+        (2, "long_stay_7d"): ("stay_ended", True),
+        (2, "hypertension"): (None, False),
+        (3, "mortality_30d"): ("died_before_prediction", True),
+        (3, "long_stay_7d"): ("died_before_prediction", True),
+        (3, "hypertension"): ("died_before_prediction", True),
+        (4, "mortality_30d"): (None, False),
+        (4, "long_stay_7d"): ("stay_ended", True),
+        (4, "hypertension"): ("earlier_code", True),
+    }
+    counts = {name: count for name, count in report.notes.items() if name.startswith("risks ") and count}
+    assert counts == {
+        "risks not given: the patient died at or before the prediction time": 3,
+        "risks not given: the patient is in no hospital stay at the prediction time": 2,
+        "risks not given: the diagnosis was recorded before the prediction time": 1,
+        "risks outside their task: the patient has not been discharged from a hospital stay at the prediction time": 2,
+    }
+    risk = pipeline("ehr-risk", model=str(tmp_path))
+    for subject in range(1, 5):
+        for answer in risk({"events": events.filter(pl.col("subject_id") == subject).drop("subject_id").to_dicts()}):
+            assert (answer.get("reason"), answer["score"] is None) == why[subject, answer["task"]]
 
 
 def test_predict_at_asked_times_reads_nothing_later(events, checkpoint, tmp_path):

@@ -7,7 +7,8 @@ calls such a pipeline a chunk pipeline: rows are batched over patients and tasks
 
 import math
 import types
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,12 @@ logger = logging.get_logger(__name__)
 
 class EhrRiskPipeline(ChunkPipeline):
     """Risks of the tasks that a prompted classifier was trained for.
+
+    A task is learnt at one kind of moment (a discharge, 24 hours after an admission) of patients for whom the answer is
+    open. Where it is asked outside of that, the answer carries a fourth key "reason", and the call ends in one warning
+    with the counts. `score` is then None where nothing is left to foretell (the patient is dead, the diagnosis is
+    recorded already, a stay that is over), and given, to be read with care, where the moment is another one. The rules
+    are the tokenizer's (`ehr_anchors.py`), as far as `config.tasks` holds them under "asked".
 
     Args:
         model: A model for sequence classification with `config.tasks` and `risk_scores(logits, task_ids)`.
@@ -51,6 +58,7 @@ class EhrRiskPipeline(ChunkPipeline):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._outside: Counter[tuple[str, str]] = Counter()  # (reason, task) of this call's answers
         self.encoder = self._check_encoder()
         self._task_ids = self._check_model()
 
@@ -65,7 +73,8 @@ class EhrRiskPipeline(ChunkPipeline):
 
         Returns:
             For one patient a list of `{"task", "label", "score"}`, for a list a list of such lists, for a generator or
-            dataset an iterable of them. `label` is the task's positive outcome and `score` its probability.
+            dataset an iterable of them. `label` is the task's positive outcome and `score` its probability, or None
+            with a `reason`, see above.
 
         Raises:
             ValueError: An unknown task, an unreadable patient.
@@ -78,7 +87,17 @@ class EhrRiskPipeline(ChunkPipeline):
             inputs = list(inputs)
         elif isinstance(inputs, Iterator) and not isinstance(inputs, types.GeneratorType):
             inputs = (patient for patient in inputs)
-        return super().__call__(inputs, **kwargs)
+        self._outside.clear()
+        answers = super().__call__(inputs, **kwargs)
+        if not isinstance(answers, list):
+            return self._to_the_end(answers)
+        self._warn_of_answers_outside()
+        return answers
+
+    def _to_the_end(self, answers: Iterable[Any]) -> Iterator[Any]:
+        """Answers that are read one by one, and the warning behind the last."""
+        yield from answers
+        self._warn_of_answers_outside()
 
     def _sanitize_parameters(
         self, tasks: Any = None, prediction_time: Any = None, max_length: int | None = None, **unknown: Any
@@ -115,27 +134,34 @@ class EhrRiskPipeline(ChunkPipeline):
         else:
             # Triplets carry no prompt: every task reads the same row.
             rows = [self.encoder(patient, prediction_time=prediction_time, max_length=context)] * len(names)
-        for name, row in zip(names, rows, strict=True):
+        reasons: list[str | None] = [None] * len(names)
+        if hasattr(self.encoder, "reasons_against"):
+            tasks_of = self.model.config.tasks
+            reasons = self.encoder.reasons_against(
+                patient, [tasks_of[self._task_ids[name]] for name in names], prediction_time
+            )
+        for name, row, reason in zip(names, rows, reasons, strict=True):
             yield {
                 **{channel: _as_batch(values) for channel, values in row.items()},
                 "task_ids": torch.tensor([self._task_ids[name]]),
                 "subject_id": _subject_of(patient),
+                "reason": reason or "",
                 "is_last": name == names[-1],
             }
 
     # A batch of rows -> a probability for each.
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        is_last, subject_id = model_inputs.pop("is_last"), model_inputs.pop("subject_id")
+        told = {name: model_inputs.pop(name) for name in ("subject_id", "reason", "is_last")}
         task_ids = model_inputs["task_ids"]
         model: Any = self.model
         logits = model(**model_inputs).logits
         scores = model.risk_scores(logits, task_ids)
-        return {"scores": scores.float(), "task_ids": task_ids, "subject_id": subject_id, "is_last": is_last}
+        return {"scores": scores.float(), "task_ids": task_ids, **told}
 
     # The rows of one patient -> the answer.
     def postprocess(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:  # type: ignore[override]
         """One `{"task", "label", "score"}` per row, in the order in which the tasks were asked for."""
-        answers = []
+        answers: list[dict[str, Any]] = []
         for row in rows:
             task = self.model.config.tasks[int(row["task_ids"])]
             score = float(row["scores"])
@@ -146,7 +172,25 @@ class EhrRiskPipeline(ChunkPipeline):
                 )
             label = task.get("positive_label") or task["name"]  # only the name is mandatory in config.tasks
             answers.append({"task": task["name"], "label": label, "score": score})
+            if reason := row["reason"]:
+                self._outside[reason, task["name"]] += 1
+                answers[-1]["reason"] = reason
+                if reason in self.encoder.unanswerable_reasons:
+                    answers[-1]["score"] = None
         return answers
+
+    def _warn_of_answers_outside(self) -> None:
+        """One line a call for the answers to questions that the model was not trained for."""
+        if not self._outside:
+            return
+        parts = []
+        for reason, words in self.encoder.task_reasons.items():
+            by_task = {task: count for (why, task), count in self._outside.items() if why == reason}
+            if by_task:
+                score = "no score" if reason in self.encoder.unanswerable_reasons else "scored all the same"
+                tasks = ", ".join(f"{task} {count}" for task, count in by_task.items())
+                parts.append(f"{words} ({score}): {tasks}")
+        logger.warning(f"Risks asked for where the task does not apply, see their 'reason': {'; '.join(parts)}.")
 
     def _warn_where_nothing_is_known(self, patient: Any, row: dict[str, Any]) -> None:
         """A score for somebody of whom no event could be read is a guess from the question alone: say so each time."""

@@ -148,14 +148,22 @@ class Task:
             raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
         return cls.from_dict(data, source=str(path))
 
-    def to_config(self) -> dict[str, str]:
-        """What a model's config keeps of the task: name, token, horizon (like `30d`), definition, positive_label."""
+    def to_config(self) -> dict[str, Any]:
+        """What a model's config keeps of the task: name, token, horizon (like `30d`), definition, positive_label, and
+        under "asked" when and about whom it can be asked (anchor, offset_hours, exclude, codes that were to exclude).
+        """
         return {
             "name": self.name,
             "token": self.token,
             "horizon": self.horizon_text,
             "definition": self.definition,
             "positive_label": self.positive_label,
+            "asked": {
+                "anchor": self.anchor,
+                "offset_hours": self.offset / timedelta(hours=1),
+                "exclude": list(self.exclude),
+                "codes": list(self.codes) if "earlier_code" in self.exclude else [],
+            },
         }
 
     def _check(self, reader: _Reader) -> None:

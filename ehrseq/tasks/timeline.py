@@ -15,13 +15,10 @@ from transformers.utils import logging
 
 from ehrseq.tasks.admissions import END_UNKNOWN, IN_PROGRESS, Admissions, merge_admissions
 from ehrseq.tasks.schema import Task
-from ehrseq.tokenization.ehr_codes import code_kinds, split_kind
+from ehrseq.tokenization.ehr_codes import EXPIRED, code_kinds, split_kind
 from ehrseq.tokenization.ehr_visits import encounters
 
 logger = logging.get_logger(__name__)
-
-EXPIRED = r"(?i)//(?:(?:exp|expired|died|dead|death|deceased)\b|(?:20|4[0-2])$)"
-"""Discharge codes that say so: `exp` (FHIR), DIED (MIMIC-IV), DEAD/EXPIRED (MIMIC-III), 20 and 40 to 42 (UB-04)."""
 
 _UNTIMED_CODE = datetime(1, 1, 1)
 """Time of a code without one (a static fact): known before everything else."""

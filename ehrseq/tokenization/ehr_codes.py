@@ -20,6 +20,9 @@ from functools import lru_cache
 INPATIENT_CLASSES = frozenset({"IMP", "ACUTE", "NONAC"})
 """Encounter classes that make a visit an admission."""
 
+EXPIRED = r"(?i)//(?:(?:exp|expired|died|dead|death|deceased)\b|(?:20|4[0-2])$)"
+"""Discharge codes that say so: `exp` (FHIR), DIED (MIMIC-IV), DEAD/EXPIRED (MIMIC-III), 20 and 40 to 42 (UB-04)."""
+
 EVENT_KINDS = (
     "static",
     "diagnosis",

@@ -97,13 +97,13 @@ def encounters(
     by_visit: dict[str | None, list[tuple[str, str | None, Any]]] = {}
     for row_subject, time, code, visit_id, _ in rows.iter_rows():
         if row_subject != subject:
-            unpaired += sum(_pair_ends(visit, of_visit) for visit, of_visit in by_visit.items())
+            unpaired += sum(pair_ends(visit, of_visit) for visit, of_visit in by_visit.items())
             subject, by_visit = row_subject, {}
         kind, encounter_class = boundary[code]
         if kind == "visit_start":
             found.append([row_subject, visit_id, encounter_class, time, None])
         by_visit.setdefault(visit_id, []).append((kind, encounter_class, found[-1] if kind == "visit_start" else time))
-    unpaired += sum(_pair_ends(visit, of_visit) for visit, of_visit in by_visit.items())
+    unpaired += sum(pair_ends(visit, of_visit) for visit, of_visit in by_visit.items())
     if report is not None:
         report["encounters"] = report.get("encounters", 0) + len(found)
         report["open_encounters"] = report.get("open_encounters", 0) + sum(row[4] is None for row in found)
@@ -122,7 +122,7 @@ def encounters(
     )
 
 
-def _pair_ends(visit_id: str | None, rows: Sequence[tuple[str, str | None, Any]]) -> int:
+def pair_ends(visit_id: str | None, rows: Sequence[tuple[str, str | None, Any]]) -> int:
     """Write the end of each encounter of one visit_id.
 
     Args:

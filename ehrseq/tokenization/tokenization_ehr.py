@@ -21,6 +21,7 @@ from transformers import BatchEncoding
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy, logging
 
+from .ehr_anchors import REASONS, UNANSWERABLE, reasons_against
 from .ehr_encoding import Encoder, coverage_of
 from .ehr_histories import EncodedHistories
 from .ehr_sequence import (
@@ -84,6 +85,8 @@ class EhrTokenizer(TokenizersBackend):
     # loaded.
     model_input_names = list(CHANNELS)
     padding_side = "right"
+    task_reasons = REASONS
+    unanswerable_reasons = UNANSWERABLE
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -369,6 +372,17 @@ class EhrTokenizer(TokenizersBackend):
             )
             for task in tasks
         ]
+
+    def reasons_against(
+        self, patient: Any, tasks: Sequence[Mapping[str, Any]], prediction_time: Any = None
+    ) -> list[str | None]:
+        """Why each of some tasks (entries of a model's `config.tasks`) cannot be asked about a patient at a time, None
+        where it can; the reasons are the keys of `task_reasons`, and where one is in `unanswerable_reasons` there is
+        nothing to foretell (`ehr_anchors.py`). Other arguments as in `__call__`.
+        """
+        events, own_time = read_patient(_as_patient(patient))
+        cut = parse_time(prediction_time, "prediction_time")
+        return reasons_against(events, self.vocabulary.kind, tasks, own_time if cut is None else cut)
 
     def _task_token(self, task: str) -> str:
         tasks = self.task_tokens

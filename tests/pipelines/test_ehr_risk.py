@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import ehrseq
+from ehrseq.tasks import load_task
 from tests.hub.checkpoints import TASKS, make_patient, make_table
 
 NAMES = [task["name"] for task in TASKS]
@@ -223,6 +224,80 @@ def test_a_risk_of_somebody_unknown_is_a_warning_every_time(
     risk([{"subject_id": 7, "events": [event]}] * 2 + [PATIENTS[0]] * (not options), **options)
     assert len(said) == 2
     assert all("Subject 7 has no event of a known code" in text for text in said)
+
+
+@pytest.fixture(scope="module")
+def asking(risk: Any, checkpoint: Path) -> Any:
+    """The same pipeline with tasks that say when they are asked."""
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint)
+    model.config.tasks = [task | {"asked": load_task(task["name"]).to_config()["asked"]} for task in model.config.tasks]
+    return pipeline("ehr-risk", model=model, tokenizer=risk.tokenizer, device="cpu")
+
+
+def dead(patient: dict[str, Any]) -> dict[str, Any]:
+    end = patient["events"][-1]["time"]
+    return {**patient, "events": [*patient["events"], {"time": end + timedelta(days=90), "code": "MEDS_DEATH"}]}
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_a_question_that_does_not_apply_has_a_reason_and_one_warning(
+    risk: Any, asking: Any, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ehrseq.pipelines.ehr_risk.logger.warning", said.append)
+    # Each record ends with a discharge: the two tasks of a discharge apply, that of a stay does not.
+    answers = asking([PATIENTS[0], dead(PATIENTS[1]), PATIENTS[2]], batch_size=batch_size)
+    assert [[item.get("reason") for item in answer] for answer in answers] == [
+        [None, "stay_ended", None],
+        ["died_before_prediction"] * 3,
+        [None, "stay_ended", None],
+    ]
+    assert [[item["score"] is None for item in answer] for answer in answers] == [
+        [False, True, False],
+        [True] * 3,
+        [False, True, False],
+    ]
+    for place in (0, 2):
+        expected = risk(PATIENTS[place])
+        for k in (0, 2):
+            assert set(answers[place][k]) == {"task", "label", "score"}
+            assert answers[place][k]["score"] == pytest.approx(expected[k]["score"], abs=1e-6)
+    json.dumps(answers)
+    (text,) = said
+    assert (
+        "died at or before the prediction time (no score): mortality_30d 1, long_stay_7d 1, readmission_30d 1" in text
+    )
+    assert "in no hospital stay at the prediction time (no score): long_stay_7d 2" in text
+
+
+def test_another_moment_is_scored_and_said(risk: Any, asking: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ehrseq.pipelines.ehr_risk.logger.warning", said.append)
+    patient = PATIENTS[0]
+    inside = patient["events"][3]["time"]
+    (answer,) = asking(patient, tasks="mortality_30d", prediction_time=inside)
+    assert answer["reason"] == "no_discharge"
+    (expected,) = risk(patient, tasks="mortality_30d", prediction_time=inside)
+    assert answer["score"] == pytest.approx(expected["score"], abs=1e-6)
+    assert len(said) == 1
+    assert "(scored all the same): mortality_30d 1" in said[0]
+    asking(patient, tasks="mortality_30d")
+    assert len(said) == 1, "the counts are those of one call"
+
+
+def test_a_generator_warns_when_it_has_been_read(asking: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ehrseq.pipelines.ehr_risk.logger.warning", said.append)
+    answers = asking((dead(patient) for patient in PATIENTS), tasks="mortality_30d", batch_size=2)
+    assert [answer[0]["score"] for answer in answers] == [None] * len(PATIENTS)
+    assert len(said) == 1
+    assert "mortality_30d 4" in said[0]
+
+
+def test_without_rules_the_dead_alone_have_no_score(risk: Any) -> None:
+    assert [item["reason"] for item in risk(dead(PATIENTS[0]))] == ["died_before_prediction"] * 3
+    before = PATIENTS[0]["events"][-1]["time"]
+    assert scores(risk(dead(PATIENTS[0]), prediction_time=before)) == scores(risk(PATIENTS[0]))
 
 
 def test_a_checkpoint_without_its_tokenizer_is_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ hidden = backbone(**inputs).last_hidden_state
 
 risk = pipeline("ehr-risk", model=given["model"], device="cpu", **trusted)
 answers = risk(given["patients"], batch_size=4)
+last = given["patients"][0]["events"]
+dead = risk({"events": [*last, {"time": last[-1]["time"], "code": "MEDS_DEATH"}]})
 refusals = {}
 for name, build in {
     "untrusted": lambda: pipeline("ehr-risk", model=given["model"], trust_remote_code=False),
@@ -51,6 +53,7 @@ risk.save_pretrained(given["saved"])
 loaded = ("ehrseq", "polars", "pyarrow", "pandas", "datasets", "sklearn")
 print(json.dumps({
     "answers": answers,
+    "dead": dead,
     "scores": model.risk_scores(model(**inputs).logits, inputs["input_ids"].new_zeros(len(given["patients"]))).tolist(),
     "modules": [type(part).__module__ for part in (config, tokenizer, model, backbone, risk)],
     "shape": list(hidden.shape),
@@ -85,6 +88,10 @@ def test_without_the_package_the_folder_scores_a_patient(without_package: dict[s
     assert [[(item["task"], item["label"]) for item in answer] for answer in without_package["answers"]] == [
         [(item["task"], item["label"]) for item in answer] for answer in expected
     ]
+
+
+def test_without_the_package_the_dead_have_no_risk(without_package: dict[str, Any]) -> None:
+    assert {(item["score"], item["reason"]) for item in without_package["dead"]} == {(None, "died_before_prediction")}
 
 
 def test_without_the_package_every_part_comes_from_the_checkpoint(without_package: dict[str, Any]) -> None:

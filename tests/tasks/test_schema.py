@@ -1,5 +1,7 @@
 """Task files: the packaged ones as the design fixes them, and every way in which a file can be wrong."""
 
+import json
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -76,10 +78,18 @@ def test_when_and_how_far_each_task_looks(name, anchor, offset, horizon, exclude
 
 def test_to_config_is_what_a_model_config_keeps():
     config = load_task("mortality_30d").to_config()
-    assert list(config) == ["name", "token", "horizon", "definition", "positive_label"]
+    assert list(config) == ["name", "token", "horizon", "definition", "positive_label", "asked"]
+    assert config.pop("asked") == {"anchor": "discharge", "offset_hours": 0.0, "exclude": ["dead"], "codes": []}
     assert (config["name"], config["token"], config["horizon"]) == ("mortality_30d", "[MOR_1M]", "30d")
     assert config["positive_label"] == "death within 30 days of discharge"
     assert all(isinstance(value, str) and value for value in config.values())
+    for name in list_tasks(retrospective=None):
+        asked = load_task(name).to_config()["asked"]
+        assert json.loads(json.dumps(asked)) == asked
+        assert bool(asked["codes"]) == ("earlier_code" in asked["exclude"])
+        for pattern in asked["codes"]:  # Rust's syntax in the files, Python's where a checkpoint asks
+            re.compile(pattern)
+    assert load_task("long_stay_7d").to_config()["asked"]["offset_hours"] == 24
 
 
 def test_one_file_a_task_named_after_it():

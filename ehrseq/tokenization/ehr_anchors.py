@@ -1,0 +1,171 @@
+"""Whether a task can be asked about a patient at a time.
+
+A model learns each task at one kind of moment (24 hours after an admission, a discharge) of patients for whom the
+answer is open. Asked about somebody else it still gives a number. `reasons_against` says what is wrong with such a
+question; the rules are those of the labelling engine (`ehrseq.tasks`), as far as `config.tasks` carries them under
+"asked".
+
+| reason | what it means | score |
+|---|---|---|
+| `died_before_prediction` | the patient is dead | none |
+| `earlier_code` | the diagnosis that the task foretells is recorded already | none |
+| `stay_ended` | the task is about a stay in hospital, and the patient is in none | none |
+| `no_discharge` | the task is asked at a discharge, and the patient is in hospital or has never been | given |
+| `off_anchor` | the moment at which the task is asked is more than a day away | given |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from .ehr_codes import EXPIRED, INPATIENT_CLASSES
+from .ehr_sequence import Event
+from .ehr_visits import KIND_RANKS, RANK_OTHER, pair_ends
+from .ehr_vocabulary import DAY_US
+
+REASONS = {
+    "died_before_prediction": "the patient died at or before the prediction time",
+    "earlier_code": "the diagnosis was recorded before the prediction time",
+    "stay_ended": "the patient is in no hospital stay at the prediction time",
+    "no_discharge": "the patient has not been discharged from a hospital stay at the prediction time",
+    "off_anchor": "the prediction time is not within a day of the moment that the task is asked at",
+}
+"""Why a task cannot be asked, in words, in the order in which they are tried."""
+
+UNANSWERABLE = ("died_before_prediction", "earlier_code", "stay_ended")
+"""Reasons that leave nothing to foretell: no score is given. With the others it is, outside of what was learnt."""
+
+_HOUR_US = 3_600_000_000
+
+
+def reasons_against(
+    events: Sequence[Event],
+    kind_of: Callable[[str], tuple[str, str | None]],
+    tasks: Sequence[Mapping[str, Any]],
+    prediction_time: int | None,
+) -> list[str | None]:
+    """For each task the first of `REASONS` that speaks against it, None where it can be asked.
+
+    Args:
+        events: The patient's events, in any order.
+        kind_of: Kind and encounter class of a code (`EventVocabulary.kind`).
+        tasks: Entries of `config.tasks`. Without "asked" (anchor, offset_hours, exclude, codes) only death counts.
+        prediction_time: Microseconds; later events are not looked at. None: the last event.
+
+    Raises:
+        ValueError: A code pattern that is no regular expression.
+    """
+    known = _Known(events, kind_of, prediction_time)
+    return [known.against(task) for task in tasks]
+
+
+def matters(code: str, kind_of: Callable[[str], tuple[str, str | None]], tasks: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether rows of a code can speak against one of the tasks; the others may be left out."""
+    if kind_of(code)[0] in ("death", "visit_start", "visit_end"):
+        return True
+    patterns = {pattern for task in tasks for pattern in (task.get("asked") or {}).get("codes", ())}
+    return any(_pattern(pattern).search(code) for pattern in patterns)
+
+
+@dataclass(slots=True)
+class _Stay:
+    """The latest admission: inpatient encounters that overlap or follow one another on one day."""
+
+    start: int
+    end: int | None
+    is_open: bool
+
+
+class _Known:
+    """What is known of a patient at a time."""
+
+    def __init__(
+        self, events: Sequence[Event], kind_of: Callable[[str], tuple[str, str | None]], prediction_time: int | None
+    ) -> None:
+        times = [event.time for event in events if event.time is not None]
+        self.now = max(times, default=None) if prediction_time is None else prediction_time
+        self.codes: set[str] = set()
+        self.is_dead = False
+        boundaries: list[tuple[int, int, str, str | None, str | None]] = []
+        for event in events:
+            if event.time is not None and self.now is not None and event.time > self.now:
+                continue
+            self.codes.add(event.code)
+            kind, encounter_class = kind_of(event.code)
+            if kind == "death" or (kind == "visit_end" and re.search(EXPIRED, event.code)):
+                self.is_dead = True
+            if kind in ("visit_start", "visit_end") and event.time is not None:
+                rank = KIND_RANKS.get(kind, RANK_OTHER)
+                boundaries.append((event.time, rank, kind, encounter_class, event.visit_id))
+        self.stay = _latest_stay(boundaries)
+
+    def against(self, task: Mapping[str, Any]) -> str | None:
+        """The first reason that holds, see `reasons_against`."""
+        asked = task.get("asked")
+        if not asked:
+            return "died_before_prediction" if self.is_dead else None
+        excluded = asked.get("exclude", ())
+        if self.is_dead and "dead" in excluded:
+            return "died_before_prediction"
+        if "earlier_code" in excluded and any(
+            _pattern(pattern).search(code) for code in self.codes for pattern in asked.get("codes", ())
+        ):
+            return "earlier_code"
+        stay = self.stay
+        if asked.get("anchor") == "admission":
+            if stay is None or not stay.is_open:
+                return "stay_ended"
+            anchor: int | None = stay.start
+        elif asked.get("anchor") == "discharge":
+            if stay is None or stay.is_open or stay.end is None:
+                return "no_discharge"
+            anchor = stay.end
+        else:
+            return None
+        if anchor is None or self.now is None:
+            return None
+        late = self.now - anchor - asked.get("offset_hours", 0) * _HOUR_US
+        return None if 0 <= late <= DAY_US else "off_anchor"
+
+
+def _latest_stay(boundaries: list[tuple[int, int, str, str | None, str | None]]) -> _Stay | None:
+    """The latest admission out of (time, rank, kind, class, visit_id) of starts and ends."""
+    by_visit: dict[str | None, list[tuple[str, str | None, Any]]] = {}
+    found: list[list[Any]] = []  # subject (of no use here), visit_id, class, start, end
+    for time, _, kind, encounter_class, visit_id in sorted(boundaries, key=lambda row: row[:2]):
+        if kind == "visit_start":
+            found.append([None, visit_id, encounter_class, time, None])
+        by_visit.setdefault(visit_id, []).append((kind, encounter_class, found[-1] if kind == "visit_start" else time))
+    for visit_id, rows in by_visit.items():
+        pair_ends(visit_id, rows)
+    inpatient = [row for row in found if row[2] in INPATIENT_CLASSES]
+    stay: _Stay | None = None
+    reach = 0
+    for k, (_, visit_id, _, start, end) in enumerate(inpatient):
+        # Without an end: in progress, unless another admission came after it; then its end was never recorded.
+        superseded = end is None and any(
+            other[3] > start and (visit_id is None or other[1] != visit_id) for other in inpatient[k + 1 :]
+        )
+        is_open = end is None and not superseded
+        if stay is None or (not stay.is_open and start // DAY_US > reach // DAY_US):
+            stay, reach = _Stay(start, end, is_open), start
+        else:
+            stay.is_open = stay.is_open or is_open
+            stay.end = end if stay.end is None or (end is not None and end > stay.end) else stay.end
+        reach = max(reach, start if end is None else end)
+    return stay
+
+
+@lru_cache(maxsize=1024)
+def _pattern(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"config.tasks: Python cannot read the code pattern {pattern!r} ({error}); write it in what Rust's and "
+            "Python's regular expressions have in common."
+        ) from error
