@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import MAXYEAR, MINYEAR, UTC, date, datetime
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from .ehr_codes import INPATIENT_CLASSES
 from .ehr_visits import KIND_RANKS, RANK_OTHER, RANK_STATIC, silence_us
@@ -36,6 +37,8 @@ from .ehr_vocabulary import (
     interval_token,
 )
 
+logger = logging.get_logger(__name__)
+
 WEEK_US = 7 * DAY_US
 YEAR_US = 365.25 * DAY_US
 MIN_CONTEXT = 8
@@ -45,6 +48,7 @@ MAX_STATIC_SHARE = 4
 
 EPOCH = datetime(1970, 1, 1)
 PATIENT_KEYS = {"subject_id", "events", "prediction_time"}
+EVENT_KEYS = frozenset({"subject_id", "time", "code", "numeric_value", "text_value", "visit_id", "unit"})
 CHANNELS = ["input_ids", "attention_mask", "token_type_ids", "times", "ages", "visit_orders", "visit_segments"]
 CHANNEL_DTYPES = {
     "input_ids": np.int64,
@@ -142,6 +146,8 @@ def parse_time(value: Any, what: str = "time") -> int | None:
     if isinstance(value, np.datetime64):
         if np.isnat(value):
             return None
+        if not MINYEAR <= int(value.astype("datetime64[Y]").astype(np.int64)) + 1970 <= MAXYEAR:
+            raise ValueError(f"{what} got {value}, outside the years 1 to 9999; correct it, or give None (static).")
         return int(value.astype("datetime64[us]").astype(np.int64))
     if isinstance(value, str):
         try:
@@ -177,7 +183,8 @@ def read_patient(patient: Any) -> tuple[list[Event], int | None]:
         patient: `{"subject_id", "events": [{"time", "code", ...}], "prediction_time"?}`.
 
     Raises:
-        ValueError: Not such a dict, or an event with a wrong field; the event's position is named.
+        ValueError: Not such a dict, an event with a wrong field or without time (the event's position is named), or
+            events of several subjects.
     """
     if not isinstance(patient, Mapping) or "events" not in patient:
         got = (
@@ -196,6 +203,8 @@ def read_patient(patient: Any) -> tuple[list[Event], int | None]:
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Sequence):
         raise ValueError(f"a patient's events must be a list of dicts, got {type(rows).__name__}.")
     events = []
+    unread: set[Any] = set()
+    subjects = set() if patient.get("subject_id") is None else {str(patient["subject_id"])}
     for k, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise ValueError(
@@ -207,15 +216,30 @@ def read_patient(patient: Any) -> tuple[list[Event], int | None]:
             raise ValueError(
                 f"event {k} has code {code!r}; expected a non-empty string such as 'DIAGNOSIS//ICD10CM//I10'."
             )
+        if "time" not in row:  # as if it were static, it would be known from birth on
+            raise ValueError(
+                f"event {k} has no 'time', it has the keys {sorted(map(str, row))}; give its time, or None where it "
+                "is static."
+            )
+        if not EVENT_KEYS.issuperset(row):
+            unread |= row.keys() - EVENT_KEYS
+        if row.get("subject_id") is not None:
+            subjects.add(str(row["subject_id"]))
         events.append(
             Event(
-                parse_time(row.get("time"), f"event {k}: time"),
+                parse_time(row["time"], f"event {k}: time"),
                 code,
                 _number(row.get("numeric_value"), k),
                 _text(row.get("text_value"), k, "text_value"),
                 _text(row.get("visit_id"), k, "visit_id"),
                 _text(row.get("unit"), k, "unit"),
             )
+        )
+    if len(subjects) > 1:
+        raise ValueError(f"a patient's events are of the subjects {sorted(subjects)[:5]}; expected those of one.")
+    if unread:
+        logger.warning_once(
+            f"events have fields that are not read: {sorted(map(str, unread))}; read are {sorted(EVENT_KEYS)}."
         )
     return events, parse_time(patient.get("prediction_time"), "prediction_time")
 

@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from ehrseq.tokenization import ehr_sequence
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from tests.tokenization.timelines import START, at, event, fitted, table, words
 
@@ -43,6 +44,16 @@ def changed(**fields: Any) -> dict[str, Any]:
         ({"events": [LAB]}, "event 0 is str"),
         ({"events": [*EVENTS, None]}, "event 2 is NoneType"),
         ({"events": [{"time": at(1)}]}, "event 0 has code None"),
+        (
+            {"events": [*EVENTS, {"tme": at(1), "code": LAB}]},
+            r"event 2 has no 'time', it has the keys \['code', 'tme'\]",
+        ),
+        (table(EVENTS).drop("time"), "event 0 has no 'time'"),
+        (pd.DataFrame(table(EVENTS).to_dicts()).set_index("time"), "event 0 has no 'time'"),
+        ({"subject_id": 1, "events": [{**EVENTS[0], "subject_id": 2}]}, r"of the subjects \['1', '2'\]"),
+        ({"events": [{**EVENTS[0], "subject_id": 1}, {**EVENTS[1], "subject_id": 2}]}, r"of the subjects \['1', '2'\]"),
+        (changed(time=np.datetime64("300000-01-01")), "event 0: time got 300000-01-01.* outside the years 1 to 9999"),
+        (changed(time=np.datetime64(10**18, "D")), "outside the years"),
         (changed(code=""), "event 0 has code ''"),
         (changed(code=4), "event 0 has code 4"),
         (changed(time="yesterday"), "event 0: time got 'yesterday'; expected ISO 8601"),
@@ -187,6 +198,16 @@ def test_a_tokenizer_without_a_vocabulary_says_so() -> None:
 
 
 # -- what is no error ------------------------------------------------------------------------------------------------
+
+
+def test_fields_that_are_not_read_are_named(tokenizer: EhrTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(ehr_sequence.logger, "warning_once", said.append)
+    tokenizer({"subject_id": 1, "events": [{**event, "subject_id": "1"} for event in EVENTS]})
+    assert said == []
+    tokenizer(changed(value=3.0, hadm_id=5))
+    assert len(said) == 1
+    assert "fields that are not read: ['hadm_id', 'value']" in said[0]
 
 
 def test_static_rows_alone_are_a_sequence() -> None:
