@@ -5,6 +5,7 @@ Heavy imports stand inside the commands, so that `ehrseq --help` answers at once
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -100,6 +101,9 @@ def predict(
     """Write the risk of every patient: subject_id, prediction_time, task, label, score."""
     from ehrseq.predict import predict_risks
 
+    parent = next(folder for folder in output.parents if folder.exists())
+    if output.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"{output} cannot be written; give the name of a Parquet file in a folder of yours.")
     risks, report = predict_risks(
         checkpoint,
         data,

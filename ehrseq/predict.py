@@ -10,12 +10,14 @@ where the moment is another one (`no_discharge`, `off_anchor`). Rows with a null
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from huggingface_hub.errors import StrictDataclassError
 
 RISK_SCHEMA: dict[str, Any] = {
     "subject_id": pl.Int64,
@@ -31,7 +33,7 @@ def predict_risks(
     checkpoint: str | Path,
     data: str | Path | pl.DataFrame,
     *,
-    tasks: Sequence[str] | None = None,
+    tasks: Sequence[str] | str | None = None,
     prediction_times: str | Path | pl.DataFrame | None = None,
     batch_size: int = 32,
     on_error: str = "raise",
@@ -42,7 +44,7 @@ def predict_risks(
     Args:
         checkpoint: Folder of a finetuned checkpoint with its tokenizer, or `owner/name` on the Hub.
         data: FHIR or MEDS (folder or file), or an event table.
-        tasks: Names of the tasks; None = all of the checkpoint.
+        tasks: Names of the tasks, or one name; None = all of the checkpoint.
         prediction_times: Table (or Parquet or CSV file) of subject_id, prediction_time; None = the last event of each
             patient. Nothing later than it is read.
         batch_size: Rows (patient, time, task) in one forward pass.
@@ -55,27 +57,26 @@ def predict_risks(
         and what was read and skipped.
 
     Raises:
-        ValueError: An unknown task, a checkpoint without tasks or tokenizer, unreadable data, an unknown patient.
+        ValueError: An unknown task or patient, a checkpoint without tasks, tokenizer or trained head, unreadable data.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    import ehrseq  # noqa: F401  registers the classes
     from ehrseq.data.dataset import load_events
     from ehrseq.data.report import ConversionReport
     from ehrseq.data.schema import validate_events
-    from ehrseq.training import prompted_dataset, quiet_loading, score_rows
+    from ehrseq.training import prompted_dataset, score_rows
 
-    _check_checkpoint(str(checkpoint))
-    with quiet_loading():
-        model = AutoModelForSequenceClassification.from_pretrained(str(checkpoint))
-        tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size got {batch_size!r}; expected a whole number of at least 1.")
+    for name, given in (("data", data), ("prediction_times", prediction_times)):
+        if not isinstance(given, str | Path | pl.DataFrame) and not (given is None and name == "prediction_times"):
+            raise ValueError(f"{name} got {type(given).__name__}; expected a path or a polars DataFrame.")
+    model, tokenizer = _load(str(checkpoint))
     known = {task["name"]: task for task in getattr(model.config, "tasks", None) or []}
     if not known:
         raise ValueError(f"{checkpoint} has no tasks in its config; finetune it first (examples/03_finetune.py).")
-    wanted = list(known) if tasks is None else list(tasks)
+    wanted = list(known) if tasks is None else [tasks] if isinstance(tasks, str) else list(tasks)
     unknown = [task for task in wanted if task not in known]
-    if unknown:
-        raise ValueError(f"unknown tasks {unknown}; this checkpoint knows {list(known)}.")
+    if unknown or not wanted:
+        raise ValueError(f"unknown tasks {unknown}; this checkpoint knows {list(known)}, name at least one.")
 
     if isinstance(data, pl.DataFrame):
         events, report = validate_events(data), ConversionReport()
@@ -90,6 +91,10 @@ def predict_risks(
     report.notes["events of unknown codes, read as [UNK]"] += tokenizer.coverage(events)["lost_events"]
     report.notes["risks without a timed event up to the prediction time"] += int((dataset.index.end == 0).sum())
     scores = score_rows(model, tokenizer, dataset, batch_size=batch_size, progress=progress)
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"{checkpoint} gives {scores[~np.isfinite(scores)][0]} as a risk: its weights are damaged. Save it again."
+        )
     names = tokenizer.tasks
     reasons = _reasons(tokenizer, events, times, {name: known[name] for name in wanted})
     asked = zip(dataset.subject_ids.tolist(), _microseconds(dataset.prediction_times), dataset.task_ids, strict=True)
@@ -141,16 +146,59 @@ def _microseconds(times: np.ndarray) -> list[int]:
     return times.astype("datetime64[us]").astype(np.int64).tolist()
 
 
+def _load(checkpoint: str) -> tuple[Any, Any]:
+    """Model and tokenizer of a finetuned checkpoint.
+
+    Raises:
+        ValueError: A file is missing or damaged, or the head was never trained.
+        OSError: The Hub does not give it.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    import ehrseq  # noqa: F401  registers the classes
+    from ehrseq.training import quiet_loading
+
+    _check_checkpoint(checkpoint)
+    try:
+        with quiet_loading():
+            # The registered classes need no trust; without this, a folder of somebody else's would ask for it.
+            model = AutoModelForSequenceClassification.from_pretrained(checkpoint, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    except (SafetensorError, StrictDataclassError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{checkpoint} cannot be loaded, a file of it is damaged or of another model: {reason}"
+        ) from error
+    untrained = model.untrained_weights() if hasattr(model, "untrained_weights") else []
+    if untrained:
+        raise ValueError(
+            f"{checkpoint} lacks {untrained}: it is a pretrained model; finetune it, or give a finetuned one."
+        )
+    if not hasattr(model, "risk_scores") or not hasattr(tokenizer, "task_tokens"):
+        raise ValueError(
+            f"{checkpoint} holds a {type(model).__name__} and a {type(tokenizer).__name__}; expected a risk classifier "
+            "of ehrseq with its EhrTokenizer."
+        )
+    return model, tokenizer
+
+
 def _check_checkpoint(checkpoint: str) -> None:
     """Say in our own words what transformers would say about its classes."""
     folder = Path(checkpoint)
+    if not checkpoint.strip():
+        raise ValueError("the checkpoint has an empty name; give a folder that save_pretrained wrote, or owner/name.")
     if not folder.is_dir():
         if folder.exists() or folder.is_absolute() or checkpoint.count("/") != 1:
             raise ValueError(
                 f"no checkpoint folder {checkpoint}; give a folder that save_pretrained wrote, or owner/name."
             )
         return
-    for file, part in (("config.json", "model"), ("tokenizer.json", "tokenizer")):
+    for file, part in (
+        ("config.json", "model"),
+        ("tokenizer.json", "tokenizer"),
+        ("tokenizer_config.json", "tokenizer"),
+    ):
         if not (folder / file).is_file():
             raise ValueError(
                 f"{checkpoint} is no whole checkpoint: it has no {file}; save the {part} that it was trained with "
@@ -173,6 +221,9 @@ def _prediction_times(events: pl.DataFrame, given: str | Path | pl.DataFrame | N
         raise ValueError(
             f"prediction times lack {sorted(missing)}; expected subject_id, prediction_time, got {given.columns}."
         )
+    subjects = given["subject_id"]
+    if subjects.dtype.is_float() and (subjects != subjects.round()).any():
+        raise ValueError("prediction times name patients by fractions; expected whole numbers.")
     try:
         times = given.select(pl.col("subject_id").cast(pl.Int64), pl.col("prediction_time").cast(pl.Datetime("us")))
     except pl.exceptions.PolarsError as error:

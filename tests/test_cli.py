@@ -15,7 +15,7 @@ from ehrseq import __version__
 from ehrseq.cli import app, main
 from ehrseq.data.dataset import EventDataset, load_events
 from ehrseq.data.simulate import simulate
-from ehrseq.modeling.modeling_ehrmamba import EhrMambaForSequenceClassification
+from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM, EhrMambaForSequenceClassification
 from ehrseq.predict import predict_risks
 from ehrseq.tasks import load_task
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
@@ -138,6 +138,19 @@ def test_predict_at_asked_times_reads_nothing_later(events, checkpoint, tmp_path
     [
         ({"checkpoint": "nowhere"}, "no checkpoint folder nowhere"),
         ({"tasks": ["sepsis"]}, "unknown tasks \\['sepsis'\\]"),
+        ({"tasks": "sepsis"}, "unknown tasks \\['sepsis'\\]"),
+        ({"tasks": []}, "name at least one"),
+        ({"batch_size": 0}, "batch_size got 0; expected a whole number"),
+        ({"batch_size": -3}, "batch_size got -3"),
+        ({"batch_size": 2.5}, "batch_size got 2.5"),
+        ({"data": pl.LazyFrame()}, "data got LazyFrame; expected a path or a polars DataFrame"),
+        ({"data": None}, "data got NoneType"),
+        ({"checkpoint": ""}, "empty name"),
+        ({"prediction_times": {"subject_id": [1]}}, "prediction_times got dict"),
+        (
+            {"prediction_times": pl.DataFrame({"subject_id": [1.5], "prediction_time": [datetime(2020, 1, 1)]})},
+            "name patients by fractions",
+        ),
         ({"data": "nowhere"}, "does not exist"),
         ({"prediction_times": pl.DataFrame({"subject_id": [1]})}, "lack \\['prediction_time'\\]"),
         (
@@ -160,7 +173,54 @@ def test_bad_requests_are_clear_errors(events, checkpoint, change, message):
         predict_risks(**arguments)
 
 
-@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("model.safetensors", lambda _: b"\0" * 50, "cannot be loaded, a file of it is damaged"),
+        ("tokenizer.json", lambda _: b"{", "cannot be loaded, a file of it is damaged"),
+        ("config.json", lambda text: text.replace(b'"hidden_size": 16', b'"hidden_size": 32'), "of another model"),
+        (
+            "config.json",
+            lambda text: text.replace(b'"asked": {', b'"asked": 3, "was": {'),
+            "'asked' of .* is 3; expected",
+        ),
+        ("tokenizer_config.json", lambda text: text.replace(b'"value_bins"', b'"bins"'), "no whole event vocabulary"),
+    ],
+)
+def test_a_damaged_checkpoint_is_a_clear_error(events, checkpoint, file, change, message, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "damaged")
+    text = (tmp_path / "damaged" / file).read_bytes()
+    assert change(text) != text
+    (tmp_path / "damaged" / file).write_bytes(change(text))
+    with pytest.raises(ValueError, match=message):
+        predict_risks(tmp_path / "damaged", events, progress=False)
+
+
+def test_a_pretrained_model_gives_no_random_risks(events, checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "pretrained")
+    model = EhrMambaForSequenceClassification.from_pretrained(checkpoint)
+    EhrMambaForCausalLM(model.config).save_pretrained(tmp_path / "pretrained")
+    with pytest.raises(ValueError, match=r"lacks \[.*classifier.*it is a pretrained model"):
+        predict_risks(tmp_path / "pretrained", events, progress=False)
+
+
+def test_damaged_weights_give_no_risks(events, checkpoint, tmp_path):
+    model = EhrMambaForSequenceClassification.from_pretrained(checkpoint)
+    for parameter in model.classifier.parameters():
+        parameter.data.fill_(float("nan"))
+    save_checkpoint(tmp_path, model, EhrTokenizer.from_pretrained(checkpoint))
+    with pytest.raises(ValueError, match="gives nan as a risk: its weights are damaged"):
+        predict_risks(tmp_path, events, progress=False)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(checkpoint, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for output in (tmp_path, tmp_path / "file" / "risks.parquet"):
+        with pytest.raises(ValueError, match="cannot be written"):
+            run("predict", checkpoint, tmp_path / "nowhere", "-o", output)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
 def test_an_incomplete_checkpoint_names_the_missing_file(events, checkpoint, file, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "part")
     (tmp_path / "part" / file).unlink()

@@ -67,8 +67,18 @@ def matters(code: str, kind_of: Callable[[str], tuple[str, str | None]], tasks: 
     """Whether rows of a code can speak against one of the tasks; the others may be left out."""
     if kind_of(code)[0] in ("death", "visit_start", "visit_end"):
         return True
-    patterns = {pattern for task in tasks for pattern in (task.get("asked") or {}).get("codes", ())}
+    patterns = {pattern for task in tasks for pattern in _asked(task).get("codes", ())}
     return any(_pattern(pattern).search(code) for pattern in patterns)
+
+
+def _asked(task: Mapping[str, Any]) -> Mapping[str, Any]:
+    asked = task.get("asked") or {}
+    if not isinstance(asked, Mapping):
+        raise ValueError(
+            f"config.tasks: 'asked' of {task.get('name')!r} is {asked!r}; expected a mapping with anchor, "
+            "offset_hours, exclude and codes (Task.to_config())."
+        )
+    return asked
 
 
 @dataclass(slots=True)
@@ -105,7 +115,7 @@ class _Known:
 
     def against(self, task: Mapping[str, Any]) -> str | None:
         """The first reason that holds, see `reasons_against`."""
-        asked = task.get("asked")
+        asked = _asked(task)
         if not asked:
             return "died_before_prediction" if self.is_dead else None
         excluded = asked.get("exclude", ())

@@ -186,7 +186,9 @@ class EhrTokenizer(TokenizersBackend):
                 f"{'is' if len(missing) == 1 else 'are'} missing. Save the tokenizer that the model was trained with "
                 "into the same folder (tokenizer.save_pretrained(folder)); another one's ids mean other codes."
             )
-        return super()._from_pretrained(resolved_vocab_files, pretrained_model_name_or_path, *args, **kw)
+        tokenizer = super()._from_pretrained(resolved_vocab_files, pretrained_model_name_or_path, *args, **kw)
+        _ = tokenizer._stored  # or says what it lacks
+        return tokenizer
 
     # -- what it holds -----------------------------------------------------------------------------------------------
 
@@ -206,10 +208,11 @@ class EhrTokenizer(TokenizersBackend):
     @property
     def _stored(self) -> dict[str, Any]:
         stored = self.init_kwargs.get("event_vocabulary")
-        if stored is None:
+        needed = {"value_bins", "kinds", "code_map", "token_types", "tasks"}
+        if not isinstance(stored, dict) or not needed <= set(stored):
             raise ValueError(
-                "this EhrTokenizer has no event vocabulary; build one with EhrTokenizer.train(events) or load a saved "
-                "one."
+                "this EhrTokenizer has no whole event vocabulary; build one with EhrTokenizer.train(events) or load a "
+                "saved one."
             )
         return stored
 
