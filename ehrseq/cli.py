@@ -120,6 +120,26 @@ def predict(
     typer.echo(f"{risks['subject_id'].n_unique():,} patients, {risks.height:,} risks in {output}")
 
 
+@app.command()
+def doctor() -> None:
+    """Say which fast kernels this machine has, and test them for two seconds."""
+    import torch
+
+    from ehrseq.kernels.doctor import check_backends, describe_machine, report_checks, report_machine
+    from ehrseq.modeling import causal_conv, selective_scan
+
+    typer.echo(report_machine(describe_machine()))
+    operators = selective_scan.selective_scan, causal_conv.causal_conv1d
+    tables = selective_scan.backend_table(), causal_conv.backend_table()
+    wrong = False
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        checks = check_backends(*operators, *tables, device)
+        typer.echo("\n" + report_checks(checks, device))
+        wrong |= any(check.wrong for check in checks)
+    if wrong:
+        raise typer.Exit(code=1)
+
+
 def main() -> None:
     """Run the command line; an error of the input is one line, not a traceback."""
     try:

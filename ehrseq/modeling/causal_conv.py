@@ -183,6 +183,11 @@ def conv_backends() -> list[str]:
     return list(_BACKENDS)
 
 
+def backend_table() -> dict[str, ConvBackend]:
+    """The registered backends by name, fastest first."""
+    return dict(_BACKENDS)
+
+
 def _choose_backend(name: str | None, inputs: ConvInputs) -> ConvBackend:
     name = name or os.environ.get("EHRSEQ_BACKEND") or None
     if name is None:

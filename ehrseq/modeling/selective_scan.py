@@ -181,6 +181,11 @@ def scan_backends() -> list[str]:
     return list(_BACKENDS)
 
 
+def backend_table() -> dict[str, ScanBackend]:
+    """The registered backends by name, fastest first."""
+    return dict(_BACKENDS)
+
+
 def _choose_backend(name: str | None, inputs: ScanInputs) -> ScanBackend:
     name = name or os.environ.get("EHRSEQ_BACKEND") or None
     if name is None:
