@@ -98,7 +98,10 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows (patient, task) in one forward pass.")] = 32,
     skip_bad_lines: Annotated[bool, typer.Option(help="FHIR: count and skip unreadable resources.")] = False,
 ) -> None:
-    """Write the risk of every patient: subject_id, prediction_time, task, label, score."""
+    """Write the risk of every patient: subject_id, prediction_time, task, label, score, reason.
+
+    The reason says why a task does not apply to the patient then; where nothing is left to foretell, the score is empty.
+    """
     from ehrseq.predict import predict_risks
 
     parent = next(folder for folder in output.parents if folder.exists())

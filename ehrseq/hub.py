@@ -10,6 +10,7 @@ and otherwise fill the template with what the checkpoint itself knows. `use_card
 
 import fnmatch
 import json
+import math
 import os
 import re
 import shutil
@@ -69,6 +70,7 @@ GATED_PROMPT = (
     "These weights were trained on health records that are shared under a data use agreement. By asking for access you "
     "confirm that you hold that agreement, and that you will not try to learn about any person from the weights."
 )
+_WHOLE = ("exact", "fallback", "lost")
 GATED_FIELDS = {
     "Affiliation": "text",
     "I hold the data use agreement of the dataset named in the card": "checkbox",
@@ -129,7 +131,7 @@ class ModelFacts:
     def of(cls, model: Any) -> "ModelFacts":
         """Read them off a model, or off the `config.json` of a folder."""
         if isinstance(model, str | os.PathLike):
-            config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+            config = _read_config(Path(model) / "config.json")
             class_name = (config.get("architectures") or [config["model_type"]])[0]
             parameters = _count_parameters(Path(model))
         else:
@@ -181,6 +183,18 @@ class EhrModelCard:
     limits: Sequence[str] = ()
     base_model: str | None = None
     tags: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name, fits, expected in (
+            ("name", isinstance(self.name, str) and bool(self.name.strip()), "text"),
+            ("data", self.data is None or isinstance(self.data, DataDescription), "a DataDescription, or None"),
+            ("results", all(hasattr(result, "auroc") for result in dict(self.results).values()), "TaskMetrics by task"),
+            ("limits", not isinstance(self.limits, str), "a list of sentences"),
+            ("tags", not isinstance(self.tags, str), "a list of words"),
+            ("coverage", {"exact", "fallback", "lost"} <= set(self.coverage or _WHOLE), "tokenizer.coverage(events)"),
+        ):
+            if not fits:
+                raise ValueError(f"EhrModelCard: {name} got {getattr(self, name)!r}; expected {expected}.")
 
     def render(self, model: Any, repo_id: str | None = None) -> str:
         """The card's text.
@@ -347,8 +361,17 @@ def push_to_hub(
         The commit, as huggingface_hub describes it.
 
     Raises:
-        ValueError: Not a complete checkpoint, or weights from credentialed data without `allow_credentialed`.
+        ValueError: Not a complete checkpoint, a damaged file, an argument of another kind, or weights from credentialed
+            data without `allow_credentialed`.
     """
+    if not isinstance(checkpoint, str | os.PathLike) and not hasattr(checkpoint, "save_pretrained"):
+        raise ValueError(f"checkpoint got {type(checkpoint).__name__}; expected a folder, a model or a pipeline.")
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise ValueError(f"tokenizer got {type(tokenizer).__name__}; expected a tokenizer, not its folder.")
+    if card is not None and not isinstance(card, EhrModelCard):
+        raise ValueError(f"card got {type(card).__name__}; expected an EhrModelCard (a text of yours: README.md).")
+    if not isinstance(repo_id, str):
+        raise ValueError(f"repo_id got {repo_id!r}; expected owner/name.")
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as staged:
         # 1. Gather the files, and look at them before anything is created on the Hub.
@@ -481,7 +504,22 @@ def _part_card(part: Any) -> str:
 
 
 def _read(file: Path | None) -> str:
-    return file.read_text(encoding="utf-8") if file is not None and file.is_file() else ""
+    if file is None or not file.is_file():
+        return ""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8.") from error
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(_read(file) or "null")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is no JSON ({error}); save the model again.") from error
+    if not isinstance(config, dict) or not isinstance(config.get("auto_map") or {}, dict):
+        raise ValueError(f"{file} is no config of a model; save one there with save_pretrained first.")
+    return config
 
 
 def _is_gated(card: str) -> bool:
@@ -518,29 +556,34 @@ def _check_complete(files: Mapping[str, Path], checkpoint: Any) -> None:
             f"{where} has no tokenizer, and without it nobody can turn a patient into the model's input: pass "
             f"tokenizer=..., or save it into the folder."
         )
-    config = json.loads(files["config.json"].read_text(encoding="utf-8"))
-    wanted = [*config.get("auto_map", {}).values(), *(p["impl"] for p in config.get("custom_pipelines", {}).values())]
+    config = _read_config(files["config.json"])
+    pipelines = (config.get("custom_pipelines") or {}).values()
+    wanted = [*(config.get("auto_map") or {}).values(), *(pipeline["impl"] for pipeline in pipelines)]
     missing = sorted({name.split(".")[0] + ".py" for name in wanted if "--" not in name} - files.keys())
-    if missing or not wanted:
+    if missing or not config.get("auto_map"):
         raise ValueError(
             f"{where} lacks the code that loads it ({', '.join(missing) or 'no auto_map in config.json'}): load it "
             f"with ehrseq imported and call save_pretrained again."
         )
+    for name, file in files.items():
+        if name.endswith(".safetensors"):
+            _weights_in(file)  # or says that it is damaged, before anything is created on the Hub
 
 
 def _count_parameters(folder: Path) -> int | None:
     """Number of weights in the safetensors files of a folder, read from their headers."""
-    from safetensors import safe_open
+    return sum(map(_weights_in, sorted(folder.glob("*.safetensors")))) or None
 
-    total = 0
-    for file in sorted(folder.glob("*.safetensors")):
+
+def _weights_in(file: Path) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    try:
         with safe_open(file, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                size = 1
-                for length in tensors.get_slice(name).get_shape():
-                    size *= length
-                total += size
-    return total or None
+            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118  (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}); save the model again.") from error
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _identifier(name: str) -> str:
