@@ -100,7 +100,7 @@ def predict(
 ) -> None:
     """Write the risk of every patient: subject_id, prediction_time, task, label, score, reason.
 
-    The reason says why a task does not apply to the patient then; where nothing is left to foretell, the score is empty.
+    The reason says why a task does not apply then; where nothing is left to foretell, there is no score.
     """
     from ehrseq.predict import predict_risks
 
