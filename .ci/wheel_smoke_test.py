@@ -1,5 +1,10 @@
-"""The installed wheel, far from its source: data, tokenizer, model, save, reload by Auto classes, a risk."""
+"""The installed wheel, far from its source: data, tokenizer, model, save, reload by Auto classes, a risk, the kernels.
 
+python wheel_smoke_test.py BACKEND      the backend of the scan that must be at work: cpp or torch
+"""
+
+import subprocess
+import sys
 import tempfile
 from importlib.resources import files
 from pathlib import Path
@@ -31,3 +36,10 @@ missing = [name for name in ("py.typed", "hub_cards/model_card.md", "tasks") if 
 tasks = list_tasks(retrospective=None)
 if missing or len(tasks) < 12 or "site-packages" not in str(package):
     raise SystemExit(f"the wheel lacks {missing}, or tasks (has {tasks}), or this is not the wheel: {package}")
+
+# The backend that does the work, and what `ehrseq doctor` says about it.
+doctor = subprocess.run([Path(sys.executable).with_name("ehrseq"), "doctor"], capture_output=True, text=True)
+used = [line for line in doctor.stdout.splitlines() if line.startswith(("scan: ", "conv: "))]
+if doctor.returncode != 0 or [line.split()[1] for line in used] != [sys.argv[1]] * 2:
+    raise SystemExit(f"expected the backend {sys.argv[1]}, got {doctor.stdout}{doctor.stderr}")
+print("\n".join(used))
