@@ -23,7 +23,13 @@ LIBRARY_FOLDER = Path(__file__).resolve().parent / "lib"
 
 # Dtype of csrc/rows.h
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_FUNCTIONS = ("ehrseq_scan_forward", "ehrseq_scan_backward", "ehrseq_conv_forward", "ehrseq_conv_backward")
+_FUNCTIONS = (
+    "ehrseq_scan_forward",
+    "ehrseq_scan_backward",
+    "ehrseq_conv_forward",
+    "ehrseq_conv_backward",
+    "ehrseq_model_step",
+)
 
 
 @dataclass(frozen=True)

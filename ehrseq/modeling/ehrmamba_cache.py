@@ -21,8 +21,8 @@ class EhrMambaCache:
     """Recurrent state of a batch of patients, passed to and returned by the models as `cache_params`.
 
     Any number of further tokens of each row may follow: the outcome equals that of one pass over all of them. A forward
-    pass replaces the three tensors; `clone()` keeps a state to come back to, `save()` one for another day. It carries
-    no gradients.
+    pass replaces the three tensors, or changes them in place (single tokens on CPU); `clone()` keeps a state to come
+    back to, `save()` one for another day. It carries no gradients.
 
     Attributes:
         conv_states: Last inputs of each block's convolution, [layers, batch, d_inner, conv_kernel - 1], in the dtype
@@ -48,6 +48,7 @@ class EhrMambaCache:
         self.ssm_states = torch.zeros(layers, batch_size, channels, config.state_size, dtype=wide, device=device)
         self.last_times = torch.full((batch_size,), float("nan"), dtype=wide, device=device)
         self.seen_tokens = 0
+        self._own: tuple[Tensor, Tensor] | None = None
 
     def __repr__(self) -> str:
         layers = self.ssm_states.shape[0]
@@ -66,8 +67,29 @@ class EhrMambaCache:
         """Replace the state by the one `num_tokens` columns later (shapes as in the attributes)."""
         self.conv_states = conv_states.detach().to(self.conv_states.dtype)
         self.ssm_states = ssm_states.detach()
+        self.advance(last_times, num_tokens)
+
+    def advance(self, last_times: Tensor, num_tokens: int) -> None:
+        """Take over the time of the last real tokens [batch], once the states are those `num_tokens` columns later."""
         self.last_times = last_times.detach()
         self.seen_tokens += num_tokens
+
+    def states_to_change(self) -> tuple[Tensor, Tensor]:
+        """(conv_states, ssm_states), contiguous, for a change in place.
+
+        The first time they are copied: whoever holds the tensors of before keeps them as they were. The copies are the
+        cache's own from then on, and what it hands out of them changes with every step. Autograd is told.
+        """
+        own = self._own
+        if own is None or own[0] is not self.conv_states or own[1] is not self.ssm_states:
+            conv_states, ssm_states = (
+                t.detach().clone(memory_format=torch.contiguous_format) for t in (self.conv_states, self.ssm_states)
+            )
+            self.conv_states, self.ssm_states = self._own = own = (conv_states, ssm_states)
+        for tensor in own:
+            if not tensor.is_inference():
+                torch.autograd.graph.increment_version(tensor)
+        return own
 
     def select(self, rows: Tensor | Sequence[int]) -> EhrMambaCache:
         """A new cache of these rows, in this order; a row may be taken several times."""
@@ -90,12 +112,14 @@ class EhrMambaCache:
         """A copy that further passes over this cache do not touch."""
         return self._replaced(self.conv_states.clone(), self.ssm_states.clone(), self.last_times.clone())
 
+    __copy__ = clone  # `copy.copy`: two caches must not share what a step changes in place
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> EhrMambaCache:
         """A cache on another device; `dtype` applies to the convolution states, the others stay float32 or wider."""
         return self._replaced(
-            self.conv_states.to(device=device, dtype=dtype),
-            self.ssm_states.to(device=device),
-            self.last_times.to(device=device),
+            self.conv_states.to(device=device, dtype=dtype, copy=True),
+            self.ssm_states.to(device=device, copy=True),
+            self.last_times.to(device=device, copy=True),
         )
 
     @staticmethod
@@ -204,6 +228,7 @@ class EhrMambaCache:
         cache = object.__new__(EhrMambaCache)
         cache.conv_states, cache.ssm_states, cache.last_times = conv_states, ssm_states, last_times
         cache.seen_tokens = seen_tokens
+        cache._own = None
         return cache
 
 

@@ -32,6 +32,7 @@ from .ehr_embeddings import (
 from .ehrmamba_cache import EhrMambaCache
 from .ehrmamba_generation import EhrMambaGenerationMixin
 from .fast_linear import FastLinear
+from .fast_step import step_blocks
 from .hub_mixin import EhrHubMixin
 from .mamba_block import EhrMambaBlock, EhrMambaMixer, EhrMambaRMSNorm
 
@@ -230,10 +231,13 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
         )
         all_hidden_states = [hidden_states] if output_hidden_states else []
 
-        # 4. Blocks.
+        # 4. Blocks: all at once where that is possible, a single token that continues a state.
         lengths = last_real_positions(real) + 1 if real is not None and use_cache else None  # only the state needs it
+        stepped = None
+        if length == 1 and use_cache and cache_params is not None and not self.training and not output_hidden_states:
+            stepped = step_blocks(self.layers, hidden_states, real, cache_params)
         new_states = []
-        for index, block in enumerate(self.layers):
+        for index, block in enumerate(self.layers if stepped is None else ()):
             state = None
             if cache_params is not None:
                 state = (cache_params.conv_states[index], cache_params.ssm_states[index])
@@ -241,7 +245,7 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
             new_states.append(new_state)
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
-        hidden_states = self.norm_f(hidden_states)
+        hidden_states = self.norm_f(hidden_states if stepped is None else stepped)
         if output_hidden_states:
             all_hidden_states[-1] = hidden_states
 
@@ -249,9 +253,12 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
         if use_cache:
             if cache_params is None:
                 cache_params = EhrMambaCache(self.config, batch, dtype=concepts.dtype, device=given.device)
-            conv_states, ssm_states = (torch.stack(states) for states in zip(*new_states, strict=True))
             newest = _last_times(values["times"], lengths, cache_params)
-            cache_params.update(conv_states, ssm_states, newest, length)
+            if stepped is None:
+                conv_states, ssm_states = (torch.stack(states) for states in zip(*new_states, strict=True))
+                cache_params.update(conv_states, ssm_states, newest, length)
+            else:
+                cache_params.advance(newest, length)
 
         if order is not None:
             back = torch.argsort(order, dim=1)

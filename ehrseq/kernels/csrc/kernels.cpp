@@ -3,6 +3,7 @@
 #include "conv.h"
 #include "scan_backward.h"
 #include "scan_forward.h"
+#include "step.h"
 
 #define EHRSEQ_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -68,4 +69,7 @@ EHRSEQ_EXPORT int ehrseq_conv_forward(const ehrseq::ConvCall* call) {
 }
 EHRSEQ_EXPORT int ehrseq_conv_backward(const ehrseq::ConvCall* call) {
   return guarded([&] { call->is_double ? ehrseq::conv_backward<double>(*call) : ehrseq::conv_backward<float>(*call); });
+}
+EHRSEQ_EXPORT int ehrseq_model_step(const ehrseq::StepCall* call) {
+  return guarded([&] { ehrseq::model_step(*call); });
 }
