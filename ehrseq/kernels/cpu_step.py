@@ -30,8 +30,9 @@ WEIGHTS = (
     "out_weight",
     "out_bias",
 )
-# Below, one thread: a team waits for each other some 200 times a step, and on a busy machine that is slower by far.
-MIN_ROWS_OF_A_TEAM = 8
+# Multiplications of the input projection (rows x channels x width) below which one thread does it all: a team waits for
+# each other 200 times a step, and on a busy machine that costs more than it brings. 8 rows of the paper's model.
+MIN_WORK_OF_A_TEAM = 9_000_000
 MAX_ROWS = 128  # above, the ordinary pass is as fast
 
 
@@ -81,7 +82,8 @@ def run_step(
     """
     out = hidden.clone(memory_format=torch.contiguous_format)
     layers, rows, channels, state = ssm_states.shape
-    threads = cpu_library.num_threads() if rows >= MIN_ROWS_OF_A_TEAM else 1
+    alone = cpu_library._forked or rows * channels * hidden.shape[1] < MIN_WORK_OF_A_TEAM
+    threads = 1 if alone else torch.get_num_threads()
     fields = [layers, rows, hidden.shape[1], channels, state, rank, conv_states.shape[3] + 1, threads]
     tensors = (out, conv_states, ssm_states)
     real = None if real is None else real.contiguous()
@@ -91,4 +93,4 @@ def run_step(
     return out
 
 
-__all__ = ["MAX_ROWS", "MIN_ROWS_OF_A_TEAM", "WEIGHTS", "run_step", "step_serves", "step_table"]
+__all__ = ["MAX_ROWS", "MIN_WORK_OF_A_TEAM", "WEIGHTS", "run_step", "step_serves", "step_table"]

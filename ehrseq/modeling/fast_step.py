@@ -83,24 +83,25 @@ def step_blocks(layers: nn.ModuleList, hidden: Tensor, real: Tensor | None, cach
 # ---------------------------------------------------------------------------------------------------------------------
 # The plan: what was found on the walk over the modules, and what it rests on
 # ---------------------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Weight:
-    """A weight, where it hangs, and what its address was good for."""
-
-    holder: dict[str, Any]
-    name: str
-    tensor: Tensor | None
-    layout: tuple[Any, ...]
-
-    def holds(self) -> bool:
-        tensor = self.holder.get(self.name)
-        return tensor is self.tensor and (tensor is None or _layout(tensor) == self.layout)
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Plan:
+    """What a walk found; it runs before every step, so `holds` loops over flat lists.
+
+    Attributes:
+        modules: (dict that holds the module, its name there, module).
+        slots: (dict that holds the weight, its name there, weight or None).
+        weights: The weights that are there, in order.
+        layouts: Their addresses, sizes and strides at the time of the walk.
+        norms: The norms, with the epsilons at that time.
+        width: Hidden size.
+        rank: Rank of the step-size projection.
+        table: For `run_step`.
+    """
+
     modules: list[tuple[dict[str, Any], str, nn.Module]]
-    weights: list[_Weight]
+    slots: list[tuple[dict[str, Any], str, Tensor | None]]
+    weights: list[Tensor]
+    layouts: list[list[Any]]
     norms: list[tuple[EhrMambaRMSNorm, float]]
     width: int
     rank: int
@@ -111,7 +112,13 @@ class _Plan:
         for holder, name, module in self.modules:
             if holder.get(name) is not module or _is_wrapped(module):
                 return False
-        return all(weight.holds() for weight in self.weights) and all(norm.eps == eps for norm, eps in self.norms)
+        for slot, name, weight in self.slots:
+            if slot.get(name) is not weight:
+                return False
+        for norm, epsilon in self.norms:
+            if norm.eps != epsilon:
+                return False
+        return _layouts(self.weights) == self.layouts and all(w.dtype is torch.float32 for w in self.weights)
 
 
 _plans: WeakKeyDictionary[nn.Module, _Plan] = WeakKeyDictionary()
@@ -133,7 +140,7 @@ def _plan(layers: nn.ModuleList) -> _Plan | None:
 def _walk(layers: nn.ModuleList) -> _Plan | None:
     """The plan of these blocks, None where a module or a weight is not what the kernels know."""
     modules: list[tuple[dict[str, Any], str, nn.Module]] = []
-    weights: list[_Weight] = []
+    slots: list[tuple[dict[str, Any], str, Tensor | None]] = []
     norms: list[tuple[EhrMambaRMSNorm, float]] = []
     rows = []
     shapes: dict[tuple[str, str], tuple[int, ...]] | None = None
@@ -158,19 +165,20 @@ def _walk(layers: nn.ModuleList) -> _Plan | None:
             holder = found[path]._parameters
             tensor = holder.get(name)
             if tensor is None and name == "bias" and path != "mixer.dt_proj":
-                weights.append(_Weight(holder, name, None, ()))
+                slots.append((holder, name, None))
                 addresses.append(0)
                 continue
             if not _is_readable(tensor, shapes[path, name]):
                 return None
-            weights.append(_Weight(holder, name, tensor, _layout(tensor)))
+            slots.append((holder, name, tensor))
             addresses.append(tensor.data_ptr())
         norms.append((found["norm"], found["norm"].eps))
         rows.append((addresses, norms[-1][1]))
     if shapes is None or any(_is_wrapped(module) for _, _, module in modules):
         return None
     width, rank = shapes["norm", "weight"][0], shapes["mixer.dt_proj", "weight"][1]
-    return _Plan(modules, weights, norms, width, rank, step_table(rows))
+    weights = [tensor for _, _, tensor in slots if tensor is not None]
+    return _Plan(modules, slots, weights, _layouts(weights), norms, width, rank, step_table(rows))
 
 
 def _shapes(mixer: EhrMambaMixer) -> dict[tuple[str, str], tuple[int, ...]]:
@@ -204,8 +212,9 @@ def _is_readable(tensor: Any, shape: tuple[int, ...]) -> bool:
     )
 
 
-def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+def _layouts(weights: list[Tensor]) -> list[list[Any]]:
+    """Addresses, sizes and strides, by which a weight that was moved, cast or reshaped in its place is told."""
+    return [list(map(of, weights)) for of in (Tensor.data_ptr, Tensor.numel, Tensor.stride)]
 
 
 def _is_wrapped(module: nn.Module) -> bool:
