@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from .configuration_ehrmamba import EhrMambaConfig
 from .fast_linear import FastLinear
@@ -47,6 +48,30 @@ class EhrEmbeddings(nn.Module):
         self.projection = FastLinear(d + 2 * k, d)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layer_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+
+    @torch.no_grad()
+    def let_history_speak(self, part: nn.Module, initializer_range: float) -> None:
+        """Initialise one part of the layer for `config.initialization = "history_first"`; other modules are left alone.
+
+        Concepts weigh more than time and age, whose sines are nearly the same for all tokens of a patient and would
+        drown the concepts in a sum over tokens; and the embeddings are small beside what the blocks add to them.
+        (Part by part, because transformers asks for no initialisation of a module without weights of its own.)
+
+        Args:
+            part: A module, perhaps of this layer.
+            initializer_range: Standard deviation of the projection's part for the concepts.
+        """
+        if part is self.word_embeddings:
+            concepts = torch.randn_like(self.word_embeddings.weight)
+            if self.word_embeddings.padding_idx is not None:
+                concepts[self.word_embeddings.padding_idx] = 0.0
+            init.copy_(self.word_embeddings.weight, concepts)
+        elif part is self.projection:
+            weight = initializer_range * torch.randn_like(self.projection.weight)
+            weight[:, self.word_embeddings.embedding_dim :] *= 0.1
+            init.copy_(self.projection.weight, weight)
+        elif part is self.layer_norm:
+            init.constant_(self.layer_norm.weight, 0.1)
 
     def forward(
         self,

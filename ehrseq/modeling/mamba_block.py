@@ -122,6 +122,26 @@ class EhrMambaMixer(nn.Module):
         step = torch.rand(self.dt_proj.bias.shape, device=self.dt_proj.bias.device) * (high - low) + low
         step = step.exp().clamp(min=config.time_step_floor)
         init.copy_(self.dt_proj.bias, step + torch.log(-torch.expm1(-step)))
+        if config.initialization == "history_first":
+            self._let_history_speak()
+
+    def _let_history_speak(self) -> None:
+        """Start with an output that is made of the history.
+
+        In the paper's initialisation a past token reaches the output by the product of four small factors (step size,
+        u, B, C), and D * u of the last token alone is some hundred times larger: at that scale a head that reads the
+        last token first learns nothing about the rest. Here D starts at zero; biases in the convolution give u, and
+        with it B and C, a part that all tokens share, so that the scan starts as a sum of the tokens over fading
+        windows; B and C are larger.
+        """
+        r = int(self.config.time_step_rank)
+        init.zeros_(self.D)
+        if self.conv1d.bias is not None:
+            init.uniform_(self.conv1d.bias, -1.0, 1.0)
+        weight = torch.empty_like(self.x_proj.weight)
+        nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+        weight[r:] *= 3.0
+        init.copy_(self.x_proj.weight, weight)
 
     def forward(
         self,

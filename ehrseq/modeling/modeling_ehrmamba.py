@@ -9,7 +9,7 @@ Glossary: b batch, l length (tokens), d hidden_size, S packed sequences of a row
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +108,7 @@ class EhrMambaPreTrainedModel(EhrHubMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The paper's initialisation.
+        """The paper's initialisation, or `config.initialization`.
 
         Embeddings and heads N(0, initializer_range) with zero biases and a zero [PAD] concept, norms at 1 and 0 (all
         by the base class), Xavier-uniform time embeddings, the mixer as in `EhrMambaMixer.reset_parameters`. A module
@@ -120,6 +120,9 @@ class EhrMambaPreTrainedModel(EhrHubMixin, PreTrainedModel):
             init.xavier_uniform_(module.phi)
         elif isinstance(module, EhrMambaMixer):
             module.reset_parameters()
+        elif self.config.initialization == "history_first":
+            embeddings = cast(EhrEmbeddings, self.base_model.embeddings)
+            embeddings.let_history_speak(module, self.config.initializer_range)
 
 
 class EhrMambaModel(EhrMambaPreTrainedModel):

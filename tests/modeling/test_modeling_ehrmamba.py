@@ -320,6 +320,38 @@ def test_starts_from_the_papers_initialisation():
     check_paper_initialisation(paper_model())
 
 
+def weight_of_history(model):
+    """Spread of the last hidden state, beside its size, over patients whose last eight tokens are the same."""
+    torch.manual_seed(3)
+    input_ids = torch.randint(1, 300, (32, 60))
+    input_ids[:, -8:] = 7
+    with torch.no_grad():
+        last = model.eval()(input_ids=input_ids).last_hidden_state[:, -1]
+    return (last.std(0).square().mean() / last.square().mean()).sqrt().item()
+
+
+def test_history_first_starts_from_the_history():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 1}
+    steps = {"time_step_min": 0.03, "time_step_max": 0.3}
+    model = EhrMambaModel(tiny_config(initialization="history_first", **sizes, **steps))
+    assert weight_of_history(model) > 50 * weight_of_history(EhrMambaModel(tiny_config(**sizes)))
+    assert not model.embeddings.word_embeddings.weight[0].any()
+    with pytest.raises(Exception, match="initialization"):
+        tiny_config(initialization="random")
+
+
+def test_history_first_leaves_a_checkpoint_alone(tmp_path):
+    model = EhrMambaForCausalLM(tiny_config(initialization="history_first"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    model.save_pretrained(tmp_path)
+    loaded = EhrMambaForSequenceClassification.from_pretrained(tmp_path)
+    for name, weight in model.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], weight), name
+
+
 def test_weights_that_a_checkpoint_lacks_are_initialised_not_left_as_garbage(tmp_path):
     model = paper_model()
     model.save_pretrained(tmp_path, state_dict={"model.norm_f.weight": torch.full((96,), 3.0)})
