@@ -28,8 +28,8 @@ struct StepCall {
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// y = x W^T. A panel is one vector of outputs: kLanes rows of W. Lanes run along the inputs, in tiles of kTileOutputs rows
-// of W by up to kTileRows rows of x whose sums stay in registers; their lanes are added up once a panel.
+// y = x W^T. A panel is one vector of outputs: kLanes rows of W. Lanes run along the inputs, in tiles of kTileOutputs
+// rows of W by up to kTileRows rows of x whose sums stay in registers; their lanes are added up once a panel.
 // ---------------------------------------------------------------------------------------------------------------------
 constexpr int kTileOutputs = 4;
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -39,7 +39,8 @@ constexpr int kTileRows = 3;
 #endif
 
 template <int Rows>
-EHRSEQ_INLINE void dot_tile(const float* const* w, const float* x, int64_t x_stride, int64_t inputs, FloatVector* sums) {
+EHRSEQ_INLINE void dot_tile(const float* const* w, const float* x, int64_t x_stride, int64_t inputs,
+                            FloatVector* sums) {
   constexpr int W = kLanes<float>;
   FloatVector sum[Rows][kTileOutputs] = {};
   int64_t i = 0;
@@ -69,7 +70,8 @@ EHRSEQ_INLINE void dot_tile(const float* const* w, const float* x, int64_t x_str
 }
 
 template <int Rows>
-EHRSEQ_INLINE void dot_panel(const float* const* w, const float* x, int64_t x_stride, int64_t inputs, FloatVector* out) {
+EHRSEQ_INLINE void dot_panel(const float* const* w, const float* x, int64_t x_stride, int64_t inputs,
+                             FloatVector* out) {
   constexpr int W = kLanes<float>;
   FloatVector sums[Rows * W];
   for (int o = 0; o < W; o += kTileOutputs) dot_tile<Rows>(w + o, x, x_stride, inputs, sums + o);
@@ -127,15 +129,16 @@ inline void rms_norm(const float* x, const float* weight, double epsilon, int64_
   }
 }
 
-// Working memory of a call, [batch, ...] each.
+// Working memory of a call, a row for each of the batch but in `rates`.
 struct StepBuffers {
-  Buffer<float> normed, both, u, low_rank, delta;
+  Buffer<float> normed, both, u, low_rank, delta, rates;
   explicit StepBuffers(const StepCall& c)
       : normed(c.batch * c.width),
         both(c.batch * 2 * c.channels),  // the mixed branch, then its gate
         u(c.batch * c.channels),
         low_rank(c.batch * (c.rank + 2 * c.state)),  // low-rank step size, B, C
-        delta(c.batch * c.channels) {}               // step sizes, then the gated output
+        delta(c.batch * c.channels),                 // step sizes, then the gated output
+        rates(c.channels * c.state) {}               // of the block at hand, for all rows
 };
 
 inline bool is_real(const StepCall& call, int64_t b) { return !call.real || call.real[b]; }
@@ -165,40 +168,50 @@ inline void step_conv(const StepCall& call, const StepLayer& layer, int64_t l, i
   }
 }
 
-// One vector of channels of all rows: step size, state, output, gate. Here lanes are states, as the state is stored; the
-// products with C are added up over the lanes for all channels at once. Rates are computed once for all rows.
-inline void step_scan(const StepCall& call, const StepLayer& layer, int64_t l, int64_t first, const StepBuffers& memory) {
+constexpr float kLog2e = 1.4426950408889634f;
+
+// A * log2(e) of one vector of channels.
+inline void step_rates(const StepCall& call, const StepLayer& layer, int64_t first, float* rates) {
+  const int64_t end = std::min<int64_t>(first + kLanes<float>, call.channels) * call.state;
+  for (int64_t i = first * call.state; i < end; i += kLanes<float>) {
+    const int lanes = int(std::min<int64_t>(kLanes<float>, end - i));
+    store<float>(rates + i, exp2(load<float>(layer.A_log + i, lanes) * kLog2e) * -kLog2e, lanes);
+  }
+}
+
+// One vector of channels of one row: step size, state, output, gate. Here lanes are states, as the state is stored; the
+// products with C are added up over the lanes for all channels at once.
+inline void step_scan(const StepCall& call, const StepLayer& layer, int64_t l, int64_t b, int64_t first,
+                      const StepBuffers& memory) {
   constexpr int W = kLanes<float>;
-  constexpr float kLog2e = 1.4426950408889634f;
   const int64_t channels = call.channels, state = call.state, projected = call.rank + 2 * state;
   const int lanes = int(std::min<int64_t>(W, channels - first));
-  const FloatVector D = load<float>(layer.D + first, lanes), bias = load<float>(layer.dt_bias + first, lanes);
-  for (int64_t b = 0; b < call.batch; b++) {
-    float* const delta = memory.delta.get() + b * channels + first;
-    const FloatVector u = load<float>(memory.u.get() + b * channels + first, lanes);
-    const FloatVector z = load<float>(memory.both.get() + (2 * b + 1) * channels + first, lanes);
-    FloatVector d, slope;
-    softplus<float>(load<float>(delta, lanes) + bias, d, slope);
-    if (!is_real(call, b)) d = FloatVector{};  // nothing is added, the state held
-    const FloatVector du = d * u;
-    const float* B = memory.low_rank.get() + b * projected + call.rank;
-    const float* C = B + state;
-    float* const states = call.ssm_states + ((l * call.batch + b) * channels + first) * state;
-    FloatVector products[W] = {};
-    for (int64_t n = 0; n < state; n += W) {
-      const int some = int(std::min<int64_t>(W, state - n));
-      const FloatVector Bn = load<float>(B + n, some), Cn = load<float>(C + n, some);
-      for (int i = 0; i < lanes; i++) {
-        float* h = states + i * state + n;
-        const FloatVector rate = exp2(load<float>(layer.A_log + (first + i) * state + n, some) * kLog2e) * -kLog2e;
-        const FloatVector now = exp2_times(d[i] * rate, load<float>(h, some)) + du[i] * Bn;
-        store<float>(h, now, some);
-        products[i] += now * Cn;
-      }
+  float* const delta = memory.delta.get() + b * channels + first;
+  const FloatVector u = load<float>(memory.u.get() + b * channels + first, lanes);
+  const FloatVector z = load<float>(memory.both.get() + (2 * b + 1) * channels + first, lanes);
+  FloatVector d, slope;
+  softplus<float>(load<float>(delta, lanes) + load<float>(layer.dt_bias + first, lanes), d, slope);
+  if (!is_real(call, b)) d = FloatVector{};  // nothing is added, the state held
+  const FloatVector du = d * u;
+  const float* B = memory.low_rank.get() + b * projected + call.rank;
+  const float* C = B + state;
+  const float* rates = memory.rates.get() + first * state;
+  float* const states = call.ssm_states + ((l * call.batch + b) * channels + first) * state;
+  FloatVector products[W] = {};
+  for (int64_t n = 0; n < state; n += W) {
+    const int some = int(std::min<int64_t>(W, state - n));
+    const FloatVector Bn = load<float>(B + n, some), Cn = load<float>(C + n, some);
+    for (int i = 0; i < lanes; i++) {
+      float* h = states + i * state + n;
+      __builtin_prefetch(h + 1024);
+      const FloatVector exponent = d[i] * load<float>(rates + i * state + n, some);
+      const FloatVector now = exp2_times(exponent, load<float>(h, some)) + du[i] * Bn;
+      store<float>(h, now, some);
+      products[i] += now * Cn;
     }
-    const FloatVector y = sum_lanes<float>(products) + D * u;
-    store<float>(delta, y * (z * sigmoid<float>(z)), lanes);
   }
+  const FloatVector y = sum_lanes<float>(products) + load<float>(layer.D + first, lanes) * u;
+  store<float>(delta, y * (z * sigmoid<float>(z)), lanes);
 }
 
 // All blocks. Every loop is shared by the threads of the team that calls this, one thread being a team too.
@@ -209,17 +222,23 @@ inline void step_blocks(const StepCall& call, const StepBuffers& memory) {
     const StepLayer& layer = call.table[l];
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < batch; b++)
-      rms_norm(call.hidden + b * call.width, layer.norm, layer.epsilon, call.width, memory.normed.get() + b * call.width);
+      rms_norm(call.hidden + b * call.width, layer.norm, layer.epsilon, call.width,
+               memory.normed.get() + b * call.width);
     linear<false>(layer.in_weight, layer.in_bias, memory.normed.get(), call.width, call.width, memory.both.get(),
                   2 * channels, batch);
+#pragma omp for schedule(static) nowait
+    for (int64_t first = 0; first < channels; first += kLanes<float>)
+      step_rates(call, layer, first, memory.rates.get());
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < batch; b++) step_conv(call, layer, l, b, memory);
     linear<false>(layer.x_weight, nullptr, memory.u.get(), channels, channels, memory.low_rank.get(), projected, batch);
     linear<false>(layer.dt_weight, nullptr, memory.low_rank.get(), projected, call.rank, memory.delta.get(), channels,
                   batch);
-#pragma omp for schedule(static)
-    for (int64_t first = 0; first < channels; first += kLanes<float>) step_scan(call, layer, l, first, memory);
-    linear<true>(layer.out_weight, layer.out_bias, memory.delta.get(), channels, channels, call.hidden, call.width, batch);
+#pragma omp for schedule(static) collapse(2)
+    for (int64_t b = 0; b < batch; b++)
+      for (int64_t first = 0; first < channels; first += kLanes<float>) step_scan(call, layer, l, b, first, memory);
+    linear<true>(layer.out_weight, layer.out_bias, memory.delta.get(), channels, channels, call.hidden, call.width,
+                 batch);
   }
 }
 
