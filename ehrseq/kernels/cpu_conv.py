@@ -23,7 +23,7 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 def _sizes(x: Tensor, weight: Tensor, silu: bool) -> list[int]:
     batch, length, channels = x.shape
-    dtype, threads = _compute_dtype(x), cpu_library.num_threads()
+    dtype, threads = _compute_dtype(x), cpu_library.num_threads(batch * length * channels * weight.shape[1])
     splits = cpu_library.splits(batch, channels, dtype, threads)
     return [int(dtype == torch.float64), batch, length, channels, weight.shape[1], splits, threads, int(silu)]
 

@@ -72,10 +72,13 @@ def library() -> Library | None:
     return _loaded[0]
 
 
-@torch.compiler.assume_constant_result
 def why_no_library() -> str | None:
     """None when the kernels can be used, else the reason and what to do about it."""
     return None if library() is not None else (_loaded or (None, ""))[1]
+
+
+# What `torch.compiler.assume_constant_result` sets; calling it would import the whole compiler (about a second).
+why_no_library._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def variants() -> list[str]:
@@ -91,9 +94,13 @@ def variants() -> list[str]:
     return ["x86-64-v3"] if capability == "AVX2" else []
 
 
-def num_threads() -> int:
-    """Threads for a call: torch's number; one in a forked process, which OpenMP's threads did not follow."""
-    return 1 if _forked else torch.get_num_threads()
+# State updates (scan) or taps (convolution) below which waking other threads costs more than they bring.
+_WORK_OF_A_THREAD = 1 << 17
+
+
+def num_threads(work: int) -> int:
+    """Threads for a call of so much work: at most torch's number; one in a forked process, where OpenMP has none."""
+    return 1 if _forked else max(1, min(torch.get_num_threads(), work // _WORK_OF_A_THREAD))
 
 
 def _load() -> tuple[Library | None, str]:

@@ -44,7 +44,7 @@ class _Call:
         self.parameters = [contiguous(t, dtype) for t in (A, D, delta_bias, initial_state)]
         self.reset_mask = reset_mask
         batch, length, channels = u.shape
-        threads = cpu_library.num_threads()
+        threads = cpu_library.num_threads(batch * length * channels * A.shape[1])
         self.sizes = [
             int(dtype == torch.float64),
             batch,

@@ -117,6 +117,21 @@ def test_half_precision_convolution_is_rounded_once(backend, dtype):
     check_conv(backend, conv_inputs(length=70, channels=37, dtype=dtype), 2 * torch.finfo(dtype).eps)
 
 
+@SCANS
+@pytest.mark.parametrize("state", [1, 4, 16, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("left_out", [(), ("initial_state",), ("D", "z", "delta_bias")])
+def test_a_single_step_without_gradients(backend, state, dtype, left_out):
+    inputs = scan_inputs(3, 1, 37, state, dtype)
+    inputs = {k: v for k, v in inputs.items() if k not in left_out}
+    for mask in (None, torch.tensor([[True], [False], [True]])):
+        y, final_state = selective_scan(**inputs, reset_mask=mask, return_final_state=True, backend=backend)
+        want = selective_scan_naive(**as_double(inputs), reset_mask=mask, return_final_state=True)
+        tolerance = 1e-13 if dtype == torch.float64 else 1e-6
+        assert max_error(y, want[0]) < max(tolerance, torch.finfo(dtype).eps)
+        assert max_error(final_state, want[1]) < tolerance
+
+
 # --- long sequences, tiny and huge steps -----------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@
 // Shorter kernels stand at the end of the taps, behind zeros. No tap reaches over a reset; before step 0 stands the
 // initial state. Lanes are channels, and the last inputs travel in registers.
 #pragma once
-#include <omp.h>
 #include "scan.h"
 
 namespace ehrseq {
@@ -80,28 +79,13 @@ template <class T, int Tile> struct ConvPlan {
       }
     }
   }
-
-  template <class Work> void run(int64_t tasks, Work work) const {
-    const int threads = int(std::min(call.threads, tasks));
-    if (threads <= 1) {  // see scan_forward
-      const FlushDenormals flush;
-      for (int64_t task = 0; task < tasks; task++) work(task);
-      return;
-    }
-#pragma omp parallel num_threads(threads)
-    {
-      const FlushDenormals flush;
-#pragma omp for schedule(static)
-      for (int64_t task = 0; task < tasks; task++) work(task);
-    }
-  }
 };
 
 template <class T> void conv_forward(const ConvCall& call) {
   typedef Vector<T> V;
   constexpr int W = kLanes<T>;
   const ConvPlan<T, kForwardTile> plan(call);
-  plan.run(call.batch * plan.tiles, [&](int64_t task) {
+  run_tasks(call.threads, call.batch * plan.tiles, [&](int, int64_t task) {
     const int64_t b = task / plan.tiles, tile = task % plan.tiles, t = tile * kForwardTile;
     const int steps = plan.steps(tile);
     V x[kPast + kForwardTile];
@@ -132,7 +116,7 @@ template <class T> void conv_backward(const ConvCall& call) {
   // steps give to the inputs 1, 2, 3 steps before the one at hand.
   constexpr int kCarried = kSums + kPast;
   const Buffer<V> carried(call.batch * plan.blocks * kCarried);
-  plan.run(call.batch * call.splits, [&](int64_t task) {
+  run_tasks(call.threads, call.batch * call.splits, [&](int, int64_t task) {
     const int64_t b = task / call.splits, split = task % call.splits;
     const int64_t k0 = plan.blocks * split / call.splits, k1 = plan.blocks * (split + 1) / call.splits;
     V* const carry = carried.get() + b * plan.blocks * kCarried;

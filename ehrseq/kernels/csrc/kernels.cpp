@@ -3,6 +3,7 @@
 #include "conv.h"
 #include "scan_backward.h"
 #include "scan_forward.h"
+#include "scan_step.h"
 #include "step.h"
 
 #define EHRSEQ_EXPORT extern "C" __attribute__((visibility("default")))
@@ -32,6 +33,7 @@ template <class T, int G> void forward(const ehrseq::ScanCall& call) {
     const auto padded = [&](int64_t group) { return (call.state + group - 1) / group * group; };
     if (padded(G) > padded(G / 2)) return forward<T, G / 2>(call);
   }
+  if (call.length == 1 && !call.tile_states) return ehrseq::scan_step<T>(call);
   ehrseq::scan_forward<T, G>(call);
 }
 template <class T, int G> void backward(const ehrseq::ScanCall& call) {

@@ -12,6 +12,7 @@
 // rounds finely; exp(x) - 1 takes the place of exp(x); and what the sum of both loses at the tile's end is carried on.
 // The same holds for the gradient of the state on the way back.
 #pragma once
+#include <omp.h>
 #include <algorithm>
 #include <cstdlib>
 #include <new>
@@ -55,6 +56,22 @@ template <class T> class Buffer {
  private:
   T* data_;
 };
+
+// work(thread, task) for every task. One thread goes without OpenMP: its threads do not survive a fork, and asking for
+// them in the child would hang.
+template <class Work> void run_tasks(int64_t threads, int64_t tasks, Work work) {
+  if (threads <= 1 || tasks <= 1) {
+    const FlushDenormals flush;
+    for (int64_t task = 0; task < tasks; task++) work(0, task);
+    return;
+  }
+#pragma omp parallel num_threads(int(std::min(threads, tasks)))
+  {
+    const FlushDenormals flush;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < tasks; task++) work(omp_get_thread_num(), task);
+  }
+}
 
 // Sizes of a call, and its A in the order in which the loops read it.
 template <class T> struct ScanPlan {

@@ -5,7 +5,6 @@
 //     dC_t = g_t h_t        dB_t = q_t d_t u_t        d(d_t u_t) = B_t q_t        d(d_t A) = q_t a_t h_{t-1},
 // summed over channels (B, C), states (d, u), or steps (A).
 #pragma once
-#include <omp.h>
 #include "scan.h"
 
 namespace ehrseq {
@@ -118,7 +117,7 @@ template <class T, int G> void scan_backward(const ScanCall& call) {
   const ScanPlan<T> plan(call, std::max(G, W));  // whole vectors of sums over the lanes
   const int padded = plan.padded;
   const int64_t task_blocks = plan.blocks / call.splits + 1, rows = call.batch * call.length;
-  const int threads = int(std::min(call.threads, plan.tasks()));
+  const int64_t threads = std::max<int64_t>(1, std::min(call.threads, plan.tasks()));
   // Per thread: gradients of the states and what they lost; sums for B and C; the tile's B and C; one group.
   const int64_t thread_vectors = 2 * task_blocks * padded + 2 * kTile * padded;
   const Buffer<V> vectors(threads * thread_vectors);
@@ -225,18 +224,19 @@ template <class T, int G> void scan_backward(const ScanCall& call) {
     plan.write_state(call.grad_initial_state, b, k0, k1, q);
   };
 
-  // Sums over the tasks: rows of B and C, then blocks of A, D and bias.
-  auto reduce_rows = [&](int64_t row) {
+  // Sums over the tasks: B and C of each batch row, then A, D and bias of each block.
+  auto reduce_row = [&](int, int64_t b) {
+    const int64_t size = call.length * plan.state;
     for (auto [parts, target] : {std::pair(part_B.get(), call.grad_B), std::pair(part_C.get(), call.grad_C)}) {
-      T* out = static_cast<T*>(target) + row * plan.state;
-      for (int n = 0; n < plan.state; n++) {
-        T sum = 0;
-        for (int64_t split = 0; split < call.splits; split++) sum += parts[(split * rows + row) * plan.state + n];
-        out[n] = sum;
+      T* out = static_cast<T*>(target) + b * size;
+      std::copy(parts + b * size, parts + (b + 1) * size, out);
+      for (int64_t split = 1; split < call.splits; split++) {
+        const T* part = parts + (split * call.batch + b) * size;
+        for (int64_t i = 0; i < size; i++) out[i] += part[i];
       }
     }
   };
-  auto reduce_block = [&](int64_t k) {
+  auto reduce_block = [&](int, int64_t k) {
     for (int n = 0; n < padded + 2; n++) {
       if (n >= plan.state && n < padded) continue;
       V sum{};
@@ -250,23 +250,9 @@ template <class T, int G> void scan_backward(const ScanCall& call) {
     }
   };
 
-  if (threads <= 1) {  // see scan_forward
-    const FlushDenormals flush;
-    for (int64_t task = 0; task < plan.tasks(); task++) work(0, task);
-    for (int64_t row = 0; row < rows; row++) reduce_rows(row);
-    for (int64_t k = 0; k < plan.blocks; k++) reduce_block(k);
-    return;
-  }
-#pragma omp parallel num_threads(threads)
-  {
-    const FlushDenormals flush;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < plan.tasks(); task++) work(omp_get_thread_num(), task);
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < rows; row++) reduce_rows(row);
-#pragma omp for schedule(static)
-    for (int64_t k = 0; k < plan.blocks; k++) reduce_block(k);
-  }
+  run_tasks(call.threads, plan.tasks(), work);
+  run_tasks(call.threads, call.batch, reduce_row);
+  run_tasks(call.threads, plan.blocks, reduce_block);
 }
 
 }  // namespace ehrseq

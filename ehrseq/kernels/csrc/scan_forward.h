@@ -1,7 +1,6 @@
 // The selective scan, forward. One pass over the tiles of a task; what leaves the registers is y and, when training, the
 // state before each tile.
 #pragma once
-#include <omp.h>
 #include "scan.h"
 
 namespace ehrseq {
@@ -59,7 +58,7 @@ template <class T, int G> void scan_forward(const ScanCall& call) {
   const ScanPlan<T> plan(call, G);
   const int padded = plan.padded;
   const int64_t task_blocks = plan.blocks / call.splits + 1;
-  const int threads = int(std::min(call.threads, plan.tasks()));
+  const int64_t threads = std::max<int64_t>(1, std::min(call.threads, plan.tasks()));
   const Buffer<V> states(threads * task_blocks * 2 * padded);  // of each block: the states, then what they lost
   const Buffer<T> scalars(threads * 2 * kTile * padded);
 
@@ -115,17 +114,7 @@ template <class T, int G> void scan_forward(const ScanCall& call) {
     plan.write_state(call.final_state, b, k0, k1, h);
   };
 
-  if (threads <= 1) {  // without OpenMP: its threads do not survive a fork, and asking for them would hang there
-    const FlushDenormals flush;
-    for (int64_t task = 0; task < plan.tasks(); task++) work(0, task);
-    return;
-  }
-#pragma omp parallel num_threads(threads)
-  {
-    const FlushDenormals flush;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < plan.tasks(); task++) work(omp_get_thread_num(), task);
-  }
+  run_tasks(call.threads, plan.tasks(), work);
 }
 
 }  // namespace ehrseq
