@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,10 +23,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from harness import machine, write_json
 from transformers import AutoModelForSequenceClassification, HfArgumentParser, set_seed
 
-from ehrseq.data.collation import DataCollatorForNextToken, DataCollatorForPrompts
 from ehrseq.data.mpf import PromptedDataset, balance_rows
+from ehrseq.data.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
 from ehrseq.data.simulate import ORDER_DEPENDENT_TASKS, simulate
 from ehrseq.demo import TASKS, true_risks
 from ehrseq.evaluation import Ranking, bootstrap_interval
@@ -57,13 +57,14 @@ class Arguments:
     seed: int = field(default=1, metadata={"help": "Seed of the training patients and of training."})
     test_seed: int = field(default=2, metadata={"help": "Seed of the test patients."})
     hidden_size: int = field(default=64, metadata={"help": "Width of the model."})
-    num_layers: int = field(default=2, metadata={"help": "Mamba blocks."})
-    state_size: int = field(default=16, metadata={"help": "State dimensions per channel."})
-    context: int = field(default=256, metadata={"help": "Context length."})
+    num_layers: int = field(default=1, metadata={"help": "Mamba blocks."})
+    state_size: int = field(default=8, metadata={"help": "State dimensions per channel."})
+    context: int = field(default=96, metadata={"help": "Context length."})
+    initialization: str = field(default="history_first", metadata={"help": '"history_first" or "paper".'})
     batch_size: int = field(default=32, metadata={"help": "Rows per step."})
     pretrain_share: float = field(default=0.5, metadata={"help": "Share of the budget for NTP."})
     pretrain_rate: float = field(default=3e-3, metadata={"help": "Peak learning rate of NTP."})
-    finetune_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of MPF."})
+    finetune_rate: float = field(default=3e-3, metadata={"help": "Peak learning rate of MPF."})
     max_test_rows: int = field(default=20_000, metadata={"help": "Test rows per task (drawn at random)."})
     threads: int = field(default=0, metadata={"help": "Threads of torch and XGBoost; 0 = all cores."})
 
@@ -82,9 +83,7 @@ class Stages:
 
     def write(self, name: str, result: Any) -> Any:
         """Keep a result; the file appears whole or not at all."""
-        part = self.folder / f"{name}.json.part"
-        part.write_text(json.dumps(result, indent=2))
-        part.replace(self.folder / f"{name}.json")
+        write_json(result, self.folder / f"{name}.json")
         return result
 
 
@@ -209,11 +208,13 @@ def train_and_score(arguments: Arguments, stages: Stages) -> None:
             num_hidden_layers=arguments.num_layers,
             state_size=arguments.state_size,
             max_position_embeddings=arguments.context,
+            initialization=arguments.initialization,
+            **({"time_step_min": 0.03, "time_step_max": 0.3} if arguments.initialization == "history_first" else {}),
         )
         model = EhrMambaForCausalLM(config)
-        collator = DataCollatorForNextToken(tokenizer)
+        collator = DataCollatorForPackedNextToken(tokenizer, arguments.context)
         rate = arguments.pretrain_rate
-        result = train("pretrain", model, windows, collator, arguments, minutes["pretrain"], rate, stages)
+        result = train("pretrain", model, PackableRows(windows), collator, arguments, minutes["pretrain"], rate, stages)
         model.save_pretrained(stages.folder / "pretrained")
         stages.write("pretrain", result | {"windows": len(windows)})
 
@@ -222,8 +223,8 @@ def train_and_score(arguments: Arguments, stages: Stages) -> None:
         rows = prompted_dataset(tokenizer, events, labels, arguments.context)
         sample = balance_rows(rows.task_ids, rows.labels, tokenizer.tasks, seed=arguments.seed)
         model.config.tasks = sample.store_in(model.config.tasks)
-        collator = DataCollatorForPrompts(tokenizer)
-        dataset, rate = rows.subset(sample.rows), arguments.finetune_rate
+        collator = DataCollatorForPackedPrompts(tokenizer, arguments.context)
+        dataset, rate = PackableRows(rows.subset(sample.rows)), arguments.finetune_rate
         result = train("finetune", model, dataset, collator, arguments, minutes["finetune"], rate, stages)
         model.save_pretrained(stages.folder / "checkpoint")
         tokenizer.save_pretrained(stages.folder / "checkpoint")
@@ -340,13 +341,13 @@ def report(arguments: Arguments, stages: Stages, threads: int) -> None:
                 )
             entry["mean_score"], entry["prevalence"] = float(own["score"].mean()), positives / own.height
         results[name] = entry
-    machine = {"cores": threads, "machine": platform.machine(), "torch": torch.__version__}
     training = {name: stages.read(name) for name in ("pretrain", "finetune")}
-    (stages.folder / "report.md").write_text(markdown(arguments, results, training, machine))
-    stages.write("report", {"tasks": results, "training": training, "machine": machine, "arguments": asdict(arguments)})
+    (stages.folder / "report.md").write_text(markdown(arguments, results, training, threads))
+    whole = {"tasks": results, "training": training, "machine": machine(), "arguments": asdict(arguments)}
+    stages.write("report", whole)
 
 
-def markdown(arguments: Arguments, results: dict[str, Any], training: dict[str, Any], machine: dict[str, Any]) -> str:
+def markdown(arguments: Arguments, results: dict[str, Any], training: dict[str, Any], threads: int) -> str:
     """The report as Markdown."""
 
     def interval(entry: dict[str, float]) -> str:
@@ -354,7 +355,7 @@ def markdown(arguments: Arguments, results: dict[str, Any], training: dict[str, 
 
     lines = [
         f"Trained on {arguments.patients:,} simulated patients within {arguments.budget_minutes:g} minutes on "
-        f"{machine['cores']} cores (EhrMamba, {arguments.num_layers} blocks, {arguments.hidden_size} wide, context "
+        f"{threads} threads (EhrMamba, {arguments.num_layers} blocks, {arguments.hidden_size} wide, context "
         f"{arguments.context}; NTP {training['pretrain']['minutes']:.1f} min, {training['pretrain']['rows']:,} rows; "
         f"MPF {training['finetune']['minutes']:.1f} min, {training['finetune']['rows']:,} rows), tested on "
         f"{arguments.test_patients:,} fresh ones.",

@@ -49,6 +49,7 @@ class DemoSettings:
         seed: Seed of the patients, the splits and training.
         hidden_size: Width of the model.
         num_layers: Mamba blocks.
+        state_size: State dimensions per channel.
         context: Context length in tokens.
         pretrain_tokens: Tokens seen in NTP.
         finetune_rows: Rows seen in MPF.
@@ -61,13 +62,14 @@ class DemoSettings:
     num_patients: int = 2500
     seed: int = 0
     hidden_size: int = 64
-    num_layers: int = 2
-    context: int = 256
+    num_layers: int = 1
+    state_size: int = 8
+    context: int = 96
     pretrain_tokens: int = 1_000_000
-    finetune_rows: int = 6_000
+    finetune_rows: int = 60_000
     max_test_rows: int = 2_000
     pretrain_rate: float = 3e-3
-    finetune_rate: float = 1e-3
+    finetune_rate: float = 3e-3
     batch_size: int = 32
 
 
@@ -143,9 +145,10 @@ def run_demo(
     tokenizer, coverage = _train_tokenizer(dataset, task_configs, settings, steps)
 
     backbone = _pretrain(dataset, tokenizer, task_configs, output, settings, steps)
+    parts: dict[str, str | list[str]] = {"train": ["pretrain", "train"], "tuning": "tuning", "held_out": "held_out"}
     splits = {
-        split: prompted_dataset(tokenizer, dataset.events(split), labels, settings.context)
-        for split in ("train", "tuning", "held_out")
+        name: prompted_dataset(tokenizer, dataset.events(part), labels, settings.context)
+        for name, part in parts.items()
     }
     model = _finetune(splits, tokenizer, backbone, output, settings, steps)
 
@@ -246,7 +249,7 @@ def _pretrain(
     steps: _Steps,
 ) -> Any:
     """NTP on pretrain + train (their labels are not used)."""
-    from ehrseq.data.collation import DataCollatorForNextToken
+    from ehrseq.data.packing import DataCollatorForPackedNextToken, PackableRows
     from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
 
     histories = tokenizer.encode_histories(dataset.events(["pretrain", "train"]))
@@ -259,7 +262,11 @@ def _pretrain(
         tasks=task_configs,
         hidden_size=settings.hidden_size,
         num_hidden_layers=settings.num_layers,
+        state_size=settings.state_size,
         max_position_embeddings=settings.context,
+        initialization="history_first",  # minutes of training are too few for the paper's
+        time_step_min=0.03,
+        time_step_max=0.3,
     )
     args = training_arguments(
         output / "pretrain",
@@ -271,7 +278,10 @@ def _pretrain(
     # The model is made after the seed is set by the arguments, so that a seed gives one model.
     model = EhrMambaForCausalLM(config)
     trainer = quiet_trainer(
-        model=model, args=args, train_dataset=windows, data_collator=DataCollatorForNextToken(tokenizer)
+        model=model,
+        args=args,
+        train_dataset=PackableRows(windows),
+        data_collator=DataCollatorForPackedNextToken(tokenizer, settings.context),
     )
     trainer.train()
     folder = output / "pretrained"
@@ -287,8 +297,10 @@ def _finetune(
     settings: DemoSettings,
     steps: _Steps,
 ) -> Any:
-    """MPF on the labelled rows of the train split, tasks balanced."""
+    """MPF on the labelled rows of pretrain + train (a demo has too few patients to keep them apart), tasks balanced."""
     from transformers import AutoModelForSequenceClassification
+
+    from ehrseq.data.packing import DataCollatorForPackedPrompts, PackableRows
 
     train = splits["train"]
     names = tokenizer.tasks
@@ -296,7 +308,7 @@ def _finetune(
     with quiet_loading():  # the new head is expected
         model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=2)
     model.config.tasks = sample.store_in(model.config.tasks)
-    steps.start("finetune", f"Multitask prompted finetuning: {len(sample.rows):,} of {len(train):,} rows")
+    steps.start("finetune", f"Multitask prompted finetuning: {len(sample.rows):,} rows drawn from {len(train):,}")
     args = training_arguments(
         output / "finetune",
         max_steps=max(1, len(sample.rows) // settings.batch_size),
@@ -304,7 +316,13 @@ def _finetune(
         learning_rate=settings.finetune_rate,
         seed=settings.seed,
     )
-    trainer = quiet_trainer(model=model, args=args, train_dataset=train.subset(sample.rows), processing_class=tokenizer)
+    trainer = quiet_trainer(
+        model=model,
+        args=args,
+        train_dataset=PackableRows(train.subset(sample.rows)),
+        data_collator=DataCollatorForPackedPrompts(tokenizer, settings.context),
+        processing_class=tokenizer,
+    )
     trainer.train()
     return model.eval()
 
