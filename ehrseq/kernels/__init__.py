@@ -13,8 +13,8 @@ import importlib
 from .backend import KernelBackend
 
 # Fastest first. Each module has SCAN_BACKEND or CONV_BACKEND.
-_SCAN_MODULES = {"triton": "triton_scan", "cpp": "cpu_scan"}
-_CONV_MODULES = {"triton": "triton_conv", "cpp": "cpu_conv"}
+_SCAN_MODULES = {"cuda": "cuda_scan", "triton": "triton_scan", "cpp": "cpu_scan"}
+_CONV_MODULES = {"cuda": "cuda_scan", "triton": "triton_conv", "cpp": "cpu_conv"}
 
 
 def scan_backends() -> dict[str, KernelBackend]:
