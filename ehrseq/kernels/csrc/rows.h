@@ -16,23 +16,32 @@ EHRSEQ_INLINE float widen(Bfloat16 x) {
   memcpy(&y, &bits, 4);
   return y;
 }
+// Not _Float16: GCC has it in C++ from 12 (x86) and 13 (ARM) on only.
+#if defined(__F16C__)
+EHRSEQ_INLINE float widen(Float16 x) { return _cvtsh_ss(x.bits); }
+EHRSEQ_INLINE Float16 narrow_half(float x) { return {uint16_t(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT))}; }
+#elif defined(__aarch64__)
 EHRSEQ_INLINE float widen(Float16 x) {
-  _Float16 y;
+  __fp16 y;
   memcpy(&y, &x, 2);
   return float(y);
 }
+EHRSEQ_INLINE Float16 narrow_half(float x) {
+  const __fp16 y = __fp16(x);
+  Float16 z;
+  memcpy(&z, &y, 2);
+  return z;
+}
+#else
+#error "half precision needs F16C (x86-64-v3) or aarch64"
+#endif
 EHRSEQ_INLINE float widen(float x) { return x; }
 EHRSEQ_INLINE double widen(double x) { return x; }
 
 template <class S> EHRSEQ_INLINE S narrow(double x);
 template <> EHRSEQ_INLINE float narrow<float>(double x) { return float(x); }
 template <> EHRSEQ_INLINE double narrow<double>(double x) { return x; }
-template <> EHRSEQ_INLINE Float16 narrow<Float16>(double x) {
-  const _Float16 y = _Float16(float(x));
-  Float16 z;
-  memcpy(&z, &y, 2);
-  return z;
-}
+template <> EHRSEQ_INLINE Float16 narrow<Float16>(double x) { return narrow_half(float(x)); }
 template <> EHRSEQ_INLINE Bfloat16 narrow<Bfloat16>(double x) {
   const float y = float(x);
   uint32_t bits;
