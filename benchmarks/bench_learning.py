@@ -99,6 +99,7 @@ def seconds_per_step(trainer: Any, steps: int = 12) -> float:
     """Median wall time of a training step, after a warm-up."""
     trainer.create_optimizer()
     trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1  # `train` would set it
     times = []
     for number, batch in enumerate(trainer.get_train_dataloader()):
         start = time.perf_counter()

@@ -39,6 +39,8 @@ logger = logging.get_logger(__name__)
 
 TASKS = ("mortality_30d", "long_stay_7d", "readmission_30d", "hypertension", "fluid_disorder", "lipid_disorder")
 
+FINETUNE_PASSES = 6  # as in the paper; more would only learn few patients by heart
+
 
 @dataclass(frozen=True)
 class DemoSettings:
@@ -52,7 +54,7 @@ class DemoSettings:
         state_size: State dimensions per channel.
         context: Context length in tokens.
         pretrain_tokens: Tokens seen in NTP.
-        finetune_rows: Rows seen in MPF.
+        finetune_rows: Rows seen in MPF, but at most `FINETUNE_PASSES` over the labelled rows.
         max_test_rows: Rows per task that are scored for the evaluation (all patients stay in).
         pretrain_rate: Peak learning rate of NTP.
         finetune_rate: Peak learning rate of MPF.
@@ -304,7 +306,8 @@ def _finetune(
 
     train = splits["train"]
     names = tokenizer.tasks
-    sample = balance_rows(train.task_ids, train.labels, names, num_rows=settings.finetune_rows, seed=settings.seed)
+    num_rows = min(settings.finetune_rows, FINETUNE_PASSES * len(train))
+    sample = balance_rows(train.task_ids, train.labels, names, num_rows=num_rows, seed=settings.seed)
     with quiet_loading():  # the new head is expected
         model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=2)
     model.config.tasks = sample.store_in(model.config.tasks)
