@@ -1,8 +1,8 @@
 """Build hook: compiles the C++ kernels into the wheel, or leaves them out where no compiler is.
 
 With them the wheel is for this platform and any Python 3 (`py3-none-linux_x86_64`), without them it is `py3-none-any`:
-the install succeeds either way. pip hides what a build says (unless `pip install -v`); `ehrseq doctor` says what came of
-it. An editable install compiles into the source tree, a wheel's build touches nothing there.
+the install succeeds either way. pip hides what a build says (unless `pip install -v`); `ehrseq doctor` says what
+came of it. An editable install compiles into the source tree, a wheel's build touches nothing there.
 """
 
 from __future__ import annotations
