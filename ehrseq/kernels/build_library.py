@@ -34,7 +34,6 @@ OPTIONS = [
     "-O3",
     "-shared",
     "-fPIC",
-    "-fopenmp",
     "-fvisibility=hidden",
     "-fno-math-errno",
     "-fno-trapping-math",
@@ -75,13 +74,22 @@ def build_libraries(target: Path = LIBRARIES) -> tuple[list[Path], str]:
             f"No C++ compiler ({os.environ.get('CXX') or 'g++, clang++'}): the torch backend is used, several times "
             "slower on CPU. Install g++ and then install ehrseq again."
         )
+    built, said = _compile(compiler, ["-fopenmp"], target)
+    if not built:  # Clang often comes without an OpenMP runtime
+        built, plain = _compile(compiler, [], target)
+        said = f"Without OpenMP, on one thread: {plain}" if built else said
+    return built, said
+
+
+def _compile(compiler: list[str], more_options: list[str], target: Path) -> tuple[list[Path], str]:
+    """All variants at once, each in its own process; (what compiled, a sentence about it)."""
     target.mkdir(parents=True, exist_ok=True)
     built, failures = [], []
     with tempfile.TemporaryDirectory() as scratch:
         jobs = {}
         for name, options in VARIANTS[platform.machine()].items():
             output = Path(scratch) / f"libehrseq-{name}.so"
-            command = [*compiler, *OPTIONS, *options, str(SOURCES / "kernels.cpp"), "-o", str(output)]
+            command = [*compiler, *OPTIONS, *more_options, *options, str(SOURCES / "kernels.cpp"), "-o", str(output)]
             jobs[output] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for output, job in jobs.items():
             messages = job.communicate()[0]

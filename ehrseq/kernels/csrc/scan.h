@@ -12,12 +12,14 @@
 // rounds finely; exp(x) - 1 takes the place of exp(x); and what the sum of both loses at the tile's end is carried on.
 // The same holds for the gradient of the state on the way back.
 #pragma once
-#include <omp.h>
 #include <algorithm>
 #include <cstdlib>
 #include <new>
 #include <type_traits>
 #include "rows.h"
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 
 namespace ehrseq {
 
@@ -57,6 +59,14 @@ template <class T> class Buffer {
   T* data_;
 };
 
+inline int thread_number() {
+#if defined(_OPENMP)
+  return omp_get_thread_num();
+#else
+  return 0;  // a compiler without OpenMP: every loop runs on one thread
+#endif
+}
+
 // work(thread, task) for every task. One thread goes without OpenMP: its threads do not survive a fork, and asking for
 // them in the child would hang.
 template <class Work> void run_tasks(int64_t threads, int64_t tasks, Work work) {
@@ -69,7 +79,7 @@ template <class Work> void run_tasks(int64_t threads, int64_t tasks, Work work) 
   {
     const FlushDenormals flush;
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < tasks; task++) work(omp_get_thread_num(), task);
+    for (int64_t task = 0; task < tasks; task++) work(thread_number(), task);
   }
 }
 

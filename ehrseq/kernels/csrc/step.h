@@ -5,7 +5,6 @@
 // Weights are read where the model keeps them, in its layout, so that a changed weight is never stale. A single row is
 // bound by the bytes of the weights: each is read once, in order. More rows share what was read.
 #pragma once
-#include <omp.h>
 #include "scan.h"
 
 namespace ehrseq {

@@ -11,7 +11,11 @@
 #endif
 
 #define EHRSEQ_INLINE __attribute__((always_inline)) inline
+#if defined(__clang__)
+#define EHRSEQ_UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define EHRSEQ_UNROLL _Pragma("GCC unroll 64")
+#endif
 
 namespace ehrseq {
 
