@@ -118,7 +118,7 @@ def _load() -> tuple[Library | None, str]:
     return None, (
         "; ".join(reasons)
         or "no compiled kernels were installed with ehrseq (there was no C++ compiler): install g++, then "
-        "`pip install --force-reinstall --no-deps --no-binary ehrseq ehrseq`"
+        "`pip install --force-reinstall --no-deps --no-cache-dir --no-binary ehrseq ehrseq`"
     )
 
 
