@@ -10,7 +10,10 @@ BENCH  ?= runs/bench
 .PHONY: install demo test test-full lint bench clean
 
 # constraints.txt pins every version; without it torch's default build brings gigabytes of CUDA libraries.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# The kernels are compiled by the installation, so a change of theirs asks for it again.
+KERNELS := hatch_build.py ehrseq/kernels/build_library.py $(wildcard ehrseq/kernels/csrc/*)
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
