@@ -13,17 +13,14 @@ from torch import Tensor
 from . import cpu_library
 from .backend import KernelBackend
 from .cpu_library import contiguous, pointer, rows, rows_fields
+from .operators import compute_dtype, fake_gradients, register_conv_autograd
 
 MAX_KERNEL = 4  # kTaps of csrc/conv.h
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _sizes(x: Tensor, weight: Tensor, silu: bool) -> list[int]:
     batch, length, channels = x.shape
-    dtype, threads = _compute_dtype(x), cpu_library.num_threads(batch * length * channels * weight.shape[1])
+    dtype, threads = compute_dtype(x), cpu_library.num_threads(batch * length * channels * weight.shape[1])
     splits = cpu_library.splits(batch, channels, dtype, threads)
     return [int(dtype == torch.float64), batch, length, channels, weight.shape[1], splits, threads, int(silu)]
 
@@ -36,7 +33,7 @@ def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, reset_mask: Tensor | None, silu: bool
 ) -> Tensor:
     """The output for plain CPU tensors."""
-    dtype = _compute_dtype(x)
+    dtype = compute_dtype(x)
     x = rows(x)
     out = torch.empty(x.shape, dtype=x.dtype)
     parameters = [contiguous(t, dtype) for t in (weight, bias, initial_state)]
@@ -78,7 +75,7 @@ def causal_conv1d_backward_op(
     grad: Tensor,
 ) -> list[Tensor]:
     """Gradients of x, weight, bias and initial_state, those that are there, in their dtypes."""
-    dtype = _compute_dtype(x)
+    dtype = compute_dtype(x)
     x, grad = rows(x), rows(grad)
     inputs = [contiguous(t, dtype) for t in (weight, bias, initial_state)]
     grad_x = torch.empty(x.shape, dtype=x.dtype)
@@ -108,27 +105,10 @@ def _(
     silu: bool,
     grad: Tensor,
 ) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in (x, weight, bias, initial_state) if t is not None]
+    return fake_gradients(x, weight, bias, initial_state)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, silu = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.silu = silu
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    if torch.is_grad_enabled():  # create_graph=True
-        raise RuntimeError(
-            "The cpp backend of causal_conv1d has no second derivative: use backward without create_graph=True, "
-            "or causal_conv1d with backend='naive'."
-        )
-    tensors = ctx.saved_tensors
-    grads = iter(causal_conv1d_backward_op(*tensors, ctx.silu, grad))
-    return (*(None if t is None else next(grads) for t in tensors[:4]), None, None)
-
-
-causal_conv1d_op.register_autograd(_backward, setup_context=_setup_context)
+register_conv_autograd(causal_conv1d_op, causal_conv1d_backward_op, "cpp")
 
 
 def _run(inputs: Any) -> Tensor:

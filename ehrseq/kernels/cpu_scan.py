@@ -15,10 +15,7 @@ from torch import Tensor
 from . import cpu_library
 from .backend import KernelBackend
 from .cpu_library import TILE_STEPS, contiguous, pointer, rows, rows_fields
-
-
-def _compute_dtype(u: Tensor) -> torch.dtype:
-    return torch.float64 if u.dtype == torch.float64 else torch.float32
+from .operators import compute_dtype, fake_gradients, register_scan_autograd, scan_arguments
 
 
 class _Call:
@@ -38,7 +35,7 @@ class _Call:
         initial_state: Tensor | None,
         reset_mask: Tensor | None,
     ) -> None:
-        dtype = _compute_dtype(u)
+        dtype = compute_dtype(u)
         self.u, self.delta, self.B, self.C = rows(u), rows(delta), rows(B), rows(C)
         self.z = None if z is None else rows(z)
         self.parameters = [contiguous(t, dtype) for t in (A, D, delta_bias, initial_state)]
@@ -80,7 +77,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *tensors, keep_states = arguments
     u, A = tensors[0], tensors[2]
     batch, length, channels = u.shape
-    dtype, state = _compute_dtype(u), A.shape[1]
+    dtype, state = compute_dtype(u), A.shape[1]
     y = torch.empty(u.shape, dtype=u.dtype)
     final_state = torch.empty(batch, channels, state, dtype=dtype)
     tiles = -(-length // TILE_STEPS) if keep_states else 0
@@ -134,7 +131,7 @@ def _(
     keep_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, channels = u.shape
-    dtype, state = _compute_dtype(u), A.shape[1]
+    dtype, state = compute_dtype(u), A.shape[1]
     tiles = (length + TILE_STEPS - 1) // TILE_STEPS if keep_states else 0
     return (
         u.new_empty(u.shape),
@@ -161,7 +158,7 @@ def selective_scan_backward_op(
     grad_final_state: Tensor | None,
 ) -> list[Tensor]:
     """Gradients of the tensors that are there, in the order of the arguments and in their dtypes."""
-    dtype = _compute_dtype(u)
+    dtype = compute_dtype(u)
     call = _Call(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset_mask)
     grad_y = None if grad_y is None else rows(grad_y)
     grad_final_state = contiguous(grad_final_state, dtype)
@@ -213,54 +210,14 @@ def _(
     grad_y: Tensor | None,
     grad_final_state: Tensor | None,
 ) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in (u, delta, A, B, C, D, z, delta_bias, initial_state) if t is not None]
+    return fake_gradients(u, delta, A, B, C, D, z, delta_bias, initial_state)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, delta_softplus, initial_state, reset_mask, keep_states = inputs
-    ctx.save_for_backward(*tensors, initial_state, reset_mask, output[2])
-    ctx.delta_softplus, ctx.keep_states = delta_softplus, keep_states
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    if torch.is_grad_enabled():  # create_graph=True
-        raise RuntimeError(
-            "The cpp backend of selective_scan has no second derivative: use backward without create_graph=True, "
-            "or selective_scan with backend='naive'."
-        )
-    if not ctx.keep_states:
-        raise RuntimeError(
-            "ehrseq::selective_scan was called with keep_states=False: there is nothing to go back from."
-        )
-    *tensors, initial_state, reset_mask, tile_states = ctx.saved_tensors
-    grads = iter(
-        selective_scan_backward_op(
-            *tensors, ctx.delta_softplus, initial_state, reset_mask, tile_states, grad_y, grad_final_state
-        )
-    )
-    by_input = [None if t is None else next(grads) for t in (*tensors, initial_state)]
-    return (*by_input[:8], None, by_input[8], None, None)
-
-
-selective_scan_op.register_autograd(_backward, setup_context=_setup_context)
+register_scan_autograd(selective_scan_op, selective_scan_backward_op, "ehrseq::selective_scan", "cpp")
 
 
 def _run(inputs: Any) -> tuple[Tensor, Tensor]:
-    arguments = (
-        inputs.u,
-        inputs.delta,
-        inputs.A,
-        inputs.B,
-        inputs.C,
-        inputs.D,
-        inputs.z,
-        inputs.delta_bias,
-        inputs.delta_softplus,
-        inputs.initial_state,
-        inputs.reset_mask,
-        inputs.needs_grad,
-    )
+    arguments = scan_arguments(inputs)
     # Without gradients the operator's dispatch, some 50 microseconds, would be most of a single step's time.
     if not inputs.needs_grad and cpu_library.is_plain(*arguments):
         y, final_state, _ = _forward(*arguments)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .backend import KernelBackend
+from .operators import compute_dtype, fake_gradients, register_conv_autograd
 from .triton_library import (
     DTYPES,
-    compute_dtype,
     contiguous,
     interpreted,
     mask_bytes,
@@ -138,27 +138,10 @@ def _(
     silu: bool,
     grad: Tensor,
 ) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in (x, weight, bias, initial_state) if t is not None]
+    return fake_gradients(x, weight, bias, initial_state)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, silu = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.silu = silu
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    if torch.is_grad_enabled():  # create_graph=True
-        raise RuntimeError(
-            "The triton backend of causal_conv1d has no second derivative: use backward without create_graph=True, "
-            "or causal_conv1d with backend='naive'."
-        )
-    tensors = ctx.saved_tensors
-    grads = iter(triton_causal_conv1d_backward_op(*tensors, ctx.silu, grad))
-    return (*(None if t is None else next(grads) for t in tensors[:4]), None, None)
-
-
-triton_causal_conv1d_op.register_autograd(_backward, setup_context=_setup_context)
+register_conv_autograd(triton_causal_conv1d_op, triton_causal_conv1d_backward_op, "triton")
 
 
 def _run(inputs: Any) -> Tensor:

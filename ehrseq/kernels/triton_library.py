@@ -41,11 +41,6 @@ def why_not_triton(device: torch.device) -> str | None:
     return None
 
 
-def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """float64 for float64, float32 for everything narrower."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current device, which need not be the tensors'."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

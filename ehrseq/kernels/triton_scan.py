@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .backend import KernelBackend
+from .operators import compute_dtype, fake_gradients, register_scan_autograd, scan_arguments
 from .triton_library import (
     DTYPES,
-    compute_dtype,
     contiguous,
     interpreted,
     mask_bytes,
@@ -231,54 +231,16 @@ def _(
     grad_y: Tensor | None,
     grad_final_state: Tensor | None,
 ) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in (u, delta, A, B, C, D, z, delta_bias, initial_state) if t is not None]
+    return fake_gradients(u, delta, A, B, C, D, z, delta_bias, initial_state)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, delta_softplus, initial_state, reset_mask, keep_states = inputs
-    ctx.save_for_backward(*tensors, initial_state, reset_mask, output[2])
-    ctx.delta_softplus, ctx.keep_states = delta_softplus, keep_states
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    if torch.is_grad_enabled():  # create_graph=True
-        raise RuntimeError(
-            "The triton backend of selective_scan has no second derivative: use backward without create_graph=True, "
-            "or selective_scan with backend='naive'."
-        )
-    if not ctx.keep_states:
-        raise RuntimeError(
-            "ehrseq::triton_selective_scan was called with keep_states=False: there is nothing to go back from."
-        )
-    *tensors, initial_state, reset_mask, tile_states = ctx.saved_tensors
-    grads = iter(
-        triton_selective_scan_backward_op(
-            *tensors, ctx.delta_softplus, initial_state, reset_mask, tile_states, grad_y, grad_final_state
-        )
-    )
-    by_input = [None if t is None else next(grads) for t in (*tensors, initial_state)]
-    return (*by_input[:8], None, by_input[8], None, None)
-
-
-triton_selective_scan_op.register_autograd(_backward, setup_context=_setup_context)
+register_scan_autograd(
+    triton_selective_scan_op, triton_selective_scan_backward_op, "ehrseq::triton_selective_scan", "triton"
+)
 
 
 def _run(inputs: Any) -> tuple[Tensor, Tensor]:
-    y, final_state, _ = triton_selective_scan_op(
-        inputs.u,
-        inputs.delta,
-        inputs.A,
-        inputs.B,
-        inputs.C,
-        inputs.D,
-        inputs.z,
-        inputs.delta_bias,
-        inputs.delta_softplus,
-        inputs.initial_state,
-        inputs.reset_mask,
-        inputs.needs_grad,
-    )
+    y, final_state, _ = triton_selective_scan_op(*scan_arguments(inputs))
     return y, final_state
 
 
