@@ -38,11 +38,8 @@ bench: install
 	$(BIN)/python benchmarks/bench_import.py --output $(BENCH)/import.json
 	$(BIN)/python benchmarks/bench_fhir.py --output $(BENCH)/fhir.json
 	$(BIN)/python benchmarks/bench_tokenizer.py --output $(BENCH)/tokenizer.json
-	$(BIN)/python benchmarks/bench_block.py --output $(BENCH)/block.json
 	$(BIN)/python benchmarks/bench_scan.py --output $(BENCH)/scan.json
-	$(BIN)/python benchmarks/bench_packing.py --output $(BENCH)/packing.json
-	$(BIN)/python benchmarks/bench_memory.py --output $(BENCH)/memory.json
-	$(BIN)/python benchmarks/bench_step.py --output $(BENCH)/step.json
+	$(BIN)/python benchmarks/mamba_table.py --output $(BENCH)
 	$(BIN)/python benchmarks/bench_learning.py --output $(BENCH)/learning
 
 clean:

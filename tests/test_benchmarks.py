@@ -1,6 +1,9 @@
 """The benchmarks' shared module: turns, medians, the machine, results that appear whole or not at all."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +55,17 @@ def test_a_result_is_written_with_its_machine_and_no_half_file_stays(tmp_path, c
 def test_every_benchmark_has_the_two_options():
     options = benchmark_parser("text", repeats=7).parse_args([])
     assert (options.repeats, options.output) == (7, None)
+
+
+@pytest.mark.slow
+def test_one_command_prints_the_table_of_the_blocks(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "mamba_table.py"
+    command = [sys.executable, str(script), "--quick", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert len(figures) >= 15
+    assert "| packed rows, lognormal lengths | rows padded to 2048 | >= 4 |" in done.stdout
+    # What is there is not measured again: a table of kept results takes no time.
+    (tmp_path / "step.json").unlink()
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert again.stderr.count("bench_") == 1
