@@ -10,6 +10,7 @@ _EXPORTS = {
     "patient_from_bundle": "fhir",
     "read_fhir": "fhir",
     "read_meds": "meds",
+    "load_physionet2012": "physionet2012",
     "ConversionReport": "report",
     "EVENT_COLUMNS": "schema",
     "EVENT_SCHEMA": "schema",

@@ -27,20 +27,22 @@ DEFAULT_SHARD_SIZE = 5_000_000
 def load_events(
     path: str | Path, *, on_error: str = "raise", progress: bool = True
 ) -> tuple[pl.DataFrame, ConversionReport]:
-    """Read FHIR or MEDS, whichever `path` holds.
+    """Read FHIR, MEDS or the PhysioNet challenge 2012, whichever `path` holds.
 
     Args:
-        path: Folder or file. Parquet or CSV is read as MEDS; `.ndjson`, `.jsonl` and `.json` (also gzipped) as FHIR R4.
-        on_error: FHIR only, see `read_fhir`.
+        path: Folder or file. Parquet or CSV is read as MEDS; `.ndjson`, `.jsonl` and `.json` (also gzipped) as FHIR R4;
+            text files of the challenge, or an archive of them, as `load_physionet2012` does.
+        on_error: FHIR and the challenge only, see `read_fhir`.
         progress: Show a progress bar where reading takes long.
 
     Returns:
         Events and the report of the conversion (with `source_splits` where the source has its own splits).
 
     Raises:
-        ValueError: `path` holds neither.
+        ValueError: `path` holds none of them.
     """
     from ehrseq.data.fhir import fhir_files, read_fhir
+    from ehrseq.data.physionet2012_files import is_challenge_data
 
     path = Path(path)
     if not path.exists():
@@ -59,6 +61,11 @@ def load_events(
         return read_meds_with_report(path)
     if is_fhir:
         return read_fhir(path, on_error=on_error, progress=progress)
+    if is_challenge_data(path):
+        from ehrseq.data.physionet2012 import load_physionet2012
+
+        stays = load_physionet2012(path, on_error=on_error)
+        return stays.events, stays.report
     endings = sorted(
         {
             "".join(file.suffixes[-2:]) or file.name

@@ -15,7 +15,7 @@ class ConversionReport:
 
     Attributes:
         source: Where the events came from.
-        format: `fhir` or `meds`.
+        format: `fhir`, `meds` or `physionet2012`.
         files: Files read.
         bytes_read: Bytes of (uncompressed) text read.
         resources_read: Type -> number of resources, FHIR only.
