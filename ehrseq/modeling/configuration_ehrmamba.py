@@ -9,6 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .hub_mixin import EhrConfigMixin, is_remote_code
+from .risk_tasks import RiskConfigMixin
 
 # Length of an interval token's gap in days, by the token's text: the middle of the interval that the token stands for.
 # [W_k] covers 7k .. 7k+6 days, [M_k] 30k .. 30k+29 days (but [M_0] only 28 and 29, since shorter gaps are weeks), [LT]
@@ -22,7 +23,7 @@ INTERVAL_DAYS: dict[str, float] = {
 
 
 @strict
-class EhrMambaConfig(EhrConfigMixin, PreTrainedConfig):
+class EhrMambaConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
     r"""Configuration of `EhrMambaModel` and its heads; the defaults are the paper's model (arXiv:2405.14567).
 
     Keyword-only and strictly typed: a value of the wrong type or out of range raises an error that names the field.
@@ -133,11 +134,7 @@ class EhrMambaConfig(EhrConfigMixin, PreTrainedConfig):
         self.tasks = [] if self.tasks is None else [dict(task) for task in self.tasks]
         self._check_values()
         super().__post_init__(**kwargs)
-        if self.class_weights is not None and len(self.class_weights) != self.num_labels:
-            raise ValueError(
-                f"class_weights has {len(self.class_weights)} values for num_labels={self.num_labels}: give one weight "
-                "a class, or None."
-            )
+        self.check_number_of_class_weights(self.num_labels)
 
     def _check_values(self) -> None:
         """Raise a ValueError for the first field whose value no model could be built from."""
@@ -166,17 +163,7 @@ class EhrMambaConfig(EhrConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"pad_token_id={self.pad_token_id}: expected an id below vocab_size={self.vocab_size}, or None."
             )
-        if self.class_weights is not None and min(self.class_weights, default=0.0) <= 0.0:
-            raise ValueError(f"class_weights={self.class_weights}: expected positive weights.")
-        for task in self.tasks or []:
-            if not isinstance(task.get("name"), str):
-                raise ValueError(
-                    f"tasks: {task!r} has no 'name'; expected dicts with name, token, horizon, definition, "
-                    "positive_label."
-                )
-            shift = task.get("log_odds_shift", 0.0)
-            if not isinstance(shift, int | float) or not math.isfinite(shift):
-                raise ValueError(f"tasks: log_odds_shift={shift!r} of {task['name']!r}: expected a finite number.")
+        self.check_tasks()
         runs = self.token_type_runs
         if runs is not None and (
             not runs
@@ -219,18 +206,6 @@ class EhrMambaConfig(EhrConfigMixin, PreTrainedConfig):
     def intermediate_size(self) -> int:
         """Channels inside a mixer."""
         return self.expand * self.hidden_size
-
-    @property
-    def class_weight_log_odds_shift(self) -> float:
-        """Shift of the log-odds of class 1 that `class_weights` causes: log(w[1] / w[0]), 0.0 without weights."""
-        if self.class_weights is None or len(self.class_weights) != 2:
-            return 0.0
-        return math.log(self.class_weights[1] / self.class_weights[0])
-
-    def log_odds_shifts(self) -> list[float]:
-        """Total shift of the log-odds of class 1 by task, of sampling and class weights together."""
-        weights_shift = self.class_weight_log_odds_shift
-        return [float(task.get("log_odds_shift", 0.0)) + weights_shift for task in self.tasks or []]
 
     def token_types(self) -> list[int] | None:
         """Type of every token id, length vocab_size, or None when unknown."""

@@ -192,10 +192,10 @@ def check_channels(config: EhrMambaConfig, shape: tuple[int, int], **channels: T
                 f"{name} holds NaN or infinite values: mend them before the model, they would spoil whole rows."
             )
         elif name == "segment_ids":
-            _check_segment_ids(channel)
+            check_segment_ids(channel)
 
 
-def _check_segment_ids(segment_ids: Tensor) -> None:
+def check_segment_ids(segment_ids: Tensor) -> None:
     """Packed sequences must be 1 .. S in order, each in one piece: otherwise tokens would be mixed silently."""
     starts = segment_starts(segment_ids)
     numbers = starts.cumsum(1).masked_fill(segment_ids <= 0, 0)
@@ -211,6 +211,7 @@ __all__ = [
     "EhrEmbeddings",
     "TimeEmbedding",
     "check_channels",
+    "check_segment_ids",
     "last_positions_of_segments",
     "last_real_positions",
     "segment_starts",

@@ -35,6 +35,7 @@ from .fast_linear import FastLinear
 from .fast_step import step_blocks
 from .hub_mixin import EhrHubMixin
 from .mamba_block import EhrMambaBlock, EhrMambaMixer, EhrMambaRMSNorm
+from .risk_tasks import RiskScoresMixin
 
 IGNORED_LABEL = -100  # transformers' own convention
 
@@ -357,7 +358,7 @@ class EhrMambaClassificationHead(nn.Module):
         return self.out_proj(self.dropout(F.silu(self.dense(self.dropout(pooled)))))
 
 
-class EhrMambaForSequenceClassification(EhrMambaPreTrainedModel):
+class EhrMambaForSequenceClassification(RiskScoresMixin, EhrMambaPreTrainedModel):
     """One head for every prompted task (MPF): it reads the hidden state of the last real token, the task token.
 
     Class 1 is the task's positive outcome. Use `risk_scores` to turn logits into probabilities.
@@ -446,42 +447,6 @@ class EhrMambaForSequenceClassification(EhrMambaPreTrainedModel):
             weight=None if weights is None else logits.new_tensor(weights),
             ignore_index=IGNORED_LABEL,
         )
-
-    def risk_scores(self, logits: Tensor, task_ids: Tensor | None = None) -> Tensor:
-        """P(positive) of each row: the one place where training's shift of the log-odds is taken back.
-
-        Args:
-            logits: [b, 2], or [b, S, 2] for packed rows.
-            task_ids: Index of each row's task in `config.tasks`, [b] or [b, S] (negative = padding). May be left out
-                where all tasks have the same shift.
-
-        Returns:
-            Probabilities, [b] or [b, S].
-
-        Raises:
-            ValueError: not two classes, a task id outside `config.tasks`, or no task ids though the tasks' shifts
-                differ.
-        """
-        if logits.shape[-1] != 2:
-            raise ValueError(f"risk_scores: got {logits.shape[-1]} classes, expected logits of two: [..., 2].")
-        shifts = self.config.log_odds_shifts() or [self.config.class_weight_log_odds_shift]
-        table = torch.tensor(shifts, dtype=torch.float32, device=logits.device)
-        log_odds = logits[..., 1].float() - logits[..., 0].float()
-        if task_ids is None:
-            if len(set(shifts)) > 1:
-                raise ValueError(
-                    "risk_scores: the tasks of this model have different log-odds shifts: give task_ids, the index "
-                    f"of each row's task in {[task['name'] for task in self.config.tasks or []]}."
-                )
-            return torch.sigmoid(log_odds - table[0])
-        task_ids = torch.as_tensor(task_ids, dtype=torch.int64, device=logits.device)
-        if task_ids.shape != log_odds.shape:
-            raise ValueError(f"risk_scores: task_ids {list(task_ids.shape)} do not match rows {list(log_odds.shape)}.")
-        if self.config.tasks and task_ids.numel() and int(task_ids.max()) >= len(self.config.tasks):
-            raise ValueError(
-                f"risk_scores: task id {int(task_ids.max())}, but config.tasks has {len(self.config.tasks)}."
-            )
-        return torch.sigmoid(log_odds - table[task_ids.clamp(min=0, max=len(shifts) - 1)])
 
 
 def real_tokens(attention_mask: Tensor | None, segment_ids: Tensor | None) -> Tensor | None:
