@@ -5,15 +5,17 @@
     cohort.write_fhir("fhir/")                             # the same as NDJSON, with duplicates
     cohort.true_risk("mortality_30d", subject_ids, times)  # P(positive label | what is recorded up to then)
 
-The disease process is documented in `simulate_process` (what happens) and `simulate_risk` (with which probability).
+The disease process is documented in `simulate_process` (what happens), `simulate_risk` (with which probability) and
+`simulate_history` (what a risk at any time means).
 Patient k of a seed is the same whatever the number of patients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,6 +23,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ehrseq.data.simulate_codes import VOCABULARY
+from ehrseq.data.simulate_history import RecordedHistory
 from ehrseq.data.simulate_process import DiseaseProcess
 from ehrseq.data.simulate_random import PatientStreams
 from ehrseq.data.simulate_risk import ORDER_DEPENDENT_TASKS, SCORES
@@ -113,22 +116,31 @@ class Simulation:
         self.progress = progress
         self.end_of_data = _EPOCH + timedelta(minutes=EXTRACTION)
         self._admissions: pl.DataFrame | None = None
+        self._histories: dict[int, RecordedHistory] = {}
 
     def __repr__(self) -> str:
         return f"Simulation(num_patients={self.num_patients}, seed={self.seed}, first_patient={self.first_patient})"
 
     def iter_blocks(self) -> Iterator[tuple[np.ndarray, Block]]:
         """(subject_ids int64 `[n]`, block) for each chunk of patients."""
-        starts = range(self.first_patient, self.first_patient + self.num_patients, self.chunk_size)
+        chunks = range(-(-self.num_patients // self.chunk_size))
         tables = []
-        hidden = not self.progress or self.num_patients <= self.chunk_size or not logging.is_progress_bar_enabled()
-        for start in tqdm(starts, desc="Simulating", unit="chunk", disable=hidden):
-            stop = min(start + self.chunk_size, self.first_patient + self.num_patients)
-            patients = np.arange(start, stop)
-            block = DiseaseProcess(PatientStreams(self.seed, patients), len(patients)).run()
-            tables.append(_admission_table(patients + 1, block))
-            yield patients + 1, block
+        for chunk in self._in_sight(chunks):
+            subject_ids, block = self._chunk(chunk)
+            tables.append(_admission_table(subject_ids, block))
+            yield subject_ids, block
         self._admissions = pl.concat(tables)
+
+    def _chunk(self, chunk: int) -> tuple[np.ndarray, Block]:
+        """subject_ids and block of one chunk of patients."""
+        first = self.first_patient + chunk * self.chunk_size
+        patients = np.arange(first, min(first + self.chunk_size, self.first_patient + self.num_patients))
+        return patients + 1, DiseaseProcess(PatientStreams(self.seed, patients), len(patients)).run()
+
+    def _in_sight(self, chunks: Sequence[int]) -> Iterable[int]:
+        """The chunks under a progress bar, where there are several."""
+        hidden = not self.progress or len(chunks) <= 1 or not logging.is_progress_bar_enabled()
+        return tqdm(chunks, desc="Simulating", unit="chunk", disable=hidden)
 
     def iter_events(self) -> Iterator[pl.DataFrame]:
         """The MEDS table chunk by chunk: nobody need hold a large cohort in memory."""
@@ -157,51 +169,72 @@ class Simulation:
     def true_risk(
         self,
         task: str,
-        subject_ids: Sequence[int] | np.ndarray,
-        prediction_times: Sequence[datetime] | np.ndarray | pl.Series,
+        subject_ids: Sequence[int] | np.ndarray | pl.Series,
+        times: Sequence[datetime] | np.ndarray | pl.Series,
     ) -> np.ndarray:
-        """P(positive label | everything recorded up to the prediction time), exact.
+        """P(positive label of the question asked at t | everything recorded up to t), in closed form, at any time.
+
+        At a task's own prediction times (a discharge alive; 24 hours after an admission) this is the exact risk of the
+        label. At another time t the question is asked as `simulate_history` defines it: the discharge tasks as if the
+        latest admission ended at t with a discharge alive, `long_stay_7d` as if the first 24 hours were over at t, or,
+        after them, given that the stay goes on. So a line through the times of a patient meets the risk of every label,
+        moves with each row that bears on it, and is what a model that is asked at t can be held against.
+
+        The asked patients' chunks are simulated once and about 5 kB a patient are kept for further questions.
 
         Args:
             task: One of `SIMULATED_TASKS`.
-            subject_ids: `[n]`.
-            prediction_times: `[n]`, naive UTC: the discharge of an admission, or for long_stay_7d 24 hours after its
-                start.
+            subject_ids: `[n]`, patients of this cohort.
+            times: `[n]`, UTC (naive, or with a time zone); read to the whole minute, the simulator's clock.
 
         Returns:
-            float64 `[n]`.
+            float64 `[n]`, NaN where there is no answer: from the patient's death on, after `end_of_data`, before the
+            first admission begins, for a new condition from its first diagnosis on, and for long_stay_7d outside of an
+            admission and where the stay has lasted 168 hours.
 
         Raises:
-            ValueError: An unknown task, lengths that differ, or a time at which the patient has no label of the task.
+            ValueError: An unknown task, lengths that differ, somebody who is not in the cohort, or no time.
         """
         if task not in SIMULATED_TASKS:
             raise ValueError(f"true_risk got task {task!r}; expected one of {list(SIMULATED_TASKS)}.")
-        times = pl.Series("prediction_time", prediction_times).cast(pl.Datetime("us"))
-        subjects = pl.Series("subject_id", subject_ids).cast(pl.Int64)
-        if len(times) != len(subjects):
+        patients, minutes = self._asked(subject_ids, times)
+        chunks = (patients - self.first_patient) // self.chunk_size
+        asked = np.unique(chunks)
+        for chunk in self._in_sight([chunk for chunk in asked.tolist() if chunk not in self._histories]):
+            ids, block = self._chunk(chunk)
+            self._histories[chunk] = RecordedHistory(block.events, len(ids))
+        risks = np.full(len(patients), np.nan)
+        for chunk in asked.tolist():
+            own = np.flatnonzero(chunks == chunk)
+            rows = patients[own] - self.first_patient - chunk * self.chunk_size
+            risks[own] = self._histories[chunk].risk(task, rows, minutes[own])
+        return risks
+
+    def _asked(self, subject_ids: Any, times: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the patients and whole minutes since 1970, int64 `[n]` each."""
+        subjects, moments = pl.Series("subject_id", subject_ids), pl.Series("time", times)
+        if len(moments) != len(subjects):
             raise ValueError(
-                f"true_risk got {len(subjects)} subject_ids and {len(times)} prediction_times; "
-                "expected as many of each."
+                f"true_risk got {len(subjects)} subject_ids and {len(moments)} times; expected as many of each."
             )
-        asked = pl.DataFrame([subjects, times]).with_row_index("asked")
-        table = self.admissions().filter(pl.col(task).is_not_null())
-        when = pl.col("start") + pl.duration(days=1) if task == "long_stay_7d" else pl.col("end")
-        known = table.select("subject_id", when.alias("prediction_time"), pl.col(task))
-        found = asked.join(known, on=["subject_id", "prediction_time"], how="left").sort("asked")
-        missing = found.filter(pl.col(task).is_null())
-        if len(missing):
-            row = missing.row(0, named=True)
-            where = (
-                "24 hours after an admission's start that the stay outlasts"
-                if task == "long_stay_7d"
-                else "discharges alive"
-            )
+        if len(subjects) == 0:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        if not subjects.dtype.is_integer() or subjects.null_count():
+            raise ValueError(f"true_risk got subject_ids of type {subjects.dtype}; expected integers without nulls.")
+        if not isinstance(moments.dtype, pl.Datetime) or moments.null_count():
             raise ValueError(
-                f"true_risk knows {task} at {where} of patients at risk; {len(missing)} of {len(asked)} times are "
-                f"none, the first: subject {row['subject_id']} at {row['prediction_time']}. Take the times from "
-                "ehrseq.tasks.label_events."
+                f"true_risk got times of type {moments.dtype}, {moments.null_count()} of {len(moments)} null; expected "
+                "a date and a time each (datetime, datetime64 or polars Datetime)."
             )
-        return found[task].to_numpy()
+        patients = subjects.cast(pl.Int64).to_numpy() - 1
+        strangers = (patients < self.first_patient) | (patients >= self.first_patient + self.num_patients)
+        if strangers.any():
+            raise ValueError(
+                f"true_risk got {np.unique(patients[strangers]).size} subject_ids that are not in this cohort, the "
+                f"first: {patients[strangers][0] + 1}; expected {self.first_patient + 1} to "
+                f"{self.first_patient + self.num_patients}."
+            )
+        return patients, moments.dt.epoch("us").to_numpy() // _MINUTE_US
 
     def write_fhir(self, folder: str | Path, *, compress: bool = False) -> Path:
         """Write the cohort as FHIR R4 NDJSON, see `simulate_fhir.write_fhir`."""

@@ -43,14 +43,15 @@ from ehrseq.data.simulate_codes import (
 )
 from ehrseq.data.simulate_random import PatientStreams, poisson_from_uniform
 from ehrseq.data.simulate_risk import (
-    FEATURES,
     NEXT_ADMISSION,
-    READING_HALF_LIFE_DAYS,
     READMISSION_BEFORE_DEATH,
     SCORES,
+    SHORT_STAY_HOURS,
     UTILISATION_HALF_LIFE_DAYS,
+    Recorded,
     outcome_risks,
     score_probabilities,
+    standardise,
 )
 from ehrseq.data.simulate_state import (
     DAY,
@@ -251,7 +252,6 @@ class DiseaseProcess:
         lead = (HOUR * (1 + 3 * draw.uniform(rows, phase, "lead"))).astype(np.int64)
         visit_start = np.where(via_emergency, start - lead, start)
         gap = np.maximum(visit_start - self.last_end[rows], HOUR) / DAY
-        gap_feature = np.tanh(np.log(30.0 / gap))
         dying = death != NEVER
         short = ~dying & draw.happens(rows, phase, "short stay", 0.06)
         early_end = np.where(
@@ -294,13 +294,14 @@ class DiseaseProcess:
 
         # 3. At 24 hours the length of stay is drawn from the score; what is drawn later does not bear on it.
         at_24h = start + DAY
-        features = self._features(rows, at_24h, visit_start, gap_feature)
+        features = self._features(rows, at_24h, visit_start, gap)
         long_stay = score_probabilities(features)[:, SCORES.index("long_stay_7d")]
         long_stay[brief] = np.nan
         phase += 1
         is_long = draw.happens(rows, phase, "long stay", long_stay)
         spread = draw.uniform(rows, phase, "length of stay")
-        hours = np.where(is_long, np.minimum(178 + 90 * -np.log(spread), 900), 29 + 127 * spread**1.6)
+        least, width, power = SHORT_STAY_HOURS
+        hours = np.where(is_long, np.minimum(178 + 90 * -np.log(spread), 900), least + width * spread**power)
         end = np.where(brief, early_end, start + (HOUR * hours).astype(np.int64))
 
         # 4. The rest of the stay.
@@ -309,7 +310,7 @@ class DiseaseProcess:
 
         # 5. The end: death in hospital, or discharge alive, with a culture that may come back late.
         since = end - np.maximum(self.previous_discharge[rows], ENTRY[0] - 10_000 * DAY)
-        mortality = score_probabilities(self._features(rows, end, visit_start, gap_feature))[:, 0]
+        mortality = score_probabilities(self._features(rows, end, visit_start, gap))[:, 0]
         expired = dying | (
             ~brief & (since > 30.5 * DAY) & draw.happens(rows, phase, "death in hospital", 0.4 * mortality)
         )
@@ -323,7 +324,7 @@ class DiseaseProcess:
         self.last_end[rows] = end
 
         # 6. What the discharge draws are made from.
-        features = self._features(rows, end, visit_start, gap_feature)
+        features = self._features(rows, end, visit_start, gap)
         draws = score_probabilities(features)
         blocked = end - self.previous_discharge[rows].clip(-(2**60)) < 365 * DAY
         risks = outcome_risks(draws, self.diagnosed[rows], blocked)
@@ -443,27 +444,19 @@ class DiseaseProcess:
 
     def _features(self, rows: np.ndarray, now: np.ndarray, visit_start: np.ndarray, gap: np.ndarray) -> np.ndarray:
         """Features of the scores at `now`, float64 `[n, features]`; see `simulate_risk`."""
-        age_of_reading = (now[:, None] - self.t_last[rows]) / DAY
-        latest = np.tanh(1.5 * self.z_last[rows]) * 2.0 ** (-age_of_reading / READING_HALF_LIFE_DAYS)
-        elapsed = (now - self.utilisation_at[rows]) / DAY
-        utilisation = np.log2(1.0 + self.utilisation[rows] * 2.0 ** (-elapsed / UTILISATION_HALF_LIFE_DAYS))
-        seen = self.t_last[rows] >= visit_start[:, None]
-        mean = self.z_sum[rows] / (1.0 + self.z_count[rows])
-        age = ((now - self.birth[rows]) / YEAR_MINUTES - 62.0) / 14.0
-        columns = [
+        recorded = Recorded(
+            self.z_last[rows],
+            self.t_last[rows],
+            self.z_sum[rows] / (1.0 + self.z_count[rows]),
+            self.coded_chronic[rows],
+            self.utilisation[rows],
+            self.utilisation_at[rows],
+            visit_start,
             gap,
-            utilisation,
-            seen[:, CHANNEL_INDEX["crp"]],
-            seen[:, CHANNEL_INDEX["lactate"]],
-            mean[:, CHANNEL_INDEX["ldl"]],
-            mean[:, CHANNEL_INDEX["glucose"]],
-            age,
+            self.birth[rows],
             self.male[rows],
-        ]
-        features = np.concatenate([latest, self.coded_chronic[rows], np.stack(columns, axis=1)], axis=1).astype(
-            np.float64
         )
-        return features.reshape(len(rows), len(FEATURES))
+        return recorded.features(now)
 
     def _open(self, rows: np.ndarray, code: np.ndarray | int, time: np.ndarray) -> np.ndarray:
         """Start an encounter; returns its number within the patient."""
@@ -518,11 +511,7 @@ class DiseaseProcess:
         digits, factor = _DECIMALS[channel, unit], _FACTORS[channel, unit]
         value = np.round(value * factor * digits) / digits
         # The state holds what a reader of the row sees: rounded, in its unit.
-        seen = value / factor
-        recorded = np.where(
-            _LOG[channel], np.log(np.maximum(seen, 1e-3)) - _LOCATION_LOG[channel], seen - _LOCATION[channel]
-        )
-        z = np.where(_PAIR[channel], up, recorded / _SCALE[channel])
+        z = standardise(channel, value / factor, up)
         minutes = time[row] + np.where(_PAIR[channel], 3, 0)
         code = _CHANNEL_CODES[channel, np.where(_PAIR[channel] & (up > 0), 1, 0)]
         shown = np.where(_PAIR[channel], np.nan, value)

@@ -20,9 +20,12 @@ measurement (`Channel`), read back from the rounded row in its unit:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from ehrseq.data.simulate_codes import CHANNELS, CHRONIC, CONDITION_TASKS
+from ehrseq.data.simulate_codes import CHANNEL_INDEX, CHANNELS, CHRONIC, CONDITION_TASKS
+from ehrseq.data.simulate_state import DAY, YEAR_MINUTES
 
 READING_HALF_LIFE_DAYS = 120.0
 UTILISATION_HALF_LIFE_DAYS = 120.0
@@ -133,6 +136,10 @@ NEXT_ADMISSION = 0.5
 """Probability of an admission in (30, 365] days for who neither died nor was readmitted nor is newly diagnosed."""
 
 
+SHORT_STAY_HOURS = (29.0, 127.0, 1.6)
+"""(a, b, c): a stay that outlasts 24 hours and is not long lasts a + b u^c hours, u uniform in (0, 1)."""
+
+
 def _weight_matrix() -> np.ndarray:
     matrix = np.zeros((len(SCORES), len(FEATURES)))
     for row, task in enumerate(SCORES):
@@ -145,6 +152,76 @@ WEIGHT_MATRIX = _weight_matrix()
 """float64 `[tasks, features]`."""
 
 INTERCEPT_VECTOR = np.array([INTERCEPTS[task] for task in SCORES])
+
+
+_PAIR = np.array([channel.is_pair for channel in CHANNELS])
+_LOG = np.array([channel.logarithmic for channel in CHANNELS])
+_LOCATION = np.array([channel.location for channel in CHANNELS])
+_LOCATION_LOG = np.log(np.where(_LOG, _LOCATION, 1.0))
+_SCALE = np.array([channel.scale for channel in CHANNELS])
+
+
+def standardise(channel: np.ndarray, value: np.ndarray, state: np.ndarray) -> np.ndarray:
+    """Read recorded readings back as z.
+
+    Args:
+        channel: int64 `[n]`, positions in `CHANNELS`.
+        value: float64 `[n]`, the recorded value in the channel's first unit (NaN for a pair of treatments).
+        state: float64 `[n]`, -1 or +1, which of a pair of treatments was given (read for pairs only).
+
+    Returns:
+        float64 `[n]`.
+    """
+    linear = value - _LOCATION[channel]
+    recorded = np.where(_LOG[channel], np.log(np.maximum(value, 1e-3)) - _LOCATION_LOG[channel], linear)
+    return np.where(_PAIR[channel], state, recorded / _SCALE[channel])
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the scores see of n patients, each at a time of its own.
+
+    Attributes:
+        z_last: float64 `[n, channels]`, the latest reading, 0 for none.
+        t_last: int64 `[n, channels]`, its minutes, long ago for none.
+        z_mean: float64 `[n, channels]`, sum of the readings / (1 + their number); read where `FEATURES` has a mean.
+        chronic: bool `[n, diseases]`, recorded chronic diseases.
+        utilisation: float64 `[n]`, the faded number of admissions at the time `utilisation_at`.
+        utilisation_at: int64 `[n]`, minutes of the start of the latest admission.
+        visit_start: int64 `[n]`, minutes of the start of the present visit.
+        gap: float64 `[n]`, days from the end of the visit before to `visit_start`.
+        birth: int64 `[n]`, minutes.
+        male: bool `[n]`.
+    """
+
+    z_last: np.ndarray
+    t_last: np.ndarray
+    z_mean: np.ndarray
+    chronic: np.ndarray
+    utilisation: np.ndarray
+    utilisation_at: np.ndarray
+    visit_start: np.ndarray
+    gap: np.ndarray
+    birth: np.ndarray
+    male: np.ndarray
+
+    def features(self, now: np.ndarray) -> np.ndarray:
+        """Features of the scores at `now` (int64 `[n]`, minutes): float64 `[n, features]`, columns as `FEATURES`."""
+        age_of_reading = (now[:, None] - self.t_last) / DAY
+        latest = np.tanh(1.5 * self.z_last) * 2.0 ** (-age_of_reading / READING_HALF_LIFE_DAYS)
+        elapsed = (now - self.utilisation_at) / DAY
+        seen = self.t_last >= self.visit_start[:, None]
+        columns = [
+            np.tanh(np.log(30.0 / self.gap)),
+            np.log2(1.0 + self.utilisation * 2.0 ** (-elapsed / UTILISATION_HALF_LIFE_DAYS)),
+            seen[:, CHANNEL_INDEX["crp"]],
+            seen[:, CHANNEL_INDEX["lactate"]],
+            self.z_mean[:, CHANNEL_INDEX["ldl"]],
+            self.z_mean[:, CHANNEL_INDEX["glucose"]],
+            ((now - self.birth) / YEAR_MINUTES - 62.0) / 14.0,
+            self.male,
+        ]
+        return np.concatenate([latest, self.chronic, np.stack(columns, axis=1)], axis=1).astype(np.float64)
 
 
 def score_probabilities(features: np.ndarray) -> np.ndarray:
@@ -190,3 +267,22 @@ def outcome_risks(draws: np.ndarray, diagnosed: np.ndarray, blocked: np.ndarray)
     for k, task in enumerate(CONDITION_TASKS):
         risks[task] = np.where(diagnosed[:, k], np.nan, (1.0 - death) * conditions[:, k])
     return risks
+
+
+def long_stay_while_open(probability: np.ndarray, minutes: np.ndarray) -> np.ndarray:
+    """P(the stay lasts over 168 hours | its draw's probability, and that it is not over), by Bayes' rule.
+
+    A long stay is always still going on then, a short one with probability 1 - ((h - a) / b)^(1/c), a, b, c of
+    `SHORT_STAY_HOURS`.
+
+    Args:
+        probability: float64 `[n]`, the draw's at 24 hours.
+        minutes: int64 `[n]`, whole minutes since the start of the admission, at most 168 hours.
+
+    Returns:
+        float64 `[n]`; the probability itself up to 29 hours, 1 from 156 hours on.
+    """
+    least, width, power = SHORT_STAY_HOURS
+    # Ends are cut to whole minutes: to be open at a minute means not to end before the next.
+    ended = np.clip(((minutes + 1) / 60.0 - least) / width, 0.0, 1.0) ** (1.0 / power)
+    return probability / (probability + (1.0 - probability) * (1.0 - ended))

@@ -16,6 +16,7 @@ from ehrseq.data.simulate_codes import CHANNELS, CHRONIC
 from ehrseq.data.simulate_risk import INTERCEPTS, WEIGHTS
 
 PREFIXES = {"hypertension": "I10", "fluid_disorder": "E87", "lipid_disorder": "E78"}
+END_OF_DATA = datetime(2022, 1, 1)
 DISCHARGE_CODES = ("VISIT_END//home", "VISIT_END//snf", "VISIT_END//hosp", "VISIT_END//exp")
 
 
@@ -109,25 +110,40 @@ def features(rows: list[dict[str, Any]], now: datetime) -> dict[str, float]:
 
 
 def risk(rows: list[dict[str, Any]], task: str, now: datetime) -> float:
-    """P(positive label) of one patient from the rows up to `now`."""
+    """P(positive label of the question asked at `now`) of one patient from the rows up to then; NaN for no answer."""
     seen = [row for row in rows if row["time"] is None or row["time"] <= now]
-    known = features(rows, now)
+    admissions = sorted((row["time"], row["visit_id"]) for row in seen if row["code"] == "VISIT_START//IMP")
+    if not admissions or any(row["code"] == "MEDS_DEATH" for row in seen) or now > END_OF_DATA:
+        return math.nan
+    admission, visit_id = admissions[-1]
 
-    def draw(name: str) -> float:
+    def draw(name: str, at: datetime) -> float:
+        known = features(rows, at)
         score = INTERCEPTS[name] + sum(weight * known[feature] for feature, weight in WEIGHTS[name].items())
         return 1 / (1 + math.exp(-score))
 
     if task == "long_stay_7d":
-        return draw(task)
-    death = draw("mortality_30d")
+        is_over = any(row["code"] in DISCHARGE_CODES and row["visit_id"] == visit_id for row in seen)
+        lasted = now - admission
+        if is_over or lasted >= timedelta(days=7):
+            return math.nan
+        long = draw(task, min(now, admission + timedelta(days=1)))
+        # A short stay lasts 29 + 127 u^1.6 hours: the share of u that is left of those that go on for another minute.
+        hours = lasted / timedelta(hours=1) + 1 / 60
+        left = 1.0 if hours < 29 else 1 - min(1.0, (hours - 29) / 127) ** (1 / 1.6)
+        return long / (long + (1 - long) * left)
+    diagnosed = {
+        name: any(row["code"].startswith("DIAGNOSIS//ICD10CM//" + prefix) for row in seen)
+        for name, prefix in PREFIXES.items()
+    }
+    death = draw("mortality_30d", now)
     if task == "mortality_30d":
         return death
     if task in PREFIXES:
-        return (1 - death) * draw(task)
+        return math.nan if diagnosed[task] else (1 - death) * draw(task, now)
     none = 1.0
-    discharges = sorted(row["time"] for row in seen if row["code"] in DISCHARGE_CODES)
-    if len(discharges) > 1 and now - discharges[-2] < timedelta(days=365):
-        for name, prefix in PREFIXES.items():
-            if not any(row["code"].startswith("DIAGNOSIS//ICD10CM//" + prefix) for row in seen):
-                none *= 1 - draw(name)
-    return death * 0.3 + (1 - death) * draw("readmission_30d") * none
+    earlier = [row["time"] for row in seen if row["code"] in DISCHARGE_CODES and row["time"] < admission]
+    if earlier and now - max(earlier) < timedelta(days=365):
+        for name in PREFIXES:
+            none *= 1.0 if diagnosed[name] else 1 - draw(name, now)
+    return death * 0.3 + (1 - death) * draw("readmission_30d", now) * none

@@ -198,17 +198,3 @@ def test_every_task_has_dozens_of_positives_among_two_thousand_patients():
 def test_bad_numbers_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         simulate(**options)
-
-
-@pytest.mark.parametrize(
-    ("task", "subjects", "times", "message"),
-    [
-        ("sepsis", [1], [datetime(2015, 1, 1)], "task 'sepsis'; expected one of"),
-        ("mortality_30d", [1, 2], [datetime(2015, 1, 1)], "2 subject_ids and 1 prediction_times"),
-        ("mortality_30d", [1], [datetime(1999, 1, 1)], "subject 1 at 1999-01-01"),
-        ("long_stay_7d", [99], [datetime(2015, 1, 1)], "24 hours after an admission"),
-    ],
-)
-def test_risks_are_told_at_prediction_times_only(task, subjects, times, message):
-    with pytest.raises(ValueError, match=message):
-        simulate(5, seed=1).true_risk(task, subjects, times)

@@ -207,7 +207,7 @@ def test_the_labelling_engine_finds_the_same_labels_and_asks_at_known_times(coho
     found = label_events(events, list(SIMULATED_TASKS), end_of_data=simulation.end_of_data).labels
     for task, expected in labels.items():
         table = found[task]
-        simulation.true_risk(task, table["subject_id"], table["prediction_time"])
+        assert np.isfinite(simulation.true_risk(task, table["subject_id"], table["prediction_time"])).all()
         renamed = expected.select("subject_id", prediction_time="time", expected="positive")
         both = renamed.join(table, on=["subject_id", "prediction_time"], how="full", coalesce=True)
         extra = both.filter(pl.col("expected").is_null())
