@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from ehrseq.data.simulate import simulate
     from ehrseq.hub import EhrModelCard, push_to_hub
     from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
+    from ehrseq.modeling.configuration_hymate import HyMaTEConfig
     from ehrseq.modeling.convert_odyssey import convert_odyssey_checkpoint
     from ehrseq.modeling.modeling_ehrmamba import (
         EhrMambaForCausalLM,
         EhrMambaForSequenceClassification,
         EhrMambaModel,
     )
+    from ehrseq.modeling.modeling_hymate import HyMaTEForPreTraining, HyMaTEForSequenceClassification, HyMaTEModel
     from ehrseq.pipelines.ehr_risk import EhrRiskPipeline
     from ehrseq.tasks import label_events, list_tasks, load_task
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
@@ -59,6 +61,10 @@ _EXPORTS = {
     "EhrMambaForCausalLM": "modeling.modeling_ehrmamba",
     "EhrMambaForSequenceClassification": "modeling.modeling_ehrmamba",
     "convert_odyssey_checkpoint": "modeling.convert_odyssey",
+    "HyMaTEConfig": "modeling.configuration_hymate",
+    "HyMaTEModel": "modeling.modeling_hymate",
+    "HyMaTEForPreTraining": "modeling.modeling_hymate",
+    "HyMaTEForSequenceClassification": "modeling.modeling_hymate",
     "EhrRiskPipeline": "pipelines.ehr_risk",
     "label_events": "tasks",
     "list_tasks": "tasks",
@@ -77,6 +83,10 @@ __all__ = [
     "EhrRiskPipeline",
     "EhrTokenizer",
     "EventDataset",
+    "HyMaTEConfig",
+    "HyMaTEForPreTraining",
+    "HyMaTEForSequenceClassification",
+    "HyMaTEModel",
     "__version__",
     "convert_odyssey_checkpoint",
     "label_events",

@@ -50,6 +50,14 @@ FAMILIES: dict[str, Family] = {
         },
         tokenizer="tokenization.tokenization_ehr:EhrTokenizer",
     ),
+    "hymate": Family(
+        config="modeling.configuration_hymate:HyMaTEConfig",
+        models={
+            "AutoModel": "modeling.modeling_hymate:HyMaTEModel",
+            "AutoModelForPreTraining": "modeling.modeling_hymate:HyMaTEForPreTraining",
+            "AutoModelForSequenceClassification": "modeling.modeling_hymate:HyMaTEForSequenceClassification",
+        },
+    ),
 }
 
 PIPELINES: dict[str, RegisteredPipeline] = {
