@@ -179,8 +179,10 @@ def score_rows(
         `[n]` scores.
 
     Raises:
-        ValueError: The tokenizer has a task that the model does not know.
+        ValueError: The tokenizer has a task that the model does not know, or `batch_size` is no number of rows.
     """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size got {batch_size!r}; expected a whole number of at least 1.")
     collate = DataCollatorForPrompts(tokenizer)
     # The rows count tasks as the tokenizer does, the shifts of the log-odds stand in the order of the config.
     known = [task["name"] for task in model.config.tasks]

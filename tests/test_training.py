@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.trainer_callback import TrainerCallback
 
-from ehrseq.training import count_training_steps, last_checkpoint, paper_schedule, use_paper_recipe
+from ehrseq.training import count_training_steps, last_checkpoint, paper_schedule, score_rows, use_paper_recipe
 
 
 def _rates(steps: int, peak: float) -> list[float]:
@@ -122,3 +122,9 @@ def test_the_last_checkpoint_is_found(tmp_path):
 def test_impossible_schedules_are_clear_errors(bad):
     with pytest.raises(ValueError, match="num_training_steps >= 1"):
         paper_schedule(**({"num_training_steps": 10} | bad))
+
+
+@pytest.mark.parametrize("batch_size", [0, -2, 1.5, True, "8", None])
+def test_scoring_needs_rows_in_a_batch(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size got {batch_size!r}; expected a whole number of at least 1"):
+        score_rows(None, None, None, batch_size=batch_size)

@@ -57,6 +57,7 @@ class EhrRiskPipeline(ChunkPipeline):
     _load_processor = False  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _check_batch_size(kwargs.get("batch_size"))
         super().__init__(*args, **kwargs)
         self._outside: Counter[tuple[str, str]] = Counter()  # (reason, task) of this call's answers
         self.encoder = self._check_encoder()
@@ -77,8 +78,9 @@ class EhrRiskPipeline(ChunkPipeline):
             with a `reason`, see above.
 
         Raises:
-            ValueError: An unknown task, an unreadable patient.
+            ValueError: An unknown task, an unreadable patient, a `batch_size` below 1.
         """
+        _check_batch_size(kwargs.get("batch_size"))
         # transformers looks into the first element of a list, so an empty one has to be answered here.
         if isinstance(inputs, list | tuple) and not inputs:
             self._sanitize_parameters(**{name: kwargs[name] for name in kwargs.keys() - {"batch_size", "num_workers"}})
@@ -265,6 +267,13 @@ class EhrRiskPipeline(ChunkPipeline):
         if not names:
             raise ValueError(f"tasks is empty: name at least one of {known}, or leave it out for all of them.")
         return list(dict.fromkeys(names))
+
+
+def _check_batch_size(batch_size: Any) -> None:
+    """Refuse what transformers and torch would fail on with words of their own."""
+    is_number = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+    if batch_size is not None and (not is_number or batch_size < 1):
+        raise ValueError(f"batch_size got {batch_size!r}; expected a whole number of at least 1.")
 
 
 def is_fhir(patient: Any) -> bool:

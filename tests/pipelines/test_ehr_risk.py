@@ -186,6 +186,9 @@ def test_a_fhir_bundle_without_the_package_names_the_package(risk: Any, monkeypa
         (PATIENTS[0], {"tasks": ["mortality_30d", 3]}, r"Unknown task.*3"),
         (PATIENTS[0], {"tasks": []}, "name at least one"),
         ([], {"tasks": "lipid_disorder"}, "Unknown task"),
+        (PATIENTS[0], {"batch_size": 0}, "batch_size got 0; expected a whole number of at least 1"),
+        (PATIENTS, {"batch_size": -1}, "batch_size got -1"),
+        ([], {"batch_size": 2.5}, "batch_size got 2.5"),
         (PATIENTS[0], {"top_k": 1}, r"Unknown argument.*top_k"),
         ({"resourceType": "Patient", "id": "p1"}, {}, "expected a Bundle"),
         ({"resourceType": "Bundle", "entry": []}, {}, "Patient"),
@@ -205,6 +208,11 @@ def test_a_fhir_bundle_without_the_package_names_the_package(risk: Any, monkeypa
 def test_bad_input_is_refused(risk: Any, given: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         risk(given, **options)
+
+
+def test_a_constructor_refuses_a_batch_without_rows(risk: Any) -> None:
+    with pytest.raises(ValueError, match="batch_size got 0"):
+        pipeline("ehr-risk", model=risk.model, tokenizer=risk.tokenizer, device="cpu", batch_size=0)
 
 
 @pytest.mark.parametrize(
