@@ -16,7 +16,7 @@ import polars as pl
 from ehrseq.data.meds import meds_files, read_meds_file, read_meds_with_report, read_splits
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, validate_events
-from ehrseq.data.splits import SPLIT_SCHEMA, assign_splits
+from ehrseq.data.splits import DEFAULT_FRACTIONS, SPLIT_SCHEMA, assign_splits, patients_needed
 from ehrseq.version import __version__
 
 MEDS_VERSION = "0.4.1"
@@ -200,9 +200,28 @@ class EventDataset:
             known = self.splits["split"].unique().sort().to_list()
             absent = [name for name in names if name not in known]
             if absent:
-                raise ValueError(f"{self.path} has no split {absent}; it has {known}.")
+                raise ValueError(self._why_absent(absent))
         frame = self._read(names)
         return frame.select(wanted)
+
+    def _why_absent(self, absent: list[str]) -> str:
+        """What to do about splits that hold nobody."""
+        sizes = dict(self.splits["split"].value_counts(name="n").sort("split").iter_rows())
+        if not sizes:
+            return (
+                f"{self.path} has no splits (metadata/subject_splits.parquet), so no {absent}; write it again with "
+                "write_dataset(load_events(path)[0], ...), which makes them."
+            )
+        held = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+        text = f"{self.path} has no patient in the split(s) {absent}; it has {sum(sizes.values()):,} patients: {held}."
+        if not set(absent) <= set(DEFAULT_FRACTIONS):
+            return f"{text} Name one of these splits."
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in DEFAULT_FRACTIONS.items())
+        return (
+            f"{text} Each split needs patients of its own, so that nothing is tested on whom it was trained on; a "
+            f"hash of the patient draws the split ({shares}), and from about {patients_needed()} patients on hardly "
+            "any is empty. Give more patients, or write_dataset(..., splits=...) with splits of your own."
+        )
 
     def _read(self, names: list[str] | None) -> pl.DataFrame:
         files = self.files

@@ -61,6 +61,28 @@ def assign_splits(
     )
 
 
+def patients_needed(fractions: Mapping[str, float] | None = None, *, certainty: float = 0.99) -> int:
+    """Patients from which on `assign_splits` leaves no split empty with this probability.
+
+    Args:
+        fractions: Split name -> share. Default `DEFAULT_FRACTIONS`.
+        certainty: Probability in (0, 1).
+
+    Returns:
+        The smallest n with sum_k (1 - share_k)^n <= 1 - certainty, which bounds the chance of an empty split.
+
+    Raises:
+        ValueError: A certainty outside (0, 1).
+    """
+    if not 0 < certainty < 1:
+        raise ValueError(f"certainty must lie between 0 and 1, got {certainty}.")
+    shares = np.array([share for share in (fractions or DEFAULT_FRACTIONS).values() if share > 0])
+    count = 1
+    while ((1 - shares) ** count).sum() > 1 - certainty:
+        count += 1
+    return count
+
+
 def _divide_train(given: pl.DataFrame, shares: Mapping[str, float], seed: int) -> pl.DataFrame:
     """A source's `train` as `pretrain` and `train`, in the proportion of the two shares."""
     both = shares["pretrain"] + shares.get("train", 0.0)

@@ -75,6 +75,24 @@ def test_a_sources_splits_are_respected(tmp_path):
     assert dataset.splits["split"].unique().to_list() == ["held_out"]
 
 
+def test_too_few_patients_for_a_split_are_an_error_that_says_how_many_are_needed(tmp_path):
+    dataset = write_dataset(events_of(4), tmp_path / "d", dataset_name="few")
+    held = dataset.splits["split"].unique().to_list()
+    absent = [name for name in ("pretrain", "train", "tuning", "held_out") if name not in held]
+    with pytest.raises(ValueError, match=rf"no patient in .*{absent[0]}.*has 4 patients.*about 75 patients"):
+        dataset.events(absent)
+    with pytest.raises(ValueError, match=r"no patient in the split\(s\) \['test'\].*Name one of these"):
+        dataset.events("test")
+
+
+def test_a_dataset_without_splits_says_so(tmp_path):
+    (tmp_path / "data").mkdir()
+    validate_events(events_of(3)).write_parquet(tmp_path / "data" / "0.parquet")
+    assert EventDataset(tmp_path).events().height == 90
+    with pytest.raises(ValueError, match=r"has no splits .*write_dataset"):
+        EventDataset(tmp_path).events("train")
+
+
 def test_a_foreign_dataset(ehr_data):
     dataset = EventDataset(ehr_data / "mimic-iv-demo-meds" / "0.0.1")
     tuning = dataset.events("tuning", columns=["subject_id", "code", "visit_id"])
@@ -124,7 +142,7 @@ def test_reading_what_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="holds no MEDS data"):
         EventDataset(tmp_path)
     dataset = write_dataset(events_of(), tmp_path / "d", dataset_name="x")
-    with pytest.raises(ValueError, match="has no split"):
+    with pytest.raises(ValueError, match="Name one of these splits"):
         dataset.events("test")
     with pytest.raises(ValueError, match="Unknown column"):
         dataset.events(columns=["hadm_id"])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ehrseq.data.splits import DEFAULT_FRACTIONS, assign_splits
+from ehrseq.data.splits import DEFAULT_FRACTIONS, assign_splits, patients_needed
 
 
 def test_shares_are_as_asked():
@@ -73,3 +73,14 @@ def test_bad_input(ids, options, message):
 
 def test_no_subjects():
     assert assign_splits([]).is_empty()
+
+
+def test_so_many_patients_leave_no_split_empty():
+    assert patients_needed() == 75  # 0.94^75 < 0.01 < 0.94^74
+    assert patients_needed({"a": 0.5, "b": 0.5, "none": 0.0}, certainty=0.9) == 5  # 2 / 2^5 < 0.1
+    assert patients_needed({"all": 1.0}) == 1
+    for certainty in (0, 1, -0.5):
+        with pytest.raises(ValueError, match="certainty must lie between 0 and 1"):
+            patients_needed(certainty=certainty)
+    splits = [assign_splits(range(75), seed=seed)["split"].n_unique() for seed in range(200)]
+    assert splits.count(4) >= 195
