@@ -57,6 +57,7 @@ FAMILIES: dict[str, Family] = {
             "AutoModelForPreTraining": "modeling.modeling_hymate:HyMaTEForPreTraining",
             "AutoModelForSequenceClassification": "modeling.modeling_hymate:HyMaTEForSequenceClassification",
         },
+        feature_extractor="tokenization.feature_extraction_hymate:HyMaTEFeatureExtractor",
     ),
 }
 

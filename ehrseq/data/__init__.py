@@ -18,6 +18,18 @@ _EXPORTS = {
     "validate_events": "schema",
     "validate_labels": "schema",
     "assign_splits": "splits",
+    "PHYSIONET2012": "triplets",
+    "StaticFeature": "triplets",
+    "TripletSpec": "triplets",
+    "TripletTable": "triplets",
+    "build_triplets": "triplets",
+    "select_variables": "triplets",
+    "ForecastRows": "triplet_rows",
+    "TripletRows": "triplet_rows",
+    "forecast_baselines": "triplet_rows",
+    "DataCollatorForPackedTriplets": "triplet_collation",
+    "DataCollatorForTriplets": "triplet_collation",
+    "PackableTriplets": "triplet_collation",
 }
 
 __all__ = list(_EXPORTS)
