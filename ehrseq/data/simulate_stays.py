@@ -1,0 +1,250 @@
+"""Simulated ICU stays in the files of the PhysioNet challenge 2012, with a planted signal and every stay's true risk.
+
+    stays = simulate_stays(2000, seed=7)
+    stays.write("simulated/", "a")        # simulated/set-a/<RecordID>.txt and simulated/Outcomes-a.txt
+    stays.true_risks                      # P(death in hospital | the stay's hidden course)
+
+The process. Every stay has a hidden severity s(h) at the hours h = 0 .. 47: s(0) ~ N(0, 1), then a mean-reverting walk
+around a straight line whose slope is the stay's own, N(0, 1) over 48 hours. A variable measured at hour h has the value
+
+    mean + spread * (0.6 * habit + loading * s(h) + noise),      habit ~ N(0, 1) by stay and variable, noise ~ N(0, 0.5)
+
+with the signs of the clinic in `loading` (the sicker, the faster the heart and the lower the pressure). Measured are
+vital signs about hourly and laboratory values a few times, more often in the sick: that something is measured tells as
+well. The death is drawn with
+
+    logit P = -2.6 + 0.9 late + 0.7 (late - early) + 0.5 (age - 65) / 15 + 0.4 [ICUType = 3]
+
+where late and early are the means of s over the last and the first 12 hours; so the level, the trend and the static
+values all count, and a model that reads a mean only does worse than one that reads the course. The files have the
+quirks of the real ones: -1 for what is missing, repeated minutes, outliers, stays without series. Nothing else is meant
+to be like real patients.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+HOURS = 48
+STAYS_SIMULATOR_VERSION = "1.0"
+"""Changes whenever a seed gives other stays."""
+
+# Variable -> (mean, spread, loading of the severity, measurements a day, decimals).
+_VARIABLES: dict[str, tuple[float, float, float, float, int]] = {
+    "ALT": (60, 30, 0.3, 0.8, 0),
+    "Albumin": (3.2, 0.5, -0.4, 0.6, 1),
+    "BUN": (25, 9, 0.6, 1.7, 0),
+    "Bilirubin": (1.2, 0.5, 0.4, 0.8, 1),
+    "Creatinine": (1.3, 0.4, 0.5, 1.7, 1),
+    "DiasABP": (60, 9, -0.3, 12, 0),
+    "FiO2": (0.5, 0.1, 0.4, 3, 2),
+    "GCS": (12, 2, -0.6, 6, 0),
+    "Glucose": (140, 30, 0.2, 1.8, 0),
+    "HCO3": (24, 3, -0.4, 1.7, 0),
+    "HCT": (31, 4, -0.1, 2.2, 1),
+    "HR": (85, 13, 0.5, 20, 0),
+    "K": (4.1, 0.4, 0.1, 1.8, 1),
+    "Lactate": (2.2, 0.8, 0.8, 1.2, 1),
+    "MAP": (78, 11, -0.5, 12, 0),
+    "Mg": (2, 0.25, 0.0, 1.7, 1),
+    "NISysABP": (118, 16, -0.4, 10, 0),
+    "Na": (139, 3.5, 0.0, 1.8, 0),
+    "PaCO2": (40, 6, 0.1, 2.5, 0),
+    "PaO2": (140, 35, -0.3, 2.5, 0),
+    "Platelets": (190, 60, -0.2, 1.7, 0),
+    "RespRate": (19, 4, 0.4, 8, 0),
+    "SaO2": (97, 1.2, -0.3, 1.5, 0),
+    "SysABP": (118, 17, -0.5, 12, 0),
+    "Temp": (37, 0.6, 0.1, 8, 1),
+    "Urine": (110, 45, -0.5, 14, 0),
+    "WBC": (12, 4, 0.2, 1.6, 1),
+    "pH": (7.38, 0.05, -0.4, 2.5, 2),
+}
+_LIMITS = {"FiO2": (0.21, 1), "GCS": (3, 15), "SaO2": (40, 100)}
+_INTERCEPT = -2.6
+
+
+@dataclass(frozen=True)
+class SimulatedStays:
+    """Stays drawn by `simulate_stays`.
+
+    Attributes:
+        record_ids: `[n]` RecordIDs.
+        true_risks: `[n]` probability of death in hospital, given the hidden course: what no model can beat on average.
+        deaths: `[n]` bool, drawn with it.
+        severity: `[n, 48]` the hidden severity.
+        rows: Table of the series: stay (position), minute, parameter, value (as text).
+        static: Table of age, gender, height, icu_type, weight by stay, -1 = missing.
+    """
+
+    record_ids: NDArray[np.int64]
+    true_risks: NDArray[np.float64]
+    deaths: NDArray[np.bool_]
+    severity: NDArray[np.float64]
+    rows: pl.DataFrame
+    static: pl.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.record_ids)
+
+    def write(self, folder: str | Path, name: str = "a") -> Path:
+        """Write `set-<name>/<RecordID>.txt` and `Outcomes-<name>.txt`.
+
+        Args:
+            folder: Folder to write into; made where it is absent.
+            name: Name of the set.
+
+        Returns:
+            The folder of the stays.
+
+        Raises:
+            ValueError: The set is there already.
+        """
+        target = Path(folder) / f"set-{name}"
+        outcomes = Path(folder) / f"Outcomes-{name}.txt"
+        if target.exists() or outcomes.exists():
+            raise ValueError(f"{target} or {outcomes} exists; give another folder or name.")
+        temporary = target.with_name(f".set-{name}.writing-{os.getpid()}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            series = dict(self.rows.group_by("stay").agg(pl.col("line").str.join("\n")).iter_rows())
+            for stay, (record, static) in enumerate(
+                zip(self.record_ids, self.static.iter_rows(named=True), strict=True)
+            ):
+                lines = ["Time,Parameter,Value", f"00:00,RecordID,{record}"]
+                lines += [f"00:00,{parameter},{value:g}" for parameter, value in static.items()]
+                if stay in series:
+                    lines.append(series[stay])
+                (temporary / f"{record}.txt").write_text("\n".join(lines) + "\n", "utf-8")
+            os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        unfinished = outcomes.with_name(f".{outcomes.name}.part")
+        unfinished.write_text(self._outcomes(), "utf-8")
+        unfinished.replace(outcomes)
+        return target
+
+    def _outcomes(self) -> str:
+        late = self.severity[:, -12:].mean(1)
+        saps = np.clip(np.round(14 + 4 * late), 0, 34).astype(int)
+        sofa = np.clip(np.round(6 + 3 * late), 0, 24).astype(int)
+        length = np.clip(np.round(9 + 5 * np.abs(late) + 2 * late), 2, 150).astype(int)
+        survival = np.where(self.deaths, length, -1)
+        table = zip(self.record_ids, saps, sofa, length, survival, self.deaths.astype(int), strict=True)
+        lines = ["RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_death"]
+        return "\n".join([*lines, *(",".join(map(str, row)) for row in table)]) + "\n"
+
+
+def simulate_stays(num_stays: int, seed: int = 0, *, first_record: int = 100_001) -> SimulatedStays:
+    """Draw ICU stays; stay k of a seed is the same whatever the number of stays.
+
+    Args:
+        num_stays: Number of stays.
+        seed: Seed.
+        first_record: RecordID of the first stay; the stays of a seed depend on it, so that two sets can be disjoint.
+
+    Raises:
+        ValueError: A number is no integer, or too small.
+    """
+    for name, value, least in (("num_stays", num_stays, 1), ("seed", seed, 0), ("first_record", first_record, 1)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name} got {value!r}; expected an integer of at least {least}.")
+    records = np.arange(first_record, first_record + num_stays, dtype=np.int64)
+    draws = [_draw(np.random.default_rng((seed, int(record)))) for record in records]
+    static, severity, death, *observed = (np.stack(parts) for parts in zip(*draws, strict=True))
+    late, early = severity[:, -12:].mean(1), severity[:, :12].mean(1)
+    age, icu_type = static[:, 0], static[:, 3]
+    logit = _INTERCEPT + 0.9 * late + 0.7 * (late - early) + 0.5 * (age - 65) / 15 + 0.4 * (icu_type == 3)
+    risk = 1 / (1 + np.exp(-logit))
+    names = ["Age", "Gender", "Height", "ICUType", "Weight"]
+    return SimulatedStays(
+        record_ids=records,
+        true_risks=risk,
+        deaths=death < risk,
+        severity=severity,
+        rows=_rows(severity, *observed),
+        static=pl.DataFrame({name: static[:, column] for column, name in enumerate(names)}),
+    )
+
+
+def _draw(rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
+    """Everything random of one stay: static, severity, the death's uniform, measured?, minute, noise, habit, oddity."""
+    variables = len(_VARIABLES)
+    age = np.clip(np.round(rng.normal(64, 16)), 16, 90)
+    gender, icu_type = float(rng.random() < 0.56), float(rng.integers(1, 5))
+    height, weight = np.round(rng.normal(165 + 10 * gender, 8), 1), np.round(rng.normal(72 + 12 * gender, 15), 1)
+    missing = rng.random(3)
+    static = np.array(
+        [
+            age,
+            gender if missing[0] > 0.002 else -1,
+            height if missing[1] > 0.47 else -1,
+            icu_type,
+            max(weight, 35) if missing[2] > 0.08 else -1,
+        ]
+    )
+    severity = np.empty(HOURS)
+    severity[0] = rng.normal()
+    slope, steps = rng.normal() / HOURS, rng.normal(scale=0.15, size=HOURS)
+    line = severity[0]
+    for hour in range(1, HOURS):
+        line += slope
+        severity[hour] = severity[hour - 1] + slope + 0.1 * (line - severity[hour - 1]) + steps[hour]
+    shape = (variables, HOURS)
+    return (
+        static,
+        severity,
+        np.asarray(rng.random()),
+        rng.random(shape),
+        rng.integers(0, 60, shape),
+        rng.normal(scale=0.5, size=shape),
+        rng.normal(size=variables),
+        rng.random((variables, HOURS)),
+        np.asarray(rng.random()),
+    )
+
+
+def _rows(
+    severity: NDArray[np.float64],
+    measured: NDArray[np.float64],
+    minute: NDArray[np.int64],
+    noise: NDArray[np.float64],
+    habit: NDArray[np.float64],
+    oddity: NDArray[np.float64],
+    without: NDArray[np.float64],
+) -> pl.DataFrame:
+    """Lines of the series by stay: what is measured, and of what value."""
+    mean, spread, loading, per_day, decimals = (np.array(column) for column in zip(*_VARIABLES.values(), strict=True))
+    # The sick are measured more often: up to about twice as often as the well.
+    often = 0.75 + 0.75 / (1 + np.exp(-severity))
+    rate = per_day[None, :, None] / 24 * often[:, None, :]
+    standard = 0.6 * habit[:, :, None] + loading[None, :, None] * severity[:, None, :] + noise
+    names = list(_VARIABLES)
+    lowest, highest = np.array([_LIMITS.get(name, (0, np.inf)) for name in names]).T[:, None, :, None]
+    value = np.clip(mean[None, :, None] + spread[None, :, None] * standard, lowest, highest)
+    value = np.where(oddity < 0.0002, value * 100, value)  # a slip of the decimal point
+    stay, variable, hour = np.nonzero((measured < rate) & (without >= 0.002)[:, None, None])
+    rounded = [f"{v:.{d}f}" for v, d in zip(value[stay, variable, hour], decimals[variable].astype(int), strict=True)]
+    frame = pl.DataFrame(
+        {
+            "stay": stay,
+            "minute": hour * 60 + minute[stay, variable, hour],
+            "parameter": np.asarray(names, dtype=object)[variable].tolist(),
+            "value": rounded,
+        }
+    ).sort("stay", "minute", "parameter")
+    clock = pl.format(
+        "{}:{}",
+        (pl.col("minute") // 60).cast(pl.String).str.zfill(2),
+        (pl.col("minute") % 60).cast(pl.String).str.zfill(2),
+    )
+    return frame.with_columns(pl.format("{},{},{}", clock, "parameter", "value").alias("line"))
