@@ -10,6 +10,12 @@ import torch.nn.functional as F
 from ehrseq.modeling.causal_conv import causal_conv1d, conv_final_state, positions_in_segment
 
 
+@pytest.fixture(autouse=True)
+def _torch_serves(monkeypatch):
+    """Where the compiled kernels are there too, they would be picked."""
+    monkeypatch.setenv("EHRSEQ_BACKEND", "torch")
+
+
 def make_inputs(batch=2, length=13, channels=5, kernel=4, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
 

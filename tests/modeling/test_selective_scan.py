@@ -20,6 +20,12 @@ from ehrseq.modeling.selective_scan import (
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
+@pytest.fixture(autouse=True)
+def _torch_serves(monkeypatch):
+    """Where the compiled kernels are there too, they would be picked."""
+    monkeypatch.setenv("EHRSEQ_BACKEND", "torch")
+
+
 def make_inputs(batch=2, length=37, channels=6, state=4, dtype=torch.float64, seed=0, delta_scale=1.0):
     """All optional inputs too; the truth of the tests is `selective_scan_naive` on the same values."""
     generator = torch.Generator().manual_seed(seed)
@@ -426,6 +432,7 @@ def test_an_empty_batch_gives_an_empty_result():
 
 def test_backends_are_chosen_in_order_and_a_forced_one_that_cannot_serve_raises(monkeypatch):
     monkeypatch.setattr(module, "_BACKENDS", dict(module._BACKENDS))
+    monkeypatch.delenv("EHRSEQ_BACKEND")
     seen = []
 
     def run(inputs):
