@@ -217,7 +217,7 @@ def build_triplets(
         starts=stays["start"].to_numpy(),
         prediction_times=stays["prediction_time"].to_numpy(),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        minutes=triplets["minute"].to_numpy(),
+        minutes=triplets["micros"].to_numpy() / MINUTE_US,
         variable_ids=triplets["variable"].to_numpy(),
         values=triplets["value"].to_numpy(),
         static=_static(events, spec, stays),
@@ -288,20 +288,20 @@ def _starts(events: pl.DataFrame, spec: TripletSpec) -> pl.DataFrame:
 
 
 def _triplets(measured: pl.DataFrame, stays: pl.DataFrame, skipped: Counter[str]) -> pl.DataFrame:
-    """Columns stay, minute, variable, value of some stays, in order, repeated ones left out."""
+    """Columns stay, micros (since the start), variable, value of some stays, in order, repeated ones left out."""
     rows = measured.join(stays.select("stay", "subject_id", "start", "end"), on="subject_id").filter(
         pl.col("time").is_between("start", "end")
     )
     rows = rows.select(
         "stay",
-        ((pl.col("time") - pl.col("start")).dt.total_microseconds() / MINUTE_US).alias("minute"),
+        (pl.col("time") - pl.col("start")).dt.total_microseconds().alias("micros"),
         "variable",
         pl.col("numeric_value").cast(pl.Float64).alias("value"),
     )
     distinct = rows.unique()
     if distinct.height < rows.height:
         skipped["repeated triplets"] += rows.height - distinct.height
-    return distinct.sort("stay", "minute", "variable", "value")
+    return distinct.sort("stay", "micros", "variable", "value")
 
 
 def _static(events: pl.DataFrame, spec: TripletSpec, stays: pl.DataFrame) -> NDArray[np.float64]:
