@@ -68,9 +68,10 @@ class _Rows(Dataset[dict[str, Any]]):
         return self.table.subject_ids
 
     def _place(self, row: int) -> tuple[int, slice]:
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"row {row} is outside 0..{len(self) - 1}")
-        row = int(row) % len(self)
+        """A stay of the table, counted from 0, and where its triplets lie."""
+        if not -len(self.table) <= row < len(self.table):
+            raise IndexError(f"row {row} is outside 0..{len(self.table) - 1}")
+        row = int(row) % len(self.table)
         return row, slice(int(self.table.offsets[row]), int(self.table.offsets[row + 1]))
 
     def _rng(self, row: int, epoch: int) -> np.random.Generator:
