@@ -97,7 +97,11 @@ class TripletSpec:
     start_codes: str = ADMISSION_CODES
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "variables", tuple((name, tuple(codes)) for name, codes in self.variables))
+        try:
+            pairs = tuple((name, tuple(codes)) for name, codes in self.variables)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"variables got {self.variables!r:.200}; expected (name, codes) pairs.") from error
+        object.__setattr__(self, "variables", pairs)
         object.__setattr__(self, "static_features", tuple(self.static_features))
         names = self.variable_names
         codes = [code for _, codes in self.variables for code in codes]
