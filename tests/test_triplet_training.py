@@ -1,0 +1,189 @@
+"""HyMaTE's recipe on simulated stays: forecasting, the outcome, scores; stages that were stopped or are done."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification
+
+from ehrseq.data.physionet2012 import load_physionet2012
+from ehrseq.data.simulate_stays import simulate_stays
+from ehrseq.data.triplets import PHYSIONET2012, build_triplets
+from ehrseq.evaluation import auroc
+from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
+from ehrseq.triplet_training import Stage, TripletRecipe, finetune, hold_out_stays, pretrain, score_stays
+
+RECIPE = TripletRecipe(
+    name="tiny",
+    model={"hidden_size": 16, "num_mamba_layers": 1, "state_size": 4},
+    pretrain=Stage(epochs=2, learning_rate=3e-3, batch_size=16),
+    finetune=Stage(epochs=3, learning_rate=3e-3, batch_size=16),
+)
+
+
+@pytest.fixture(scope="module")
+def stays(tmp_path_factory):
+    """(training, tuning, other stays, extractor) of 240 simulated stays."""
+    folder = tmp_path_factory.mktemp("stays")
+    simulate_stays(240, seed=3).write(folder)
+    loaded = load_physionet2012(folder)
+    table = build_triplets(loaded.events, PHYSIONET2012, loaded.labels)
+    rest, other = hold_out_stays(table, 0.25, seed=1)
+    train, tuning = hold_out_stays(rest, 0.25, seed=1)
+    return train, tuning, other, HyMaTEFeatureExtractor.fit(train)
+
+
+@pytest.fixture(scope="module")
+def trained(stays, tmp_path_factory):
+    """Folder of both stages, and what they say they reached."""
+    train, tuning, _, extractor = stays
+    folder = tmp_path_factory.mktemp("trained")
+    forecast = pretrain(RECIPE, extractor, train, tuning, folder / "forecast", seed=5)
+    outcome = finetune(RECIPE, extractor, train, tuning, folder / "outcome", pretrained=folder / "forecast", seed=5)
+    return folder, forecast, outcome
+
+
+def test_the_recipe_goes_from_stays_to_risks(stays, trained):
+    _, tuning, other, extractor = stays
+    folder, forecast, outcome = trained
+    assert len(forecast["curve"]) == 2
+    assert forecast["curve"][1] < forecast["curve"][0]
+    assert forecast["forecast_mse"] == min(forecast["curve"])
+    assert 0 < forecast["last_value_mse"] < forecast["mean_mse"] * 2
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "outcome")
+    assert AutoFeatureExtractor.from_pretrained(folder / "outcome").to_dict() == extractor.to_dict()
+    # What the stage says of its tuning stays is true of the checkpoint that it wrote.
+    assert auroc(tuning.labels, score_stays(model, extractor, tuning)) == pytest.approx(outcome["auroc"])
+    scores = score_stays(model, extractor, other)
+    assert ((scores > 0) & (scores < 1)).all()
+    assert not list(folder.glob("*/steps"))
+
+
+def test_pretrained_weights_are_taken_over(stays, trained, tmp_path):
+    train, tuning, _, extractor = stays
+    still = replace(RECIPE, finetune=Stage(epochs=1, learning_rate=0.0))
+    finetune(still, extractor, train, tuning, tmp_path / "out", pretrained=trained[0] / "forecast", seed=1)
+    from safetensors.numpy import load_file
+
+    before = load_file(trained[0] / "forecast" / "model.safetensors")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    shared = [name for name in after if name.startswith("model.")]
+    assert len(shared) > 10
+    assert all(np.array_equal(before[name], after[name]) for name in shared)
+
+
+def test_scores_are_probabilities_though_classes_are_weighed(stays, trained):
+    """The mean score stays near the prevalence: the shift of the class weights is taken back."""
+    model = AutoModelForSequenceClassification.from_pretrained(trained[0] / "outcome")
+    train, _, _, extractor = stays
+    prevalence, weight = train.labels.mean(), model.config.class_weights[1]
+    assert weight == pytest.approx((1 - prevalence) / prevalence)
+    assert abs(score_stays(model, extractor, train).mean() - prevalence) < 0.1
+
+
+def test_batches_change_no_score(stays, trained):
+    model = AutoModelForSequenceClassification.from_pretrained(trained[0] / "outcome")
+    _, _, other, extractor = stays
+    one = score_stays(model, extractor, other.subset(np.arange(7)), batch_size=1)
+    np.testing.assert_allclose(score_stays(model, extractor, other)[:7], one, atol=1e-6)
+
+
+def test_a_stage_that_is_done_is_not_trained_again(stays, trained):
+    train, tuning, _, extractor = stays
+    folder, forecast, _ = trained
+    before = (folder / "forecast" / "model.safetensors").stat().st_mtime_ns
+    assert pretrain(RECIPE, extractor, train, tuning, folder / "forecast", seed=5) == json.loads(json.dumps(forecast))
+    assert (folder / "forecast" / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="trained otherwise"):
+        pretrain(RECIPE, extractor, train, tuning, folder / "forecast", seed=6)
+
+
+def test_a_stage_that_was_stopped_ends_with_the_same_weights(stays, trained, tmp_path, monkeypatch):
+    """Stopped after its first epoch and started again."""
+    from transformers import Trainer
+
+    train, tuning, _, extractor = stays
+    save, saved = Trainer._save_checkpoint, []
+
+    def stop_after_saving(self, *args, **kwargs):
+        save(self, *args, **kwargs)
+        saved.append(1)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_checkpoint", stop_after_saving)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(RECIPE, extractor, train, tuning, tmp_path / "forecast", seed=5)
+    assert saved
+    assert not (tmp_path / "forecast" / "training.json").exists()
+    result = pretrain(RECIPE, extractor, train, tuning, tmp_path / "forecast", seed=5)
+    assert result["resumed"]
+    assert result["curve"] == trained[1]["curve"]
+    weights = [(each / "forecast" / "model.safetensors").read_bytes() for each in (tmp_path, trained[0])]
+    assert weights[0] == weights[1]
+
+
+def test_auxiliary_outcomes_are_learnt_in_their_own_units(stays, tmp_path):
+    train, tuning, _, extractor = stays
+    days = {side: np.where(np.arange(len(table)) % 3, 5.0, np.nan) for side, table in enumerate((train, tuning))}
+    once = replace(RECIPE, finetune=Stage(epochs=1))
+    finetune(once, extractor, train, tuning, tmp_path / "out", auxiliary={"days": (days[0], days[1])})
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config
+    assert config.auxiliary_outcomes == [{"name": "days", "mean": 5.0, "std": 1.0}]
+    nothing = (np.full(len(train), np.nan), np.full(len(tuning), np.nan))
+    with pytest.raises(ValueError, match="unknown of every training stay"):
+        finetune(once, extractor, train, tuning, tmp_path / "none", auxiliary={"days": nothing})
+
+
+def test_held_out_stays_keep_the_share_of_positives_and_no_subject_is_on_both_sides(stays):
+    train = stays[0]
+    kept, held = hold_out_stays(train, 0.3, seed=2)
+    assert not set(kept.subject_ids) & set(held.subject_ids)
+    assert len(kept) + len(held) == len(train)
+    assert held.labels.sum() == round(0.3 * train.labels.sum())
+    assert not np.array_equal(held.subject_ids, hold_out_stays(train, 0.3, seed=3)[1].subject_ids)
+
+
+def test_a_recipe_is_a_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: {hidden_size: 8}\npretrain: null\nfinetune: {epochs: 2}\nhorizons: [60, 120]\n")
+    recipe = TripletRecipe.read(file)
+    assert (recipe.name, recipe.pretrain, recipe.finetune.epochs, recipe.horizons) == ("mine", None, 2, (60, 120))
+    assert TripletRecipe.from_dict(recipe.to_dict()) == recipe
+    assert TripletRecipe.from_dict(RECIPE.to_dict()) == RECIPE
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modle: {hidden_size: 8}", "modle"),
+        ("finetune: {epoch: 2}", "finetune has .*epoch"),
+        ("finetune: 3", "finetune has 3"),
+        ("- a", "holds list"),
+        ("a: [", "is no YAML"),
+        ("", "holds NoneType"),
+    ],
+)
+def test_a_recipe_that_is_none_is_refused(tmp_path, text, message):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        TripletRecipe.read(tmp_path / "recipe.yaml")
+
+
+def test_what_cannot_be_trained_is_refused(stays, trained, tmp_path):
+    train, tuning, other, extractor = stays
+    with pytest.raises(ValueError, match="no recipe"):
+        TripletRecipe.read(tmp_path / "none.yaml")
+    with pytest.raises(ValueError, match="has no pretraining"):
+        pretrain(replace(RECIPE, pretrain=None), extractor, train, tuning, tmp_path / "a")
+    living = train.subset(train.labels == 0)
+    with pytest.raises(ValueError, match="train holds 0 positive"):
+        finetune(RECIPE, extractor, living, tuning, tmp_path / "b")
+    with pytest.raises(ValueError, match="have no labels"):
+        hold_out_stays(replace(train, labels=None))
+    with pytest.raises(ValueError, match="cannot be split"):
+        hold_out_stays(train, 0.0)
+    model = AutoModelForSequenceClassification.from_pretrained(trained[0] / "outcome")
+    with pytest.raises(ValueError, match="batch_size"):
+        score_stays(model, extractor, other, batch_size=0)
