@@ -1,8 +1,9 @@
 """`make demo`: from records to risks in a few minutes, on simulated patients or on a FHIR or MEDS folder.
 
-simulate -> FHIR R4 -> MEDS -> labels -> tokenizer -> next-token prediction (NTP) -> multitask prompted finetuning (MPF)
--> evaluation on patients that nothing saw -> checkpoint -> reload by the Auto classes -> risks of a few patients, and a
-picture of one of them. The model is tiny so that two cores train it in minutes; the steps are those of a real run.
+simulate -> FHIR R4 -> MEDS -> labels -> tokenizer -> next-token prediction (NTP) -> multitask prompted finetuning (MPF;
+first on histories that hold the prompts of all their labels, then on rows of one label each) -> evaluation on patients
+that nothing saw -> checkpoint -> reload by the Auto classes -> risks of a few patients, and a picture of one of them.
+The model is tiny so that two cores train it in minutes; the steps are those of a real run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from transformers.utils import logging
 from ehrseq.data.mpf import PromptedDataset, balance_rows
 from ehrseq.evaluation import TaskMetrics, auroc, choose_thresholds, evaluate_tasks, metrics_table
 from ehrseq.training import (
+    ClassifierOfPrompts,
     model_config,
     prompted_dataset,
     quiet_loading,
@@ -52,13 +54,19 @@ class DemoSettings:
         hidden_size: Width of the model.
         num_layers: Mamba blocks.
         state_size: State dimensions per channel.
+        time_step_rank: Rank of the step-size projection. What the model must forget when a new reading of a quantity
+            comes hangs on step sizes of its own for each quantity; the paper's hidden_size / 16 is few for a small one.
         context: Context length in tokens.
         pretrain_tokens: Tokens seen in NTP.
-        finetune_rows: Rows seen in MPF, but at most `FINETUNE_PASSES` over the labelled rows.
+        shared_context: Context length of the histories that hold the prompts of all their labels.
+        shared_histories: Such histories seen in MPF before its rows, but at most `FINETUNE_PASSES` over all.
+        finetune_rows: Rows of one label seen in MPF, but at most `FINETUNE_PASSES` over the labelled rows.
         max_test_rows: Rows per task that are scored for the evaluation (all patients stay in).
         pretrain_rate: Peak learning rate of NTP.
-        finetune_rate: Peak learning rate of MPF.
+        shared_rate: Peak learning rate of MPF on shared histories.
+        finetune_rate: Peak learning rate of MPF on rows.
         batch_size: Rows per step.
+        shared_batch_size: Shared histories per step.
     """
 
     num_patients: int = 2500
@@ -66,13 +74,18 @@ class DemoSettings:
     hidden_size: int = 64
     num_layers: int = 1
     state_size: int = 8
+    time_step_rank: int = 32
     context: int = 96
     pretrain_tokens: int = 1_000_000
-    finetune_rows: int = 60_000
+    shared_context: int = 256
+    shared_histories: int = 30_000
+    finetune_rows: int = 20_000
     max_test_rows: int = 2_000
     pretrain_rate: float = 3e-3
-    finetune_rate: float = 3e-3
+    shared_rate: float = 3e-3
+    finetune_rate: float = 1e-3
     batch_size: int = 32
+    shared_batch_size: int = 8
 
 
 @dataclass
@@ -265,6 +278,7 @@ def _pretrain(
         hidden_size=settings.hidden_size,
         num_hidden_layers=settings.num_layers,
         state_size=settings.state_size,
+        time_step_rank=settings.time_step_rank,
         max_position_embeddings=settings.context,
         initialization="history_first",  # minutes of training are too few for the paper's
         time_step_min=0.03,
@@ -303,13 +317,38 @@ def _finetune(
     from transformers import AutoModelForSequenceClassification
 
     from ehrseq.data.packing import DataCollatorForPackedPrompts, PackableRows
+    from ehrseq.data.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
 
     train = splits["train"]
     names = tokenizer.tasks
-    num_rows = min(settings.finetune_rows, FINETUNE_PASSES * len(train))
-    sample = balance_rows(train.task_ids, train.labels, names, num_rows=num_rows, seed=settings.seed)
     with quiet_loading():  # the new head is expected
         model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=2)
+
+    shared = SharedPromptDataset(train.histories, train.index, settings.shared_context, seed=settings.seed)
+    seen = min(settings.shared_histories, FINETUNE_PASSES * len(shared))
+    steps.start(
+        "shared",
+        f"Multitask prompted finetuning, all prompts of a history at once: {len(shared):,} histories with "
+        f"{shared.num_labels:,} labels, {seen:,} seen",
+    )
+    if seen:
+        args = training_arguments(
+            output / "shared",
+            max_steps=max(1, seen // settings.shared_batch_size),
+            per_device_train_batch_size=settings.shared_batch_size,
+            learning_rate=settings.shared_rate,
+            seed=settings.seed,
+        )
+        trainer = quiet_trainer(
+            model=ClassifierOfPrompts(model),
+            args=args,
+            train_dataset=shared,
+            data_collator=DataCollatorForSharedPrompts(tokenizer),
+        )
+        trainer.train()
+
+    num_rows = min(settings.finetune_rows, FINETUNE_PASSES * len(train))
+    sample = balance_rows(train.task_ids, train.labels, names, num_rows=num_rows, seed=settings.seed)
     model.config.tasks = sample.store_in(model.config.tasks)
     steps.start("finetune", f"Multitask prompted finetuning: {len(sample.rows):,} rows drawn from {len(train):,}")
     args = training_arguments(

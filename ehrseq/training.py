@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from ehrseq.data.collation import DataCollatorForPrompts
+from ehrseq.data.collation import IGNORED_LABEL, DataCollatorForPrompts
 from ehrseq.data.mpf import PromptedDataset
 from ehrseq.evaluation.trainer_metrics import LABEL_NAMES
 
@@ -159,6 +161,60 @@ def prompted_dataset(
     labelled = pl.concat([table["subject_id"] for table in own.values()]).unique() if own else subjects.head(0)
     histories = tokenizer.encode_histories(events.filter(pl.col("subject_id").is_in(labelled.implode())))
     return PromptedDataset(histories, histories.index_labels(own), max_length)
+
+
+class ClassifierOfPrompts(nn.Module):
+    """A prompted classifier that is trained at all prompts of a history at once (`ehrseq.data.shared_prompts`).
+
+    It holds the classifier and adds no weights: Trainer trains this, then the classifier is used as always.
+
+    Args:
+        classifier: An `EhrMambaForSequenceClassification`.
+    """
+
+    accepts_loss_kwargs = False  # the loss is the mean over the labels of a batch
+
+    def __init__(self, classifier: Any) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        segment_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        times: Tensor | None = None,
+        ages: Tensor | None = None,
+        visit_orders: Tensor | None = None,
+        visit_segments: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Mean cross-entropy over the prompts.
+
+        Args:
+            input_ids: [b, l], as all channels; see `EhrMambaModel.forward`.
+            labels: 0 or 1 at each task token that asks, -100 elsewhere, [b, l].
+            segment_ids: 1 .. S, 0 = padding, [b, l].
+
+        Returns:
+            `loss` and `logits` [prompts, 2], in the order of the batch.
+        """
+        states = self.classifier.model(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            times=times,
+            ages=ages,
+            visit_orders=visit_orders,
+            visit_segments=visit_segments,
+            segment_ids=segment_ids,
+        ).last_hidden_state
+        asked = labels != IGNORED_LABEL
+        logits = self.classifier.classifier(states[asked]).float()
+        weights = self.classifier.config.class_weights
+        loss = F.cross_entropy(logits, labels[asked], weight=None if weights is None else logits.new_tensor(weights))
+        return {"loss": loss, "logits": logits}
 
 
 def score_rows(
