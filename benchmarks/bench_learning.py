@@ -1,12 +1,13 @@
 """How well a small EhrMamba learns under a stated compute budget, beside the best possible and beside boosting.
 
-It trains on 20,000 simulated patients (NTP, then MPF, by the Hugging Face Trainer), tests on 10,000 fresh ones of
-another seed, and reports the AUROC of every task with at least 100 positives, with 95 % intervals over patients:
+It trains on 20,000 simulated patients (NTP, then MPF on shared histories, then MPF rows, by the Hugging Face Trainer),
+tests on 10,000 fresh ones of another seed, and reports the AUROC of every task with at least 100 positives, with 95 %
+intervals over patients:
 
     python benchmarks/bench_learning.py --output runs/bench/learning --budget_minutes 30
 
 Stages leave their results in the output folder and are skipped when they are there: run the same command to resume. The
-budget is the wall time of training alone (both stages) on the cores given; the steps that fit are found by a probe.
+budget is the wall time of training alone (all stages) on the cores given; the steps that fit are found by a probe.
 Boosting is XGBoost on the counts of all tokens up to the prediction time (whole history) and the age at first and last
 visit, on the same patients and labels.
 """
@@ -28,6 +29,7 @@ from transformers import AutoModelForSequenceClassification, HfArgumentParser, s
 
 from ehrseq.data.mpf import PromptedDataset, balance_rows
 from ehrseq.data.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
+from ehrseq.data.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
 from ehrseq.data.simulate import ORDER_DEPENDENT_TASKS, simulate
 from ehrseq.demo import TASKS, true_risks
 from ehrseq.evaluation import Ranking, bootstrap_interval
@@ -35,6 +37,7 @@ from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
 from ehrseq.tasks import label_events, load_task
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from ehrseq.training import (
+    ClassifierOfPrompts,
     last_checkpoint,
     model_config,
     prompted_dataset,
@@ -51,7 +54,7 @@ class Arguments:
     """Options of the benchmark."""
 
     output: str = field(default="runs/bench/learning", metadata={"help": "Folder of the stages' results."})
-    budget_minutes: float = field(default=30.0, metadata={"help": "Wall time of training, both stages."})
+    budget_minutes: float = field(default=30.0, metadata={"help": "Wall time of training, all stages."})
     patients: int = field(default=20_000, metadata={"help": "Simulated patients to train on."})
     test_patients: int = field(default=10_000, metadata={"help": "Fresh patients to test on."})
     seed: int = field(default=1, metadata={"help": "Seed of the training patients and of training."})
@@ -59,12 +62,17 @@ class Arguments:
     hidden_size: int = field(default=64, metadata={"help": "Width of the model."})
     num_layers: int = field(default=1, metadata={"help": "Mamba blocks."})
     state_size: int = field(default=8, metadata={"help": "State dimensions per channel."})
-    context: int = field(default=96, metadata={"help": "Context length."})
+    time_step_rank: int = field(default=32, metadata={"help": "Rank of the step-size projection."})
+    context: int = field(default=96, metadata={"help": "Context length of NTP, of MPF rows and of the test."})
+    shared_context: int = field(default=256, metadata={"help": "Context length of MPF on shared histories."})
     initialization: str = field(default="history_first", metadata={"help": '"history_first" or "paper".'})
     batch_size: int = field(default=32, metadata={"help": "Rows per step."})
-    pretrain_share: float = field(default=0.5, metadata={"help": "Share of the budget for NTP."})
+    shared_batch_size: int = field(default=8, metadata={"help": "Shared histories per step."})
+    pretrain_share: float = field(default=0.1, metadata={"help": "Share of the budget for NTP."})
+    shared_share: float = field(default=0.75, metadata={"help": "Share of the budget for MPF on shared histories."})
     pretrain_rate: float = field(default=3e-3, metadata={"help": "Peak learning rate of NTP."})
-    finetune_rate: float = field(default=3e-3, metadata={"help": "Peak learning rate of MPF."})
+    shared_rate: float = field(default=3e-3, metadata={"help": "Peak learning rate of MPF on shared histories."})
+    finetune_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of MPF on rows."})
     max_test_rows: int = field(default=20_000, metadata={"help": "Test rows per task (drawn at random)."})
     threads: int = field(default=0, metadata={"help": "Threads of torch and XGBoost; 0 = all cores."})
 
@@ -121,11 +129,12 @@ def train(
     minutes: float,
     rate: float,
     stages: Stages,
+    batch_size: int,
 ) -> dict[str, Any]:
     """One training stage within its share of the budget, resumable from Trainer's checkpoints."""
     folder = stages.folder / name
     options: dict[str, Any] = {
-        "per_device_train_batch_size": arguments.batch_size,
+        "per_device_train_batch_size": batch_size,
         "learning_rate": rate,
         "seed": arguments.seed,
     }
@@ -158,7 +167,7 @@ def train(
     return plan | {
         "minutes": (time.perf_counter() - start) / 60,
         "resumed": resumed is not None,
-        "rows": plan["steps"] * arguments.batch_size,
+        "rows": plan["steps"] * batch_size,
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
     }
@@ -192,12 +201,16 @@ def tokenizer_and_labels(arguments: Arguments, stages: Stages) -> tuple[Any, pl.
 
 
 def train_and_score(arguments: Arguments, stages: Stages) -> None:
-    """NTP, MPF, and the scores of the test rows."""
+    """NTP, MPF on shared histories, MPF on rows, and the scores of the test rows."""
     if (stages.folder / "scores.parquet").exists():
         return
     tokenizer, events, labels = tokenizer_and_labels(arguments, stages)
-    minutes = {"pretrain": arguments.budget_minutes * arguments.pretrain_share}
-    minutes["finetune"] = arguments.budget_minutes - minutes["pretrain"]
+    shares = {"pretrain": arguments.pretrain_share, "shared": arguments.shared_share}
+    minutes = {name: arguments.budget_minutes * share for name, share in shares.items()}
+    minutes["finetune"] = arguments.budget_minutes - sum(minutes.values())
+    if min(minutes.values()) <= 0:
+        raise SystemExit(f"each stage needs a share above 0, and the shares {shares} a sum below 1.")
+    of_rows, of_histories = arguments.batch_size, arguments.shared_batch_size
 
     if stages.read("pretrain") is None:
         windows = tokenizer.encode_histories(events).windows(arguments.context)
@@ -208,25 +221,37 @@ def train_and_score(arguments: Arguments, stages: Stages) -> None:
             hidden_size=arguments.hidden_size,
             num_hidden_layers=arguments.num_layers,
             state_size=arguments.state_size,
+            time_step_rank=arguments.time_step_rank,
             max_position_embeddings=arguments.context,
             initialization=arguments.initialization,
             **({"time_step_min": 0.03, "time_step_max": 0.3} if arguments.initialization == "history_first" else {}),
         )
         model = EhrMambaForCausalLM(config)
         collator = DataCollatorForPackedNextToken(tokenizer, arguments.context)
-        rate = arguments.pretrain_rate
-        result = train("pretrain", model, PackableRows(windows), collator, arguments, minutes["pretrain"], rate, stages)
+        rate, dataset = arguments.pretrain_rate, PackableRows(windows)
+        result = train("pretrain", model, dataset, collator, arguments, minutes["pretrain"], rate, stages, of_rows)
         model.save_pretrained(stages.folder / "pretrained")
         stages.write("pretrain", result | {"windows": len(windows)})
 
-    model = AutoModelForSequenceClassification.from_pretrained(stages.folder / "pretrained", num_labels=2)
+    if stages.read("shared") is None:
+        set_seed(arguments.seed)
+        model = AutoModelForSequenceClassification.from_pretrained(stages.folder / "pretrained", num_labels=2)
+        rows = prompted_dataset(tokenizer, events, labels, arguments.context)
+        shared = SharedPromptDataset(rows.histories, rows.index, arguments.shared_context, seed=arguments.seed)
+        collator, rate, limit = DataCollatorForSharedPrompts(tokenizer), arguments.shared_rate, minutes["shared"]
+        whole = ClassifierOfPrompts(model)
+        result = train("shared", whole, shared, collator, arguments, limit, rate, stages, of_histories)
+        model.save_pretrained(stages.folder / "shared_checkpoint")
+        stages.write("shared", result | {"available_rows": len(shared), "available_labels": shared.num_labels})
+
     if stages.read("finetune") is None:
+        model = AutoModelForSequenceClassification.from_pretrained(stages.folder / "shared_checkpoint")
         rows = prompted_dataset(tokenizer, events, labels, arguments.context)
         sample = balance_rows(rows.task_ids, rows.labels, tokenizer.tasks, seed=arguments.seed)
         model.config.tasks = sample.store_in(model.config.tasks)
         collator = DataCollatorForPackedPrompts(tokenizer, arguments.context)
         dataset, rate = PackableRows(rows.subset(sample.rows)), arguments.finetune_rate
-        result = train("finetune", model, dataset, collator, arguments, minutes["finetune"], rate, stages)
+        result = train("finetune", model, dataset, collator, arguments, minutes["finetune"], rate, stages, of_rows)
         model.save_pretrained(stages.folder / "checkpoint")
         tokenizer.save_pretrained(stages.folder / "checkpoint")
         stages.write("finetune", result | {"available_rows": len(rows)})
@@ -342,7 +367,7 @@ def report(arguments: Arguments, stages: Stages, threads: int) -> None:
                 )
             entry["mean_score"], entry["prevalence"] = float(own["score"].mean()), positives / own.height
         results[name] = entry
-    training = {name: stages.read(name) for name in ("pretrain", "finetune")}
+    training = {name: stages.read(name) for name in ("pretrain", "shared", "finetune")}
     (stages.folder / "report.md").write_text(markdown(arguments, results, training, threads))
     whole = {"tasks": results, "training": training, "machine": machine(), "arguments": asdict(arguments)}
     stages.write("report", whole)
@@ -358,7 +383,8 @@ def markdown(arguments: Arguments, results: dict[str, Any], training: dict[str, 
         f"Trained on {arguments.patients:,} simulated patients within {arguments.budget_minutes:g} minutes on "
         f"{threads} threads (EhrMamba, {arguments.num_layers} blocks, {arguments.hidden_size} wide, context "
         f"{arguments.context}; NTP {training['pretrain']['minutes']:.1f} min, {training['pretrain']['rows']:,} rows; "
-        f"MPF {training['finetune']['minutes']:.1f} min, {training['finetune']['rows']:,} rows), tested on "
+        f"MPF {training['shared']['minutes']:.1f} min, {training['shared']['rows']:,} shared histories, and "
+        f"{training['finetune']['minutes']:.1f} min, {training['finetune']['rows']:,} rows), tested on "
         f"{arguments.test_patients:,} fresh ones.",
         "",
         "| task | labels | positives | EhrMamba AUROC | best possible | boosting | to the best | over boosting |",
