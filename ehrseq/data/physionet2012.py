@@ -47,7 +47,7 @@ from ehrseq.data.physionet2012_codes import (
     WINDOW_HOURS,
     descriptions,
 )
-from ehrseq.data.physionet2012_files import ChallengeFiles, find_files, is_challenge_data, parse_stays
+from ehrseq.data.physionet2012_files import ChallengeFiles, find_files, parse_stays
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, LABEL_SCHEMA, sort_events, validate_labels
 
@@ -128,11 +128,6 @@ class Physionet2012:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return EventDataset(path)
-
-
-def is_physionet2012(path: str | Path) -> bool:
-    """Whether a folder or file looks like the challenge's (text files with its header, or archives)."""
-    return is_challenge_data(Path(path))
 
 
 def load_physionet2012(

@@ -246,6 +246,7 @@ def read_stay(events: Sequence[Event], spec: TripletSpec, prediction_time: int |
     end = min(start + round(spec.window_minutes * MINUTE_US), int(cut or 0))
 
     ids = spec.code_ids
+    static_codes = {code for feature in spec.static_features for code in feature.codes}
     stay_minutes: list[float] = []
     stay_ids: list[int] = []
     stay_values: list[float] = []
@@ -255,7 +256,7 @@ def read_stay(events: Sequence[Event], spec: TripletSpec, prediction_time: int |
         if event.value is None or event.time is None or not start <= event.time <= end:
             continue
         if event.code not in ids:
-            unknown[event.code] += 1
+            unknown[event.code] += event.code not in static_codes
         elif not _fits(event.value):
             skipped["values that are NaN, infinite or beyond float32"] += 1
         else:
@@ -270,7 +271,7 @@ def read_stay(events: Sequence[Event], spec: TripletSpec, prediction_time: int |
         skipped["repeated triplets"] += int(repeated.sum())
     order = order[~repeated]
     static = _static_values(events, spec, start, int(cut or 0))
-    return Stay(minutes[order], variable_ids[order], values[order], static, skipped, unknown)
+    return Stay(minutes[order], variable_ids[order], values[order], static, skipped, +unknown)
 
 
 def _fits(value: float) -> bool:

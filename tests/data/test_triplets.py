@@ -139,6 +139,11 @@ def test_the_single_patient_path_gives_the_same(start):
     assert found > 200
 
 
+def test_only_codes_that_nothing_reads_are_unknown():
+    events, _ = read_patient({"events": RECORD})
+    assert read_stay(events, SPEC).unknown == {"LAB//OTHER": 1}
+
+
 def test_the_challenge_is_one_preset(tmp_path: Path):
     stays = simulate_stays(50, seed=1)
     loaded = load_physionet2012(stays.write(tmp_path))
