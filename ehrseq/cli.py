@@ -55,7 +55,8 @@ def simulate(
     compress: Annotated[bool, typer.Option(help="Gzip the NDJSON files.")] = False,
 ) -> None:
     """Write the records of simulated patients."""
-    if output.exists() and (output.is_file() or any(output.iterdir())):
+    _check_folder(output)
+    if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} exists and is not empty; give a new folder, so that nothing is overwritten.")
     from ehrseq.data.simulate import simulate as simulate_cohort
 
@@ -81,6 +82,7 @@ def demo(
     """From records to risks in a few minutes: train a small model, evaluate it, score patients, draw one."""
     from ehrseq.demo import DemoSettings, run_demo
 
+    _check_folder(output)
     settings = DemoSettings(seed=seed) if patients is None else DemoSettings(seed=seed, num_patients=patients)
     run_demo(output, data=data, settings=settings, say=typer.echo)
 
@@ -104,9 +106,8 @@ def predict(
     """
     from ehrseq.predict import predict_risks
 
-    parent = next(folder for folder in output.parents if folder.exists())
-    if output.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"{output} cannot be written; give the name of a Parquet file in a folder of yours.")
+    if output.is_dir() or output.suffix != ".parquet" or not _is_writable(output.parent):
+        raise ValueError(f"{output} cannot be written; give the name of a .parquet file in a folder of yours.")
     risks, report = predict_risks(
         checkpoint,
         data,
@@ -121,6 +122,18 @@ def predict(
     unfinished.replace(output)
     typer.echo(str(report))
     typer.echo(f"{risks['subject_id'].n_unique():,} patients, {risks.height:,} risks in {output}")
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be written into a folder, or into one that is made on the way to it."""
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder for the output that is a file, or lies where nothing can be written, before the work."""
+    if not _is_writable(folder):
+        raise ValueError(f"{folder} cannot be written; give the name of a new folder in a folder of yours.")
 
 
 @app.command()

@@ -69,6 +69,8 @@ def predict_risks(
     for name, given in (("data", data), ("prediction_times", prediction_times)):
         if not isinstance(given, str | Path | pl.DataFrame) and not (given is None and name == "prediction_times"):
             raise ValueError(f"{name} got {type(given).__name__}; expected a path or a polars DataFrame.")
+    if tasks is not None and not isinstance(tasks, str | list | tuple | set):
+        raise ValueError(f"tasks got {tasks!r} ({type(tasks).__name__}); expected the name of a task, or a list.")
     model, tokenizer = _load(str(checkpoint))
     known = {task["name"]: task for task in getattr(model.config, "tasks", None) or []}
     if not known:

@@ -140,6 +140,7 @@ def test_predict_at_asked_times_reads_nothing_later(events, checkpoint, tmp_path
         ({"tasks": ["sepsis"]}, "unknown tasks \\['sepsis'\\]"),
         ({"tasks": "sepsis"}, "unknown tasks \\['sepsis'\\]"),
         ({"tasks": []}, "name at least one"),
+        ({"tasks": 5}, r"tasks got 5 \(int\); expected the name of a task"),
         ({"batch_size": 0}, "batch_size got 0; expected a whole number"),
         ({"batch_size": -3}, "batch_size got -3"),
         ({"batch_size": 2.5}, "batch_size got 2.5"),
@@ -215,9 +216,13 @@ def test_damaged_weights_give_no_risks(events, checkpoint, tmp_path):
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(checkpoint, tmp_path):
     (tmp_path / "file").write_text("x")
-    for output in (tmp_path, tmp_path / "file" / "risks.parquet"):
-        with pytest.raises(ValueError, match="cannot be written"):
+    for output in (tmp_path, tmp_path / "file" / "risks.parquet", tmp_path / "risks.csv", tmp_path / "risks"):
+        with pytest.raises(ValueError, match=r"cannot be written; give the name of a \.parquet file"):
             run("predict", checkpoint, tmp_path / "nowhere", "-o", output)
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        for command in (("simulate", folder), ("demo", "--output", folder)):
+            with pytest.raises(ValueError, match=r"cannot be written; give the name of a new folder"):
+                run(*command)
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from transformers.utils import logging
 
-from ehrseq.data.meds import meds_files, read_meds_file, read_meds_with_report, read_splits
+from ehrseq.data.meds import meds_files, read_json, read_meds_file, read_meds_with_report, read_parquet, read_splits
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, validate_events
 from ehrseq.data.splits import DEFAULT_FRACTIONS, SPLIT_SCHEMA, assign_splits, patients_needed
 from ehrseq.version import __version__
+
+logger = logging.get_logger(__name__)
 
 MEDS_VERSION = "0.4.1"
 DEFAULT_SHARD_SIZE = 5_000_000
@@ -39,11 +42,15 @@ def load_events(
         Events and the report of the conversion (with `source_splits` where the source has its own splits).
 
     Raises:
-        ValueError: `path` holds none of them.
+        ValueError: `path` holds none of them, or an argument is none of what is named here.
     """
     from ehrseq.data.fhir import fhir_files, read_fhir
     from ehrseq.data.physionet2012_files import is_challenge_data
 
+    if not isinstance(path, str | Path) or not str(path).strip():
+        raise ValueError(f"path got {path!r}; expected the name of a folder or file of FHIR R4 or MEDS.")
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}.")
     path = Path(path)
     if not path.exists():
         raise ValueError(
@@ -58,7 +65,13 @@ def load_events(
         )
         is_fhir = bool(fhir_files(path)) and not is_meds
     if is_meds:
-        return read_meds_with_report(path)
+        events, report = read_meds_with_report(path)
+        # JSON lies beside MEDS data as metadata; NDJSON is somebody's records.
+        beside = [] if path.is_file() else [file for file in path.rglob("*.ndjson*") if fhir_files(file)]
+        if beside:
+            report.notes["FHIR files beside the MEDS data, not read"] = len(beside)
+            logger.warning(f"{path} holds MEDS data, which were read, and {len(beside)} NDJSON files, which were not.")
+        return events, report
     if is_fhir:
         return read_fhir(path, on_error=on_error, progress=progress)
     if is_challenge_data(path):
@@ -111,15 +124,21 @@ def write_dataset(
         ValueError: `path` exists and `overwrite` is off, there are no events, or a subject has no split.
     """
     path = Path(path)
-    if shard_size < 1:
-        raise ValueError(f"shard_size must be at least 1 event, got {shard_size}.")
+    if isinstance(shard_size, bool) or not isinstance(shard_size, int) or shard_size < 1:
+        raise ValueError(f"shard_size must be at least 1 event, got {shard_size!r}.")
+    if not isinstance(dataset_name, str) or not dataset_name.strip():
+        raise ValueError(f"dataset_name got {dataset_name!r}; expected a name, which metadata/dataset.json keeps.")
+    if splits is not None and not isinstance(splits, pl.DataFrame):
+        raise ValueError(
+            f"splits got {type(splits).__name__}; expected a polars DataFrame of subject_id and split, or None."
+        )
     if path.exists() and (not path.is_dir() or any(path.iterdir())) and not overwrite:
         raise ValueError(f"{path} exists; give another path, remove it, or pass overwrite=True.")
     checked = validate_events(events, source="events to write")
     if checked.is_empty():
         raise ValueError("There are no events to write; a dataset needs at least one.")
     table = _splits_for(checked, splits, report)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.parent / f".{path.name}.writing-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -133,6 +152,20 @@ def write_dataset(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return EventDataset(path)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder with its parents.
+
+    Raises:
+        ValueError: A file stands in its way, or it may not be made there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the folder {path} cannot be made ({error.strerror}); give one in a folder of yours.") from (
+            error
+        )
 
 
 class EventDataset:
@@ -167,7 +200,7 @@ class EventDataset:
         for name in ("dataset", "conversion_report"):
             file = self.path / "metadata" / f"{name}.json"
             if file.is_file():
-                content = json.loads(file.read_text(encoding="utf-8"))
+                content = read_json(file)
                 out.update(content if name == "dataset" else {name: content})
         return out
 
@@ -175,7 +208,7 @@ class EventDataset:
     def codes(self) -> pl.DataFrame:
         """`metadata/codes.parquet` (code, description, parent_codes); empty where there is none."""
         file = self.path / "metadata" / "codes.parquet"
-        return pl.read_parquet(file) if file.is_file() else pl.DataFrame(schema=_CODE_SCHEMA)
+        return read_parquet(file) if file.is_file() else pl.DataFrame(schema=_CODE_SCHEMA)
 
     def scan(self) -> pl.LazyFrame:
         """All rows, lazily, in file order; our columns only where the files are ours (foreign files: as they are)."""
@@ -195,6 +228,8 @@ class EventDataset:
         unknown = [name for name in wanted if name not in EVENT_SCHEMA]
         if unknown:
             raise ValueError(f"Unknown column(s) {unknown}; an event table has {list(EVENT_COLUMNS)}.")
+        if not isinstance(split, str | Sequence | None) or isinstance(split, bytes):
+            raise ValueError(f"split got {split!r}; expected the name of a split, a list of names, or None for all.")
         names = None if split is None else ([split] if isinstance(split, str) else list(split))
         if names is not None:
             known = self.splits["split"].unique().sort().to_list()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import orjson
 import polars as pl
@@ -83,10 +84,41 @@ def read_splits(path: Path) -> pl.DataFrame | None:
     file = path / "metadata" / "subject_splits.parquet"
     if not file.is_file():
         return None
-    splits = pl.read_parquet(file)
+    splits = read_parquet(file)
     if not set(SPLIT_SCHEMA) <= set(splits.columns):
         raise ValueError(f"{file} has columns {splits.columns}; expected subject_id and split.")
-    return splits.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)).sort("subject_id")
+    try:
+        return splits.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)).sort("subject_id")
+    except pl.exceptions.PolarsError as error:
+        types = {name: str(splits.schema[name]) for name in SPLIT_SCHEMA}
+        raise ValueError(f"{file} has the types {types}; expected whole numbers and names of splits.") from error
+
+
+def read_parquet(file: Path) -> pl.DataFrame:
+    """A table of a dataset's metadata.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        return pl.read_parquet(file)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"{file} cannot be read as Parquet ({error}); mend it, or take it away.") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object of a dataset's metadata.
+
+    Raises:
+        ValueError: The file is damaged, or holds something else.
+    """
+    try:
+        content = orjson.loads(file.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON ({error}); mend it, or take it away.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}; expected a JSON object.")
+    return content
 
 
 def read_meds_file(file: Path) -> pl.DataFrame:
@@ -131,7 +163,7 @@ def read_meds_file(file: Path) -> pl.DataFrame:
 
 def _written_by_us(path: Path) -> bool:
     file = path / "metadata" / "dataset.json"
-    return file.is_file() and orjson.loads(file.read_bytes()).get("etl_name") == "ehrseq"
+    return file.is_file() and read_json(file).get("etl_name") == "ehrseq"
 
 
 def _deaths_at_the_end_of_their_day(events: pl.DataFrame) -> tuple[pl.DataFrame, int]:
@@ -154,7 +186,7 @@ def _descriptions(path: Path) -> dict[str, str]:
     file = path / "metadata" / "codes.parquet"
     if not file.is_file():
         return {}
-    codes = pl.read_parquet(file)
+    codes = read_parquet(file)
     if not {"code", "description"} <= set(codes.columns):
         return {}
     named = codes.select(pl.col("code").cast(pl.String), pl.col("description").cast(pl.String)).drop_nulls()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ehrseq.data.dataset import make_folder
 from ehrseq.data.simulate_codes import CULTURE_CODE, RACES, VOCABULARY
 from ehrseq.data.simulate_state import NEVER, STATIC, TEXTS, UNITS, Block
 
@@ -73,7 +74,7 @@ def write_fhir(cohort: Simulation, folder: str | Path, *, compress: bool = False
         raise ValueError(
             f"write_fhir got {str(target)!r}, which holds something already; give a new or an empty folder."
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         with ExitStack() as stack:

@@ -41,7 +41,14 @@ def assign_splits(
     Raises:
         ValueError: Fractions that are negative or do not sum to 1, ids that are no integers, a subject with two splits.
     """
+    if fractions is not None and not isinstance(fractions, Mapping):
+        raise ValueError(f"fractions got {type(fractions).__name__}; expected a mapping from a split to its share.")
     shares = dict(DEFAULT_FRACTIONS if fractions is None else fractions)
+    wrong = {name: share for name, share in shares.items() if not _is_share(share)}
+    if wrong:
+        raise ValueError(f"fractions must be numbers from 0 to 1, got {wrong}.")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise ValueError(f"seed got {seed!r}; expected an integer.")
     if not shares or min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise ValueError(f"fractions must be non-negative and sum to 1, got {shares} (sum {sum(shares.values()):.6g}).")
     subjects = _unique_ids(subject_ids)
@@ -49,6 +56,9 @@ def assign_splits(
     drawn = pl.DataFrame({"subject_id": subjects, "split": _bin(uniform, shares)}, schema=SPLIT_SCHEMA)
     if source_splits is None:
         return drawn
+    if not isinstance(source_splits, pl.DataFrame) or not set(SPLIT_SCHEMA) <= set(source_splits.columns):
+        got = getattr(source_splits, "columns", type(source_splits).__name__)
+        raise ValueError(f"source_splits got {got}; expected a polars DataFrame with subject_id and split.")
     given = source_splits.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)).unique()
     if given["subject_id"].n_unique() != given.height:
         raise ValueError("source_splits gives a subject two splits; splits must be disjoint by subject.")
@@ -93,8 +103,17 @@ def _divide_train(given: pl.DataFrame, shares: Mapping[str, float], seed: int) -
     )
 
 
+def _is_share(share: Any) -> bool:
+    return isinstance(share, int | float | np.number) and not isinstance(share, bool) and bool(np.isfinite(share))
+
+
 def _unique_ids(subject_ids: Any) -> pl.Series:
-    ids = pl.Series("subject_id", subject_ids)
+    try:
+        ids = pl.Series("subject_id", subject_ids)
+    except (TypeError, pl.exceptions.PolarsError) as error:
+        raise ValueError(f"subject_ids got {type(subject_ids).__name__}; expected integers in a list or array.") from (
+            error
+        )
     if ids.is_empty():
         return ids.cast(pl.Int64)
     if not ids.dtype.is_integer() or ids.null_count():

@@ -11,6 +11,7 @@ from meds import CodeMetadataSchema, DataSchema, DatasetMetadataSchema, SubjectS
 from ehrseq.data import EventDataset, load_events, write_dataset
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_SCHEMA, validate_events
+from ehrseq.data.simulate import simulate
 from tests.data.fhir_samples import encounter, observation, patient, write_ndjson
 
 START = datetime(2020, 1, 1)
@@ -109,6 +110,11 @@ def test_a_foreign_dataset(ehr_data):
         (lambda path: {"splits": pl.DataFrame({"subject_id": [0], "split": ["a"]})}, r"19 subject\(s\) have no split"),
         (lambda path: {"splits": pl.DataFrame({"subject_id": range(20), "split": ["../x"] * 20})}, "cannot be a split"),
         (lambda path: {"splits": pl.DataFrame({"id": [0]})}, "expected subject_id and split"),
+        (lambda path: {"splits": {0: "train"}}, "splits got dict; expected a polars DataFrame"),
+        (lambda path: {"shard_size": "5"}, "shard_size must be at least 1 event, got '5'"),
+        (lambda path: {"shard_size": 1.5}, "got 1.5"),
+        (lambda path: {"dataset_name": None}, "dataset_name got None; expected a name"),
+        (lambda path: {"dataset_name": " "}, "expected a name"),
         (lambda path: {"events": pl.DataFrame({"a": [1]})}, "are absent"),
     ],
 )
@@ -146,3 +152,66 @@ def test_reading_what_is_not_there(tmp_path):
         dataset.events("test")
     with pytest.raises(ValueError, match="Unknown column"):
         dataset.events(columns=["hadm_id"])
+
+
+def test_a_dataset_is_not_written_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match=r"file cannot be made \(File exists\); give one in a folder of yours"):
+        write_dataset(events_of(), tmp_path / "file" / "d", dataset_name="x")
+    with pytest.raises(ValueError, match="file cannot be made"):
+        simulate(1, progress=False).write_fhir(tmp_path / "file" / "fhir")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "ask", "message"),
+    [
+        ("subject_splits.parquet", b"junk", load_events, "subject_splits.parquet cannot be read as Parquet"),
+        ("subject_splits.parquet", b"junk", lambda path: EventDataset(path).splits, "cannot be read as Parquet"),
+        ("codes.parquet", b"junk", load_events, "codes.parquet cannot be read as Parquet"),
+        ("codes.parquet", b"junk", lambda path: EventDataset(path).codes, "codes.parquet cannot be read as Parquet"),
+        ("dataset.json", b"{", load_events, "dataset.json is not JSON"),
+        ("dataset.json", b"[]", load_events, "dataset.json holds a list; expected a JSON object"),
+        ("dataset.json", b"\xff", lambda path: EventDataset(path).metadata, "dataset.json is not JSON"),
+    ],
+)
+def test_damaged_metadata_name_their_file(tmp_path, file, content, ask, message):
+    dataset = write_dataset(events_of(3), tmp_path / "d", dataset_name="x")
+    (dataset.path / "metadata" / file).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        ask(dataset.path)
+
+
+def test_splits_of_wrong_types_name_their_file(tmp_path):
+    dataset = write_dataset(events_of(3), tmp_path / "d", dataset_name="x")
+    wrong = pl.DataFrame({"subject_id": ["a"], "split": ["train"]})
+    wrong.write_parquet(dataset.path / "metadata" / "subject_splits.parquet")
+    with pytest.raises(ValueError, match=r"subject_splits.parquet has the types .*String.*expected whole numbers"):
+        load_events(dataset.path)
+
+
+@pytest.mark.parametrize("split", [5, b"train", {"train": 1}])
+def test_a_split_is_asked_for_by_name(tmp_path, split):
+    dataset = write_dataset(events_of(3), tmp_path / "d", dataset_name="x")
+    with pytest.raises(ValueError, match=r"split got .*; expected the name of a split"):
+        dataset.events(split)
+
+
+@pytest.mark.parametrize("path", [None, 5, "", "  ", b"x"])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(ValueError, match=r"path got .*expected the name of a folder or file"):
+        load_events(path)
+
+
+def test_an_unknown_way_of_errors_is_refused_for_every_format(tmp_path):
+    dataset = write_dataset(events_of(3), tmp_path / "d", dataset_name="x")
+    with pytest.raises(ValueError, match="on_error must be 'raise' or 'skip', got 'ignore'"):
+        load_events(dataset.path, on_error="ignore")
+
+
+def test_fhir_files_beside_meds_data_are_counted(tmp_path):
+    dataset = write_dataset(events_of(3), tmp_path / "d", dataset_name="x")
+    _, report = load_events(dataset.path)
+    assert "FHIR files beside the MEDS data, not read" not in report.notes
+    write_ndjson(dataset.path / "Patient.ndjson", patient())
+    _, report = load_events(dataset.path)
+    assert report.notes["FHIR files beside the MEDS data, not read"] == 1

@@ -84,3 +84,20 @@ def test_so_many_patients_leave_no_split_empty():
             patients_needed(certainty=certainty)
     splits = [assign_splits(range(75), seed=seed)["split"].n_unique() for seed in range(200)]
     assert splits.count(4) >= 195
+
+
+@pytest.mark.parametrize(
+    ("subjects", "options", "message"),
+    [
+        (5, {}, "subject_ids got int; expected integers"),
+        ([1], {"fractions": [0.5, 0.5]}, "fractions got list; expected a mapping"),
+        ([1], {"fractions": {"a": "x"}}, "must be numbers from 0 to 1, got {'a': 'x'}"),
+        ([1], {"fractions": {"a": float("nan")}}, "must be numbers from 0 to 1"),
+        ([1], {"seed": "a"}, "seed got 'a'; expected an integer"),
+        ([1], {"source_splits": pl.DataFrame({"a": [1]})}, r"source_splits got \['a'\]; expected"),
+        ([1], {"source_splits": {1: "train"}}, "source_splits got dict; expected"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_refused(subjects, options, message):
+    with pytest.raises(ValueError, match=message):
+        assign_splits(subjects, **options)
