@@ -147,33 +147,50 @@ def long_inputs(length, dt, channels=16, state=16):
     return inputs | {"delta": steps.contiguous(), "delta_softplus": False, "delta_bias": torch.zeros(channels)}
 
 
-def check_long(inputs, tolerance, without=()):
-    """Against the float64 kernel, itself held to the naive twin above: the twin would take minutes."""
-    got = with_gradients(selective_scan, inputs, backend="cpp")
-    want = with_gradients(selective_scan, as_double(inputs), backend="cpp")
+def check_long(backend, inputs, tolerance, reset_mask=None, without=()):
+    """Against the fastest backend in float64, itself held to the naive twin: the twin would take minutes."""
+    got = with_gradients(selective_scan, inputs, reset_mask=reset_mask, backend=backend)
+    want = with_gradients(selective_scan, as_double(inputs), reset_mask=reset_mask)
     worst = {k: v for k, v in errors(got, want).items() if k not in without}
     assert max(worst.values()) < tolerance, worst
 
 
-@needs_cpu_library
-@pytest.mark.parametrize("dt", ["random", 1e-4, 1e-2, 0.1, 1.0, 10.0])
-def test_8192_steps_to_1e_6(dt):
+@SCANS
+def test_long_sequences_in_float64_equal_the_naive_twin(backend):
+    """So that every backend may be the reference of the others."""
+    check_scan(backend, as_double(long_inputs(1024, 1e-3, channels=3, state=2)), 1e-12, resets(1, 1024, rate=3e-3))
+
+
+@SCANS
+@pytest.mark.parametrize("dt", ["random", 1e-4, 1e-3, 1e-2, 0.03, 0.1, 1.0, 10.0])
+def test_8192_steps_to_1e_6(backend, dt):
     # After steps of 10 nothing is left of the initial state: its gradient is rounding of nothing.
-    check_long(long_inputs(8192, dt), 1e-6, without=("grad of initial_state", "grad of A") if dt == 10.0 else ())
+    without = ("grad of initial_state", "grad of A") if dt == 10.0 else ()
+    check_long(backend, long_inputs(8192, dt), 1e-6, without=without)
 
 
-@needs_cpu_library
+@SCANS
+@pytest.mark.slow
 @pytest.mark.parametrize("dt", [1e-6, "sweep"])
-def test_65536_steps_to_1e_5(dt):
+def test_65536_steps_to_1e_5(backend, dt):
     """In float32 a plain loop is off by 1e-3 after 65,536 steps of 1e-6: each rounds the decay to the same side."""
-    check_long(long_inputs(65_536, dt, channels=8), 1e-5)
+    check_long(backend, long_inputs(65_536, dt, channels=8), 1e-5)
 
 
-@needs_cpu_library
-def test_slow_and_fast_states_side_by_side_stay_accurate():
-    inputs = long_inputs(8192, 1e-2)
-    inputs["A"] = -torch.logspace(-4, 1.5, 16).expand(16, 16).contiguous()
-    check_long(inputs, 1e-6)
+@SCANS
+@pytest.mark.parametrize("dt", [1e-3, 1e-2, 1.0])
+@pytest.mark.parametrize("across", ["states", "channels"])
+def test_slow_and_fast_states_side_by_side_stay_accurate(backend, across, dt):
+    inputs = long_inputs(8192, dt)
+    rates = -torch.logspace(-4, 1.5, 16)
+    inputs["A"] = (rates if across == "states" else rates[:, None]).expand(16, 16).contiguous()
+    check_long(backend, inputs, 1e-6)
+
+
+@SCANS
+@pytest.mark.parametrize("dt", [1e-3, 3e-2])
+def test_resets_in_a_long_sequence_stay_accurate(backend, dt):
+    check_long(backend, long_inputs(8192, dt), 1e-6, resets(1, 8192, rate=1e-3))
 
 
 @SCANS

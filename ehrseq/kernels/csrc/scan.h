@@ -7,13 +7,15 @@
 // states of a block live in registers, `G` of them at a time.
 //
 // Slow states. Where d_t A is tiny, 2^x rounds to a multiple of 2^-24 off the truth, often to the same side, and so does
-// every addition to the state: over thousands of steps that shows. A state is slow in a tile when no exponent there is
-// above kSmallExponent in any lane. It is then kept as the value before the tile plus the gain since, which is small and
-// rounds finely; exp(x) - 1 takes the place of exp(x); and what the sum of both loses at the tile's end is carried on.
-// The same holds for the gradient of the state on the way back.
+// every addition to the state: over thousands of steps that shows. A lane of a state is slow in a tile when no exponent
+// there is above kSmallExponent. It is then kept as the value before the tile (0 in the other lanes) plus the gain since,
+// which is small and rounds finely; exp(x) - 1 takes the place of exp(x), with a shorter polynomial where all lanes of
+// the state are slow; and what the sum of both loses at the tile's end is carried on. The same holds for the gradient of
+// the state on the way back. Groups of states without a lane that remembers for long keep to the common form.
 #pragma once
 #include <algorithm>
 #include <cstdlib>
+#include <limits>
 #include <new>
 #include <type_traits>
 #include "rows.h"
@@ -92,7 +94,7 @@ template <class T> struct ScanPlan {
   const int64_t blocks, tiles;
   const int state, padded;  // states; rounded up to whole groups
   Buffer<V> rates;          // [blocks, padded]: A * log2(e)
-  Buffer<T> fastest;        // [blocks, padded]: the largest |rate| of the block's lanes
+  Buffer<T> fastest, slowest;  // [blocks, padded]: the largest and the least |rate| of the block's lanes
 
   ScanPlan(const ScanCall& c, int group)
       : call(c),
@@ -101,19 +103,21 @@ template <class T> struct ScanPlan {
         state(int(c.state)),
         padded((int(c.state) + group - 1) / group * group),
         rates(blocks * padded),
-        fastest(blocks * padded) {
+        fastest(blocks * padded),
+        slowest(blocks * padded) {
     const T* A = static_cast<const T*>(c.A);
     for (int64_t k = 0; k < blocks; k++) {
       for (int n = 0; n < padded; n++) {
         V rate{};
-        T most = 0;
+        T most = 0, least = n < state ? std::numeric_limits<T>::infinity() : T(0);
         if (n < state)
           for (int i = 0; i < lanes(k); i++) {
             rate[i] = A[(k * W + i) * state + n] * T(1.4426950408889634);
-            most = std::max(most, std::abs(rate[i]));
+            most = std::max(most, std::abs(rate[i])), least = std::min(least, std::abs(rate[i]));
           }
         rates.get()[k * padded + n] = rate;
         fastest.get()[k * padded + n] = most;
+        slowest.get()[k * padded + n] = least;
       }
     }
   }
@@ -172,28 +176,46 @@ EHRSEQ_INLINE void step_sizes(const ScanPlan<T>& plan, int64_t b, int64_t t, int
   }
 }
 
-// The largest |step size| of a tile, over steps and lanes; 0 in double, which needs no slow states.
-template <class T> EHRSEQ_INLINE T longest_step(const Vector<T>* d, int steps) {
-  Vector<T> most{};
-  for (int i = 0; i < steps; i++) {
-    const Vector<T> size = d[i] < Vector<T>{} ? -d[i] : d[i];
-    most = size > most ? size : most;
-  }
-  T result = 0;
-  for (int i = 0; i < kLanes<T>; i++) result = std::max(result, most[i]);
-  return result;
-}
-
+// In double nothing is slow.
 template <class T> constexpr bool kHasSlow = sizeof(T) == 4;
 
-// Which of a group's states are slow, a bit for each.
-template <class T, int G> EHRSEQ_INLINE unsigned slow_states(T longest, const T* fastest) {
-  if constexpr (!kHasSlow<T>) return 0;
-  unsigned slow = 0;
-  for (int n = 0; n < G; n++) slow |= unsigned(longest * fastest[n] <= T(kSmallExponent)) << n;
+template <class V> EHRSEQ_INLINE V magnitude(V x) { return x < V{} ? -x : x; }
+
+// The longest |step size| of a tile: in each lane, in all of them, and in the lane where it is shortest.
+template <class T> struct LongestSteps {
+  Vector<T> lanes{};
+  T most = 0, least = std::numeric_limits<T>::infinity();
+
+  LongestSteps(const Vector<T>* d, int steps, int real_lanes) {
+    if constexpr (!kHasSlow<T>) return;
+    for (int i = 0; i < steps; i++) {
+      const Vector<T> size = magnitude(d[i]);
+      lanes = size > lanes ? size : lanes;
+    }
+    for (int i = 0; i < real_lanes; i++) most = std::max(most, lanes[i]), least = std::min(least, lanes[i]);
+  }
+  // The lanes of `value` in which a state of these rates is slow, 0 in the others
+  EHRSEQ_INLINE Vector<T> slow_lanes(Vector<T> rates, Vector<T> value) const {
+    return lanes * magnitude(rates) <= splat(T(kSmallExponent)) ? value : Vector<T>{};
+  }
+};
+
+// Of a group of states: a bit for each that is slow in all its lanes; whether the slow lanes of any need the long form.
+struct SlowStates {
+  unsigned all_lanes = 0;
+  bool any = false;
+};
+template <class T, int G>
+EHRSEQ_INLINE SlowStates slow_states(const LongestSteps<T>& longest, const T* fastest, const T* slowest) {
+  SlowStates slow;
+  if constexpr (kHasSlow<T>) {
+    for (int n = 0; n < G; n++) {
+      slow.all_lanes |= unsigned(longest.most * fastest[n] <= T(kSmallExponent)) << n;
+      slow.any |= longest.least * slowest[n] <= T(kLongMemoryExponent);
+    }
+    slow.any |= slow.all_lanes != 0;
+  }
   return slow;
 }
-// `AnySlow` = false makes the common form, without a branch for each state.
-template <bool AnySlow> EHRSEQ_INLINE bool is_slow(unsigned slow, int n) { return AnySlow && (slow >> n & 1); }
 
 }  // namespace ehrseq

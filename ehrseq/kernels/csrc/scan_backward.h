@@ -18,11 +18,15 @@ template <class T, int G> struct BackwardGroup {
 
   // As forward_group, from the states in `states`, and keeping what it computes.
   template <bool AnySlow>
-  __attribute__((noinline)) void recompute(int steps, int padded, unsigned slow, const V* rates, const V* d, const V* du, const T* B,
-                               const T* C, const uint8_t* resets, const Ahead& ahead, V* y) {
+  __attribute__((noinline)) void recompute(int steps, int padded, unsigned slow, const LongestSteps<T>& longest,
+                                           const V* rates, const V* d, const V* du, const T* B, const T* C,
+                                           const uint8_t* resets, const Ahead& ahead, V* y) {
     V before[G], h[G];
     EHRSEQ_UNROLL
-    for (int n = 0; n < G; n++) before[n] = states[n], h[n] = is_slow<AnySlow>(slow, n) ? V{} : states[n];
+    for (int n = 0; n < G; n++) {
+      before[n] = AnySlow ? longest.slow_lanes(rates[n], states[n]) : V{};
+      h[n] = AnySlow ? states[n] - before[n] : states[n];
+    }
     for (int t = 0; t < steps; t++, B += padded, C += padded) {
       ahead.fetch(t);
       if (resets && resets[t]) {
@@ -35,13 +39,11 @@ template <class T, int G> struct BackwardGroup {
       for (int n = 0; n < G; n++) {
         const V x = step * rates[n];
         V decay, now;
-        if (is_slow<AnySlow>(slow, n)) {
-          if constexpr (AnySlow) {
-            decay = exp2_minus_1_small(x);
-            h[n] += decay * (before[n] + h[n]);
-            h[n] += step_u * B[n];
-            now = before[n] + h[n];
-          }
+        if constexpr (AnySlow) {
+          decay = slow >> n & 1 ? exp2_minus_1_small(x) : exp2_minus_1(x);
+          h[n] += decay * (before[n] + h[n]);
+          h[n] += step_u * B[n];
+          now = before[n] + h[n];
         } else {
           decay = exp2_minus_1(x);
           h[n] += decay * h[n];
@@ -59,14 +61,15 @@ template <class T, int G> struct BackwardGroup {
   // in forward_group. `grad_du`: of d_t u_t. `grad_exponent`: sum over the states of rate * d(d_t A). `sum_B`, `sum_C`:
   // [steps, padded], per lane; the lanes are summed once all blocks are through.
   template <bool AnySlow>
-  __attribute__((noinline)) void reverse(int steps, int padded, unsigned slow, const V* rates, const V* d, const V* du, const V* g,
-                             const T* B, const T* C, const uint8_t* resets, V* state, V* lost, V* grad_A, V* grad_du,
-                             V* grad_exponent, V* sum_B, V* sum_C) {
-    V after[G], q[G], sum_A[G];  // q: the gradient; of a slow state, its gain over `after`
+  __attribute__((noinline)) void reverse(int steps, int padded, const LongestSteps<T>& longest, const V* rates,
+                                         const V* d, const V* du, const V* g, const T* B, const T* C,
+                                         const uint8_t* resets, V* state, V* lost, V* grad_A, V* lost_A, V* grad_du,
+                                         V* grad_exponent, V* sum_B, V* sum_C) {
+    V after[G], q[G], sum_A[G];  // q: the gradient; in a slow lane, its gain over `after`
     EHRSEQ_UNROLL
     for (int n = 0; n < G; n++) {
-      after[n] = state[n], sum_A[n] = V{};
-      q[n] = is_slow<AnySlow>(slow, n) ? lost[n] : state[n] + lost[n];
+      after[n] = AnySlow ? longest.slow_lanes(rates[n], state[n]) : V{}, sum_A[n] = V{};
+      q[n] = AnySlow ? (state[n] - after[n]) + lost[n] : state[n] + lost[n];
     }
     for (int t = steps - 1; t >= 0; t--) {
       const V step = d[t], step_u = du[t], gradient = g[t];
@@ -79,7 +82,7 @@ template <class T, int G> struct BackwardGroup {
       for (int n = 0; n < G; n++) {
         const V decay = decays[t * G + n];
         V here = q[n] + gradient * Ct[n], earlier;  // of h_t; through the decay, of h_{t-1}
-        if (is_slow<AnySlow>(slow, n)) {
+        if (AnySlow) {
           q[n] = here, here += after[n];
           q[n] += decay * here;
           earlier = after[n] + q[n];
@@ -101,8 +104,8 @@ template <class T, int G> struct BackwardGroup {
     }
     EHRSEQ_UNROLL
     for (int n = 0; n < G; n++) {
-      grad_A[n] += sum_A[n];
-      if (is_slow<AnySlow>(slow, n)) {
+      add_exactly(grad_A[n], lost_A[n], sum_A[n]);
+      if (AnySlow) {
         two_sum(after[n], q[n], state[n], lost[n]);
       } else {
         state[n] = q[n], lost[n] = V{};
@@ -125,7 +128,8 @@ template <class T, int G> void scan_backward(const ScanCall& call) {
   const Buffer<BackwardGroup<T, G>> groups(threads);
   // Per task, added up at the end: what each split of the channels gives to B and C, each batch row to A, D, bias.
   const Buffer<T> part_B(call.splits * rows * plan.state), part_C(call.splits * rows * plan.state);
-  const Buffer<V> part_A(call.batch * plan.blocks * (padded + 2));
+  const int width_A = padded + 2;
+  const Buffer<V> part_A(call.batch * plan.blocks * 2 * width_A);  // the sums, then what they lost
 
   auto work = [&](int thread, int64_t task) {
     alignas(64) V d[kTile], slopes[kTile], u[kTile], du[kTile], y[kTile], g[kTile], grad_y[kTile], grad_du[kTile],
@@ -140,8 +144,8 @@ template <class T, int G> void scan_backward(const ScanCall& call) {
                   k1 = plan.first_block(split + 1);
     plan.read_state(call.grad_final_state, b, k0, k1, q);
     std::fill(lost, lost + (k1 - k0) * padded, V{});
-    V* parts = part_A.get() + b * plan.blocks * (padded + 2);
-    std::fill(parts + k0 * (padded + 2), parts + k1 * (padded + 2), V{});
+    V* parts = part_A.get() + b * plan.blocks * 2 * width_A;
+    std::fill(parts + k0 * 2 * width_A, parts + k1 * 2 * width_A, V{});
     for (int64_t tile = plan.tiles - 1; tile >= 0; tile--) {
       const int64_t t = tile * kTile;
       const int steps = plan.steps(tile);
@@ -152,7 +156,7 @@ template <class T, int G> void scan_backward(const ScanCall& call) {
       for (int64_t k = k0; k < k1; k++) {
         const int lanes = plan.lanes(k);
         const int64_t channel = k * W;
-        V* to_A = parts + k * (padded + 2);
+        V *to_A = parts + k * 2 * width_A, *lost_A = to_A + width_A;
         Ahead ahead;
         if (k + 1 < k1)
           for (const Rows* rows : {&call.u, &call.delta, &call.z, &call.grad_y}) ahead.add(*rows, b, t, channel + W);
@@ -175,19 +179,21 @@ template <class T, int G> void scan_backward(const ScanCall& call) {
         // 2. Recurrence, a group of states at a time.
         const V* rates = plan.rates.get() + k * padded;
         const T* kept = plan.tile_state(b, tile, k);
-        const T longest = longest_step<T>(d, steps);
+        const LongestSteps<T> longest(d, steps, lanes);
+        const T *fastest = plan.fastest.get() + k * padded, *slowest = plan.slowest.get() + k * padded;
         for (int n = 0; n < plan.state; n += G) {
-          const unsigned slow = slow_states<T, G>(longest, plan.fastest.get() + k * padded + n);
+          const SlowStates slow = slow_states<T, G>(longest, fastest + n, slowest + n);
           for (int m = 0; m < G; m++)
             group.states[m] = n + m < plan.state ? load<T>(kept + (n + m) * call.channels, lanes) : V{};
           const int64_t of_block = (k - k0) * padded + n;
           auto there_and_back = [&](auto any_slow) {
-            group.template recompute<any_slow.value>(steps, padded, slow, rates + n, d, du, B + n, C + n, resets, ahead, y);
-            group.template reverse<any_slow.value>(steps, padded, slow, rates + n, d, du, g, B + n, C + n, resets,
-                                                   q + of_block, lost + of_block, to_A + n, grad_du, grad_exponent,
+            group.template recompute<any_slow.value>(steps, padded, slow.all_lanes, longest, rates + n, d, du, B + n,
+                                                     C + n, resets, ahead, y);
+            group.template reverse<any_slow.value>(steps, padded, longest, rates + n, d, du, g, B + n, C + n, resets,
+                                                   q + of_block, lost + of_block, to_A + n, lost_A + n, grad_du, grad_exponent,
                                                    sum_B + n, sum_C + n);
           };
-          if (slow) {
+          if (slow.any) {
             there_and_back(std::bool_constant<kHasSlow<T>>{});
           } else {
             there_and_back(std::bool_constant<false>{});
@@ -211,7 +217,8 @@ template <class T, int G> void scan_backward(const ScanCall& call) {
         }
         store_tile<T>(call.grad_delta, b, t, channel, steps, lanes, d);
         store_tile<T>(call.grad_u, b, t, channel, steps, lanes, u);
-        to_A[padded] += to_D, to_A[padded + 1] += to_bias;
+        add_exactly(to_A[padded], lost_A[padded], to_D);
+        add_exactly(to_A[padded + 1], lost_A[padded + 1], to_bias);
       }
       // 4. B and C: sums over the channels of this split.
       for (auto [sums, parts] : {std::pair(sum_B, part_B.get()), std::pair(sum_C, part_C.get())}) {
@@ -237,10 +244,13 @@ template <class T, int G> void scan_backward(const ScanCall& call) {
     }
   };
   auto reduce_block = [&](int, int64_t k) {
-    for (int n = 0; n < padded + 2; n++) {
+    for (int n = 0; n < width_A; n++) {
       if (n >= plan.state && n < padded) continue;
       V sum{};
-      for (int64_t b = 0; b < call.batch; b++) sum += part_A.get()[(b * plan.blocks + k) * (padded + 2) + n];
+      for (int64_t b = 0; b < call.batch; b++) {
+        const V* part = part_A.get() + (b * plan.blocks + k) * 2 * width_A + n;
+        sum += part[0] + part[width_A];
+      }
       T* out = static_cast<T*>(n < padded ? call.grad_A : n == padded ? call.grad_D : call.grad_bias);
       if (!out) continue;
       for (int i = 0; i < plan.lanes(k); i++) {

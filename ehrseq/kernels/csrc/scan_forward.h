@@ -8,15 +8,16 @@ namespace ehrseq {
 // G states of one block through one tile: the state is updated, C . h added to y. `lost`: what the rounding of a slow
 // state's sum has lost so far.
 template <class T, int G, bool AnySlow>
-__attribute__((noinline)) void forward_group(int steps, int padded, unsigned slow, const Vector<T>* rates, const Vector<T>* d,
-                                 const Vector<T>* du, const T* B, const T* C, const uint8_t* resets, const Ahead& ahead,
-                                 Vector<T>* state, Vector<T>* lost, Vector<T>* y) {
+__attribute__((noinline)) void forward_group(int steps, int padded, unsigned slow, const LongestSteps<T>& longest,
+                                             const Vector<T>* rates, const Vector<T>* d, const Vector<T>* du, const T* B,
+                                             const T* C, const uint8_t* resets, const Ahead& ahead, Vector<T>* state,
+                                             Vector<T>* lost, Vector<T>* y) {
   typedef Vector<T> V;
-  V before[G], h[G];  // h: the state; of a slow one, its gain over `before`
+  V before[G], h[G];  // h: the state; in a slow lane, its gain over `before`
   EHRSEQ_UNROLL
   for (int n = 0; n < G; n++) {
-    before[n] = state[n];
-    h[n] = is_slow<AnySlow>(slow, n) ? lost[n] : state[n] + lost[n];
+    before[n] = AnySlow ? longest.slow_lanes(rates[n], state[n]) : V{};
+    h[n] = AnySlow ? (state[n] - before[n]) + lost[n] : state[n] + lost[n];
   }
   for (int t = 0; t < steps; t++, B += padded, C += padded) {
     ahead.fetch(t);
@@ -30,12 +31,16 @@ __attribute__((noinline)) void forward_group(int steps, int padded, unsigned slo
     for (int n = 0; n < G; n++) {
       const V x = step * rates[n];
       V now;
-      if (is_slow<AnySlow>(slow, n)) {
-        if constexpr (AnySlow) {
-          h[n] += exp2_minus_1_small(x) * (before[n] + h[n]);
-          h[n] += step_u * B[n];
-          now = before[n] + h[n];
+      if constexpr (AnySlow) {
+        now = before[n] + h[n];
+        if (slow >> n & 1) {
+          h[n] += exp2_minus_1_small(x) * now;
+        } else {
+          const PowerOf2<V> power = power_of_2(x);
+          h[n] = scale_by(power.m * now + h[n], power);  // by 1 in a slow lane
         }
+        h[n] += step_u * B[n];
+        now = before[n] + h[n];
       } else {
         now = h[n] = exp2_times(x, h[n]) + step_u * B[n];
       }
@@ -45,7 +50,7 @@ __attribute__((noinline)) void forward_group(int steps, int padded, unsigned slo
   }
   EHRSEQ_UNROLL
   for (int n = 0; n < G; n++) {
-    if (is_slow<AnySlow>(slow, n)) {
+    if (AnySlow) {
       two_sum(before[n], h[n], state[n], lost[n]);
     } else {
       state[n] = h[n], lost[n] = V{};
@@ -95,12 +100,14 @@ template <class T, int G> void scan_forward(const ScanCall& call) {
         for (int i = 0; i < steps; i++) y[i] = D * u[i], u[i] *= d[i];
         // 2. Recurrence.
         const V* rates = plan.rates.get() + k * padded;
-        const T longest = longest_step<T>(d, steps);
+        const LongestSteps<T> longest(d, steps, lanes);
+        const T *fastest = plan.fastest.get() + k * padded, *slowest = plan.slowest.get() + k * padded;
         for (int n = 0; n < padded; n += G) {
-          const unsigned slow = slow_states<T, G>(longest, plan.fastest.get() + k * padded + n);
+          const SlowStates slow = slow_states<T, G>(longest, fastest + n, slowest + n);
           V* to_lost = lost + (k - k0) * padded + n;
-          const auto group = slow ? forward_group<T, G, kHasSlow<T>> : forward_group<T, G, false>;
-          group(steps, padded, slow, rates + n, d, u, B + n, C + n, resets, ahead, state + n, to_lost, y);
+          const auto group = slow.any ? forward_group<T, G, kHasSlow<T>> : forward_group<T, G, false>;
+          group(steps, padded, slow.all_lanes, longest, rates + n, d, u, B + n, C + n, resets, ahead, state + n,
+                to_lost, y);
           ahead = Ahead();
         }
         // 3. Gate.

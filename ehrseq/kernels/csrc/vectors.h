@@ -157,6 +157,8 @@ template <class V> EHRSEQ_INLINE V exp2_minus_1(V x) {
 
 // 2^x - 1 for |x| <= kSmallExponent, to 1.4e-8 relative.
 constexpr float kSmallExponent = 0.25f;
+// From this exponent on a state forgets within some 90 steps: too few for its roundings to show.
+constexpr float kLongMemoryExponent = 1.0f / 64;
 EHRSEQ_INLINE FloatVector exp2_minus_1_small(FloatVector x) {
   FloatVector p = 0.001333355774174226f * x + 0.009630163165778478f;
   p = p * x + 0.05550416452657916f, p = p * x + 0.24022631912246428f, p = p * x + 0.6931471799786546f;
@@ -168,6 +170,12 @@ template <class V> EHRSEQ_INLINE void two_sum(V a, V b, V& sum, V& lost) {
   sum = a + b;
   const V from_b = sum - a;
   lost = (a - (sum - from_b)) + (b - from_b);
+}
+// sum += x, and what the rounding lost to `lost`: for sums over all tiles, of which little may be left in the end
+template <class V> EHRSEQ_INLINE void add_exactly(V& sum, V& lost, V x) {
+  V rounded, missing;
+  two_sum(sum, x, rounded, missing);
+  sum = rounded, lost += missing;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
