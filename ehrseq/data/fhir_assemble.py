@@ -280,6 +280,11 @@ class Assembler:
         self.report.code_descriptions = {
             codes[i]: descriptions[codes[i]] for i in sorted(used) if codes[i] in descriptions
         }
+        for code, note in (("MEDS_BIRTH", "births"), ("MEDS_DEATH", "deaths")):
+            # Resources of one id that contradict each other; every row stays, the earliest counts.
+            subjects = rows.filter(pl.col("code") == codes.index(code))["subject_id"] if code in codes else None
+            if subjects is not None and (twice := len(subjects) - subjects.n_unique()):
+                self.report.notes[f"further {note} of a patient who has one"] += twice
         self.report.events_written = events.height
         self.report.subjects = events["subject_id"].n_unique()
         self.report.errors += [error for _, error in sorted(self._errors)][:MAX_ERRORS]

@@ -151,3 +151,14 @@ def test_entries_without_a_resource_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(logging.get_logger("ehrseq.data.fhir"), "warning", said.append)
     assert patient_from_bundle(record)["events"]
     assert "bundle entries without a resource" in said[0]
+
+
+def test_a_patient_given_twice_with_another_birth_is_counted(tmp_path):
+    first, other = {**patient(), "birthDate": "1950-01-01"}, {**patient(), "birthDate": "1960-01-01"}
+    write_ndjson(tmp_path / "Patient.ndjson", first, first, other)
+    events, report = read_fhir(tmp_path)
+    assert events["code"].to_list().count("MEDS_BIRTH") == 2
+    assert report.notes["further births of a patient who has one"] == 1
+    write_ndjson(tmp_path / "Patient.ndjson", first, first)
+    _, report = read_fhir(tmp_path)
+    assert "further births of a patient who has one" not in report.notes
