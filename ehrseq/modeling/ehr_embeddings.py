@@ -54,21 +54,24 @@ class EhrEmbeddings(nn.Module):
         """Initialise one part of the layer for `config.initialization = "history_first"`; other modules are left alone.
 
         Concepts weigh more than time and age, whose sines are nearly the same for all tokens of a patient and would
-        drown the concepts in a sum over tokens; and the embeddings are small beside what the blocks add to them.
-        (Part by part, because transformers asks for no initialisation of a module without weights of its own.)
+        drown the concepts in a sum over tokens; and the embeddings are small beside what the blocks add to them. Of the
+        product of concept and projection the concept is the small factor: an optimiser such as Adam, whose steps do not
+        depend on a weight's size, then turns a concept ten times faster than one of order 1, and a model that starts
+        from random concepts has little else to learn from. (Part by part, because transformers asks for no
+        initialisation of a module without weights of its own.)
 
         Args:
             part: A module, perhaps of this layer.
-            initializer_range: Standard deviation of the projection's part for the concepts.
+            initializer_range: Standard deviation of the concepts, whose part of the projection is N(0, 1).
         """
         if part is self.word_embeddings:
-            concepts = torch.randn_like(self.word_embeddings.weight)
+            concepts = initializer_range * torch.randn_like(self.word_embeddings.weight)
             if self.word_embeddings.padding_idx is not None:
                 concepts[self.word_embeddings.padding_idx] = 0.0
             init.copy_(self.word_embeddings.weight, concepts)
         elif part is self.projection:
-            weight = initializer_range * torch.randn_like(self.projection.weight)
-            weight[:, self.word_embeddings.embedding_dim :] *= 0.1
+            weight = torch.randn_like(self.projection.weight)
+            weight[:, self.word_embeddings.embedding_dim :] *= 0.1 * initializer_range
             init.copy_(self.projection.weight, weight)
         elif part is self.layer_norm:
             init.constant_(self.layer_norm.weight, 0.1)

@@ -341,6 +341,16 @@ def test_history_first_starts_from_the_history():
         tiny_config(initialization="random")
 
 
+def test_history_first_lets_concepts_move_fast_and_time_stay_quiet():
+    torch.manual_seed(0)
+    config = tiny_config(initialization="history_first", vocab_size=3000, hidden_size=64, initializer_range=0.05)
+    embeddings = EhrMambaModel(config).embeddings
+    concepts, projection = embeddings.word_embeddings.weight[1:], embeddings.projection.weight
+    assert concepts.std().item() == pytest.approx(0.05, rel=0.05)
+    assert projection[:, :64].std().item() == pytest.approx(1.0, rel=0.05)
+    assert projection[:, 64:].std().item() == pytest.approx(0.005, rel=0.1)
+
+
 def test_history_first_leaves_a_checkpoint_alone(tmp_path):
     model = EhrMambaForCausalLM(tiny_config(initialization="history_first"))
     with torch.no_grad():
