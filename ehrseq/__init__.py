@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ehrseq.modeling.modeling_hymate import HyMaTEForPreTraining, HyMaTEForSequenceClassification, HyMaTEModel
     from ehrseq.pipelines.ehr_risk import EhrRiskPipeline
     from ehrseq.tasks import label_events, list_tasks, load_task
+    from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
 # Name -> module that defines it. `TYPE_CHECKING` above says the same to type checkers and editors.
@@ -61,6 +62,7 @@ _EXPORTS = {
     "EhrMambaForCausalLM": "modeling.modeling_ehrmamba",
     "EhrMambaForSequenceClassification": "modeling.modeling_ehrmamba",
     "convert_odyssey_checkpoint": "modeling.convert_odyssey",
+    "HyMaTEFeatureExtractor": "tokenization.feature_extraction_hymate",
     "HyMaTEConfig": "modeling.configuration_hymate",
     "HyMaTEModel": "modeling.modeling_hymate",
     "HyMaTEForPreTraining": "modeling.modeling_hymate",
@@ -84,6 +86,7 @@ __all__ = [
     "EhrTokenizer",
     "EventDataset",
     "HyMaTEConfig",
+    "HyMaTEFeatureExtractor",
     "HyMaTEForPreTraining",
     "HyMaTEForSequenceClassification",
     "HyMaTEModel",

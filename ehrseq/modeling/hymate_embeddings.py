@@ -137,11 +137,9 @@ class BinnedEmbeddings(nn.Module):
         newest = torch.where(mask, steps, -1).cummax(dim=1).values  # bin of the newest value, -1 before the first
         known = newest >= 0
         carried = torch.where(known, means.gather(1, newest.clamp(min=0)), 0.0)
-        gap = torch.where(known, (steps - newest) / bins, 1.0)
+        gap = torch.where(known, (steps - newest).to(empty.dtype) / bins, 1.0)
         last = torch.where(mask.any(2), steps.view(1, -1), -1).amax(1)
-        return torch.cat([carried, mask.to(empty.dtype), gap.to(empty.dtype)], dim=-1), steps.view(1, -1) <= last[
-            :, None
-        ]
+        return torch.cat([carried, mask.to(empty.dtype), gap], dim=-1), steps.view(1, -1) <= last[:, None]
 
 
 def previous_of_variable(variable_ids: Tensor, layout: TripletLayout) -> Tensor:

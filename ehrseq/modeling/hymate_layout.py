@@ -8,7 +8,8 @@ results:
     joined    the real triplets of all sequences, one behind the other in one row [1, T]. Mamba's state is reset where a
               sequence starts; attention runs over one sequence after the other, whose triplets are a slice. No pair of
               triplets is computed that is not needed. For CPUs.
-    as given  the rows of the batch, with masks. For accelerators, where long rows would leave most of the device idle;
+    as given  the rows of the batch, with masks, the padding of each moved behind its triplets, where Mamba, which is
+              causal, never reads it. For accelerators, where long rows would leave most of the device idle;
               under `torch.compile`, which wants shapes that do not depend on the values; when all hidden states or all
               attention weights are asked for; and where there is nothing to gain: rows of equal length.
 
@@ -57,12 +58,22 @@ class TripletLayout:
         return channel.flatten(0, 1).index_select(0, self.positions).unflatten(0, self.owner.shape)
 
     def restore(self, states: Tensor) -> Tensor:
-        """Bring states of this layout [1, T, ...] or [b, n, ...] back to the batch [b, n, ...]; 0 where nothing was."""
+        """Bring states of this layout [1, T, ...] or [b, n, ...] back to the batch [b, n, ...]; 0 at padding."""
         if self.positions is None:
             return states
         flat = states.flatten(0, 1)
+        if self.real is not None:
+            flat = flat.masked_fill(~self.real.flatten().view(-1, *[1] * (flat.dim() - 1)), 0.0)
         batch = flat.new_zeros(self.shape[0] * self.shape[1], *flat.shape[1:])
         return batch.index_copy(0, self.positions, flat).unflatten(0, self.shape)
+
+    def restore_pairs(self, weights: Tensor) -> Tensor:
+        """Bring attention weights [b, h, n, n] of this layout's rows back to the order of the batch."""
+        if self.positions is None:
+            return weights
+        places = torch.argsort(self.positions.view(self.shape), dim=1)  # of each triplet of the batch in this layout
+        rows = weights.gather(2, places[:, None, :, None].expand_as(weights))
+        return rows.gather(3, places[:, None, None, :].expand_as(weights))
 
     def shuffled(self) -> tuple[TripletLayout, Tensor]:
         """This layout with the triplets of every sequence permuted at random, and that permutation [N]."""
@@ -101,26 +112,35 @@ def joined_layout(owner: Tensor, num_sequences: int) -> TripletLayout:
     )
 
 
-def layout_as_given(
-    owner: Tensor, num_sequences: int, real: Tensor | None, segment_ids: Tensor | None
-) -> TripletLayout:
-    """The rows as they are, with the masks that keep sequences and padding apart; arguments as above."""
-    if segment_ids is not None:
-        mask: Tensor | None = (
-            owner[:, None, :, None] == owner[:, None, None, :]
-        )  # padding reads padding: no query is without a key
-        starts: Tensor | None = segment_starts(torch.where(owner < num_sequences, owner + 1, 0))
-    else:
+def layout_as_given(owner: Tensor, num_sequences: int, real: Tensor | None, packed: bool) -> TripletLayout:
+    """The rows as they are, padding last, with the masks that keep sequences and padding apart.
+
+    Args:
+        owner: [b, n], as made by `owners`.
+        num_sequences: R.
+        real: bool [b, n], False at padding, wherever it stands; None where there is none.
+        packed: Whether rows hold several sequences.
+    """
+    batch, length = owner.shape
+    positions: Tensor | None = None
+    if real is not None:
+        order = torch.argsort(~real, dim=1, stable=True)
+        owner, real = owner.gather(1, order), real.gather(1, order)
+        positions = (order + torch.arange(batch, device=owner.device)[:, None] * length).flatten()
+    mask: Tensor | None = None
+    if packed:
+        mask = owner[:, None, :, None] == owner[:, None, None, :]  # padding reads padding: no query is without a key
+    elif real is not None:
         # Rows of nothing but padding read it, for the same reason.
-        mask = None if real is None else (real | ~real.any(1, keepdim=True))[:, None, None, :]
-        starts = None
+        mask = (real | ~real.any(1, keepdim=True))[:, None, None, :]
     return TripletLayout(
         owner=owner,
         num_sequences=num_sequences,
-        shape=(owner.shape[0], owner.shape[1]),
+        shape=(batch, length),
         real=real,
-        starts=starts,
+        starts=segment_starts(torch.where(owner < num_sequences, owner + 1, 0)) if packed else None,
         mask=mask,
+        positions=positions,
     )
 
 

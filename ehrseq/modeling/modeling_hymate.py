@@ -110,7 +110,7 @@ class HyMaTEMambaBlock(GradientCheckpointingLayer):
     def forward(self, hidden_states: Tensor, layout: TripletLayout) -> Tensor:
         """[1, T, d] or [b, n, d] -> the same shape."""
         residual = at_least_float32(hidden_states) if self.residual_in_fp32 else hidden_states
-        mixed, _ = self.mixer(self.norm(hidden_states), real=layout.real, starts=layout.starts)
+        mixed, _ = self.mixer(self.norm(hidden_states), starts=layout.starts)  # padding, if any, stands last
         return residual + self.dropout(mixed)
 
 
@@ -230,7 +230,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         check_rows(real, segment_ids)
         owner = owners(triplets["values"], real, segment_ids, num_segments)
         as_given = output_hidden_states or output_attentions
-        hidden_states, layout = self._embed(triplets, owner, num_segments, real, segment_ids, as_given)
+        hidden_states, layout = self._embed(triplets, owner, num_segments, real, packed, as_given)
 
         # 2. Mamba blocks, then self-attention blocks.
         all_hidden_states, all_attentions = [hidden_states], []
@@ -256,7 +256,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             pooler_output=pooled,
             fusion_attentions=layout.restore(alpha) if output_attentions or output_fusion_attentions else None,
             hidden_states=tuple(map(layout.restore, all_hidden_states)) if output_hidden_states else None,
-            attentions=tuple(all_attentions) if output_attentions else None,
+            attentions=tuple(map(layout.restore_pairs, all_attentions)) if output_attentions else None,
         )
 
     def _embed(
@@ -265,19 +265,19 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         owner: Tensor,
         num_segments: int,
         real: Tensor | None,
-        segment_ids: Tensor | None,
+        packed: bool,
         as_given: bool,
     ) -> tuple[Tensor, TripletLayout]:
         """Choose the layout and embed: (hidden states of that layout, layout)."""
         num_sequences = owner.shape[0] * num_segments
         if isinstance(self.embeddings, BinnedEmbeddings):
             # The grid has a row for each patient, packed or not, and hours in the place of triplets.
-            whole = layout_as_given(owner, num_sequences, real, segment_ids)
-            grid, real = self.embeddings.grid(**channels, layout=whole)
-            layout = choose_layout(owners(grid, real), num_sequences, real, None, as_given)
+            triplets = TripletLayout(owner, num_sequences, shape=(owner.shape[0], owner.shape[1]))
+            grid, real = self.embeddings.grid(**channels, layout=triplets)
+            layout = choose_layout(owners(grid, real), num_sequences, real, False, as_given)
             embedded = self.embeddings(layout.take(grid))
         else:
-            layout = choose_layout(owner, num_sequences, real, segment_ids, as_given)
+            layout = choose_layout(owner, num_sequences, real, packed, as_given)
             embedded = self.embeddings(
                 **{name: layout.take(channel) for name, channel in channels.items()}, layout=layout
             )
@@ -460,7 +460,7 @@ def repeat(blocks: nn.ModuleList, times: int) -> Iterator[nn.Module]:
 
 
 def choose_layout(
-    owner: Tensor, num_sequences: int, real: Tensor | None, segment_ids: Tensor | None, as_given: bool
+    owner: Tensor, num_sequences: int, real: Tensor | None, packed: bool, as_given: bool
 ) -> TripletLayout:
     """The faster layout for this device and batch; see hymate_layout.py.
 
@@ -468,12 +468,12 @@ def choose_layout(
         owner: [b, n], as made by `owners`.
         num_sequences: R.
         real: bool [b, n], None without padding.
-        segment_ids: [b, n], None without packing.
+        packed: Whether rows hold several sequences.
         as_given: The rows must stay as they are.
     """
     on_cpu = owner.device.type == "cpu" and not torch.compiler.is_compiling()
-    if as_given or not on_cpu or (real is None and segment_ids is None):
-        return layout_as_given(owner, num_sequences, real, segment_ids)
+    if as_given or not on_cpu or (real is None and not packed):
+        return layout_as_given(owner, num_sequences, real, packed)
     return joined_layout(owner, num_sequences)
 
 
