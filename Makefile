@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DATA   ?=
 OUT    ?= demo_output
+PATIENTS ?=
 BENCH  ?= runs/bench
 
 .PHONY: install demo test test-full lint bench clean
@@ -21,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(KERNELS)
 install: $(VENV)/.installed
 
 demo: install
-	$(BIN)/ehrseq demo --output $(OUT) $(if $(DATA),--data $(DATA))
+	$(BIN)/ehrseq demo --output $(OUT) $(if $(DATA),--data $(DATA)) $(if $(PATIENTS),--patients $(PATIENTS))
 
 test: install
 	$(BIN)/python -m pytest -n 2 -m "not slow" --durations=15
