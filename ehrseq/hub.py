@@ -62,10 +62,14 @@ INTENDED_USE = (
 LIMITS = (
     "The scores are only as good as the record: what was never coded, or came after the prediction time, is not seen.",
     "Performance was measured on one dataset. Before any use elsewhere measure discrimination and calibration there, "
-    "and recalibrate; `tokenizer.coverage(events)` tells how many of the local codes the vocabulary knows.",
+    "and recalibrate{coverage}.",
     "Differences between subgroups (age, sex, ethnicity, insurance, site) were not ruled out.",
     "A record tells how care was given as well as who fell ill; the model repeats both, and its scores are no causes.",
 )
+_COVERAGE = {
+    False: "; `tokenizer.coverage(events)` tells how many of the local codes the vocabulary knows",
+    True: "; values of codes that its feature extractor does not know are left out, with a warning that names them",
+}
 GATED_PROMPT = (
     "These weights were trained on health records that are shared under a data use agreement. By asking for access you "
     "confirm that you hold that agreement, and that you will not try to learn about any person from the weights."
@@ -116,6 +120,12 @@ class ModelFacts:
     parameters: int | None
     context: int | None
     vocab_size: int | None
+    num_variables: int | None = None
+
+    @property
+    def reads_triplets(self) -> bool:
+        """Whether it reads measured values, by a feature extractor, instead of events, by a tokenizer."""
+        return self.num_variables is not None
 
     @property
     def size(self) -> str:
@@ -144,6 +154,7 @@ class ModelFacts:
             parameters=parameters,
             context=config.get("max_position_embeddings"),
             vocab_size=config.get("vocab_size"),
+            num_variables=config.get("num_variables"),
         )
 
 
@@ -224,7 +235,7 @@ class EhrModelCard:
             evaluated_on=self.evaluated_on,
             coverage=self.coverage,
             intended_use=self.intended_use,
-            limits=[*LIMITS, *self.limits],
+            limits=[*(limit.replace("{coverage}", _COVERAGE[facts.reads_triplets]) for limit in LIMITS), *self.limits],
             training=self.training,
             license_text=self._license_text(),
         )
