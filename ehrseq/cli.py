@@ -1,4 +1,4 @@
-"""`ehrseq ...`: simulate records, run the demo, score patients with a checkpoint.
+"""`ehrseq ...`: simulate records or stays, run the demo, score patients with a checkpoint.
 
 Heavy imports stand inside the commands, so that `ehrseq --help` answers at once.
 """
@@ -17,7 +17,7 @@ from ehrseq.version import __version__
 
 app = typer.Typer(
     name="ehrseq",
-    help="Risks from whole patient records: EhrMamba on FHIR R4 or MEDS.",
+    help="Risks from patient records: EhrMamba and HyMaTE on FHIR R4 or MEDS.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,7 +43,7 @@ def _common(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
     ] = False,
 ) -> None:
-    """Risks from whole patient records: EhrMamba on FHIR R4 or MEDS."""
+    """Risks from patient records: EhrMamba and HyMaTE on FHIR R4 or MEDS."""
 
 
 @app.command()
@@ -55,9 +55,7 @@ def simulate(
     compress: Annotated[bool, typer.Option(help="Gzip the NDJSON files.")] = False,
 ) -> None:
     """Write the records of simulated patients."""
-    _check_folder(output)
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"{output} exists and is not empty; give a new folder, so that nothing is overwritten.")
+    _check_new_folder(output)
     from ehrseq.data.simulate import simulate as simulate_cohort
 
     cohort = simulate_cohort(patients, seed)
@@ -68,6 +66,20 @@ def simulate(
 
         write_dataset(cohort.events(), output, dataset_name=f"ehrseq-simulated-seed-{seed}")
     typer.echo(f"{patients:,} simulated patients (seed {seed}) in {output}")
+
+
+@app.command()
+def simulate_stays(
+    output: Annotated[Path, typer.Argument(help="Folder to write (must not hold anything yet).")],
+    stays: Annotated[int, typer.Option("--stays", "-n", min=1, help="Number of stays.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal stays.")] = 0,
+) -> None:
+    """Write simulated ICU stays in the files of the PhysioNet challenge 2012, with their outcomes."""
+    _check_new_folder(output)
+    from ehrseq.data.simulate_stays import simulate_stays as simulate_icu_stays
+
+    simulate_icu_stays(stays, seed).write(output)
+    typer.echo(f"{stays:,} simulated stays (seed {seed}) in {output}")
 
 
 @app.command()
@@ -89,39 +101,43 @@ def demo(
 
 @app.command()
 def predict(
-    checkpoint: Annotated[str, typer.Argument(help="Folder of a finetuned checkpoint, or owner/name on the Hub.")],
-    data: Annotated[Path, typer.Argument(help="FHIR (NDJSON, Bundles) or MEDS, folder or file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")] = Path("risks.parquet"),
+    model: Annotated[str, typer.Option(help="Folder of a finetuned checkpoint, or owner/name on the Hub.")],
+    data: Annotated[
+        Path, typer.Option(help="FHIR (NDJSON, Bundles), MEDS or the PhysioNet challenge 2012: folder or file.")
+    ],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")] = Path("predictions.parquet"),
     task: Annotated[list[str] | None, typer.Option(help="Task to score; repeat for several. Default: all.")] = None,
     times: Annotated[
         Path | None,
-        typer.Option(help="Parquet or CSV with subject_id, prediction_time. Default: the end of each record."),
+        typer.Option(
+            help="Parquet or CSV with subject_id, prediction_time. Default: the end of each record, or of each stay."
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows (patient, task) in one forward pass.")] = 32,
     skip_bad_lines: Annotated[bool, typer.Option(help="FHIR: count and skip unreadable resources.")] = False,
 ) -> None:
-    """Write the risk of every patient: subject_id, prediction_time, task, label, score, reason.
+    """Write the risk of every patient (or stay): subject_id, prediction_time, task, label, score, reason.
 
     The reason says why a task does not apply then; where nothing is left to foretell, there is no score.
     """
     from ehrseq.predict import predict_risks
 
-    if output.is_dir() or output.suffix != ".parquet" or not _is_writable(output.parent):
-        raise ValueError(f"{output} cannot be written; give the name of a .parquet file in a folder of yours.")
+    if out.is_dir() or out.suffix != ".parquet" or not _is_writable(out.parent):
+        raise ValueError(f"{out} cannot be written; give the name of a .parquet file in a folder of yours.")
     risks, report = predict_risks(
-        checkpoint,
+        model,
         data,
         tasks=task or None,
         prediction_times=times,
         batch_size=batch_size,
         on_error="skip" if skip_bad_lines else "raise",
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(output.name + ".part")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(out.name + ".part")
     risks.write_parquet(unfinished)
-    unfinished.replace(output)
+    unfinished.replace(out)
     typer.echo(str(report))
-    typer.echo(f"{risks['subject_id'].n_unique():,} patients, {risks.height:,} risks in {output}")
+    typer.echo(f"{risks['subject_id'].n_unique():,} patients, {risks.height:,} risks in {out}")
 
 
 def _is_writable(folder: Path) -> bool:
@@ -134,6 +150,13 @@ def _check_folder(folder: Path) -> None:
     """Refuse a folder for the output that is a file, or lies where nothing can be written, before the work."""
     if not _is_writable(folder):
         raise ValueError(f"{folder} cannot be written; give the name of a new folder in a folder of yours.")
+
+
+def _check_new_folder(folder: Path) -> None:
+    """Refuse a folder for the output that holds something already."""
+    _check_folder(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists and is not empty; give a new folder, so that nothing is overwritten.")
 
 
 @app.command()

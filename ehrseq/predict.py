@@ -6,6 +6,9 @@ A task is learnt at one kind of moment (a discharge, 24 hours after an admission
 open. Rows outside of that stay in the table with their `reason`, and are counted in the report: the score is null where
 nothing is left to foretell (`died_before_prediction`, `earlier_code`, `stay_ended`) and given, to be read with care,
 where the moment is another one (`no_discharge`, `off_anchor`). Rows with a null reason are what evaluations speak of.
+
+A checkpoint of HyMaTE has a feature extractor in the place of the tokenizer and reads stays: see
+`ehrseq.predict_stays`.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ def predict_risks(
         data: FHIR or MEDS (folder or file), or an event table.
         tasks: Names of the tasks, or one name; None = all of the checkpoint.
         prediction_times: Table (or Parquet or CSV file) of subject_id, prediction_time; None = the last event of each
-            patient. Nothing later than it is read.
+            patient, or where a checkpoint reads stays the end of each stay's window. Nothing later than it is read.
         batch_size: Rows (patient, time, task) in one forward pass.
         on_error: FHIR only: "raise" or "skip" (counted in the report).
         progress: Show progress bars.
@@ -62,7 +65,6 @@ def predict_risks(
     from ehrseq.data.dataset import load_events
     from ehrseq.data.report import ConversionReport
     from ehrseq.data.schema import validate_events
-    from ehrseq.training import prompted_dataset, score_rows
 
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size got {batch_size!r}; expected a whole number of at least 1.")
@@ -71,7 +73,7 @@ def predict_risks(
             raise ValueError(f"{name} got {type(given).__name__}; expected a path or a polars DataFrame.")
     if tasks is not None and not isinstance(tasks, str | list | tuple | set):
         raise ValueError(f"tasks got {tasks!r} ({type(tasks).__name__}); expected the name of a task, or a list.")
-    model, tokenizer = _load(str(checkpoint))
+    model, encoder = _load(str(checkpoint))
     known = {task["name"]: task for task in getattr(model.config, "tasks", None) or []}
     if not known:
         raise ValueError(f"{checkpoint} has no tasks in its config; finetune it first (examples/03_finetune.py).")
@@ -84,32 +86,63 @@ def predict_risks(
         events, report = validate_events(data), ConversionReport()
     else:
         events, report = load_events(data, on_error=on_error, progress=progress)
-    times = _prediction_times(events, prediction_times)
-    if prediction_times is None:
-        report.notes["patients without a timed event, not scored"] += events["subject_id"].n_unique() - times.height
-    rows = times.with_columns(boolean_value=pl.lit(False))
-    dataset = prompted_dataset(tokenizer, events, dict.fromkeys(wanted, rows), model.config.max_position_embeddings)
-    # Such a risk is the model's guess for somebody of whom it read nothing.
-    report.notes["events of unknown codes, read as [UNK]"] += tokenizer.coverage(events)["lost_events"]
-    report.notes["risks without a timed event up to the prediction time"] += int((dataset.index.end == 0).sum())
-    scores = score_rows(model, tokenizer, dataset, batch_size=batch_size, progress=progress)
+    asked = {name: known[name] for name in wanted}
+    options: dict[str, Any] = {"report": report, "batch_size": batch_size, "progress": progress}
+    if hasattr(encoder, "task_tokens"):
+        times = _prediction_times(events, prediction_times)
+        if prediction_times is None:
+            report.notes["patients without a timed event, not scored"] += events["subject_id"].n_unique() - times.height
+        risks = _prompted_risks(model, encoder, events, times, asked, **options)
+    else:
+        from ehrseq.predict_stays import stay_risks
+
+        ends = prediction_times is not None or encoder.spec.window_start == "before_prediction"
+        risks = stay_risks(
+            model, encoder, events, _prediction_times(events, prediction_times) if ends else None, asked, **options
+        )
+    scores = risks["score"].drop_nulls().to_numpy()
     if not np.isfinite(scores).all():
         raise ValueError(
             f"{checkpoint} gives {scores[~np.isfinite(scores)][0]} as a risk: its weights are damaged. Save it again."
         )
+    return risks.match_to_schema(pl.Schema(RISK_SCHEMA)).sort(
+        "subject_id", "prediction_time", maintain_order=True
+    ), report
+
+
+def _prompted_risks(
+    model: Any,
+    tokenizer: Any,
+    events: pl.DataFrame,
+    times: pl.DataFrame,
+    tasks: dict[str, Any],
+    *,
+    report: Any,
+    batch_size: int,
+    progress: bool,
+) -> pl.DataFrame:
+    """Risks (`RISK_SCHEMA`) of a model that is prompted: every task at every time."""
+    from ehrseq.training import prompted_dataset, score_rows
+
+    rows = times.with_columns(boolean_value=pl.lit(False))
+    dataset = prompted_dataset(tokenizer, events, dict.fromkeys(tasks, rows), model.config.max_position_embeddings)
+    # Such a risk is the model's guess for somebody of whom it read nothing.
+    report.notes["events of unknown codes, read as [UNK]"] += tokenizer.coverage(events)["lost_events"]
+    report.notes["risks without a timed event up to the prediction time"] += int((dataset.index.end == 0).sum())
+    scores = score_rows(model, tokenizer, dataset, batch_size=batch_size, progress=progress)
     names = tokenizer.tasks
-    reasons = _reasons(tokenizer, events, times, {name: known[name] for name in wanted})
+    reasons = _reasons(tokenizer, events, times, tasks)
     asked = zip(dataset.subject_ids.tolist(), _microseconds(dataset.prediction_times), dataset.task_ids, strict=True)
     why = [reasons[subject, at].get(names[task_id]) for subject, at, task_id in asked]
     for reason, words in tokenizer.task_reasons.items():
         kind = "risks not given" if reason in tokenizer.unanswerable_reasons else "risks outside their task"
         report.notes[f"{kind}: {words}"] += why.count(reason)
-    risks = pl.DataFrame(
+    return pl.DataFrame(
         {
             "subject_id": dataset.subject_ids,
             "prediction_time": dataset.prediction_times,
             "task": [names[task_id] for task_id in dataset.task_ids],
-            "label": [known[names[task_id]].get("positive_label") for task_id in dataset.task_ids],
+            "label": [tasks[names[task_id]].get("positive_label") for task_id in dataset.task_ids],
             "score": [
                 None if reason in tokenizer.unanswerable_reasons else score
                 for reason, score in zip(why, scores.tolist(), strict=True)
@@ -118,7 +151,6 @@ def predict_risks(
         },
         schema=RISK_SCHEMA,
     )
-    return risks.sort("subject_id", "prediction_time", maintain_order=True), report
 
 
 def _reasons(
@@ -149,14 +181,14 @@ def _microseconds(times: np.ndarray) -> list[int]:
 
 
 def _load(checkpoint: str) -> tuple[Any, Any]:
-    """Model and tokenizer of a finetuned checkpoint.
+    """Model of a finetuned checkpoint, and its tokenizer or feature extractor.
 
     Raises:
         ValueError: A file is missing or damaged, or the head was never trained.
         OSError: The Hub does not give it.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification, AutoTokenizer
 
     import ehrseq  # noqa: F401  registers the classes
     from ehrseq.training import quiet_loading
@@ -166,7 +198,9 @@ def _load(checkpoint: str) -> tuple[Any, Any]:
         with quiet_loading():
             # The registered classes need no trust; without this, a folder of somebody else's would ask for it.
             model = AutoModelForSequenceClassification.from_pretrained(checkpoint, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+            reads_stays = model.config.model_type == "hymate"
+            encoder_class = AutoFeatureExtractor if reads_stays else AutoTokenizer
+            encoder = encoder_class.from_pretrained(checkpoint, trust_remote_code=False)
     except (SafetensorError, StrictDataclassError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
@@ -177,12 +211,12 @@ def _load(checkpoint: str) -> tuple[Any, Any]:
         raise ValueError(
             f"{checkpoint} lacks {untrained}: it is a pretrained model; finetune it, or give a finetuned one."
         )
-    if not hasattr(model, "risk_scores") or not hasattr(tokenizer, "task_tokens"):
+    if not hasattr(model, "risk_scores") or not (hasattr(encoder, "task_tokens") or reads_stays):
         raise ValueError(
-            f"{checkpoint} holds a {type(model).__name__} and a {type(tokenizer).__name__}; expected a risk classifier "
-            "of ehrseq with its EhrTokenizer."
+            f"{checkpoint} holds a {type(model).__name__} and a {type(encoder).__name__}; expected a risk classifier "
+            "of ehrseq with its EhrTokenizer or HyMaTEFeatureExtractor."
         )
-    return model, tokenizer
+    return model, encoder
 
 
 def _check_checkpoint(checkpoint: str) -> None:
@@ -196,16 +230,26 @@ def _check_checkpoint(checkpoint: str) -> None:
                 f"no checkpoint folder {checkpoint}; give a folder that save_pretrained wrote, or owner/name."
             )
         return
-    for file, part in (
-        ("config.json", "model"),
-        ("tokenizer.json", "tokenizer"),
-        ("tokenizer_config.json", "tokenizer"),
-    ):
+    needed = {"config.json": "model"}
+    if (folder / "config.json").is_file() and _model_type(folder / "config.json") == "hymate":
+        needed |= {"preprocessor_config.json": "extractor"}
+    else:
+        needed |= {"tokenizer.json": "tokenizer", "tokenizer_config.json": "tokenizer"}
+    for file, part in needed.items():
         if not (folder / file).is_file():
             raise ValueError(
                 f"{checkpoint} is no whole checkpoint: it has no {file}; save the {part} that it was trained with "
                 f"into the same folder ({part}.save_pretrained(folder))."
             )
+
+
+def _model_type(config: Path) -> Any:
+    """`model_type` of a config file; None where it cannot be read, which loading says better."""
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return values.get("model_type") if isinstance(values, dict) else None
 
 
 def _prediction_times(events: pl.DataFrame, given: str | Path | pl.DataFrame | None) -> pl.DataFrame:

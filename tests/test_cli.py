@@ -46,6 +46,10 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
+def predict(model, data, out):
+    return run("predict", "--model", model, "--data", data, "--out", out)
+
+
 def test_version():
     assert run("--version").output.strip() == f"ehrseq {__version__}"
 
@@ -63,7 +67,7 @@ def test_simulate_writes_fhir_and_meds_of_the_same_patients(tmp_path):
 def test_predict_gives_the_risks_of_the_pipeline(events, checkpoint, tmp_path):
     events.write_parquet(tmp_path / "events.parquet")
     output = tmp_path / "new" / "risks.parquet"
-    assert "12 patients, 24 risks" in run("predict", checkpoint, tmp_path / "events.parquet", "-o", output).output
+    assert "12 patients, 24 risks" in predict(checkpoint, tmp_path / "events.parquet", output).output
     risks = pl.read_parquet(output)
     assert list(risks.columns) == ["subject_id", "prediction_time", "task", "label", "score", "reason"]
     assert not list(output.parent.glob("*.part"))
@@ -218,7 +222,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(checkpoint,
     (tmp_path / "file").write_text("x")
     for output in (tmp_path, tmp_path / "file" / "risks.parquet", tmp_path / "risks.csv", tmp_path / "risks"):
         with pytest.raises(ValueError, match=r"cannot be written; give the name of a \.parquet file"):
-            run("predict", checkpoint, tmp_path / "nowhere", "-o", output)
+            predict(checkpoint, tmp_path / "nowhere", output)
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         for command in (("simulate", folder), ("demo", "--output", folder)):
             with pytest.raises(ValueError, match=r"cannot be written; give the name of a new folder"):
@@ -259,7 +263,9 @@ def test_a_pretrained_checkpoint_has_no_risks(events, tmp_path):
 
 
 def test_an_error_is_one_line_and_no_traceback(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["ehrseq", "predict", str(tmp_path / "nowhere"), str(tmp_path)])
+    monkeypatch.setattr(
+        sys, "argv", ["ehrseq", "predict", "--model", str(tmp_path / "nowhere"), "--data", str(tmp_path)]
+    )
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 1

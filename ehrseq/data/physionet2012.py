@@ -43,6 +43,7 @@ from ehrseq.data.physionet2012_codes import (
     ICU_TYPES,
     SERIES,
     TASK,
+    TASK_CONFIG,
     VARIABLES,
     WINDOW_HOURS,
     descriptions,
@@ -398,12 +399,7 @@ def _labels(outcomes: pl.DataFrame) -> pl.DataFrame:
 
 def _task_report(labels: pl.DataFrame) -> dict[str, Any]:
     return {
-        "task": {
-            "name": TASK,
-            "definition": f"Death in hospital, foretold {WINDOW_HOURS} hours after the admission to intensive care.",
-            "positive_label": "death in hospital",
-            "source": "PhysioNet/CinC Challenge 2012, In-hospital_death",
-        },
+        "task": TASK_CONFIG | {"source": "PhysioNet/CinC Challenge 2012, In-hospital_death"},
         "labels": labels.height,
         "positives": int(labels["boolean_value"].sum()),
     }

@@ -11,6 +11,14 @@ WINDOW_HOURS = 48
 """Hours that the challenge gives of each stay; the death is to be foretold at their end."""
 
 TASK = "in_hospital_mortality"
+TASK_CONFIG = {
+    "name": TASK,
+    "horizon": "the rest of the hospital stay",
+    "definition": f"Death in hospital, foretold {WINDOW_HOURS} hours after the admission to intensive care.",
+    "positive_label": "death in hospital",
+}
+"""The task as a model's `config.tasks` has it."""
+
 ADMISSION_CODE = "VISIT_START//ICU"
 SYSTEM = "PHYSIONET2012"
 AGE_CODE = f"DEMOGRAPHIC//{SYSTEM}//Age"

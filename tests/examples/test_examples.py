@@ -17,6 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ehrseq.data.simulate_stays import simulate_stays
+from ehrseq.modeling.configuration_hymate import HyMaTEConfig
+from ehrseq.triplet_training import TripletRecipe
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 QUIET = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "True"]
 
@@ -149,3 +153,24 @@ def _without_dropout(source: Path, target: Path) -> None:
     config = json.loads((target / "config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "classifier_dropout": 0.0}
     (target / "config.json").write_text(json.dumps(config))
+
+
+def test_hymate_goes_from_stays_to_a_table_of_scores(tmp_path):
+    for name, seed in (("train", 1), ("test", 2)):
+        simulate_stays(200, seed=seed).write(tmp_path / name)
+    options = ["--train", tmp_path / "train", "--test", tmp_path / "test", "--output_dir", tmp_path / "out"]
+    recipe = EXAMPLES / "recipes" / "hymate_quick.yaml"
+    printed = run("06_hymate_train.py", *options, "--recipe", recipe, "--seeds", 2, "--boosting", "False")
+    scores = pl.read_csv(tmp_path / "out" / "scores.csv")
+    assert scores.columns == ["subject_id", "label", "seed 0", "seed 1", "mean of seeds"]
+    assert "mean of seeds" in printed
+    assert printed.count("last value") == 2
+    # Again: every stage is kept, and so is every score.
+    assert run("06_hymate_train.py", *options, "--recipe", recipe, "--seeds", 2, "--boosting", "False") == printed
+
+
+def test_the_recipes_of_the_examples_are_recipes():
+    recipes = [TripletRecipe.read(file) for file in sorted((EXAMPLES / "recipes").glob("*.yaml"))]
+    assert "hymate_paper" in [recipe.name for recipe in recipes]
+    for recipe in recipes:
+        HyMaTEConfig(**recipe.model)

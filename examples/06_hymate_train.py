@@ -1,0 +1,84 @@
+"""HyMaTE on ICU stays: forecasting, then in-hospital death, and the scores of other stays beside boosting's.
+
+    ehrseq simulate-stays runs/train -n 2000 --seed 1     # or the files of the PhysioNet challenge 2012:
+    ehrseq simulate-stays runs/test -n 2000 --seed 2      # --train set-b.tar.gz --test set-a.tar.gz
+    python examples/06_hymate_train.py --train runs/train --test runs/test --output_dir runs/hymate \
+        --recipe examples/recipes/hymate_paper.yaml --seeds 5
+
+Nothing of the test stays is read before the models are done. Every stage of every seed is kept: run the same command
+again to go on where it stopped.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from transformers import AutoModelForSequenceClassification, HfArgumentParser
+
+import ehrseq  # noqa: F401  registers the classes with the Auto classes
+from ehrseq.baselines import BoostedSummaries
+from ehrseq.data.physionet2012 import load_physionet2012
+from ehrseq.data.physionet2012_codes import TASK_CONFIG
+from ehrseq.data.triplets import PHYSIONET2012, build_triplets
+from ehrseq.evaluation import evaluate_tasks, metrics_table
+from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
+from ehrseq.triplet_training import TripletRecipe, finetune, hold_out_stays, pretrain, score_stays
+
+
+@dataclass
+class Arguments:
+    """Options."""
+
+    train: str = field(metadata={"help": "Stays to learn from: the challenge's archive or folder."})
+    test: str = field(metadata={"help": "Stays to report on."})
+    output_dir: str = field(metadata={"help": "Folder of checkpoints and scores."})
+    recipe: str = field(default="examples/recipes/hymate_paper.yaml", metadata={"help": "YAML file of the recipe."})
+    seeds: int = field(default=1, metadata={"help": "Number of seeds."})
+    boosting: bool = field(default=True, metadata={"help": "Gradient boosting on summary statistics beside it."})
+    threads: int = field(default=0, metadata={"help": "Threads of torch; 0 = all."})
+
+
+def main() -> None:
+    """Train every seed, then score the test stays."""
+    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    recipe, folder = TripletRecipe.read(arguments.recipe), Path(arguments.output_dir)
+    stays = load_physionet2012(arguments.train)
+    print(stays.report)
+    table = build_triplets(stays.events, PHYSIONET2012, stays.labels)
+    train, tuning = hold_out_stays(table)
+    extractor = HyMaTEFeatureExtractor.fit(train)
+    checkpoints = []
+    for seed in range(arguments.seeds):
+        pretrained = None
+        if recipe.pretrain is not None:
+            pretrained = folder / f"seed{seed}" / "forecast"
+            reached = pretrain(recipe, extractor, train, tuning, pretrained, seed=seed)
+            print(
+                f"seed {seed}: forecast MSE {reached['forecast_mse']:.3f}, last value {reached['last_value_mse']:.3f}"
+            )
+        checkpoints.append(folder / f"seed{seed}" / "outcome")
+        options = {"pretrained": pretrained, "task": TASK_CONFIG, "seed": seed}
+        reached = finetune(recipe, extractor, train, tuning, checkpoints[-1], **options)
+        print(f"seed {seed}: tuning AUROC {reached['auroc']:.3f}, AUPRC {reached['auprc']:.3f}")
+
+    other = load_physionet2012(arguments.test)
+    test = build_triplets(other.events, PHYSIONET2012, other.labels)
+    scores = {}
+    for seed, checkpoint in enumerate(checkpoints):
+        model = AutoModelForSequenceClassification.from_pretrained(checkpoint)
+        scores[f"seed {seed}"] = score_stays(model, extractor, test, max_length=recipe.max_length)
+    scores["mean of seeds"] = np.mean(list(scores.values()), axis=0)
+    if arguments.boosting:
+        scores["boosting"] = BoostedSummaries().fit(table).predict_proba(test)[:, 1]
+    pl.DataFrame({"subject_id": test.subject_ids, "label": test.labels, **scores}).write_csv(folder / "scores.csv")
+    columns = np.repeat(np.arange(len(scores)), len(test))  # every way of scoring is a row of the table
+    labels, subjects = (np.tile(values, len(scores)) for values in (test.labels, test.subject_ids))
+    print(metrics_table(evaluate_tasks(labels, np.concatenate(list(scores.values())), columns, subjects, list(scores))))
+
+
+if __name__ == "__main__":
+    main()
