@@ -168,7 +168,8 @@ def is_plain(*values: object) -> bool:
 
 
 def rows(tensor: Tensor) -> Tensor:
-    """The tensor itself when its last dimension is contiguous, else a copy."""
+    """The tensor itself when its last dimension is contiguous, else a copy; also of one that torch negates lazily."""
+    tensor = tensor.resolve_neg()
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
@@ -187,7 +188,7 @@ def pointer(tensor: Tensor | None) -> int:
 
 def contiguous(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """The tensor as contiguous values of the dtype: itself where it is so already."""
-    return None if tensor is None else tensor.to(dtype).contiguous()
+    return None if tensor is None else tensor.to(dtype).resolve_neg().contiguous()
 
 
 def splits(batch: int, channels: int, dtype: torch.dtype, threads: int) -> int:

@@ -47,7 +47,8 @@ def on_device(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def rows(tensor: Tensor) -> Tensor:
-    """The tensor itself when its last dimension is contiguous, else a copy."""
+    """The tensor itself when its last dimension is contiguous, else a copy; also of one that torch negates lazily."""
+    tensor = tensor.resolve_neg()
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
@@ -63,4 +64,4 @@ def mask_bytes(reset_mask: Tensor | None) -> Tensor | None:
 
 def contiguous(tensor: Tensor | None) -> Tensor | None:
     """The tensor with dense memory, or None."""
-    return None if tensor is None else tensor.contiguous()
+    return None if tensor is None else tensor.resolve_neg().contiguous()

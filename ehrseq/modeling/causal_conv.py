@@ -314,7 +314,7 @@ def _check_inputs(
 ) -> None:
     """Raise a ValueError that names the argument, what it is, and what it should be."""
     for name, tensor, layout in (("x", x, "[batch, length, channels]"), ("weight", weight, "[channels, kernel]")):
-        if not isinstance(tensor, Tensor) or tensor.dim() != layout.count(",") + 1:
+        if not isinstance(tensor, Tensor) or not _is_dense(tensor) or tensor.dim() != layout.count(",") + 1:
             raise ValueError(f"causal_conv1d: {name} is {_describe(tensor)}, expected a tensor {layout}.")
     batch, length, channels = x.shape
     kernel = weight.shape[1]
@@ -333,7 +333,7 @@ def _check_inputs(
     for name, (value, layout, shape) in expected.items():
         if value is None:
             continue
-        if not isinstance(value, Tensor) or value.shape != shape:
+        if not isinstance(value, Tensor) or not _is_dense(value) or value.shape != shape:
             raise ValueError(f"causal_conv1d: {name} is {_describe(value)}, expected {layout} = {list(shape)}.")
         if value.device != x.device:
             raise ValueError(f"causal_conv1d: {name} is on {value.device}, x on {x.device}; move both to one device.")
@@ -352,8 +352,16 @@ def _check_inputs(
         raise ValueError(f"causal_conv1d: unknown activation {activation!r}, expected 'silu' or None.")
 
 
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_nested
+
+
 def _describe(value: Any) -> str:
-    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if not _is_dense(value):
+        return f"a {'nested' if value.is_nested else str(value.layout).removeprefix('torch.')} tensor, not a dense one"
+    return f"a tensor of shape {list(value.shape)}"
 
 
 register_conv_backend("naive", ConvBackend(_run_naive, automatic=False))

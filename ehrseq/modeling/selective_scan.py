@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,8 +231,10 @@ def _check_inputs(inputs: ScanInputs) -> None:
     """Raise a ValueError that names the argument, what it is, and what it should be."""
     u, A = inputs.u, inputs.A
     for name, tensor, layout in (("u", u, "[batch, length, channels]"), ("A", A, "[channels, state]")):
-        if not isinstance(tensor, Tensor) or tensor.dim() != layout.count(",") + 1:
+        if not isinstance(tensor, Tensor) or not _is_dense(tensor) or tensor.dim() != layout.count(",") + 1:
             raise ValueError(f"selective_scan: {name} is {_describe(tensor)}, expected a tensor {layout}.")
+    if not isinstance(inputs.delta_softplus, bool):
+        raise ValueError(f"selective_scan: delta_softplus is {inputs.delta_softplus!r}, expected True or False.")
     batch, length, channels = u.shape
     state = A.shape[1]
     if length == 0:
@@ -252,7 +255,7 @@ def _check_inputs(inputs: ScanInputs) -> None:
         tensor = getattr(inputs, name)
         if tensor is None and name in ("D", "z", "delta_bias", "initial_state", "reset_mask"):
             continue
-        if not isinstance(tensor, Tensor) or tensor.shape != shape:
+        if not isinstance(tensor, Tensor) or not _is_dense(tensor) or tensor.shape != shape:
             raise ValueError(f"selective_scan: {name} is {_describe(tensor)}, expected {layout} = {list(shape)}.")
         if name == "reset_mask":
             if tensor.dtype != torch.bool:
@@ -263,8 +266,16 @@ def _check_inputs(inputs: ScanInputs) -> None:
             raise ValueError(f"selective_scan: {name} is on {tensor.device}, u on {u.device}; move both to one device.")
 
 
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_nested
+
+
 def _describe(value: Any) -> str:
-    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if not _is_dense(value):
+        return f"a {'nested' if value.is_nested else str(value.layout).removeprefix('torch.')} tensor, not a dense one"
+    return f"a tensor of shape {list(value.shape)}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -312,10 +323,16 @@ def _run_torch(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     return y, final_state
 
 
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Nothing is cast inside; the meta device has no autocast to switch off."""
+    available = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if available else nullcontext()
+
+
 def _one_step(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """A cached step without gradients: everything happens in the one tensor that becomes the new state."""
     dtype = inputs.compute_dtype
-    with torch.no_grad(), torch.autocast(inputs.u.device.type, enabled=False):
+    with torch.no_grad(), _without_autocast(inputs.u.device.type):
         u, B, C = (t[:, 0].to(dtype) for t in (inputs.u, inputs.B, inputs.C))  # [b, d], [b, n], [b, n]
         delta = _step_sizes(inputs)[1][:, 0]
         h = torch.mul(delta[..., None], inputs.A.to(dtype)).exp_()  # [b, d, n], the decay so far
@@ -453,7 +470,7 @@ class _Tiles:
 def _tiled_forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """(y [b, l, d], final state [b, d, n], and with `keep_states` the state before each tile, [tiles, b, n, d])."""
     dtype = inputs.compute_dtype
-    with torch.no_grad(), torch.autocast(inputs.u.device.type, enabled=False):
+    with torch.no_grad(), _without_autocast(inputs.u.device.type):
         u = inputs.u.to(dtype)
         delta = _step_sizes(inputs)[1]
         tiles = _Tiles(inputs, delta, delta * u)
@@ -484,7 +501,7 @@ def _tiled_backward(
     dC_t = h_t . g_t, dB_t = q_t . (delta_t u_t), d(delta_t u_t) = B_t . q_t, d(delta_t A) = q_t exp(delta_t A) h_{t-1}.
     """
     dtype = inputs.compute_dtype
-    with torch.no_grad(), torch.autocast(inputs.u.device.type, enabled=False):
+    with torch.no_grad(), _without_autocast(inputs.u.device.type):
         u = inputs.u.to(dtype)
         delta_before, delta = _step_sizes(inputs)
         tiles = _Tiles(inputs, delta, delta * u)

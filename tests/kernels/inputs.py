@@ -35,6 +35,18 @@ def scan_inputs(batch=2, length=37, channels=6, state=4, dtype=torch.float64, se
     return {k: v.to(device=device, dtype=dtype) for k, v in inputs.items()} | {"delta_softplus": True}
 
 
+def long_inputs(length, dt, channels=16, state=16):
+    """Step sizes as given: a number, "random" (0.5 to 1.5 of 1e-4), or a sweep over ten decades."""
+    inputs = scan_inputs(1, length, channels, state, torch.float32)
+    if dt == "sweep":
+        steps = torch.logspace(-6, 4, 4096).repeat(length // 4096)[None, :, None].expand(1, length, channels)
+    elif dt == "random":
+        steps = 1e-4 * (0.5 + torch.rand(1, length, channels, generator=torch.Generator().manual_seed(0)))
+    else:
+        steps = torch.full((1, length, channels), dt)
+    return inputs | {"delta": steps.contiguous(), "delta_softplus": False, "delta_bias": torch.zeros(channels)}
+
+
 def conv_inputs(batch=2, length=13, channels=5, kernel=4, dtype=torch.float64, seed=0, device="cpu"):
     """Every tensor argument of the convolution."""
     inputs = {

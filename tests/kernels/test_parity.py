@@ -18,6 +18,7 @@ from tests.kernels.inputs import (
     conv_backends_here,
     conv_inputs,
     errors,
+    long_inputs,
     max_error,
     needs_cpu_library,
     normal,
@@ -133,18 +134,6 @@ def test_a_single_step_without_gradients(backend, state, dtype, left_out):
 
 
 # --- long sequences, tiny and huge steps -----------------------------------------------------------------------------
-
-
-def long_inputs(length, dt, channels=16, state=16):
-    """Step sizes as given: a number, "random" (0.5 to 1.5 of 1e-4), or a sweep over ten decades."""
-    inputs = scan_inputs(1, length, channels, state, torch.float32)
-    if dt == "sweep":
-        steps = torch.logspace(-6, 4, 4096).repeat(length // 4096)[None, :, None].expand(1, length, channels)
-    elif dt == "random":
-        steps = 1e-4 * (0.5 + torch.rand(1, length, channels, generator=torch.Generator().manual_seed(0)))
-    else:
-        steps = torch.full((1, length, channels), dt)
-    return inputs | {"delta": steps.contiguous(), "delta_softplus": False, "delta_bias": torch.zeros(channels)}
 
 
 def check_long(backend, inputs, tolerance, reset_mask=None, without=()):
@@ -275,6 +264,21 @@ def test_layouts_of_the_scan_give_the_same(backend, kind):
     )
     for got, expected in zip(grads, want, strict=True):
         assert torch.allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+@SCANS
+def test_lazily_negated_tensors_of_the_scan_are_read_as_what_they_show(backend):
+    """`x.conj().imag` is a view with a mark: the memory holds the opposite sign."""
+    inputs = scan_inputs(length=5, channels=20, dtype=torch.float32)
+    marked = {k: torch._neg_view(-v) if torch.is_tensor(v) else v for k, v in inputs.items()}
+    assert max_error(selective_scan(**marked, backend=backend), selective_scan(**inputs, backend="torch")) < 1e-6
+
+
+@CONVS
+def test_lazily_negated_tensors_of_the_convolution_are_read_as_what_they_show(backend):
+    inputs = conv_inputs(dtype=torch.float32)
+    marked = {k: torch._neg_view(-v) for k, v in inputs.items()}
+    assert max_error(causal_conv1d(**marked, backend=backend), causal_conv1d(**inputs, backend="torch")) < 1e-6
 
 
 @SCANS

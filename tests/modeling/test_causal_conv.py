@@ -224,6 +224,8 @@ def test_the_state_of_a_short_first_piece_starts_with_zeros():
 # --- bad input -----------------------------------------------------------------------------------------------------
 
 BAD_INPUTS = [
+    ({"x": torch.zeros(2, 13, 5).to_sparse()}, "x is a sparse_coo tensor, not a dense one, expected a tensor"),
+    ({"bias": torch.zeros(5).to_sparse()}, "bias is a sparse_coo tensor, not a dense one, expected"),
     ({"x": torch.zeros(13, 5)}, r"x is a tensor of shape \[13, 5\], expected a tensor \[batch, length, channels\]"),
     ({"x": [1.0]}, "x is list, expected a tensor"),
     ({"x": torch.zeros(2, 0, 5)}, r"x has length 0 \(\[2, 0, 5\]\), expected at least one step"),

@@ -482,6 +482,15 @@ BAD_INPUTS = [
     ({"u": torch.zeros(2, 37, 6, dtype=torch.int64)}, "u is torch.int64, expected a floating dtype"),
     ({"A": torch.zeros(6, 4, dtype=torch.complex64)}, "A is torch.complex64, expected a floating dtype"),
     ({"B": torch.zeros(2, 37, 4, device="meta")}, "B is on meta, u on cpu"),
+    ({"u": torch.zeros(2, 37, 6).to_sparse()}, r"u is a sparse_coo tensor, not a dense one, expected a tensor \[batch"),
+    ({"delta": torch.zeros(2, 37, 6).to_sparse()}, "delta is a sparse_coo tensor, not a dense one, expected"),
+    (
+        {"u": torch.nested.nested_tensor([torch.zeros(3, 6), torch.zeros(2, 6)], layout=torch.jagged)},
+        "u is a nested tensor, not a dense",
+    ),
+    ({"reset_mask": [[False] * 37] * 2}, "reset_mask is list, expected"),
+    ({"delta_softplus": "yes"}, "delta_softplus is 'yes', expected True or False"),
+    ({"delta_softplus": None}, "delta_softplus is None, expected True or False"),
 ]
 
 
@@ -490,6 +499,19 @@ BAD_INPUTS = [
 def test_bad_input_is_named_with_what_is_expected(scan, change, message):
     with pytest.raises(ValueError, match=message):
         scan(**(make_inputs() | change))
+
+
+@pytest.mark.parametrize("length", [1, 20])
+def test_tensors_without_data_give_shapes(length):
+    inputs = {k: v.to("meta") if torch.is_tensor(v) else v for k, v in make_inputs(length=length).items()}
+    y, state = selective_scan(**inputs, return_final_state=True)
+    assert (y.shape, y.device.type, state.shape) == ((2, length, 6), "meta", (2, 6, 4))
+
+
+@pytest.mark.parametrize("empty", [{"channels": 0}, {"state": 0}])
+def test_without_channels_or_states_the_result_is_empty_or_the_skip_alone(empty):
+    inputs = make_inputs(**empty)
+    assert torch.allclose(selective_scan(**inputs), selective_scan_naive(**inputs), atol=1e-13)
 
 
 def test_length_zero_is_refused():
