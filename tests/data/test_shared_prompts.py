@@ -8,6 +8,7 @@ import torch
 
 from ehrseq.data.collation import IGNORED_LABEL
 from ehrseq.data.mpf import PromptedDataset
+from ehrseq.data.packing import DataCollatorForPackedPrompts, PackableRows
 from ehrseq.data.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
 from ehrseq.data.simulate import simulate
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForSequenceClassification
@@ -130,6 +131,33 @@ def test_the_unmodified_trainer_trains_the_classifier(made, tmp_path):
     changed = [name for name, value in classifier.state_dict().items() if not torch.equal(value, before[name])]
     assert any(name.startswith("classifier.") for name in changed)
     assert any("mixer" in name for name in changed)
+
+
+@pytest.mark.parametrize("class_weights", [None, [1.0, 3.0]])
+def test_a_history_with_one_label_is_its_row_to_the_model(made, class_weights):
+    """One label a history, and the task token put in front: logits and loss are the classifier's own."""
+    tokenizer, histories, index = made
+    config = model_config(
+        tokenizer,
+        tasks=[{"name": name} for name in TASKS],
+        hidden_size=16,
+        num_hidden_layers=2,
+        class_weights=class_weights,
+        num_labels=2,
+    )
+    model = EhrMambaForSequenceClassification(config).eval()
+    chosen = np.unique(index.history, return_index=True)[1][:6]
+    few = index.subset(chosen)
+    shared, rows = SharedPromptDataset(histories, few, 64), PromptedDataset(histories, few, 64)
+    items = [shared[number] for number in range(len(shared))]
+    for item in items:
+        item["input_ids"][0] = item["input_ids"][-1]
+    order = [int(np.flatnonzero(few.history == history)[0]) for history in np.unique(few.history)]
+    packed = DataCollatorForPackedPrompts(tokenizer, 64)([PackableRows(rows)[number] for number in order])
+    with torch.no_grad():
+        ours, truth = ClassifierOfPrompts(model)(**DataCollatorForSharedPrompts(tokenizer, 64)(items)), model(**packed)
+    torch.testing.assert_close(ours["loss"], truth.loss)
+    torch.testing.assert_close(ours["logits"], truth.logits[packed["labels"] >= 0], atol=1e-5, rtol=1e-5)
 
 
 def test_no_labels_make_no_histories(made):
