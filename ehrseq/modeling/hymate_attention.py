@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_hymate import HyMaTEConfig
+from .fast_dropout import FastDropout
 from .fast_linear import FastLinear
 from .hymate_layout import TripletLayout, sum_by_sequence
 from .mamba_block import EhrMambaRMSNorm, at_least_float32
@@ -102,7 +103,7 @@ class HyMaTEAttentionBlock(GradientCheckpointingLayer):
         self.feed_forward_norm = EhrMambaRMSNorm(d, eps=config.layer_norm_epsilon)
         self.up_proj = FastLinear(d, wide)
         self.down_proj = FastLinear(wide, d)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = FastDropout(config.hidden_dropout_prob)
 
     def forward(
         self, hidden_states: Tensor, layout: TripletLayout, return_weights: bool = False

@@ -29,6 +29,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_hymate import HyMaTEConfig
+from .fast_dropout import FastDropout
 from .fast_linear import FastLinear
 from .hub_mixin import EhrHubMixin
 from .hymate_attention import FusionAttention, HyMaTEAttentionBlock
@@ -105,7 +106,7 @@ class HyMaTEMambaBlock(GradientCheckpointingLayer):
         self.residual_in_fp32 = config.residual_in_fp32
         self.norm = EhrMambaRMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.mixer = EhrMambaMixer(cast(Any, config))  # the fields of a mixer have the same names in both configs
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = FastDropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor, layout: TripletLayout) -> Tensor:
         """[1, T, d] or [b, n, d] -> the same shape."""
@@ -168,7 +169,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         super().__init__(config)
         binned = config.embedding_mode == "binned"
         self.embeddings = BinnedEmbeddings(config) if binned else TripletEmbeddings(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = FastDropout(config.hidden_dropout_prob)
         shared = config.share_layer_weights
         num_mamba = min(config.num_mamba_layers, 1) if shared else config.num_mamba_layers
         num_attention = min(config.num_attention_layers, 1) if shared else config.num_attention_layers
@@ -293,7 +294,7 @@ class HyMaTEForPreTraining(HyMaTEPreTrainedModel):
     def __init__(self, config: HyMaTEConfig):
         super().__init__(config)
         self.model = HyMaTEModel(config)
-        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.dropout = FastDropout(config.classifier_dropout)
         self.forecast_head = FastLinear(config.pooled_size, config.num_horizons * config.num_variables)
         self.post_init()
 
@@ -354,7 +355,7 @@ class HyMaTEForSequenceClassification(RiskScoresMixin, HyMaTEPreTrainedModel):
         super().__init__(config)
         self.num_labels = int(config.num_labels or 2)
         self.model = HyMaTEModel(config)
-        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.dropout = FastDropout(config.classifier_dropout)
         width = config.pooled_size
         self.forecast_head = None
         if config.classifier_head == "via_forecast":
