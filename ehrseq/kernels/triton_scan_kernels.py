@@ -4,7 +4,8 @@ One program walks over the steps of one row and a block of channels, a tile of s
 scan runs over the steps; between tiles one state [channels, state] is carried.
 
     decayed state  exp(s A) h   with s the sum of the tile's step sizes so far; as h + (exp(s A) - 1) h where s A is
-                                small, so that the rounding of thousands of decays near 1 does not add up
+                                small, so that the rounding of thousands of decays near 1 does not add up; what the
+                                rounding of the carried state loses is carried beside it
     no atomics     what several programs add to (B, C, A, D, delta_bias) goes to a slot for each, summed afterwards:
                    gradients are the same in every run
 
@@ -41,17 +42,41 @@ def _combine(decay_0, value_0, decay_1, value_1):
 
 
 @triton.jit
+def _exp_minus_1(x, TERMS: tl.constexpr):
+    """exp(x) - 1 for |x| < 0.5, to the last bits of itself."""
+    series = x * (1.0 / (TERMS + 1))
+    for i in tl.static_range(TERMS):  # x (1 + x/2 (1 + x/3 (1 + ...)))
+        series = x * (1.0 / (TERMS - i)) * (1.0 + series)
+    return series
+
+
+@triton.jit
 def _decayed(x, h, added, TERMS: tl.constexpr):
     """exp(x) h + added, with one rounding of h where x is near 0."""
-    series = x * (1.0 / (TERMS + 1))
-    for i in tl.static_range(TERMS):  # exp(x) - 1 = x (1 + x/2 (1 + x/3 (1 + ...)))
-        series = x * (1.0 / (TERMS - i)) * (1.0 + series)
-    return tl.where(tl.abs(x) < 0.5, h + (h * series + added), h * tl.exp(x) + added)
+    return tl.where(tl.abs(x) < 0.5, h + (h * _exp_minus_1(x, TERMS) + added), h * tl.exp(x) + added)
+
+
+@triton.jit
+def _two_sum(a, b):
+    """A + b rounded, and what the rounding lost (Knuth)."""
+    rounded = a + b
+    from_b = rounded - a
+    return rounded, (a - (rounded - from_b)) + (b - from_b)
+
+
+@triton.jit
+def _carry(x, h, lost, added, cut, TERMS: tl.constexpr):
+    """exp(x) (h + lost) + added, rounded, and what that lost; where `cut`, `added` alone."""
+    gain = _exp_minus_1(x, TERMS)
+    slow = tl.abs(x) < 0.5
+    gain = tl.where(slow, (h * gain + added) + lost * (1.0 + gain), (h + lost) * tl.exp(x) + added)
+    rounded, lost = _two_sum(tl.where(slow, h, 0.0), gain)
+    return tl.where(cut, added, rounded), tl.where(cut, 0.0, lost)
 
 
 @triton.jit
 def _scan_tile(delta, x, a, b, h, segment, reset, TERMS: tl.constexpr):
-    """The states after each step of a tile, [t, d, n], and what each step added, [t, d, n].
+    """Of each step of a tile, [t, d, n]: the state after it, that state if the tile had begun with 0, what it added.
 
     Args:
         delta: Step sizes, [t, d].
@@ -67,7 +92,7 @@ def _scan_tile(delta, x, a, b, h, segment, reset, TERMS: tl.constexpr):
     _, local = tl.associative_scan((decay, added), 0, _combine)
     total = tl.cumsum(delta, 0)[:, :, None] * a[None]
     carried = _decayed(total, tl.broadcast_to(h[None], total.shape), local, TERMS)
-    return tl.where((segment == 0)[:, None, None], carried, local), added
+    return tl.where((segment == 0)[:, None, None], carried, local), local, added
 
 
 @triton.jit
@@ -117,6 +142,7 @@ def scan_forward(
     h = tl.zeros((BD, N), CT)
     if initial_ptr is not None:
         h = tl.load(initial_ptr + row * channels * state + dn, mask=real_dn, other=0.0).to(CT)
+    lost = tl.zeros((BD, N), CT)
     bias = tl.zeros((BD,), CT)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + d, mask=real_d, other=0.0).to(CT)
@@ -140,7 +166,7 @@ def scan_forward(
         reset = tl.zeros((T,), tl.int32)
         if reset_ptr is not None:
             reset = tl.load(reset_ptr + row * length + t, mask=real_t, other=0).to(tl.int32)
-        hs, _ = _scan_tile(delta, x, a, b, h, tl.cumsum(reset, 0), reset != 0, TERMS)
+        hs, local, _ = _scan_tile(delta, x, a, b, h, tl.cumsum(reset, 0), reset != 0, TERMS)
         y = tl.sum(hs * c[:, None, :], 2)
         if D_ptr is not None:
             y += tl.load(D_ptr + d, mask=real_d, other=0.0).to(CT)[None] * x
@@ -149,7 +175,8 @@ def scan_forward(
             y *= z * _sigmoid(z)
         out = y_ptr + (row * length + t[:, None]) * channels + d[None, :]
         tl.store(out, y.to(y_ptr.dtype.element_ty), mask=real)
-        h = tl.sum(tl.where((tt == T - 1)[:, None, None], hs, 0.0), 0)
+        local = tl.sum(tl.where((tt == T - 1)[:, None, None], local, 0.0), 0)
+        h, lost = _carry(tl.sum(delta, 0)[:, None] * a, h, lost, local, tl.sum(reset, 0) != 0, TERMS)
     tl.store(final_ptr + row * channels * state + dn, h, mask=real_dn)
 
 
@@ -222,9 +249,11 @@ def scan_backward(
     q_next = tl.zeros((BD, N), CT)  # gradient of the state after the first step of the tile that follows
     if grad_final_ptr is not None:
         q_next = tl.load(grad_final_ptr + row * channels * state + dn, mask=real_dn, other=0.0).to(CT)
-    grad_a = tl.zeros((BD, N), CT)
-    grad_skip = tl.zeros((BD,), CT)
-    grad_bias = tl.zeros((BD,), CT)
+    lost = tl.zeros((BD, N), CT)  # by its rounding
+    # Sums over all tiles, and what their rounding lost
+    grad_a, lost_a = tl.zeros((BD, N), CT), tl.zeros((BD, N), CT)
+    grad_skip, lost_skip = tl.zeros((BD,), CT), tl.zeros((BD,), CT)
+    grad_bias, lost_bias = tl.zeros((BD,), CT), tl.zeros((BD,), CT)
     first_decay = tl.zeros((BD, N), CT)
     tiles = tl.cdiv(length, T)
     for j in range(0, tiles):
@@ -257,7 +286,7 @@ def scan_backward(
 
         # 2. The states again.
         h = tl.load(states_ptr + (row * tiles + i) * channels * state + dn, mask=real_dn, other=0.0)
-        hs, added = _scan_tile(delta, x, a, b, h, tl.cumsum(reset, 0), reset != 0, TERMS)
+        hs, _, added = _scan_tile(delta, x, a, b, h, tl.cumsum(reset, 0), reset != 0, TERMS)
 
         # 3. Gate and skip.
         g = tl.zeros((T, BD), CT)
@@ -271,7 +300,8 @@ def scan_backward(
             grad_z = g * y * s * (1.0 + z * (1.0 - s))
             tl.store(grad_z_ptr + td, grad_z.to(grad_z_ptr.dtype.element_ty), mask=real)
             g = g * z * s
-        grad_skip += tl.sum(g * x, 0)
+        grad_skip, missing = _two_sum(grad_skip, tl.sum(g * x, 0))
+        lost_skip += missing
 
         # 4. Gradients of the states, backwards: q_t = g_t C_t + exp(delta_{t+1} A) q_{t+1}.
         from_y = g[:, :, None] * c[:, None, :]
@@ -283,7 +313,9 @@ def scan_backward(
         cut = tl.cumsum(reset_next, 0, reverse=True) != 0
         q = tl.where(cut[:, None, None], local, carried)
         first = tt == 0
-        q_next = tl.sum(tl.where(first[:, None, None], q, 0.0), 0)
+        local = tl.sum(tl.where(first[:, None, None], local, 0.0), 0)
+        total = tl.sum(delta_next, 0)[:, None] * a
+        q_next, lost = _carry(total, q_next, lost, local, tl.sum(reset_next, 0) != 0, TERMS)
         delta_first = tl.sum(tl.where(first[:, None], delta, 0.0), 0)
         reset_first = tl.sum(tl.where(first, reset, 0), 0)
         first_decay = tl.where(reset_first != 0, 0.0, tl.exp(delta_first[:, None] * a))
@@ -292,11 +324,13 @@ def scan_backward(
         q_decayed = q * (hs - added)  # q exp(delta A) h_{t-1}, the gradient of delta A
         q_b = tl.sum(q * b[:, None, :], 2)
         grad_delta = q_b * x + tl.sum(q_decayed * a[None], 2)
-        grad_a += tl.sum(q_decayed * delta[:, :, None], 0)
+        grad_a, missing = _two_sum(grad_a, tl.sum(q_decayed * delta[:, :, None], 0))
+        lost_a += missing
         if SOFTPLUS:
             grad_delta = grad_delta * _sigmoid(before)
         grad_delta = tl.where(real, grad_delta, 0.0)
-        grad_bias += tl.sum(grad_delta, 0)
+        grad_bias, missing = _two_sum(grad_bias, tl.sum(grad_delta, 0))
+        lost_bias += missing
         grad_u = q_b * delta + g * skip[None]
         tl.store(grad_u_ptr + td, grad_u.to(grad_u_ptr.dtype.element_ty), mask=real)
         tl.store(grad_delta_ptr + td, grad_delta.to(grad_delta_ptr.dtype.element_ty), mask=real)
@@ -304,12 +338,12 @@ def scan_backward(
         tl.store(grad_B_ptr + tn, tl.sum(q * (delta * x)[:, :, None], 1), mask=real_tn)
         tl.store(grad_C_ptr + tn, tl.sum(hs * g[:, :, None], 1), mask=real_tn)
     # 6. Sums over the row.
-    tl.store(grad_A_ptr + row * channels * state + dn, grad_a, mask=real_dn)
+    tl.store(grad_A_ptr + row * channels * state + dn, grad_a + lost_a, mask=real_dn)
     if grad_initial_ptr is not None:
         # The masked product, so that a reset at step 0 gives 0 whatever q is.
         grad_initial = tl.where(first_decay == 0, 0.0, first_decay * q_next)
         tl.store(grad_initial_ptr + row * channels * state + dn, grad_initial, mask=real_dn)
     if grad_D_ptr is not None:
-        tl.store(grad_D_ptr + row * channels + d, grad_skip, mask=real_d)
+        tl.store(grad_D_ptr + row * channels + d, grad_skip + lost_skip, mask=real_d)
     if grad_bias_ptr is not None:
-        tl.store(grad_bias_ptr + row * channels + d, grad_bias, mask=real_d)
+        tl.store(grad_bias_ptr + row * channels + d, grad_bias + lost_bias, mask=real_d)
