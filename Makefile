@@ -41,6 +41,7 @@ bench: install
 	$(BIN)/python benchmarks/bench_tokenizer.py --output $(BENCH)/tokenizer.json
 	$(BIN)/python benchmarks/bench_scan.py --output $(BENCH)/scan.json
 	$(BIN)/python benchmarks/mamba_table.py --output $(BENCH)
+	$(BIN)/python benchmarks/bench_hymate.py --output $(BENCH)/hymate.json
 	$(BIN)/python benchmarks/bench_learning.py --output $(BENCH)/learning
 
 clean:
