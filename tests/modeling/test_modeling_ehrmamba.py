@@ -402,8 +402,9 @@ def test_next_token_loss_leaves_padding_out_and_honours_num_items():
 
 def test_logits_to_keep_computes_only_the_end():
     model, batch = model_of("causal"), collate([random_patient(6, 1)])
-    whole = model(**batch).logits
-    assert torch.equal(model(**batch, logits_to_keep=2).logits, whole[:, -2:])
+    whole, kept = model(**batch).logits, model(**batch, logits_to_keep=2).logits
+    # The last bit may differ: matrices of another height are multiplied in another order on some CPUs.
+    torch.testing.assert_close(kept, whole[:, -2:], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["causal", "classifier"])
