@@ -78,8 +78,8 @@ class DemoSettings:
     context: int = 96
     pretrain_tokens: int = 1_000_000
     shared_context: int = 256
-    shared_histories: int = 30_000
-    finetune_rows: int = 20_000
+    shared_histories: int = 25_000
+    finetune_rows: int = 6_000
     max_test_rows: int = 2_000
     pretrain_rate: float = 3e-3
     shared_rate: float = 3e-3
