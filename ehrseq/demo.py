@@ -69,7 +69,7 @@ class DemoSettings:
         shared_batch_size: Shared histories per step.
     """
 
-    num_patients: int = 2500
+    num_patients: int = 4000
     seed: int = 0
     hidden_size: int = 64
     num_layers: int = 1
@@ -78,7 +78,7 @@ class DemoSettings:
     context: int = 96
     pretrain_tokens: int = 1_000_000
     shared_context: int = 256
-    shared_histories: int = 25_000
+    shared_histories: int = 32_000
     finetune_rows: int = 6_000
     max_test_rows: int = 2_000
     pretrain_rate: float = 3e-3
