@@ -176,6 +176,32 @@ def parse_time(value: Any, what: str = "time") -> int | None:
     )
 
 
+def patient_of_table(given: Any) -> Any:
+    """A table of one subject (polars, pandas, pyarrow) as a patient dict; anything else as it is.
+
+    Raises:
+        ValueError: The table holds several subjects.
+    """
+    if hasattr(given, "to_pylist"):
+        rows: list[dict[str, Any]] = given.to_pylist()
+    elif hasattr(given, "to_dicts"):
+        rows = given.to_dicts()
+    elif hasattr(given, "to_dict") and hasattr(given, "columns"):
+        # pandas writes nulls as NaN and NaT
+        rows = [
+            {key: None if value != value else value for key, value in row.items()} for row in given.to_dict("records")
+        ]
+    else:
+        return given
+    subjects = {row.get("subject_id") for row in rows}
+    if len(subjects) > 1:
+        raise ValueError(
+            f"a table of one subject was expected, this one holds {len(subjects)}; split it by subject_id, or read it "
+            "whole (EhrTokenizer.encode_table, ehrseq.data.triplets.build_triplets)."
+        )
+    return {"subject_id": next(iter(subjects), None), "events": rows}
+
+
 def read_patient(patient: Any) -> tuple[list[Event], int | None]:
     """Events and prediction time of a patient dict, checked.
 

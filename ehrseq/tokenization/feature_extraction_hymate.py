@@ -21,7 +21,7 @@ from transformers import BatchFeature
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.utils import PaddingStrategy, logging
 
-from .ehr_sequence import EVENT_KEYS, parse_time, read_patient
+from .ehr_sequence import parse_time, patient_of_table, read_patient
 from .triplet_stays import Stay, TripletSpec, in_order, read_stay
 
 logger = logging.get_logger(__name__)
@@ -346,8 +346,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
                 raise ValueError("a stay of triplets has no dates; give prediction_time with patients (events) only.")
             stay = self._read_triplets(given)
         else:
-            patient = given if isinstance(given, Mapping) else _as_patient(given)
-            events, own_time = read_patient(patient)
+            events, own_time = read_patient(patient_of_table(given))
             cut = parse_time(prediction_time, "prediction_time")
             stay = read_stay(events, self._spec, own_time if cut is None else cut)
         fitted = self.was_fitted(stay.variable_ids)
@@ -569,25 +568,3 @@ def _floats(name: str, given: Any) -> np.ndarray:
     if array.ndim != 1:
         raise ValueError(f"{name} of a stay must be a flat list of numbers, got shape {list(array.shape)}.")
     return array
-
-
-def _as_patient(table: Any) -> Any:
-    """A table of one subject's rows (polars, pandas, pyarrow) as a patient dict; anything else as it is."""
-    if hasattr(table, "to_pylist"):
-        rows = table.to_pylist()
-    elif hasattr(table, "to_dicts"):
-        rows = table.to_dicts()
-    elif hasattr(table, "to_dict") and hasattr(table, "columns"):
-        # pandas writes nulls as NaN and NaT
-        rows = [
-            {key: None if value != value else value for key, value in row.items()} for row in table.to_dict("records")
-        ]
-    else:
-        return table
-    subjects = {row.get("subject_id") for row in rows}
-    if len(subjects) > 1:
-        raise ValueError(
-            f"a table of one subject was expected, this one holds {len(subjects)}; split it by subject_id."
-        )
-    rows = [{key: value for key, value in row.items() if key in EVENT_KEYS} for row in rows]
-    return {"subject_id": next(iter(subjects), None), "events": rows}

@@ -31,6 +31,7 @@ from .ehr_sequence import (
     build_row,
     check_context,
     parse_time,
+    patient_of_table,
     read_patient,
     walk,
 )
@@ -555,31 +556,12 @@ def _task_tokens(tasks: Sequence[str | Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _as_patient(patient: Any) -> Any:
-    """A one-subject table (polars, pandas, pyarrow) as a patient dict; anything else as it is."""
-    if isinstance(patient, Mapping):
-        return patient
-    if hasattr(patient, "to_pylist"):
-        rows = patient.to_pylist()
-    elif hasattr(patient, "to_dicts"):
-        rows = patient.to_dicts()
-    elif hasattr(patient, "to_dict") and hasattr(patient, "columns"):
-        # pandas writes nulls as NaN and NaT
-        rows = [
-            {key: None if value != value else value for key, value in row.items()} for row in patient.to_dict("records")
-        ]
-    elif isinstance(patient, (str, bytes)):
+    """A one-subject table (polars, pandas, pyarrow) as a patient dict; anything else but text as it is."""
+    if isinstance(patient, (str, bytes)):
         raise ValueError(
             "EhrTokenizer reads patients, not text: give a dict with 'events', a one-subject table, or a list of them."
         )
-    else:
-        return patient
-    subjects = {row.get("subject_id") for row in rows}
-    if len(subjects) > 1:
-        raise ValueError(
-            f"a table of one subject was expected, this one holds {len(subjects)}; split it by subject_id, or use "
-            "encode_table."
-        )
-    return {"subject_id": next(iter(subjects), None), "events": rows}
+    return patient_of_table(patient)
 
 
 def _to_tensors(encoded: BatchEncoding, return_tensors: str | None) -> BatchEncoding:

@@ -137,6 +137,14 @@ def test_the_forms_of_a_stay_give_the_same_row(fitted_on, extractor):
                 np.testing.assert_array_equal(row[name], rows[0][name], err_msg=name)
 
 
+def test_columns_of_a_table_that_are_not_read_are_named(extractor, caplog, monkeypatch):
+    """As the tokenizer does: a misspelt numeric_value would otherwise be lost without a word."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    rows = table({1: [event(0, "VISIT_START//IMP"), event(1, "VITAL//HR", 80.0)]})
+    extractor(rows.with_columns(numeric_valeu=1.0))
+    assert "numeric_valeu" in caplog.text
+
+
 def test_the_order_of_the_rows_does_not_matter(extractor, caplog):
     order = [4, 2, 0, 3, 1]
     mixed = {**STAY, **{name: [STAY[name][k] for k in order] for name in ("times", "variables", "values")}}
