@@ -9,13 +9,14 @@
 
 A stage writes a checkpoint folder with its extractor, and beside it `training.json`: what it reached, after how many
 epochs, in which time. A stage whose `training.json` is there is not run again; one that was stopped resumes from
-Trainer's last checkpoint. `tuning` decides when to stop and which epoch is kept; the stays that are reported are no
-argument of either stage.
+Trainer's last checkpoint. Both only for what it was begun with: recipe, stays, extractor, pretrained weights, seed.
+`tuning` decides when to stop and which epoch is kept; the stays that are reported are no argument of either stage.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import time
@@ -46,6 +47,7 @@ VALIDATION_EPOCHS = 3
 """Fixed forecasting times of every tuning stay: one alone would make the kept epoch a matter of luck."""
 
 RESULT_FILE = "training.json"
+_BEGUN_FILE = "begun_with.json"  # beside Trainer's checkpoints
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,7 @@ def pretrain(
         metrics=mean_squared_error,
         best=("forecast_mse", False),
         seed=seed,
-        about={"recipe": recipe.to_dict(), "stays": len(train), "tuning_stays": len(tuning)},
+        about=_about(recipe, extractor, train, tuning),
         extra=gate,
     )
 
@@ -252,7 +254,7 @@ def finetune(
     *,
     pretrained: str | Path | None = None,
     task: Mapping[str, Any] | None = None,
-    auxiliary: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    auxiliary: Mapping[str, ArrayLike] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """The outcome: binary cross-entropy, the epoch with the best AUROC + AUPRC of the tuning stays kept (STraTS).
@@ -265,15 +267,14 @@ def finetune(
         folder: Checkpoint folder to write.
         pretrained: Checkpoint of `pretrain`; None starts from random weights.
         task: Entry of `config.tasks`: name, horizon, definition, positive_label.
-        auxiliary: Further outcomes to learn beside it, name -> (values of the training stays `[s]`, values of the
-            tuning stays), NaN = unknown.
+        auxiliary: Further outcomes to learn beside it, name -> values of the training stays `[s]`, NaN = unknown.
         seed: Of new weights, order, dropout and variable dropout.
 
     Returns:
         What `training.json` holds: `auroc` and `auprc` of the tuning stays among others.
 
     Raises:
-        ValueError: Stays without labels, or with one class only.
+        ValueError: Stays without labels, or with one class only, or a `pretrained` that reads other triplets.
     """
     from ehrseq.modeling.configuration_hymate import HyMaTEConfig
     from ehrseq.modeling.modeling_hymate import HyMaTEForSequenceClassification
@@ -283,19 +284,16 @@ def finetune(
         if counts.min() == 0:
             raise ValueError(f"{name} holds {counts[1]} positive and {counts[0]} negative stays; expected both.")
     outcomes = _auxiliary_outcomes(auxiliary or {})
-    targets = {
-        side: np.stack([np.asarray(values[side], np.float64) for values in auxiliary.values()], axis=1)
-        if auxiliary
-        else None
-        for side in (0, 1)
-    }
+    targets = np.stack([np.asarray(values, np.float64) for values in auxiliary.values()], axis=1) if auxiliary else None
+    if pretrained is not None:
+        _check_pretrained(Path(pretrained), extractor)
     rows = TripletRows(
         train,
         extractor,
         max_length=recipe.max_length,
         truncation=recipe.truncation,
         variable_dropout=recipe.variable_dropout,
-        auxiliary_targets=targets[0],
+        auxiliary_targets=targets,
         seed=seed,
     )
     checked = TripletRows(tuning, extractor, max_length=recipe.max_length)
@@ -333,7 +331,12 @@ def finetune(
         metrics=ranking,
         best=("auroc_plus_auprc", True),
         seed=seed,
-        about={"recipe": recipe.to_dict(), "stays": len(train), "tuning_stays": len(tuning)},
+        about={
+            **_about(recipe, extractor, train, tuning),
+            "pretrained": None if pretrained is None else _begun_with(Path(pretrained)),
+            "task": None if task is None else dict(task),
+            "auxiliary": {name: _digest(np.asarray(values, np.float64)) for name, values in (auxiliary or {}).items()},
+        },
     )
 
 
@@ -381,8 +384,20 @@ def score_stays(
 
 
 def _sizes(recipe: TripletRecipe, extractor: HyMaTEFeatureExtractor) -> dict[str, Any]:
-    """Fields of the config that the data decide, under those of the recipe."""
+    """Fields of the config that the data decide, under those of the recipe.
+
+    Raises:
+        ValueError: The recipe has a field that no config has (transformers would keep it without a word).
+    """
+    from ehrseq.modeling.configuration_hymate import HyMaTEConfig
+
+    unknown = sorted(set(recipe.model) - {entry.name for entry in dataclasses.fields(HyMaTEConfig)})
+    if unknown:
+        raise ValueError(f"model of the recipe {recipe.name!r} has {unknown}; expected fields of HyMaTEConfig.")
+    # What reads the checkpoint cuts stays where training did.
+    context = {} if recipe.max_length is None else {"max_position_embeddings": recipe.max_length}
     return {
+        **context,
         "num_variables": extractor.num_variables,
         "num_static": len(extractor.static_columns),
         "num_horizons": len(recipe.horizons),
@@ -390,9 +405,66 @@ def _sizes(recipe: TripletRecipe, extractor: HyMaTEFeatureExtractor) -> dict[str
     }
 
 
-def _auxiliary_outcomes(auxiliary: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> list[dict[str, Any]]:
+def _about(
+    recipe: TripletRecipe, extractor: HyMaTEFeatureExtractor, train: TripletTable, tuning: TripletTable
+) -> dict[str, Any]:
+    """What a stage is trained with: another of these is another stage."""
+    return {
+        "recipe": recipe.to_dict(),
+        "stays": len(train),
+        "tuning_stays": len(tuning),
+        "digests": {
+            "extractor": _digest_of_extractor(extractor),
+            **{name: _digest_of_stays(table) for name, table in (("train", train), ("tuning", tuning))},
+        },
+    }
+
+
+def _digest_of_extractor(extractor: HyMaTEFeatureExtractor) -> str:
+    """Of what it makes of a stay; saving adds fields that say nothing of that."""
+    numbers = {name: value for name, value in extractor.to_dict().items() if name.startswith(("value_", "static_"))}
+    return hashlib.sha256(json.dumps([extractor.triplets, numbers], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest_of_stays(table: TripletTable) -> str:
+    arrays = (table.subject_ids, table.offsets, table.minutes, table.variable_ids, table.values, table.static)
+    return _digest(*arrays, *(() if table.labels is None else (table.labels,)))
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _begun_with(folder: Path) -> Any:
+    """How the stage in a folder was trained, wherever the folder lies; its name where it is no stage of ours."""
+    file = folder / RESULT_FILE
+    return json.loads(file.read_text(encoding="utf-8"))["settings"] if file.is_file() else str(folder)
+
+
+def _check_pretrained(folder: Path, extractor: HyMaTEFeatureExtractor) -> None:
+    """Raise a ValueError where the pretrained weights know the variables by other ids.
+
+    Other means and deviations are no error: they may have been fitted again, for other patients.
+    """
+    from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
+
+    if not (folder / "preprocessor_config.json").is_file():
+        return
+    theirs = HyMaTEFeatureExtractor.from_pretrained(folder)
+    if (theirs.variables, theirs.static_columns) != (extractor.variables, extractor.static_columns):
+        raise ValueError(
+            f"{folder} was pretrained on other triplets: {theirs.num_variables} variables {theirs.variables[:5]} ..., "
+            f"expected the extractor's {extractor.num_variables}, {extractor.variables[:5]} ..., in the same order and "
+            "with the same static columns. Pretrain with this extractor, or finetune with that one."
+        )
+
+
+def _auxiliary_outcomes(auxiliary: Mapping[str, ArrayLike]) -> list[dict[str, Any]]:
     outcomes = []
-    for name, (values, _) in auxiliary.items():
+    for name, values in auxiliary.items():
         known = np.asarray(values, np.float64)
         known = known[~np.isnan(known)]
         if not len(known):
@@ -423,12 +495,10 @@ def _run_stage(
     result_file = folder / RESULT_FILE
     if result_file.is_file():
         done = json.loads(result_file.read_text(encoding="utf-8"))
-        if done["settings"] != settings:
-            raise ValueError(
-                f"{folder} holds a stage that was trained otherwise; give another folder, or remove this one."
-            )
+        _check_same(settings, done["settings"], folder)
         return done
     steps = folder / "steps"
+    begun_file = steps / _BEGUN_FILE
     if not len(checked) or not len(rows):
         raise ValueError(f"{len(rows)} training and {len(checked)} tuning rows; expected at least one of each.")
     args = TrainingArguments(
@@ -450,6 +520,7 @@ def _run_stage(
         logging_steps=max(1, len(rows) // stage.batch_size),
         report_to=[],
         seed=seed,
+        restore_callback_states_from_checkpoint=True,  # a resumed run has as little patience left as it had
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     set_seed(seed)
@@ -465,6 +536,10 @@ def _run_stage(
     )
     start = time.perf_counter()
     resumed = last_checkpoint(steps)
+    if resumed is not None and begun_file.is_file():
+        _check_same(settings, json.loads(begun_file.read_text(encoding="utf-8")), folder)
+    steps.mkdir(parents=True, exist_ok=True)
+    _write_json(begun_file, settings)
     trainer.train(resume_from_checkpoint=resumed)
     reached = {
         key.removeprefix("eval_"): value
@@ -487,8 +562,22 @@ def _run_stage(
     with quiet_loading():
         model.save_pretrained(folder)
         extractor.save_pretrained(folder)
-    unfinished = folder / f"{RESULT_FILE}.part"
-    unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(result_file)
+    _write_json(result_file, result)
     shutil.rmtree(steps)
     return result
+
+
+def _check_same(settings: Mapping[str, Any], others: Mapping[str, Any], folder: Path) -> None:
+    """Raise a ValueError where the stage in a folder was begun with something else."""
+    names = sorted(name for name in {*settings, *others} if settings.get(name) != others.get(name))
+    if names:
+        raise ValueError(
+            f"{folder} holds a stage that was trained otherwise: got another {', '.join(names)}. Give another folder, "
+            "or remove this one."
+        )
+
+
+def _write_json(file: Path, content: Any) -> None:
+    unfinished = file.with_name(f"{file.name}.part")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(file)

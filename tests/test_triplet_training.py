@@ -99,6 +99,67 @@ def test_a_stage_that_is_done_is_not_trained_again(stays, trained):
         pretrain(RECIPE, extractor, train, tuning, folder / "forecast", seed=6)
 
 
+@pytest.mark.parametrize("name", ["pretrained", "task", "auxiliary", "digests"])
+def test_a_stage_that_is_done_is_that_of_its_own_data_and_weights_only(stays, trained, name):
+    """Otherwise a run without pretraining would be told the results of the one with it."""
+    train, tuning, _, extractor = stays
+    options = {"pretrained": trained[0] / "forecast", "seed": 5}
+    other = {
+        "pretrained": {"pretrained": None},
+        "task": {"task": {"name": "another"}},
+        "auxiliary": {"auxiliary": {"days": np.arange(len(train))}},
+        "digests": {},
+    }[name]
+    if name == "digests":  # as many stays, other labels
+        train = replace(train, labels=train.labels[::-1].copy())
+    with pytest.raises(ValueError, match=f"got another {name}"):
+        finetune(RECIPE, extractor, train, tuning, trained[0] / "outcome", **{**options, **other})
+
+
+def test_pretrained_weights_of_other_variables_are_refused(stays, trained, tmp_path):
+    train, tuning, _, _ = stays
+    spec = replace(PHYSIONET2012, variables=PHYSIONET2012.variables[::-1])
+    tables = [replace(table, spec=spec, variable_ids=36 - table.variable_ids) for table in (train, tuning)]
+    extractor = HyMaTEFeatureExtractor.fit(tables[0])
+    with pytest.raises(ValueError, match="pretrained on other triplets"):
+        finetune(RECIPE, extractor, *tables, tmp_path / "out", pretrained=trained[0] / "forecast")
+
+
+def test_a_stage_that_was_stopped_has_no_more_patience_than_before(stays, tmp_path, monkeypatch):
+    """Nothing is learnt at a rate of 0: it stops after the first epoch and two more, resumed or not."""
+    from transformers import Trainer
+
+    train, tuning, _, extractor = stays
+    recipe = replace(RECIPE, pretrain=Stage(epochs=6, learning_rate=0.0, patience=2))
+    save, saved = Trainer._save_checkpoint, []
+
+    def stop_after_the_second(self, *args, **kwargs):
+        save(self, *args, **kwargs)
+        saved.append(1)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_checkpoint", stop_after_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(recipe, extractor, train, tuning, tmp_path, seed=5)
+    other = replace(recipe, model={**recipe.model, "state_size": 8})
+    with pytest.raises(ValueError, match="got another recipe"):
+        pretrain(other, extractor, train, tuning, tmp_path, seed=5)
+    result = pretrain(recipe, extractor, train, tuning, tmp_path, seed=5)
+    assert (result["epochs"], result["resumed"]) == (3, True)
+
+
+def test_what_reads_a_checkpoint_cuts_stays_where_training_did(stays, tmp_path):
+    train, tuning, _, extractor = stays
+    short = replace(RECIPE, max_length=40, finetune=Stage(epochs=1))
+    reached = finetune(short, extractor, train, tuning, tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert model.config.max_position_embeddings == 40
+    scores = score_stays(model, extractor, tuning, max_length=40)
+    assert auroc(tuning.labels, scores) == pytest.approx(reached["auroc"])
+
+
 def test_a_stage_that_was_stopped_ends_with_the_same_weights(stays, trained, tmp_path, monkeypatch):
     """Stopped after its first epoch and started again."""
     from transformers import Trainer
@@ -126,12 +187,12 @@ def test_a_stage_that_was_stopped_ends_with_the_same_weights(stays, trained, tmp
 
 def test_auxiliary_outcomes_are_learnt_in_their_own_units(stays, tmp_path):
     train, tuning, _, extractor = stays
-    days = {side: np.where(np.arange(len(table)) % 3, 5.0, np.nan) for side, table in enumerate((train, tuning))}
+    days = np.where(np.arange(len(train)) % 3, 5.0, np.nan)
     once = replace(RECIPE, finetune=Stage(epochs=1))
-    finetune(once, extractor, train, tuning, tmp_path / "out", auxiliary={"days": (days[0], days[1])})
+    finetune(once, extractor, train, tuning, tmp_path / "out", auxiliary={"days": days})
     config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config
     assert config.auxiliary_outcomes == [{"name": "days", "mean": 5.0, "std": 1.0}]
-    nothing = (np.full(len(train), np.nan), np.full(len(tuning), np.nan))
+    nothing = np.full(len(train), np.nan)
     with pytest.raises(ValueError, match="unknown of every training stay"):
         finetune(once, extractor, train, tuning, tmp_path / "none", auxiliary={"days": nothing})
 
@@ -177,6 +238,8 @@ def test_what_cannot_be_trained_is_refused(stays, trained, tmp_path):
         TripletRecipe.read(tmp_path / "none.yaml")
     with pytest.raises(ValueError, match="has no pretraining"):
         pretrain(replace(RECIPE, pretrain=None), extractor, train, tuning, tmp_path / "a")
+    with pytest.raises(ValueError, match=r"has \['hiden_size'\]; expected fields of HyMaTEConfig"):
+        pretrain(replace(RECIPE, model={"hiden_size": 8}), extractor, train, tuning, tmp_path / "a")
     living = train.subset(train.labels == 0)
     with pytest.raises(ValueError, match="train holds 0 positive"):
         finetune(RECIPE, extractor, living, tuning, tmp_path / "b")

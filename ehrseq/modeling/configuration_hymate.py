@@ -29,8 +29,8 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
         num_attention_heads: Heads of each [S].
         feed_forward_expand: The feed-forward part of an attention block is this many times d wide [S].
         max_position_embeddings: Triplets that the model is meant for. There are no positional embeddings, so nothing in
-            the model enforces it: feature extractors, pipelines and training read it. [T] 1497 is the longest stay of
-            PhysioNet-2012.
+            the model enforces it: pipelines and `ehrseq predict` cut stays there, and a recipe's `max_length` becomes
+            it. [T] 1497 is the longest stay of PhysioNet-2012.
 
         state_size, conv_kernel, expand, time_step_rank, time_step_min, time_step_max, time_step_floor, use_bias,
             use_conv_bias, hidden_act, initialization: Of the Mamba blocks, as in `EhrMambaConfig` (Gu & Dao 2023).
