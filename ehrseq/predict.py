@@ -100,6 +100,9 @@ def predict_risks(
         risks = stay_risks(
             model, encoder, events, _prediction_times(events, prediction_times) if ends else None, asked, **options
         )
+        if prediction_times is None:
+            scored = risks["subject_id"].n_unique()
+            report.notes["patients without a stay, not scored"] += events["subject_id"].n_unique() - scored
     scores = risks["score"].drop_nulls().to_numpy()
     if not np.isfinite(scores).all():
         raise ValueError(

@@ -1,8 +1,9 @@
 """Risks of stays, from a checkpoint that reads triplets (HyMaTE): what `ehrseq.predict` does for such a checkpoint.
 
 Without prediction times every stay is scored once, at the end of the window that the checkpoint's feature extractor
-reads (48 hours after the admission to intensive care, for the challenge of 2012). Stays of which nothing can be read
-stay in the table with a null score and their `reason`, and are counted in the report.
+reads (48 hours after the admission to intensive care, for the challenge of 2012); patients without a stay are counted
+in the report. Stays of which nothing can be read stay in the table with a null score and their `reason`, and are
+counted as well.
 """
 
 from __future__ import annotations

@@ -130,6 +130,14 @@ def test_bad_input_is_a_clear_error(stays, checkpoint, change, message):
         predict_risks(**arguments)
 
 
+def test_patients_without_a_stay_are_counted(stays, checkpoint):
+    subject = int(stays.labels["subject_id"][0])
+    events = stays.events.filter((pl.col("code") != ADMISSION_CODE) | (pl.col("subject_id") != subject))
+    risks, report = predict_risks(checkpoint, events, progress=False)
+    assert subject not in risks["subject_id"]
+    assert report.notes["patients without a stay, not scored"] == 1
+
+
 def test_records_without_stays_are_a_clear_error(stays, checkpoint):
     others = stays.events.filter(pl.col("code") != ADMISSION_CODE)
     with pytest.raises(ValueError, match="no stay begins in these events"):
