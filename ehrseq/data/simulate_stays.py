@@ -81,8 +81,8 @@ class SimulatedStays:
         true_risks: `[n]` probability of death in hospital, given the hidden course: what no model can beat on average.
         deaths: `[n]` bool, drawn with it.
         severity: `[n, 48]` the hidden severity.
-        rows: Table of the series: stay (position), minute, parameter, value (as text).
-        static: Table of age, gender, height, icu_type, weight by stay, -1 = missing.
+        rows: Table of the series: stay (position), minute, parameter, value (as text), line (as the file has it).
+        static: Table of Age, Gender, Height, ICUType, Weight by stay, -1 = missing.
     """
 
     record_ids: NDArray[np.int64]
