@@ -11,7 +11,8 @@ Needs nothing but numpy, so that a checkpoint can score a patient wherever trans
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import MAXYEAR, MINYEAR, UTC, date, datetime
 from typing import Any
@@ -174,6 +175,13 @@ def parse_time(value: Any, what: str = "time") -> int | None:
     raise ValueError(
         f"{what} got {value!r} ({type(value).__name__}); expected ISO 8601 text, a datetime, or None for static."
     )
+
+
+def subjects_digest(subject_ids: Iterable[int]) -> str:
+    """SHA-256 over the sorted subject ids, one a line: tells whether two fits saw the same subjects, without storing
+    them.
+    """
+    return hashlib.sha256("\n".join(str(s) for s in sorted(subject_ids)).encode()).hexdigest()
 
 
 def patient_of_table(given: Any) -> Any:

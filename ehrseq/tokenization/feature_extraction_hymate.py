@@ -11,7 +11,6 @@ would widen its standard deviation 62 times.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from transformers import BatchFeature
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.utils import PaddingStrategy, logging
 
-from .ehr_sequence import parse_time, patient_of_table, read_patient
+from .ehr_sequence import parse_time, patient_of_table, read_patient, subjects_digest
 from .triplet_stays import Stay, TripletSpec, in_order, read_stay
 
 logger = logging.get_logger(__name__)
@@ -150,7 +149,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             clip_percentiles=[low, high],
             num_fitted_stays=len(table),
             num_fitted_subjects=len(subjects),
-            fitted_subjects_digest=hashlib.sha256("\n".join(map(str, subjects)).encode()).hexdigest(),
+            fitted_subjects_digest=subjects_digest(subjects),
             padding_side=padding_side,
         )
 

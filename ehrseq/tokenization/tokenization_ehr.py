@@ -10,7 +10,6 @@ identical rows.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ from .ehr_sequence import (
     parse_time,
     patient_of_table,
     read_patient,
+    subjects_digest,
     walk,
 )
 from .ehr_tables import check_columns, require
@@ -524,13 +524,6 @@ class EhrTokenizer(TokenizersBackend):
 
 def _subject(patient: Any) -> Any:
     return patient.get("subject_id", "?") if isinstance(patient, Mapping) else "?"
-
-
-def subjects_digest(subject_ids: Iterable[int]) -> str:
-    """SHA-256 over the sorted subject ids, one a line: tells whether two fits saw the same subjects, without storing
-    them.
-    """
-    return hashlib.sha256("\n".join(str(s) for s in sorted(subject_ids)).encode()).hexdigest()
 
 
 def _task_tokens(tasks: Sequence[str | Mapping[str, Any]]) -> dict[str, str]:

@@ -4,8 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from ehrseq.tokenization.ehr_sequence import subjects_digest
 from ehrseq.tokenization.ehr_vocabulary import SPECIAL_TOKENS
-from ehrseq.tokenization.tokenization_ehr import EhrTokenizer, subjects_digest
+from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from tests.tokenization.timelines import event, fitted, table, words
 
 GLUCOSE = "LAB//LOINC//2345-7"
