@@ -73,7 +73,7 @@ _EXPORTS = {
     "load_task": "tasks",
     "EhrTokenizer": "tokenization.tokenization_ehr",
 }
-_SUBPACKAGES = ("data", "evaluation", "hub", "modeling", "pipelines", "tasks", "tokenization")
+_SUBPACKAGES = ("baselines", "data", "evaluation", "hub", "modeling", "pipelines", "tasks", "tokenization")
 
 __all__ = [
     "ConversionReport",

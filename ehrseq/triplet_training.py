@@ -46,6 +46,9 @@ logger = logging.get_logger(__name__)
 VALIDATION_EPOCHS = 3
 """Fixed forecasting times of every tuning stay: one alone would make the kept epoch a matter of luck."""
 
+SCHEDULES = ("constant", "cosine")
+WARMUP_SHARE = 0.05
+
 RESULT_FILE = "training.json"
 _BEGUN_FILE = "begun_with.json"  # beside Trainer's checkpoints
 
@@ -56,7 +59,9 @@ class Stage:
 
     Attributes:
         epochs: Passes over the training stays at most.
-        learning_rate: Constant, as in STraTS.
+        learning_rate: Of AdamW.
+        schedule: "constant", as in STraTS, or "cosine": up over the first twentieth of the steps, then down to 0 at the
+            end of all `epochs` [C]; to be used with a patience that lets it get there.
         batch_size: Stays of a step.
         patience: Epochs without progress on the tuning stays before stopping.
         weight_decay: Of AdamW.
@@ -65,10 +70,15 @@ class Stage:
 
     epochs: int = 50
     learning_rate: float = 5e-4
+    schedule: str = "constant"
     batch_size: int = 32
     patience: int = 10
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule got {self.schedule!r}; expected one of {SCHEDULES}.")
 
 
 @dataclass(frozen=True)
@@ -509,7 +519,8 @@ def _run_stage(
         per_device_eval_batch_size=2 * stage.batch_size,
         weight_decay=stage.weight_decay,
         max_grad_norm=stage.max_grad_norm,
-        lr_scheduler_type="constant",
+        lr_scheduler_type=stage.schedule,
+        warmup_steps=0 if stage.schedule == "constant" else WARMUP_SHARE,  # below 1: a share of all steps
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,

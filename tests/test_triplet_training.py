@@ -125,6 +125,19 @@ def test_pretrained_weights_of_other_variables_are_refused(stays, trained, tmp_p
         finetune(RECIPE, extractor, *tables, tmp_path / "out", pretrained=trained[0] / "forecast")
 
 
+@pytest.mark.parametrize(("schedule", "last"), [("constant", 3e-3), ("cosine", 0.0)])
+def test_a_schedule_ends_where_it_says(stays, tmp_path, monkeypatch, schedule, last):
+    from ehrseq import triplet_training
+
+    made = []
+    make = triplet_training.quiet_trainer
+    monkeypatch.setattr(triplet_training, "quiet_trainer", lambda **options: made.append(make(**options)) or made[-1])
+    train, tuning, _, extractor = stays
+    stage = Stage(epochs=2, learning_rate=3e-3, batch_size=16, schedule=schedule)
+    pretrain(replace(RECIPE, pretrain=stage), extractor, train, tuning, tmp_path)
+    assert made[0].lr_scheduler.get_last_lr()[0] == pytest.approx(last, abs=1e-9)
+
+
 def test_a_stage_that_was_stopped_has_no_more_patience_than_before(stays, tmp_path, monkeypatch):
     """Nothing is learnt at a rate of 0: it stops after the first epoch and two more, resumed or not."""
     from transformers import Trainer
@@ -221,6 +234,7 @@ def test_a_recipe_is_a_file(tmp_path):
         ("modle: {hidden_size: 8}", "modle"),
         ("finetune: {epoch: 2}", "finetune has .*epoch"),
         ("finetune: 3", "finetune has 3"),
+        ("finetune: {schedule: linear}", "schedule got 'linear'"),
         ("- a", "holds list"),
         ("a: [", "is no YAML"),
         ("", "holds NoneType"),

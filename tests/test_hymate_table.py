@@ -1,0 +1,92 @@
+"""The table of HyMaTE and its baselines: cells are run once and kept, differences are paired."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from ehrseq.data.simulate_stays import simulate_stays
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "hymate_table.py"
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True)
+
+
+def write_cell(folder, labels, scores, first_subject=1):
+    folder.mkdir(parents=True)
+    subjects = np.arange(first_subject, first_subject + len(labels))
+    pl.DataFrame({"subject_id": subjects, "label": labels, "score": scores}).write_parquet(folder / "scores.parquet")
+    (folder / "result.json").write_text("{}")
+
+
+@pytest.fixture(scope="module")
+def stays(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets")
+    for seed, name in enumerate("ab"):
+        simulate_stays(120, seed=seed).write(folder / name)
+    return folder
+
+
+def test_a_cell_is_run_once_and_the_table_reports_it(stays, tmp_path):
+    command = ("--set_a", stays / "a", "--set_b", stays / "b", "--output", tmp_path, "--rows", "logistic")
+    first = run(*command, "--directions", "b-a", "--seeds", 2)
+    assert first.returncode == 0, first.stderr
+    assert "b-a logistic seed 0" in first.stderr
+    assert "seed 1" not in first.stderr  # nothing in it is drawn
+    scores = pl.read_parquet(tmp_path / "b-a" / "logistic" / "seed0" / "scores.parquet")
+    assert len(scores) == 120
+    auroc = roc_auc_score(scores["label"], scores["score"])
+    assert f"| logistic | 1 | {auroc:.3f} [" in first.stdout
+
+    second = run(*command, "--directions", "b-a")
+    assert second.stdout == first.stdout
+    assert "seed 0" not in second.stderr
+    third = run("--output", tmp_path, "--directions", "b-a", "--report")
+    assert third.stdout == first.stdout
+
+
+def test_differences_are_of_means_over_seeds_and_paired(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = (rng.random(400) < 0.3).astype(np.int64)
+    noise = rng.normal(size=(3, 400))
+    bar, one, two = (labels + 1.5 * noise[0], labels + 1.4 * noise[1], labels + 1.2 * noise[2])
+    write_cell(tmp_path / "b-a" / "boosting" / "seed0", labels, bar)
+    for seed, scores in enumerate((one, two)):
+        write_cell(tmp_path / "b-a" / "model" / f"seed{seed}", labels, scores)
+    done = run("--output", tmp_path, "--directions", "b-a", "--report")
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if line.startswith("| model | 2"))
+    mean = (roc_auc_score(labels, one) + roc_auc_score(labels, two)) / 2
+    assert f" {mean:.3f} [" in row
+    assert f" {mean - roc_auc_score(labels, bar):.3f} [" in row
+    together = next(line for line in done.stdout.splitlines() if line.startswith("| model, mean score"))
+    assert f" {roc_auc_score(labels, (one + two) / 2):.3f} [" in together
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "logistic"], "give --set_b PATH"),
+        (["--set_b", "nowhere", "--rows", "logistic"], "nowhere"),
+        (["--directions", "a-c"], "invalid choice"),
+    ],
+)
+def test_bad_input_is_told(tmp_path, arguments, message):
+    done = run("--output", tmp_path, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_cells_of_other_stays_are_refused(tmp_path):
+    labels = np.array([0, 1, 0, 1])
+    write_cell(tmp_path / "b-a" / "boosting" / "seed0", labels, labels * 1.0)
+    write_cell(tmp_path / "b-a" / "model" / "seed0", labels, labels * 1.0, first_subject=9)
+    done = run("--output", tmp_path, "--report")
+    assert done.returncode != 0
+    assert "hold other stays" in done.stderr
