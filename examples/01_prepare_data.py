@@ -40,7 +40,8 @@ class Arguments:
 def main() -> None:
     """Read, split, label, fit the tokenizer."""
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
-    output = Path(arguments.output)
+    output, tasks = Path(arguments.output), [load_task(task) for task in arguments.tasks]
+    output.mkdir(parents=True, exist_ok=True)  # what is wrong with either is told before anything is read
     end_of_data, report, source_splits = None, None, None
     if arguments.source is None:
         cohort = simulate(arguments.num_patients, arguments.seed)
@@ -52,7 +53,6 @@ def main() -> None:
 
     splits = assign_splits(events["subject_id"].unique(), seed=arguments.seed, source_splits=source_splits)
     dataset = write_dataset(events, output / "dataset", dataset_name=name, splits=splits, report=report, overwrite=True)
-    tasks = [load_task(task) for task in arguments.tasks]
     labels = label_events(events, tasks, end_of_data=end_of_data)
     write_labels(labels, dataset.path)
     for task, table in labels.labels.items():
