@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from harness import machine, write_json
+from harness import machine, write_json, write_parquet
 from transformers import AutoModelForSequenceClassification, HfArgumentParser, set_seed
 
 from ehrseq.data.mpf import PromptedDataset, balance_rows
@@ -269,8 +269,7 @@ def train_and_score(arguments: Arguments, stages: Stages) -> None:
             "true_risk": true_risks(cohort, test, list(TASKS)),
         }
     )
-    table.write_parquet(stages.folder / "scores.parquet.part")
-    (stages.folder / "scores.parquet.part").replace(stages.folder / "scores.parquet")
+    write_parquet(table, stages.folder / "scores.parquet")
 
 
 def test_rows(dataset: PromptedDataset, arguments: Arguments) -> PromptedDataset:

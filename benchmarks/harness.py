@@ -151,3 +151,10 @@ def write_json(value: Any, file: Path) -> None:
     part = file.with_name(file.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(file)
+
+
+def write_parquet(table: Any, file: Path) -> None:
+    """Write a polars table that appears whole or not at all; the folder must be there."""
+    part = file.with_name(file.name + ".part")
+    table.write_parquet(part)
+    part.replace(file)

@@ -12,7 +12,6 @@ stays of the training set; the reported set is read when a cell's model is done.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from harness import write_json
+from harness import write_json, write_parquet
 from transformers import AutoModelForSequenceClassification
 
 import ehrseq  # noqa: F401  registers the classes with the Auto classes
@@ -52,12 +51,15 @@ class Stays:
             if path is None:
                 raise SystemExit(f"set {name} is needed for what is not there yet: give --set_{name} PATH.")
             stays = load_physionet2012(path)
-            self._tables[name] = build_triplets(stays.events, PHYSIONET2012, stays.labels)
+            table = build_triplets(stays.events, PHYSIONET2012, stays.labels)
+            if table.labels is None:
+                raise SystemExit(f"set {name} has no outcomes: put its Outcomes file beside it.")
+            self._tables[name] = table
         return self._tables[name]
 
 
-def run_cell(stays: Stays, direction: str, row: str, seed: int, folder: Path) -> None:
-    """Train one cell, score the other set, write `scores.parquet` and, last, `result.json`."""
+def run_cell(stays: Stays, direction: str, row: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Train one cell, score the other set, write `scores.parquet` and, last, `result.json`, which is returned."""
     source, target = direction.split("-")
     result: dict[str, Any] = {"direction": direction, "row": row, "seed": seed}
     if row in BASELINES:
@@ -77,16 +79,12 @@ def run_cell(stays: Stays, direction: str, row: str, seed: int, folder: Path) ->
         result["finetune"] = finetune(recipe, extractor, train, tuning, checkpoint, **options)
         model = AutoModelForSequenceClassification.from_pretrained(checkpoint)
         scores = score_stays(model, extractor, stays[target], max_length=recipe.max_length)
-    labels = stays[target].labels
-    if labels is None:
-        raise SystemExit(f"set {target} has no outcomes: put its Outcomes file beside it.")
+    labels: Any = stays[target].labels
     table = pl.DataFrame({"subject_id": stays[target].subject_ids, "label": labels, "score": scores})
-    part = folder / "scores.parquet.part"
-    table.sort("subject_id").write_parquet(part)
-    part.replace(folder / "scores.parquet")
-    write_json(
-        {**result, "auroc": auroc(labels, scores), "auprc": average_precision(labels, scores)}, result_file(folder)
-    )
+    write_parquet(table.sort("subject_id"), folder / "scores.parquet")
+    result |= {"auroc": auroc(labels, scores), "auprc": average_precision(labels, scores)}
+    write_json(result, result_file(folder))
+    return result
 
 
 def recipe_file(row: str) -> Path:
@@ -99,15 +97,15 @@ def result_file(folder: Path) -> Path:
     return folder / "result.json"
 
 
-def cells(output: Path, direction: str, row: str) -> list[pl.DataFrame]:
+def cells(row_folder: Path) -> list[pl.DataFrame]:
     """The scores of a row's finished seeds."""
-    folders = sorted((output / direction / Path(row).stem).glob("seed*"))
+    folders = sorted(row_folder.glob("seed*"))
     return [pl.read_parquet(folder / "scores.parquet") for folder in folders if result_file(folder).is_file()]
 
 
 def report(output: Path, direction: str) -> Iterator[str]:
     """Lines of a Markdown table: the mean over seeds, its interval over patients, the paired difference to boosting."""
-    rows = {folder.name: cells(output, direction, folder.name) for folder in sorted((output / direction).glob("*"))}
+    rows = {folder.name: cells(folder) for folder in sorted((output / direction).glob("*"))}
     rows = {row: tables for row, tables in rows.items() if tables}
     if not rows:
         yield f"{direction}: nothing is done yet."
@@ -138,12 +136,16 @@ def metric_of(tables: list[pl.DataFrame], metric: str, others: list[pl.DataFrame
         if not table["subject_id"].equals(subjects):
             raise SystemExit("cells of one direction hold other stays: were they made from other files?")
 
-    def mean_of(scored: list[pl.DataFrame], weights: Any) -> Any:
-        rankings = [Ranking(table["label"].to_numpy(), table["score"].to_numpy()) for table in scored]
+    ours, theirs = (
+        [Ranking(table["label"].to_numpy(), table["score"].to_numpy()) for table in scored]
+        for scored in (tables, others or [])
+    )
+
+    def mean_of(rankings: list[Ranking], weights: Any) -> Any:
         return np.mean([getattr(ranking, metric)(weights) for ranking in rankings], axis=0)
 
     def value(weights: Any) -> Any:
-        return mean_of(tables, weights) - (mean_of(others, weights) if others else 0.0)
+        return mean_of(ours, weights) - (mean_of(theirs, weights) if theirs else 0.0)
 
     return bootstrap_interval(value, subjects.to_numpy())
 
@@ -171,8 +173,7 @@ def main() -> None:
                     continue  # done; or no chance in it
                 folder.mkdir(parents=True, exist_ok=True)
                 print(f"{direction} {row} seed {seed} ...", file=sys.stderr, flush=True)
-                run_cell(stays, direction, row, seed, folder)
-                done = json.loads(result_file(folder).read_text(encoding="utf-8"))
+                done = run_cell(stays, direction, row, seed, folder)
                 print(f"  AUROC {done['auroc']:.4f}, AUPRC {done['auprc']:.4f}", file=sys.stderr, flush=True)
     for direction in options.directions:
         print("\n".join(report(options.output, direction)))

@@ -69,6 +69,12 @@ def test_differences_are_of_means_over_seeds_and_paired(tmp_path):
     assert f" {roc_auc_score(labels, (one + two) / 2):.3f} [" in together
 
 
+def test_a_recipe_with_a_dot_in_its_name_is_reported(tmp_path):
+    labels = np.array([0, 1, 0, 1])
+    write_cell(tmp_path / "b-a" / "hymate.v2" / "seed0", labels, labels * 1.0)
+    assert "| hymate.v2 | 1 | 1.000" in run("--output", tmp_path, "--report").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
