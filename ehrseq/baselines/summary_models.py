@@ -10,6 +10,7 @@ one with the largest AUROC + AUPRC is fitted on all training stays: the same bud
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ LOGISTIC_GRID: tuple[dict[str, Any], ...] = tuple(
 )
 
 
-class _SummaryModel:
+class _SummaryModel(ABC):
     """What both have in common: features, tuning by cross-validation, probabilities.
 
     Attributes:
@@ -124,6 +125,7 @@ class _SummaryModel:
             )
         return np.asarray(self._model.predict_proba(features), np.float64)
 
+    @abstractmethod
     def _fit_one(
         self,
         features: NDArray[np.float32],
@@ -131,7 +133,7 @@ class _SummaryModel:
         settings: dict[str, Any],
         left_out: tuple[NDArray[np.float32], NDArray[np.int64]] | None,
     ) -> Any:
-        raise NotImplementedError
+        """Fit one configuration; what was left out may tell when to stop."""
 
     def _rounds_of(self, model: Any) -> int:
         return 0
