@@ -40,8 +40,10 @@ class Arguments:
 def main() -> None:
     """Read, split, label, fit the tokenizer."""
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
-    output, tasks = Path(arguments.output), [load_task(task) for task in arguments.tasks]
-    output.mkdir(parents=True, exist_ok=True)  # what is wrong with either is told before anything is read
+    # What is wrong with the tasks or the folder is told before anything is read.
+    tasks = [load_task(task) for task in arguments.tasks]
+    output = Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
     end_of_data, report, source_splits = None, None, None
     if arguments.source is None:
         cohort = simulate(arguments.num_patients, arguments.seed)
