@@ -75,6 +75,7 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
     trainer.log_metrics("tuning", trainer.evaluate())
     trainer.save_model()
+    trainer.accelerator.end_training()  # else gloo's threads may abort a process that torchrun started as it ends
 
 
 if __name__ == "__main__":

@@ -125,10 +125,13 @@ def test_packing_trains_as_padding_does(prepared, pretrained, tmp_path):
     assert losses[1] == pytest.approx(losses[0], abs=2e-4)
 
 
-@pytest.mark.parametrize("option", [["--packing"], ["--train_sampling_strategy", "group_by_length"]])
-def test_pretraining_without_padding(prepared, tmp_path, option):
+@pytest.mark.parametrize(
+    ("option", "processes"),
+    [(["--packing"], 1), (["--train_sampling_strategy", "group_by_length"], 1), (["--packing"], 2)],
+)
+def test_pretraining_without_padding(prepared, tmp_path, option, processes):
     sizes = ["--hidden_size", 16, "--num_layers", 1, "--context", 64, "--max_steps", 3, "--eval_strategy", "no"]
-    run("02_pretrain.py", "--data", prepared, "--output_dir", tmp_path, *sizes, *option, *QUIET)
+    run("02_pretrain.py", "--data", prepared, "--output_dir", tmp_path, *sizes, *option, *QUIET, processes=processes)
     assert (tmp_path / "model.safetensors").exists()
 
 
