@@ -7,6 +7,7 @@ warm-up-stable-decay schedule without a stable phase), so a recipe is a set of `
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -122,6 +123,19 @@ def use_paper_recipe(args: TrainingArguments, num_rows: int) -> TrainingArgument
 def last_checkpoint(output_dir: str | Path) -> str | None:
     """The newest checkpoint of an interrupted run to resume from, None when there is none."""
     return get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
+
+
+def leave_process_group() -> None:
+    """Last line of a script that torchrun may start: leave torch.distributed before the interpreter ends.
+
+    Without it, threads of the CPU backend (gloo) that still hold tensors now and then abort a process on its way out
+    ("terminate called without an active exception"). To be called where no Trainer or wrapped model is in reach any
+    more, that is behind `main()`: if a wrapped model is what frees the group, it waits for such a thread for good.
+    Does nothing in a script that runs alone.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # models that only a cycle keeps
+        torch.distributed.destroy_process_group()
 
 
 def model_config(tokenizer: Any, *, tasks: Sequence[Mapping[str, Any]] = (), **sizes: Any) -> EhrMambaConfig:

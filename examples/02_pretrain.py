@@ -17,7 +17,7 @@ from ehrseq.data.dataset import EventDataset
 from ehrseq.data.packing import DataCollatorForPackedNextToken, PackableRows
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
 from ehrseq.tasks import load_task
-from ehrseq.training import last_checkpoint, model_config, use_paper_recipe
+from ehrseq.training import last_checkpoint, leave_process_group, model_config, use_paper_recipe
 
 
 @dataclass
@@ -63,8 +63,8 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
     trainer.log_metrics("tuning", trainer.evaluate())
     trainer.save_model()
-    trainer.accelerator.end_training()  # else gloo's threads may abort a process that torchrun started as it ends
 
 
 if __name__ == "__main__":
     main()
+    leave_process_group()

@@ -26,7 +26,7 @@ from ehrseq.data.mpf import balance_rows
 from ehrseq.data.packing import DataCollatorForPackedPrompts, PackableRows, evaluation_order
 from ehrseq.evaluation import ComputeTaskMetrics
 from ehrseq.tasks import read_labels
-from ehrseq.training import last_checkpoint, prompted_dataset, use_paper_recipe
+from ehrseq.training import last_checkpoint, leave_process_group, prompted_dataset, use_paper_recipe
 
 
 @dataclass
@@ -75,8 +75,8 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
     trainer.log_metrics("tuning", trainer.evaluate())
     trainer.save_model()
-    trainer.accelerator.end_training()  # else gloo's threads may abort a process that torchrun started as it ends
 
 
 if __name__ == "__main__":
     main()
+    leave_process_group()
