@@ -43,6 +43,8 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
         num_bins: Steps of the window [-1, 1] in the mode "binned": 48 are hours of PhysioNet-2012.
         value_change_embedding: Also embed the change since the variable's previous value [C]. Not in the paper.
         time_gap_embedding: Also embed the time since the variable's previous value [C]. Not in the paper.
+        variable_summaries: The patient's vector also has an embedding of each variable's count, mean, deviation,
+            extremes, first and last value, times and slope, computed from the triplets [C]. Not in the paper.
         shuffle_order: In training, permute the triplets of each patient at random before the blocks. An ablation only:
             the sibling code does so in finetuning [T], which is harmless for attention and wrong for Mamba.
         share_layer_weights: All Mamba blocks are one block with the same weights, and so are all attention blocks. An
@@ -56,6 +58,8 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
             as large as the embeddings of a typical value and time [C].
 
         num_horizons: Forecasting windows (H), each predicted by outputs of its own [C]; 1 in [P] and [S].
+        forecast_from_last_value: Forecast a correction of each variable's last value instead of the value [C]. Not in
+            the paper.
         classifier_head: "direct", from the pooled patient to the classes, or "via_forecast", from the forecast to the
             classes [S].
         class_weights: Weight of each class in the cross-entropy of the classifier, or None. [S] weighs positives by
@@ -72,7 +76,13 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
     """
 
     model_type = "hymate"
-    keys_to_ignore_at_inference = ["auxiliary_predictions", "fusion_attentions", "hidden_states", "attentions"]
+    keys_to_ignore_at_inference = [
+        "auxiliary_predictions",
+        "fusion_attentions",
+        "hidden_states",
+        "attentions",
+        "last_values",
+    ]
 
     # Size
     num_variables: int = 37
@@ -104,6 +114,7 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
     num_bins: int = 48
     value_change_embedding: bool = False
     time_gap_embedding: bool = False
+    variable_summaries: bool = False
     shuffle_order: bool = False
     share_layer_weights: bool = False
 
@@ -115,6 +126,7 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
 
     # Forecasting and outcomes
     num_horizons: int = 1
+    forecast_from_last_value: bool = False
     classifier_head: Literal["direct", "via_forecast"] = "direct"
     class_weights: list[float] | None = None
     tasks: list[dict[str, Any]] | None = None
@@ -195,8 +207,8 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
 
     @property
     def pooled_size(self) -> int:
-        """Width of what the heads read: the fused triplets and, where there are any, the static values."""
-        return self.hidden_size * (2 if self.num_static else 1)
+        """Width of what the heads read: the fused triplets and, where there are any, static values and summaries."""
+        return self.hidden_size * (1 + bool(self.num_static) + self.variable_summaries)
 
 
 __all__ = ["HyMaTEConfig"]

@@ -2,7 +2,7 @@
 its forecasting head and its clinical head.
 
 Glossary: b batch, n length (triplets), S packed sequences of a row, V num_variables, D num_static, d hidden_size, H
-num_horizons, p pooled_size (2d, or d without static values). A triplet is (time t, variable v, value x); its input
+num_horizons, p pooled_size (2d; d without static values; d more with summaries). A triplet is (time t, variable v, value x); its input
 channels are `times`, `variable_ids` and `values`, all [b, n].
 
     e   = e_f(v) + e_v(x) + e_t(t)          hymate_embeddings.py
@@ -10,6 +10,7 @@ channels are `times`, `variable_ids` and `values`, all [b, n].
     h   = h + Drop(MHA(RMSNorm h)), h + Drop(FFN(RMSNorm h))       K times: between all triplets, in both directions
     z_T = sum_i alpha_i h_i                 fusion attention, hymate_attention.py
     r   = [z_T; s']                         with the static values, s' = W2 tanh(W1 s + b1) + b2
+    r   = [z_T; s'; g]                      beyond the paper: g of each variable's summary, hymate_summaries.py
 
 The paper has sections, not sizes: what it leaves open is told field by field in configuration_hymate.py.
 """
@@ -30,12 +31,12 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_hymate import HyMaTEConfig
 from .fast_dropout import FastDropout
-from .fast_linear import FastLinear
 from .hub_mixin import EhrHubMixin
 from .hymate_attention import FusionAttention, HyMaTEAttentionBlock
 from .hymate_embeddings import BinnedEmbeddings, NumberEmbedding, TripletEmbeddings
 from .hymate_inputs import check_inputs, check_labels, check_rows, num_segments_of, real_triplets
 from .hymate_layout import TripletLayout, joined_layout, layout_as_given, owners
+from .hymate_summaries import ForecastHead, SummaryEmbedding, summarise_variables
 from .mamba_block import EhrMambaMixer, EhrMambaRMSNorm, at_least_float32
 from .risk_tasks import RiskScoresMixin
 
@@ -52,6 +53,8 @@ class HyMaTEOutput(ModelOutput):
         fusion_attentions: Weight of each triplet in its patient, alpha: [b, n], 0 at padding, sums of 1.
         hidden_states: Embeddings, then the output of each block, the last one after the final norm: M + K + 1 tensors.
         attentions: Self-attention weights, K tensors [b, heads, n, n].
+        last_values: Each variable's last value, 0 where there is none: [b, V], or [b, S, V]; None where the config asks
+            neither for `variable_summaries` nor for `forecast_from_last_value`.
     """
 
     last_hidden_state: Tensor | None = None
@@ -59,6 +62,7 @@ class HyMaTEOutput(ModelOutput):
     fusion_attentions: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+    last_values: Tensor | None = None
 
 
 @dataclass
@@ -158,6 +162,8 @@ class HyMaTEPreTrainedModel(EhrHubMixin, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
+        if isinstance(module, ForecastHead) and module.persistence is not None:
+            init.ones_(module.persistence)
         elif isinstance(module, NumberEmbedding | FusionAttention | EhrMambaMixer):
             module.reset_parameters()
 
@@ -178,6 +184,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         self.norm_f = EhrMambaRMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.fusion_attention = FusionAttention(config)
         self.static_embedding = StaticEmbedding(config) if config.num_static else None
+        self.summary_embedding = SummaryEmbedding(config) if config.variable_summaries else None
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -247,17 +254,25 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
 
         # 3. One vector for each patient: fused triplets, and the static values beside them.
         pooled, alpha = self.fusion_attention(hidden_states, layout)
-        if packed:
-            pooled = pooled.unflatten(0, (-1, num_segments))
+        parts = [pooled.unflatten(0, (-1, num_segments)) if packed else pooled]
         if self.static_embedding is not None:
-            pooled = torch.cat([pooled, self.static_embedding(cast(Tensor, static_values))], dim=-1)
+            parts.append(self.static_embedding(cast(Tensor, static_values)))
+        last_values: Tensor | None = None
+        if self.summary_embedding is not None or self.config.forecast_from_last_value:
+            size = (owner.shape[0] * num_segments, self.config.num_variables)
+            summaries = summarise_variables(**triplets, owner=owner, num_sequences=size[0], num_variables=size[1])
+            last_values = summaries.last_values.unflatten(0, (-1, num_segments)) if packed else summaries.last_values
+            if self.summary_embedding is not None:
+                embedded = self.summary_embedding(summaries.features)
+                parts.append(embedded.unflatten(0, (-1, num_segments)) if packed else embedded)
 
         return HyMaTEOutput(
             last_hidden_state=layout.restore(hidden_states),
-            pooler_output=pooled,
+            pooler_output=torch.cat(parts, dim=-1),
             fusion_attentions=layout.restore(alpha) if output_attentions or output_fusion_attentions else None,
             hidden_states=tuple(map(layout.restore, all_hidden_states)) if output_hidden_states else None,
             attentions=tuple(map(layout.restore_pairs, all_attentions)) if output_attentions else None,
+            last_values=last_values,
         )
 
     def _embed(
@@ -295,7 +310,7 @@ class HyMaTEForPreTraining(HyMaTEPreTrainedModel):
         super().__init__(config)
         self.model = HyMaTEModel(config)
         self.dropout = FastDropout(config.classifier_dropout)
-        self.forecast_head = FastLinear(config.pooled_size, config.num_horizons * config.num_variables)
+        self.forecast_head = ForecastHead(config)
         self.post_init()
 
     @can_return_tuple
@@ -332,7 +347,7 @@ class HyMaTEForPreTraining(HyMaTEPreTrainedModel):
             output_attentions=output_attentions,
             output_fusion_attentions=output_fusion_attentions,
         )
-        flat = self.forecast_head(self.dropout(outputs.pooler_output)).float()  # [..., H V]
+        flat = self.forecast_head(self.dropout(outputs.pooler_output), outputs.last_values).float()  # [..., H V]
         horizons = (self.config.num_horizons, self.config.num_variables)
         return HyMaTEForecastOutput(
             loss=None if labels is None else masked_squared_error(flat, labels, label_mask),
@@ -359,7 +374,7 @@ class HyMaTEForSequenceClassification(RiskScoresMixin, HyMaTEPreTrainedModel):
         width = config.pooled_size
         self.forecast_head = None
         if config.classifier_head == "via_forecast":
-            self.forecast_head = FastLinear(width, config.num_horizons * config.num_variables)
+            self.forecast_head = ForecastHead(config)
             width = config.num_horizons * config.num_variables
         self.classifier = nn.Linear(width, self.num_labels)
         outcomes = config.auxiliary_outcomes or []
@@ -405,7 +420,8 @@ class HyMaTEForSequenceClassification(RiskScoresMixin, HyMaTEPreTrainedModel):
             output_fusion_attentions=output_fusion_attentions,
         )
         pooled = self.dropout(outputs.pooler_output)
-        logits = self.classifier(pooled if self.forecast_head is None else self.forecast_head(pooled)).float()
+        read = pooled if self.forecast_head is None else self.forecast_head(pooled, outputs.last_values)
+        logits = self.classifier(read).float()
 
         loss = None if labels is None else self._loss(logits, labels, segment_ids)
         predictions = None
