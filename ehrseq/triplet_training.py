@@ -112,19 +112,13 @@ class TripletRecipe:
     def read(cls, path: str | Path) -> TripletRecipe:
         """Read a recipe from a YAML file.
 
+        A file may say `base: other.yaml`, a recipe beside it, and then only what differs: an ablation is a line.
+
         Raises:
-            ValueError: No such file, or a key that no recipe has; the message says the file.
+            ValueError: No such file, a circle of bases, or a key that no recipe has; the message says the file.
         """
         path = Path(path)
-        if not path.is_file():
-            raise ValueError(f"no recipe {path}; give a YAML file such as examples/recipes/hymate_paper.yaml.")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} holds {type(values).__name__}; expected the keys of a recipe.")
-        return cls.from_dict({"name": path.stem, **values}, where=str(path))
+        return cls.from_dict({**_read_with_bases(path, ()), "name": path.stem}, where=str(path))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "recipe") -> TripletRecipe:
@@ -148,6 +142,28 @@ class TripletRecipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and YAML."""
         return {**dataclasses.asdict(self), "model": dict(self.model), "horizons": list(self.horizons)}
+
+
+def _read_with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """What a recipe's file says on top of what its base says; the model and the stages key by key."""
+    if not path.is_file():
+        raise ValueError(f"no recipe {path}; give a YAML file such as examples/recipes/hymate_paper.yaml.")
+    if path.resolve() in above:
+        raise ValueError(f"{path} has itself as its base; let one of the files stand on its own.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}; expected the keys of a recipe.")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    merged = _read_with_bases(path.parent / str(base), (*above, path.resolve()))
+    for name, value in values.items():
+        inner = merged.get(name)
+        merged[name] = {**inner, **value} if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _checked(kind: Any, values: Any, where: str) -> Any:

@@ -29,7 +29,7 @@ def write_cell(folder, labels, scores, first_subject=1):
 def stays(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
     for seed, name in enumerate("ab"):
-        simulate_stays(120, seed=seed).write(folder / name)
+        simulate_stays(120, seed=seed, first_record=1 + 1000 * seed).write(folder / name)
     return folder
 
 
@@ -67,6 +67,29 @@ def test_differences_are_of_means_over_seeds_and_paired(tmp_path):
     assert f" {mean - roc_auc_score(labels, bar):.3f} [" in row
     together = next(line for line in done.stdout.splitlines() if line.startswith("| model, mean score"))
     assert f" {roc_auc_score(labels, (one + two) / 2):.3f} [" in together
+
+
+def test_differences_may_be_taken_to_any_row(tmp_path):
+    rng = np.random.default_rng(1)
+    labels = (rng.random(300) < 0.3).astype(np.int64)
+    scores = {name: labels + spread * rng.normal(size=300) for name, spread in (("full", 1.0), ("less", 1.5))}
+    for name, values in scores.items():
+        write_cell(tmp_path / "b-a" / name / "seed0", labels, values)
+    done = run("--output", tmp_path, "--directions", "b-a", "--report", "--against", "full")
+    row = next(line for line in done.stdout.splitlines() if line.startswith("| less | 1"))
+    difference = roc_auc_score(labels, scores["less"]) - roc_auc_score(labels, scores["full"])
+    assert f" {difference:.3f} [" in row
+
+
+def test_every_fold_reports_its_own_stays(stays, tmp_path):
+    command = ("--set_a", stays / "a", "--set_b", stays / "b", "--output", tmp_path, "--rows", "logistic")
+    done = run(*command, "--directions", "folds", "--seeds", 9)
+    assert done.returncode == 0, done.stderr
+    folds = [pl.read_parquet(path) for path in sorted((tmp_path / "folds" / "logistic").glob("*/scores.parquet"))]
+    assert len(folds) == 5  # however many seeds were asked for
+    assert pl.concat(folds)["subject_id"].n_unique() == sum(map(len, folds)) == 240
+    mean = np.mean([roc_auc_score(fold["label"], fold["score"]) for fold in folds])
+    assert f"| logistic | 5 | {mean:.3f} [" in done.stdout
 
 
 def test_a_recipe_with_a_dot_in_its_name_is_reported(tmp_path):

@@ -33,14 +33,14 @@ work()
 def work() -> None:
     """Loop of a worker process: tasks from stdin, blocks to stdout."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
-    while (message := _receive(source)) is not None:
+    while (message := receive(source)) is not None:
         task, skip_errors = message
         try:
             for block in read_task(task, skip_errors=skip_errors):
-                _send(sink, block)
+                send(sink, block)
         except ValueError as error:
-            _send(sink, error)
-        _send(sink, None)
+            send(sink, error)
+        send(sink, None)
 
 
 def read_in_parallel(tasks: Sequence[Task], workers: int, *, skip_errors: bool) -> Iterator[Block]:
@@ -127,8 +127,8 @@ def _drive(
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("a worker process has no pipes")
         while (task := waiting.get()) is not None:
-            _send(process.stdin, (task, skip_errors))
-            while (result := _receive(process.stdout, died="the process ended before its task did")) is not None:
+            send(process.stdin, (task, skip_errors))
+            while (result := receive(process.stdout, died="the process ended before its task did")) is not None:
                 results.put(result)
         results.put(None)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
@@ -137,14 +137,15 @@ def _drive(
         )
 
 
-def _send(stream: IO[bytes], message: Any) -> None:
+def send(stream: IO[bytes], message: Any) -> None:
+    """Write one message to a pipe."""
     body = pickle.dumps(message, protocol=5)
     stream.write(struct.pack("<Q", len(body)))
     stream.write(body)
     stream.flush()
 
 
-def _receive(stream: IO[bytes], died: str | None = None) -> Any:
+def receive(stream: IO[bytes], died: str | None = None) -> Any:
     """The next message, None at the end of the stream (an error where `died` says so)."""
     head = stream.read(8)
     size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0

@@ -19,6 +19,15 @@ where late and early are the means of s over the last and the first 12 hours; so
 values all count, and a model that reads a mean only does worse than one that reads the course. The files have the
 quirks of the real ones: -1 for what is missing, repeated minutes, outliers, stays without series. Nothing else is meant
 to be like real patients.
+
+Long records with something early in them, which only a long context reads:
+
+    simulate_stays(500, seed=7, density=30, shock_effect=4.0)      # about 9,000 triplets a stay
+
+`density` gives every variable that many chances an hour instead of one. `shock_effect` gives four stays in ten one bout
+of shock: for four hours, which begin at a uniform hour of the stay, pressures and urine fall by 3 and 2 spreads and the
+pulse rises by 3, and the logit of the death rises by the effect. Nothing else tells of it: what is measured when is the
+same, and afterwards values are as if nothing had been. So a reader of the last quarter misses three bouts in four.
 """
 
 from __future__ import annotations
@@ -70,6 +79,11 @@ _VARIABLES: dict[str, tuple[float, float, float, float, int]] = {
 }
 _LIMITS = {"FiO2": (0.21, 1), "GCS": (3, 15), "SaO2": (40, 100)}
 _INTERCEPT = -2.6
+SHOCK_HOURS = 4
+SHOCK_SHARE = 0.4
+# What a bout of shock adds to a value, in spreads.
+_SHOCK = {"DiasABP": -3.0, "HR": 3.0, "MAP": -3.0, "NISysABP": -3.0, "SysABP": -3.0, "Urine": -2.0}
+_BLOCK = 2000  # stays of density 1 whose values are computed at once: bounds the memory
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,7 @@ class SimulatedStays:
         true_risks: `[n]` probability of death in hospital, given the hidden course: what no model can beat on average.
         deaths: `[n]` bool, drawn with it.
         severity: `[n, 48]` the hidden severity.
+        shocks: `[n]` hour at which a stay's bout of shock begins, -1 = it has none.
         rows: Table of the series: stay (position), minute, parameter, value (as text), line (as the file has it).
         static: Table of Age, Gender, Height, ICUType, Weight by stay, -1 = missing.
     """
@@ -89,6 +104,7 @@ class SimulatedStays:
     true_risks: NDArray[np.float64]
     deaths: NDArray[np.bool_]
     severity: NDArray[np.float64]
+    shocks: NDArray[np.int64]
     rows: pl.DataFrame
     static: pl.DataFrame
 
@@ -144,40 +160,73 @@ class SimulatedStays:
         return "\n".join([*lines, *(",".join(map(str, row)) for row in table)]) + "\n"
 
 
-def simulate_stays(num_stays: int, seed: int = 0, *, first_record: int = 100_001) -> SimulatedStays:
+def simulate_stays(
+    num_stays: int, seed: int = 0, *, first_record: int = 100_001, density: int = 1, shock_effect: float = 0.0
+) -> SimulatedStays:
     """Draw ICU stays; stay k of a seed is the same whatever the number of stays.
 
     Args:
         num_stays: Number of stays.
         seed: Seed.
         first_record: RecordID of the first stay; the stays of a seed depend on it, so that two sets can be disjoint.
+        density: Measurements of a variable that an hour can hold, a divisor of 60: records are about this many times as
+            long as those of 1, which have 300 triplets on average. Hidden courses and static values are the same.
+        shock_effect: What a bout of shock adds to the logit of the death; 0: nobody has one.
 
     Raises:
-        ValueError: A number is no integer, or too small.
+        ValueError: A number is no integer, or too small; `density` is no divisor of 60; `shock_effect` is negative.
     """
-    for name, value, least in (("num_stays", num_stays, 1), ("seed", seed, 0), ("first_record", first_record, 1)):
+    integers = {
+        "num_stays": (num_stays, 1),
+        "seed": (seed, 0),
+        "first_record": (first_record, 1),
+        "density": (density, 1),
+    }
+    for name, (value, least) in integers.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"{name} got {value!r}; expected an integer of at least {least}.")
+    if 60 % density:
+        raise ValueError(f"density got {density}; expected a divisor of 60, the minutes that measurements share.")
+    if isinstance(shock_effect, bool) or not isinstance(shock_effect, int | float) or not 0 <= shock_effect < np.inf:
+        raise ValueError(f"shock_effect got {shock_effect!r}; expected a number of at least 0, where 0 is no shock.")
     records = np.arange(first_record, first_record + num_stays, dtype=np.int64)
-    draws = [_draw(np.random.default_rng((seed, int(record)))) for record in records]
-    static, severity, death, *observed = (np.stack(parts) for parts in zip(*draws, strict=True))
+    shocks = np.array([_shock(seed, int(record)) if shock_effect else -1 for record in records], np.int64)
+    hidden, series = [], []
+    block = max(1, _BLOCK // density)
+    for first in range(0, num_stays, block):
+        own = slice(first, first + block)
+        draws = [_draw(np.random.default_rng((seed, int(record))), density) for record in records[own]]
+        *parts, severity, measured, minute, noise, habit, oddity, without = (
+            np.stack(column) for column in zip(*draws, strict=True)
+        )
+        hidden.append((*parts, severity))
+        rows = _rows(severity, shocks[own], measured, minute, noise, habit, oddity, without)
+        series.append(rows.with_columns(pl.col("stay") + first))
+    static, death, severity = (np.concatenate(column) for column in zip(*hidden, strict=True))
     late, early = severity[:, -12:].mean(1), severity[:, :12].mean(1)
     age, icu_type = static[:, 0], static[:, 3]
     logit = _INTERCEPT + 0.9 * late + 0.7 * (late - early) + 0.5 * (age - 65) / 15 + 0.4 * (icu_type == 3)
-    risk = 1 / (1 + np.exp(-logit))
+    risk = 1 / (1 + np.exp(-(logit + shock_effect * (shocks >= 0))))
     names = ["Age", "Gender", "Height", "ICUType", "Weight"]
     return SimulatedStays(
         record_ids=records,
         true_risks=risk,
         deaths=death < risk,
         severity=severity,
-        rows=_rows(severity, *observed),
+        shocks=shocks,
+        rows=pl.concat(series),
         static=pl.DataFrame({name: static[:, column] for column, name in enumerate(names)}),
     )
 
 
-def _draw(rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
-    """Everything random of one stay: static, severity, the death's uniform, measured?, minute, noise, habit, oddity."""
+def _shock(seed: int, record: int) -> int:
+    """Hour at which a stay's bout of shock begins, -1 = it has none; the same for every density."""
+    rng = np.random.default_rng((seed, record, 1))
+    return int(rng.integers(0, HOURS - SHOCK_HOURS + 1)) if rng.random() < SHOCK_SHARE else -1
+
+
+def _draw(rng: np.random.Generator, density: int) -> tuple[NDArray[Any], ...]:
+    """Everything random of one stay: static, the death's uniform, severity, measured?, minute, noise, habit, oddity."""
     variables = len(_VARIABLES)
     age = np.clip(np.round(rng.normal(64, 16)), 16, 90)
     gender, icu_type = float(rng.random() < 0.56), float(rng.integers(1, 5))
@@ -199,22 +248,23 @@ def _draw(rng: np.random.Generator) -> tuple[NDArray[Any], ...]:
     for hour in range(1, HOURS):
         line += slope
         severity[hour] = severity[hour - 1] + slope + 0.1 * (line - severity[hour - 1]) + steps[hour]
-    shape = (variables, HOURS)
+    shape = (variables, HOURS * density)  # one slot of 60 / density minutes after the other
     return (
         static,
-        severity,
         np.asarray(rng.random()),
+        severity,
         rng.random(shape),
-        rng.integers(0, 60, shape),
+        rng.integers(0, 60 // density, shape),
         rng.normal(scale=0.5, size=shape),
         rng.normal(size=variables),
-        rng.random((variables, HOURS)),
+        rng.random(shape),
         np.asarray(rng.random()),
     )
 
 
 def _rows(
     severity: NDArray[np.float64],
+    shocks: NDArray[np.int64],
     measured: NDArray[np.float64],
     minute: NDArray[np.int64],
     noise: NDArray[np.float64],
@@ -224,20 +274,25 @@ def _rows(
 ) -> pl.DataFrame:
     """Lines of the series by stay: what is measured, and of what value."""
     mean, spread, loading, per_day, decimals = (np.array(column) for column in zip(*_VARIABLES.values(), strict=True))
+    slots = measured.shape[-1] // HOURS
+    severity = np.repeat(severity, slots, axis=1)
     # The sick are measured more often: up to about twice as often as the well.
     often = 0.75 + 0.75 / (1 + np.exp(-severity))
     rate = per_day[None, :, None] / 24 * often[:, None, :]
     standard = 0.6 * habit[:, :, None] + loading[None, :, None] * severity[:, None, :] + noise
     names = list(_VARIABLES)
+    since = np.arange(HOURS * slots)[None, :] // slots - shocks[:, None]
+    in_shock = (shocks[:, None] >= 0) & (since >= 0) & (since < SHOCK_HOURS)
+    standard += np.array([_SHOCK.get(name, 0.0) for name in names])[None, :, None] * in_shock[:, None, :]
     lowest, highest = np.array([_LIMITS.get(name, (0, np.inf)) for name in names]).T[:, None, :, None]
     value = np.clip(mean[None, :, None] + spread[None, :, None] * standard, lowest, highest)
     value = np.where(oddity < 0.0002, value * 100, value)  # a slip of the decimal point
-    stay, variable, hour = np.nonzero((measured < rate) & (without >= 0.002)[:, None, None])
-    rounded = [f"{v:.{d}f}" for v, d in zip(value[stay, variable, hour], decimals[variable].astype(int), strict=True)]
+    stay, variable, slot = np.nonzero((measured < rate) & (without >= 0.002)[:, None, None])
+    rounded = [f"{v:.{d}f}" for v, d in zip(value[stay, variable, slot], decimals[variable].astype(int), strict=True)]
     frame = pl.DataFrame(
         {
             "stay": stay,
-            "minute": hour * 60 + minute[stay, variable, hour],
+            "minute": slot * (60 // slots) + minute[stay, variable, slot],
             "parameter": np.asarray(names, dtype=object)[variable].tolist(),
             "value": rounded,
         }

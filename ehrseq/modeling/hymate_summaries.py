@@ -80,7 +80,9 @@ def summarise_variables(
     mean, mean_time = mean_of(values), mean_of(times)
     deviation, time_deviation = values - mean[group], times - mean_time[group]
     slope = mean_of(deviation * time_deviation) / (mean_of(time_deviation.square()) + _SLOPE_RIDGE)
-    std = mean_of(deviation.square()).sqrt()
+    variance = mean_of(deviation.square())
+    spread = variance > 0
+    std = torch.where(spread, variance, 1.0).sqrt() * spread  # the square root has no gradient at 0
 
     # 2. The first and last triplet of a group: the order of the rows is the order of time.
     place = torch.arange(len(group), device=group.device)
@@ -133,7 +135,7 @@ class ForecastHead(FastLinear):
     """The next values: Linear(p -> H V); beyond the paper, as a correction of what was measured last.
 
     y^ = W r + b, or, with `forecast_from_last_value`, y^ = rho * last value + W r + b with a learned rho of each
-    horizon and variable, 1 at first: before it has learnt anything, such a forecast carries the last value forward.
+    horizon and variable, 1 at first: W = 0 and b = 0 would carry the last value forward.
     """
 
     def __init__(self, config: HyMaTEConfig):

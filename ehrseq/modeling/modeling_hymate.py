@@ -2,8 +2,8 @@
 its forecasting head and its clinical head.
 
 Glossary: b batch, n length (triplets), S packed sequences of a row, V num_variables, D num_static, d hidden_size, H
-num_horizons, p pooled_size (2d; d without static values; d more with summaries). A triplet is (time t, variable v, value x); its input
-channels are `times`, `variable_ids` and `values`, all [b, n].
+num_horizons, p pooled_size (2d; d without static values; d more with summaries). A triplet is (time t, variable v,
+value x); its input channels are `times`, `variable_ids` and `values`, all [b, n].
 
     e   = e_f(v) + e_v(x) + e_t(t)          hymate_embeddings.py
     h   = h + Drop(Mamba(RMSNorm h))        M times, linear in n: the whole history into every triplet

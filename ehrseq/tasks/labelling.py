@@ -143,7 +143,7 @@ def label_events(
         ValueError: An unknown task, a task named twice, columns missing or of another type, rows without subject_id, no
             timed row at all, an unreadable `end_of_data` or `code_map`.
     """
-    chosen = _resolve(tasks)
+    chosen = resolve_tasks(tasks)
     timeline = read_timeline(events, list(chosen.values()), end_of_data=end_of_data, code_map=code_map)
     result = LabelResult({}, {}, {}, {}, timeline.notes, timeline.end_of_data, chosen)
     bar = logging.tqdm(
@@ -294,7 +294,7 @@ def _competing(task: Task) -> dict[str, pl.Expr]:
     return {event: happened[event] for event in task.competing}
 
 
-def _resolve(tasks: Sequence[str | Path | Task] | str | Path | Task) -> dict[str, Task]:
+def resolve_tasks(tasks: Sequence[str | Path | Task] | str | Path | Task) -> dict[str, Task]:
     """Tasks by name."""
     several: Iterable[str | Path | Task] = [tasks] if isinstance(tasks, (str, Path, Task)) else tasks
     if isinstance(several, Mapping) or not isinstance(several, Iterable):

@@ -54,7 +54,7 @@ def read_timeline(
 ) -> Timeline:
     """Reduce an event table to what the labels of `tasks` depend on; arguments as of `label_events`."""
     frame = _checked(events)
-    end = _as_instant(end_of_data)
+    end = as_instant(end_of_data)
     beyond = pl.lit(0) if end is None else (pl.col("time") > end).sum()
     totals, unique = pl.collect_all(
         [
@@ -138,7 +138,7 @@ def _checked(events: pl.DataFrame | pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def _as_instant(value: datetime | date | str | None) -> datetime | None:
+def as_instant(value: datetime | date | str | None) -> datetime | None:
     """A moment in naive UTC; a bare date is its last instant."""
     if isinstance(value, str):
         try:

@@ -1,10 +1,13 @@
 """Simulated ICU stays: reproducible, readable as the challenge's files, and with the signal that they promise."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from ehrseq.data import load_physionet2012
+from ehrseq.data import simulate_stays as simulator
 from ehrseq.data.simulate_stays import simulate_stays
 
 
@@ -40,9 +43,67 @@ def test_deaths_follow_the_true_risk():
     assert roc_auc_score(deaths, risk) > roc_auc_score(deaths, stays.severity.mean(1)) + 0.03
 
 
+def test_the_defaults_draw_what_version_1_0_drew():
+    stays = simulate_stays(60, seed=1)
+    lines = hashlib.sha256("\n".join(stays.rows["line"]).encode()).hexdigest()
+    assert (stays.rows.height, lines[:16]) == (17826, "152017f77b8b59f8")
+    assert simulate_stays(60, seed=1, density=1, shock_effect=0.0).rows.equals(stays.rows)
+    assert set(stays.shocks) == {-1}
+
+
+def test_blocks_of_stays_are_drawn_as_one(monkeypatch):
+    whole = simulate_stays(7, seed=2, density=4, shock_effect=2.0)
+    monkeypatch.setattr(simulator, "_BLOCK", 8)
+    parts = simulate_stays(7, seed=2, density=4, shock_effect=2.0)
+    assert parts.rows.equals(whole.rows)
+    np.testing.assert_array_equal(parts.true_risks, whole.true_risks)
+
+
+def test_density_lengthens_the_record_and_leaves_the_stay_as_it_is():
+    sparse, dense = simulate_stays(30, seed=6), simulate_stays(30, seed=6, density=30)
+    assert 28 < dense.rows.height / sparse.rows.height < 32
+    assert dense.rows.height / 30 > 8000
+    np.testing.assert_array_equal(dense.true_risks, sparse.true_risks)
+    np.testing.assert_array_equal(dense.severity, sparse.severity)
+    assert dense.static.equals(sparse.static)
+    assert dense.rows["minute"].max() < 48 * 60
+    # Slots of two minutes: no variable stands twice in one.
+    slots = dense.rows.select("stay", "parameter", dense.rows["minute"] // 2)
+    assert slots.n_unique() == slots.height
+
+
+def test_a_bout_of_shock_shows_in_its_four_hours_only_and_raises_the_risk():
+    calm, shocked = (simulate_stays(400, seed=8, density=2, shock_effect=effect) for effect in (0.0, 4.0))
+    has = shocked.shocks >= 0
+    assert 0.3 < has.mean() < 0.5
+    assert set(shocked.shocks[has]) <= set(range(45))
+    assert shocked.rows.select("stay", "minute", "parameter").equals(calm.rows.select("stay", "minute", "parameter"))
+    since = shocked.rows["minute"].to_numpy() // 60 - shocked.shocks[shocked.rows["stay"].to_numpy()]
+    inside = (since >= 0) & (since < 4) & has[shocked.rows["stay"].to_numpy()]
+    change = (shocked.rows["value"].cast(float) - calm.rows["value"].cast(float)).to_numpy()
+    assert not change[~inside].any()
+    pulse = (shocked.rows["parameter"] == "HR").to_numpy()
+    assert np.median(change[inside & pulse]) == 39  # 3 spreads of 13
+    odds = [np.log(stays.true_risks / (1 - stays.true_risks)) for stays in (calm, shocked)]
+    np.testing.assert_allclose(odds[1] - odds[0], 4.0 * has, atol=1e-9)
+    np.testing.assert_array_equal(simulate_stays(400, seed=8, shock_effect=1.0).shocks, shocked.shocks)
+
+
 @pytest.mark.parametrize(
-    "given", [{"num_stays": 0}, {"num_stays": 2.5}, {"num_stays": True}, {"num_stays": 3, "seed": -1}]
+    ("given", "message"),
+    [
+        ({"num_stays": 0}, "expected an integer"),
+        ({"num_stays": 2.5}, "expected an integer"),
+        ({"num_stays": True}, "expected an integer"),
+        ({"num_stays": 3, "seed": -1}, "expected an integer"),
+        ({"num_stays": 3, "density": 0}, "density got 0; expected an integer"),
+        ({"num_stays": 3, "density": 7}, "density got 7; expected a divisor of 60"),
+        ({"num_stays": 3, "density": 120}, "expected a divisor of 60"),
+        ({"num_stays": 3, "shock_effect": -1.0}, "shock_effect got -1.0; expected a number of at least 0"),
+        ({"num_stays": 3, "shock_effect": float("nan")}, "shock_effect got nan"),
+        ({"num_stays": 3, "shock_effect": "4"}, "shock_effect got '4'"),
+    ],
 )
-def test_bad_input(given):
-    with pytest.raises(ValueError, match="expected an integer"):
+def test_bad_input(given, message):
+    with pytest.raises(ValueError, match=message):
         simulate_stays(**given)

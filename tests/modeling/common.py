@@ -55,6 +55,14 @@ def assert_same_gradients(actual, expected, tolerance):
         assert error <= tolerance * max(own, 1e-3 * scale), f"gradient of {name}: error {error:.2e}, size {own:.2e}"
 
 
+def checkpoint_activations(model, **kwargs):
+    """Switch gradient checkpointing on, by the name that the installed transformers has for it."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+
+
 class ModelCommonTests:
     """Subclass it as `class TestX(ModelCommonTests)`."""
 
@@ -146,7 +154,7 @@ class ModelCommonTests:
             labels = batch["input_ids"] if kind == "causal" else torch.tensor([0, 1] * 9)[: len(batch["input_ids"])]
             expected = gradients(model, model(**batch, labels=labels).loss)
             for reentrant in (False, True):
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+                checkpoint_activations(model, use_reentrant=reentrant)
                 outputs = model(**batch, labels=labels, use_cache=True)
                 assert outputs.get("cache_params") is None
                 assert_same_gradients(gradients(model, outputs.loss), expected, 1e-5)

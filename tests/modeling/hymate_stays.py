@@ -25,7 +25,19 @@ SWITCHES = {
     "no static values": {"num_static": 0},
     "history first": {"initialization": "history_first"},
     "narrow residual": {"residual_in_fp32": False},
+    "summaries": {"variable_summaries": True},
+    "summaries, binned": {"variable_summaries": True, "embedding_mode": "binned", "num_bins": 5},
+    "summaries alone": {"variable_summaries": True, "num_static": 0, "num_attention_layers": 0, "num_mamba_layers": 0},
+    "from the last value": {"forecast_from_last_value": True, "classifier_head": "via_forecast"},
+    "beyond the paper": {
+        "variable_summaries": True,
+        "forecast_from_last_value": True,
+        "classifier_head": "via_forecast",
+        "value_change_embedding": True,
+        "time_gap_embedding": True,
+    },
 }
+BEYOND = SWITCHES["beyond the paper"]
 
 
 def tiny_config(**changes):

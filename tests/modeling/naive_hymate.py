@@ -30,6 +30,9 @@ def naive_hymate(weights, config, stay):
     alpha, pooled = naive_fusion(_part(w, "fusion_attention."), x)
     if config.num_static:
         pooled = torch.cat([pooled, naive_static(_part(w, "static_embedding."), stay["static_values"])])
+    if config.variable_summaries:
+        numbers = [number for variable in naive_summaries(config, stay) for number in variable]
+        pooled = torch.cat([pooled, naive_static(_part(w, "summary_embedding."), numbers)])
     return {"embeddings": embeddings, "hidden": torch.stack(x), "alpha": alpha, "pooled": pooled}
 
 
@@ -127,6 +130,58 @@ def naive_static(w, static):
     s = torch.tensor(static, dtype=torch.float64)
     inner = torch.tanh(w["dense_in.weight"] @ s + w["dense_in.bias"])
     return w["dense_out.weight"] @ inner + w["dense_out.bias"]
+
+
+def naive_summaries(config, stay):
+    """For each variable: measured, log(1 + count), mean, deviation, lowest, highest, first, last, time of the first, of
+    the last, slope, mean of the last quarter; zeros where it was never measured."""
+    out = []
+    for variable in range(config.num_variables):
+        values, times = [], []
+        for which, time, value in zip(stay["variable_ids"], stay["times"], stay["values"], strict=True):
+            if which == variable:
+                values.append(value)
+                times.append(time)
+        if not values:
+            out.append([0.0] * 12)
+            continue
+        count = len(values)
+        mean, mean_time = sum(values) / count, sum(times) / count
+        variance = covariance = time_variance = 0.0
+        for time, value in zip(times, values, strict=True):
+            variance += (value - mean) ** 2 / count
+            covariance += (value - mean) * (time - mean_time) / count
+            time_variance += (time - mean_time) ** 2 / count
+        late = [value for time, value in zip(times, values, strict=True) if time >= 0.5]
+        row = [1.0, math.log(1 + count), mean, math.sqrt(variance), min(values), max(values)]
+        row += [values[0], values[-1], times[0], times[-1]]
+        row += [covariance / (time_variance + 0.01), sum(late) / len(late) if late else values[-1]]
+        out.append(row)
+    return out
+
+
+def naive_last_values(config, stay):
+    last = [0.0] * config.num_variables
+    for variable, value in zip(stay["variable_ids"], stay["values"], strict=True):
+        last[variable] = value
+    return last
+
+
+def naive_forecast(weights, config, stay):
+    """[H][V], of the state dict of a model with a forecasting head."""
+    pooled = naive_hymate(_part(weights, "model."), config, stay)["pooled"]
+    head = {name: tensor.double() for name, tensor in _part(weights, "forecast_head.").items()}
+    out = []
+    for horizon in range(config.num_horizons):
+        row = []
+        for variable in range(config.num_variables):
+            output = horizon * config.num_variables + variable
+            number = head["weight"][output] @ pooled + head["bias"][output]
+            if config.forecast_from_last_value:
+                number = number + head["persistence"][output] * naive_last_values(config, stay)[variable]
+            row.append(number)
+        out.append(row)
+    return out
 
 
 def naive_forecast_loss(predictions, labels, mask):

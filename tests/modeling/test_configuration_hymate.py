@@ -12,6 +12,7 @@ def test_defaults_are_those_of_the_paper_and_its_sources():
     assert (config.hidden_dropout_prob, config.num_labels, config.tasks) == (0.2, 2, [])
     beyond_the_paper = (config.value_change_embedding, config.time_gap_embedding, config.auxiliary_outcomes)
     assert beyond_the_paper == (False, False, [])
+    assert (config.variable_summaries, config.forecast_from_last_value) == (False, False)
 
 
 def test_derived_sizes():
@@ -19,6 +20,9 @@ def test_derived_sizes():
     assert (config.intermediate_size, config.pooled_size, config.time_step_rank) == (128, 128, 4)
     assert config.num_hidden_layers == 3
     assert HyMaTEConfig(num_static=0).pooled_size == 32
+    assert HyMaTEConfig(variable_summaries=True).pooled_size == 96
+    assert HyMaTEConfig(variable_summaries=True, num_static=0).pooled_size == 64
+    assert HyMaTEConfig(forecast_from_last_value=True).pooled_size == 64
 
 
 def test_survives_saving(tmp_path):
@@ -29,10 +33,13 @@ def test_survives_saving(tmp_path):
         class_weights=[1.0, 6.0],
         auxiliary_outcomes=[{"name": "length_of_stay", "mean": 13.0, "std": 12.0}, {"name": "saps1"}],
         embedding_mode="concat",
+        variable_summaries=True,
+        forecast_from_last_value=True,
     )
     config.save_pretrained(tmp_path)
     again = HyMaTEConfig.from_pretrained(tmp_path)
     assert again.to_dict() == config.to_dict()
+    assert (again.variable_summaries, again.forecast_from_last_value) == (True, True)
     assert again.auxiliary_outcomes[1] == {"name": "saps1", "mean": 0.0, "std": 1.0}
     assert again.log_odds_shifts() == pytest.approx([0.7 + 1.791759])
 
@@ -66,7 +73,14 @@ def test_refuses_values_no_model_could_be_built_from(fields, message):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"hidden_size": "32"}, {"num_variables": 1.5}, {"embedding_mode": "mean"}, {"shuffle_order": "yes"}],
+    [
+        {"hidden_size": "32"},
+        {"num_variables": 1.5},
+        {"embedding_mode": "mean"},
+        {"shuffle_order": "yes"},
+        {"variable_summaries": "last"},
+        {"forecast_from_last_value": 1.0},
+    ],
 )
 def test_refuses_values_of_the_wrong_type_by_name(fields):
     with pytest.raises(Exception, match=next(iter(fields))):

@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 from ehrseq.modeling import modeling_hymate
 from ehrseq.modeling.hymate_layout import joined_layout, layout_as_given, owners
-from tests.modeling.common import assert_close, assert_same_gradients, gradients
+from tests.modeling.common import assert_close, assert_same_gradients, checkpoint_activations, gradients
 from tests.modeling.hymate_stays import (
+    BEYOND,
     CLASSES,
     LENGTHS,
     STATIC,
@@ -30,9 +31,10 @@ each_switch = pytest.mark.parametrize("changes", SWITCHES.values(), ids=SWITCHES
 # Every switch once, in the classifier, and the other classes with the paper's model.
 each_model = pytest.mark.parametrize(
     ("kind", "changes"),
-    [("base", {}), ("forecast", {}), *(("classifier", changes) for changes in SWITCHES.values())],
-    ids=["base", "forecast", *SWITCHES],
+    [("base", {}), ("forecast", {}), ("forecast", BEYOND), *(("classifier", changes) for changes in SWITCHES.values())],
+    ids=["base", "forecast", "forecast beyond the paper", *SWITCHES],
 )
+paper_and_beyond = pytest.mark.parametrize("changes", [{}, BEYOND], ids=["paper", "beyond"])
 
 
 def stays_for(changes):
@@ -162,8 +164,9 @@ def test_packed_rows_equal_padded_ones(changes, kind, layout, monkeypatch):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("layout", ["joined", "as given"])
 @pytest.mark.parametrize("kind", ["forecast", "classifier"])
-def test_padding_changes_no_gradient(kind, layout, side, monkeypatch):
-    model, stays = model_of(kind), random_stays((6, 6, 6))
+@paper_and_beyond
+def test_padding_changes_no_gradient(changes, kind, layout, side, monkeypatch):
+    model, stays = model_of(kind, **changes), random_stays((6, 6, 6))
     given = labels_for(kind, len(stays))
     exact = model(**{**collate(stays), "attention_mask": None}, **given)  # rows of one length: no padding at all
     expected = gradients(model, exact.loss)
@@ -174,8 +177,9 @@ def test_padding_changes_no_gradient(kind, layout, side, monkeypatch):
     assert_same_gradients(gradients(model, padded.loss), expected, 1e-4)
 
 
-def test_a_mask_with_holes_is_the_stay_without_those_triplets(monkeypatch):
-    model, stay = model_of(), random_stay(8, 5)
+@paper_and_beyond
+def test_a_mask_with_holes_is_the_stay_without_those_triplets(changes, monkeypatch):
+    model, stay = model_of(**changes), random_stay(8, 5)
     kept = torch.tensor([1, 1, 0, 1, 0, 0, 1, 1]).bool()
     without = {name: v[kept] if len(v) == 8 else v for name, v in stay.items()}
     expected = model(**collate([without])).pooler_output
@@ -189,9 +193,10 @@ def test_a_mask_with_holes_is_the_stay_without_those_triplets(monkeypatch):
     assert_close(model(**segments).pooler_output[0], expected, 1e-5, "packed, as given")
 
 
-def test_the_order_of_padding_does_not_matter():
+@paper_and_beyond
+def test_the_order_of_padding_does_not_matter(changes):
     """Pads may stand before, behind and between: permuting them permutes the hidden states and nothing else."""
-    model, stay = model_of(), random_stay(5, 6)
+    model, stay = model_of(**changes), random_stay(5, 6)
     batch = collate([stay], length=9, filler=1)
     expected = model(**batch)
     places = torch.tensor([5, 0, 6, 1, 2, 7, 3, 4, 8])  # the triplets keep their order
@@ -260,10 +265,11 @@ def test_packed_attention_weights_stay_within_a_stay():
     assert sums[:, 0].tolist() == [0.0, 0.0]
 
 
-def test_nothing_is_returned_that_was_not_asked_for():
-    outputs = model_of("classifier")(**collate(random_stays()))
+@paper_and_beyond
+def test_nothing_is_returned_that_was_not_asked_for(changes):
+    outputs = model_of("classifier", **changes)(**collate(random_stays()))
     assert set(outputs.keys()) == {"logits"}
-    assert set(model_of("forecast")(**collate(random_stays())).keys()) == {"predictions"}
+    assert set(model_of("forecast", **changes)(**collate(random_stays())).keys()) == {"predictions"}
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
@@ -349,8 +355,9 @@ def test_auxiliary_outcomes_are_learnt_in_standard_units_and_answered_in_their_o
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bfloat16_stays_close(kind, tmp_path, monkeypatch):
-    model, batch = model_of(kind), collate(random_stays())
+@paper_and_beyond
+def test_bfloat16_stays_close(changes, kind, tmp_path, monkeypatch):
+    model, batch = model_of(kind, **changes), collate(random_stays())
     model.save_pretrained(tmp_path)
     half = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
@@ -374,18 +381,22 @@ def test_under_autocast_times_keep_their_resolution():
         units = model.embeddings.time_embeddings
         inner = torch.tanh(fine[..., None] * units.w1[:, 0] + units.b1)
     assert inner.dtype == torch.float32
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model_of("classifier")(**collate(random_stays()), labels=torch.tensor([0, 1, 0, 1, 0])).loss
-    assert torch.isfinite(loss)
+    given = {**collate(random_stays()), "labels": torch.tensor([0, 1, 0, 1, 0])}
+    for changes in ({}, BEYOND):
+        model = model_of("classifier", **changes)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(**given).loss
+        assert loss.item() == pytest.approx(model(**given).loss.item(), rel=0.05)
 
 
 @pytest.mark.parametrize("kind", ["forecast", "classifier"])
-def test_gradient_checkpointing_gives_the_same_gradients(kind):
-    model = model_of(kind).train()
+@paper_and_beyond
+def test_gradient_checkpointing_gives_the_same_gradients(changes, kind):
+    model = model_of(kind, **changes).train()
     batch, given = collate(random_stays()), labels_for(kind, 5)
     expected = gradients(model, model(**batch, **given).loss)
     for reentrant in (False, True):
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        checkpoint_activations(model, use_reentrant=reentrant)
         if reentrant:  # the reentrant kind needs an input with a gradient, as the embeddings have
             assert model.model.gradient_checkpointing or model.model.mamba_layers[0].gradient_checkpointing
         assert_same_gradients(gradients(model, model(**batch, **given).loss), expected, 1e-5)
@@ -393,7 +404,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind):
 
 @pytest.mark.parametrize("kind", ["forecast", "classifier"])
 def test_every_weight_receives_a_gradient(kind):
-    model = model_of(kind, value_change_embedding=True, time_gap_embedding=True)
+    model = model_of(kind, **BEYOND)
     found = gradients(model, model(**collate(random_stays()), **labels_for(kind, 5)).loss)
     assert {n for n, g in found.items() if float(g.abs().max()) > 0} == {n for n, _ in model.named_parameters()}
 
@@ -412,10 +423,11 @@ def test_saves_safetensors_and_reloads_exactly(kind, changes, tmp_path):
 
 
 @pytest.mark.parametrize("head", ["direct", "via_forecast"])
-def test_finetuning_starts_from_the_pretrained_weights(head, tmp_path):
-    pretrained = model_of("forecast")
+@paper_and_beyond
+def test_finetuning_starts_from_the_pretrained_weights(changes, head, tmp_path):
+    pretrained = model_of("forecast", **changes)
     pretrained.save_pretrained(tmp_path)
-    config = tiny_config(classifier_head=head)
+    config = tiny_config(**{**changes, "classifier_head": head})
     model, info = CLASSES["classifier"].from_pretrained(tmp_path, config=config, output_loading_info=True)
     start = pretrained.state_dict()
     shared = [name for name in start if head == "via_forecast" or not name.startswith("forecast_head")]
@@ -433,19 +445,22 @@ def test_starts_from_the_documented_initialisation():
 
 
 def big_config():
-    return tiny_config(hidden_size=64, num_variables=200, num_static=40, value_change_embedding=True)
+    return tiny_config(hidden_size=64, num_variables=200, num_static=40, **BEYOND)
 
 
 def check_initialisation(model):
     embeddings, config = model.model.embeddings, model.config
     assert embeddings.variable_embeddings.weight.std().item() == pytest.approx(config.initializer_range, rel=0.05)
+    assert torch.equal(model.forecast_head.persistence.data, torch.ones(200))
     for numbers in (embeddings.value_embeddings, embeddings.time_embeddings, embeddings.change_embeddings):
         assert not numbers.b1.any()
         for weight in (numbers.w1, numbers.w2):
             bound = math.sqrt(6 / sum(weight.shape))
             assert 0.8 * bound < weight.abs().max().item() <= bound
     block, attention = model.model.mamba_layers[0], model.model.attention_layers[0]
-    for linear in (attention.attention.qkv_proj, attention.up_proj, model.model.static_embedding.dense_in):
+    inner = (attention.attention.qkv_proj, attention.up_proj, model.model.static_embedding.dense_in)
+    summaries = (model.model.summary_embedding.dense_in, model.model.summary_embedding.dense_out)
+    for linear in (*inner, *summaries, model.forecast_head):
         bound = math.sqrt(6 / sum(linear.weight.shape))
         assert 0.95 * bound < linear.weight.abs().max().item() <= bound
         assert not linear.bias.any()
@@ -475,6 +490,8 @@ def test_switches_leave_out_what_they_name():
     assert names(num_mamba_layers=0) == everything - {"mamba_layers"}
     assert names(num_attention_layers=0) == everything - {"attention_layers"}
     assert names(num_static=0) == everything - {"static_embedding"}
+    assert names(variable_summaries=True) == everything | {"summary_embedding"}
+    assert names(forecast_from_last_value=True) == everything
     shared = CLASSES["base"](tiny_config(share_layer_weights=True, num_mamba_layers=3))
     assert len(shared.mamba_layers) == 1
 
@@ -510,8 +527,8 @@ def test_dropout_is_drawn_in_training_only():
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
-    [("forecast", {}), *(("classifier", changes) for changes in SWITCHES.values())],
-    ids=["forecast", *SWITCHES],
+    [("forecast", {}), ("forecast", BEYOND), *(("classifier", changes) for changes in SWITCHES.values())],
+    ids=["forecast", "forecast beyond the paper", *SWITCHES],
 )
 def test_every_ablation_overfits_a_few_stays(kind, changes):
     torch.manual_seed(0)

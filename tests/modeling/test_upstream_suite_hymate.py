@@ -53,6 +53,7 @@ class HyMaTEModelTester:
     num_hidden_layers = 1  # those that have attentions, of which upstream wants as many
     expected_num_hidden_layers = 2 + 1 + 1  # embeddings, Mamba and attention blocks
     is_training = True
+    options: dict = {}
 
     def __init__(self, parent):
         self.parent = parent
@@ -66,6 +67,7 @@ class HyMaTEModelTester:
             num_attention_layers=1,
             num_attention_heads=self.num_attention_heads,
             state_size=4,
+            **self.options,
         )
 
     def prepare_config_and_inputs_for_common(self):
@@ -79,7 +81,20 @@ class HyMaTEModelTester:
         }
 
 
+class HyMaTEBeyondThePaperTester(HyMaTEModelTester):
+    """The same with all that is not in the paper."""
+
+    options = {
+        "variable_summaries": True,
+        "forecast_from_last_value": True,
+        "value_change_embedding": True,
+        "time_gap_embedding": True,
+        "classifier_head": "via_forecast",
+    }
+
+
 class HyMaTEModelTest(common.ModelTesterMixin, unittest.TestCase):
+    case_class = HyMaTEModelTester
     all_model_classes = (HyMaTEModel, HyMaTEForPreTraining, HyMaTEForSequenceClassification)
     additional_model_inputs = ("times", "values", "static_values")
     test_resize_embeddings = False
@@ -97,7 +112,7 @@ class HyMaTEModelTest(common.ModelTesterMixin, unittest.TestCase):
             getattr(modeling_auto, table).pop("hymate")
 
     def setUp(self):
-        self.model_tester = HyMaTEModelTester(self)
+        self.model_tester = self.case_class(self)
         self.config_tester = config_common.ConfigTester(
             self,
             config_class=HyMaTEConfig,
@@ -141,6 +156,10 @@ class HyMaTEModelTest(common.ModelTesterMixin, unittest.TestCase):
         methods = [getattr(self, name) for name in dir(self) if name.startswith("test_")]
         reasons = {method.__unittest_skip_why__ for method in methods if getattr(method, "__unittest_skip__", False)}
         assert not [reason for reason in reasons if not is_explained(reason)]
+
+
+class HyMaTEBeyondThePaperTest(HyMaTEModelTest):
+    case_class = HyMaTEBeyondThePaperTester
 
 
 def is_explained(reason):
