@@ -66,7 +66,8 @@ def summarise_variables(
         num_sequences: R.
         num_variables: V.
     """
-    values, times = at_least_float32(values).flatten(), at_least_float32(times).flatten().to(values.dtype)
+    values = at_least_float32(values).flatten()
+    times = times.to(values.dtype).flatten()
     group = (owner * num_variables + variable_ids).flatten().clamp(max=num_sequences * num_variables)  # padding: last
     empty = values.new_zeros(num_sequences * num_variables + 1)
 
