@@ -6,7 +6,11 @@
         --recipe examples/recipes/hymate_paper.yaml --seeds 5
 
 Nothing of the test stays is read before the models are done. Every stage of every seed is kept: run the same command
-again to go on where it stopped.
+again to go on where it stopped. Without --test it ends with the checkpoints, which `ehrseq predict` reads. To learn
+from all that is labelled, a folder with both sets' archives and outcomes is one --train:
+
+    python examples/06_hymate_train.py --train challenge2012 --output_dir runs/hymate --recipe RECIPE
+    ehrseq predict --model runs/hymate/seed0/outcome --data unseen_stays --out predictions.parquet
 """
 
 from dataclasses import dataclass, field
@@ -26,15 +30,17 @@ from ehrseq.evaluation import evaluate_tasks, metrics_table
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
 from ehrseq.triplet_training import TripletRecipe, finetune, hold_out_stays, pretrain, score_stays
 
+RECIPES = Path(__file__).parent / "recipes"
+
 
 @dataclass
 class Arguments:
     """Options."""
 
     train: str = field(metadata={"help": "Stays to learn from: the challenge's archive or folder."})
-    test: str = field(metadata={"help": "Stays to report on."})
     output_dir: str = field(metadata={"help": "Folder of checkpoints and scores."})
-    recipe: str = field(default="examples/recipes/hymate_paper.yaml", metadata={"help": "YAML file of the recipe."})
+    test: str | None = field(default=None, metadata={"help": "Stays to report on; none: train only."})
+    recipe: str = field(default=str(RECIPES / "hymate_paper.yaml"), metadata={"help": "YAML file of the recipe."})
     seeds: int = field(default=1, metadata={"help": "Number of seeds."})
     boosting: bool = field(default=True, metadata={"help": "Gradient boosting on summary statistics beside it."})
     threads: int = field(default=0, metadata={"help": "Threads of torch; 0 = all."})
@@ -65,6 +71,9 @@ def main() -> None:
         reached = finetune(recipe, extractor, train, tuning, checkpoints[-1], **options)
         print(f"seed {seed}: tuning AUROC {reached['auroc']:.3f}, AUPRC {reached['auprc']:.3f}")
 
+    if arguments.test is None:
+        print("\n".join(f"{checkpoint} is ready for `ehrseq predict --model`." for checkpoint in checkpoints))
+        return
     other = load_physionet2012(arguments.test)
     test = build_triplets(other.events, PHYSIONET2012, other.labels)
     scores = {}

@@ -48,7 +48,7 @@ def test_what_a_worker_prints_does_not_run_into_the_results():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_first_error_is_raised_with_its_task(workers):
-    with pytest.raises(ValueError, match="a.ndjson, line 7: not JSON") as caught:
+    with pytest.raises(ValueError, match=r"a\.ndjson, line 7: not JSON") as caught:
         list(get_engine(num_workers=workers).map(work.refuse_three, range(9), desc="Reading"))
     assert caught.value.__notes__ == ["Reading, task 4 of 9: 3"]
 

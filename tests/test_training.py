@@ -11,7 +11,14 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.trainer_callback import TrainerCallback
 
-from ehrseq.training import count_training_steps, last_checkpoint, paper_schedule, score_rows, use_paper_recipe
+from ehrseq.training import (
+    count_training_steps,
+    last_checkpoint,
+    leave_process_group,
+    paper_schedule,
+    score_rows,
+    use_paper_recipe,
+)
 
 
 def _rates(steps: int, peak: float) -> list[float]:
@@ -128,3 +135,10 @@ def test_impossible_schedules_are_clear_errors(bad):
 def test_scoring_needs_rows_in_a_batch(batch_size):
     with pytest.raises(ValueError, match=f"batch_size got {batch_size!r}; expected a whole number of at least 1"):
         score_rows(None, None, None, batch_size=batch_size)
+
+
+def test_the_process_group_is_left_where_there_is_one(tmp_path):
+    leave_process_group()  # nothing to leave
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    leave_process_group()
+    assert not torch.distributed.is_initialized()

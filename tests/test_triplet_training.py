@@ -228,6 +228,30 @@ def test_a_recipe_is_a_file(tmp_path):
     assert TripletRecipe.from_dict(RECIPE.to_dict()) == RECIPE
 
 
+def test_a_recipe_on_a_base_says_only_what_differs(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "first.yaml").write_text(
+        "model: {hidden_size: 8, state_size: 4}\npretrain: {epochs: 3}\nfinetune: {epochs: 5, patience: 2}\n"
+    )
+    (tmp_path / "second.yaml").write_text("base: first.yaml\nfinetune: {epochs: 7}\nhorizons: [60]\n")
+    (tmp_path / "inner" / "third.yaml").write_text("base: ../second.yaml\nmodel: {state_size: 2}\npretrain: null\n")
+    second, third = (TripletRecipe.read(tmp_path / name) for name in ("second.yaml", "inner/third.yaml"))
+    assert (second.name, second.model) == ("second", {"hidden_size": 8, "state_size": 4})
+    assert (second.pretrain.epochs, second.finetune.epochs, second.finetune.patience) == (3, 7, 2)
+    assert (third.name, third.model, third.pretrain) == ("third", {"hidden_size": 8, "state_size": 2}, None)
+    assert (third.finetune, third.horizons) == (second.finetune, (60,))
+
+
+def test_bases_in_a_circle_or_nowhere_are_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    (tmp_path / "c.yaml").write_text("base: nowhere.yaml\n")
+    with pytest.raises(ValueError, match=r"a\.yaml has itself as its base"):
+        TripletRecipe.read(tmp_path / "a.yaml")
+    with pytest.raises(ValueError, match=r"no recipe .*nowhere\.yaml"):
+        TripletRecipe.read(tmp_path / "c.yaml")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

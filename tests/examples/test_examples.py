@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -170,10 +171,18 @@ def test_hymate_goes_from_stays_to_a_table_of_scores(tmp_path):
     assert printed.count("last value") == 2
     # Again: every stage is kept, and so is every score.
     assert run("06_hymate_train.py", *options, "--recipe", recipe, "--seeds", 2, "--boosting", "False") == printed
+    # Without reported stays: the same checkpoint, which one command applies to a folder of stays.
+    assert "seed0/outcome is ready" in run("06_hymate_train.py", *options[:2], *options[4:], "--recipe", recipe)
+    model, out = tmp_path / "out" / "seed0" / "outcome", tmp_path / "predictions.parquet"
+    command = ["-m", "ehrseq.cli", "predict", "--model", model, "--data", tmp_path / "test", "--out", out]
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    predicted = pl.read_parquet(out).join(scores, on="subject_id")
+    assert len(predicted) == len(scores)
+    np.testing.assert_allclose(predicted["score"], predicted["seed 0"], atol=1e-5)
 
 
 def test_the_recipes_of_the_examples_are_recipes():
-    recipes = [TripletRecipe.read(file) for file in sorted((EXAMPLES / "recipes").glob("*.yaml"))]
+    recipes = [TripletRecipe.read(file) for file in sorted((EXAMPLES / "recipes").rglob("*.yaml"))]
     assert "hymate_paper" in [recipe.name for recipe in recipes]
     for recipe in recipes:
         HyMaTEConfig(**recipe.model)
