@@ -137,7 +137,11 @@ def predict(
     risks.write_parquet(unfinished)
     unfinished.replace(out)
     typer.echo(str(report))
-    typer.echo(f"{risks['subject_id'].n_unique():,} patients, {risks.height:,} risks in {out}")
+    scored = risks.height - risks["score"].null_count()
+    typer.echo(
+        f"{risks['subject_id'].n_unique():,} patients, {risks.height:,} rows in {out}: {scored:,} with a risk, "
+        f"{risks['reason'].count():,} with a reason why the task does not apply"
+    )
 
 
 def _is_writable(folder: Path) -> bool:

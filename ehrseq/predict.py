@@ -86,6 +86,8 @@ def predict_risks(
         events, report = validate_events(data), ConversionReport()
     else:
         events, report = load_events(data, on_error=on_error, progress=progress)
+    if events.is_empty():
+        raise ValueError(f"the data hold no event, so there is nobody to score. What was read:\n{report}")
     asked = {name: known[name] for name in wanted}
     options: dict[str, Any] = {"report": report, "batch_size": batch_size, "progress": progress}
     if hasattr(encoder, "task_tokens"):
@@ -280,6 +282,8 @@ def _prediction_times(events: pl.DataFrame, given: str | Path | pl.DataFrame | N
         raise ValueError(
             f"prediction times have the types {types}; expected whole numbers and times such as 2024-03-01T08:30:00."
         ) from error
+    if times.is_empty():
+        raise ValueError("the table of prediction times has no row; leave it out to score at the end of each record.")
     nulls = times.filter(pl.any_horizontal(pl.all().is_null())).height
     if nulls:
         raise ValueError(f"{nulls} prediction times lack the patient or the time; fill them in, or leave them out.")

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from ehrseq import __version__
 from ehrseq.cli import app, main
 from ehrseq.data.dataset import EventDataset, load_events
+from ehrseq.data.schema import EVENT_SCHEMA
 from ehrseq.data.simulate import simulate
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM, EhrMambaForSequenceClassification
 from ehrseq.predict import predict_risks
@@ -67,8 +68,11 @@ def test_simulate_writes_fhir_and_meds_of_the_same_patients(tmp_path):
 def test_predict_gives_the_risks_of_the_pipeline(events, checkpoint, tmp_path):
     events.write_parquet(tmp_path / "events.parquet")
     output = tmp_path / "new" / "risks.parquet"
-    assert "12 patients, 24 risks" in predict(checkpoint, tmp_path / "events.parquet", output).output
+    printed = predict(checkpoint, tmp_path / "events.parquet", output).output
     risks = pl.read_parquet(output)
+    scored, reasons = risks["score"].count(), risks["reason"].count()
+    assert "12 patients, 24 rows in " in printed
+    assert f": {scored} with a risk, {reasons} with a reason" in printed
     assert list(risks.columns) == ["subject_id", "prediction_time", "task", "label", "score", "reason"]
     assert not list(output.parent.glob("*.part"))
     risk = pipeline("ehr-risk", model=str(checkpoint))
@@ -150,6 +154,11 @@ def test_predict_at_asked_times_reads_nothing_later(events, checkpoint, tmp_path
         ({"batch_size": 2.5}, "batch_size got 2.5"),
         ({"data": pl.LazyFrame()}, "data got LazyFrame; expected a path or a polars DataFrame"),
         ({"data": None}, "data got NoneType"),
+        ({"data": pl.DataFrame(schema=EVENT_SCHEMA)}, "hold no event, so there is nobody to score"),
+        (
+            {"prediction_times": pl.DataFrame(schema={"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")})},
+            "has no row; leave it out",
+        ),
         ({"checkpoint": ""}, "empty name"),
         ({"prediction_times": {"subject_id": [1]}}, "prediction_times got dict"),
         (
