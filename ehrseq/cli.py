@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from ehrseq import cli_encode
 from ehrseq.version import __version__
 
 app = typer.Typer(
@@ -22,6 +23,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+app.command()(cli_encode.label)
 
 
 class EventFormat(StrEnum):

@@ -1,7 +1,7 @@
 """Labels of a prepared dataset of any size, file by file: equal row for row to `label_events` on the whole table.
 
 The labels of a patient depend on the rows of this patient and on where follow-up ends, which is one moment for the
-whole dataset: it is found first (given, or the last event of all), then every file is labelled by itself.
+whole dataset: it is found first (given, or the last event of all), then every file is labelled by itself, in blocks.
 """
 
 from __future__ import annotations
@@ -23,20 +23,24 @@ from ehrseq.data.shards import (
     dataset_shards,
     file_digest,
     latest_time,
+    read_blocks,
     remove,
     remove_unfinished,
-    scan_shard,
     write_whole,
 )
 from ehrseq.engine import Engine, get_engine
 from ehrseq.tasks.labelling import LabelResult, label_events, resolve_tasks
 from ehrseq.tasks.schema import Task
+from ehrseq.tasks.storage import write_labels
 from ehrseq.tasks.timeline import as_instant
 
 logger = logging.get_logger(__name__)
 
 _REPORT = b"ehrseq.labels"
 """Key of the counts in the metadata of a part's Parquet file."""
+_COUNTS = ("notes", "candidates", "report", "competing")
+_LATE = "events_after_end_of_data"
+_BLOCK_ROWS = 2_000_000  # rows labelled at once: bounds the memory of a worker
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,10 @@ def label_dataset(
     code_map: Sequence[Sequence[str]] | None = None,
     engine: Engine | None = None,
 ) -> LabelResult:
-    """Label every admission of a prepared dataset for every task; `write_labels` writes what it returns.
+    """Label every admission of a prepared dataset for every task, and write the labels as `write_labels` does.
 
-    A run that was stopped goes on where it was: finished files are kept below `labels/` until all are done, and each is
-    used again only where file, tasks and the end of the data are the same.
+    A run that was stopped goes on where it was: finished files are kept below `labels/` until the labels are written,
+    and each is used again only where file, tasks and the end of the data are the same.
 
     Args:
         dataset: Folder of a prepared dataset.
@@ -111,18 +115,12 @@ def label_dataset(
         LabelWork(shard, str(folder / f"{shard.split}-{shard.number}.parquet"), tuple(chosen.values()), end, rules)
         for shard in shards
     ]
-    notes: dict[str, int] = {}
-    result = LabelResult({}, {name: {} for name in chosen}, dict.fromkeys(chosen, 0), {}, notes, end, chosen)
-    result.competing.update({name: {} for name in chosen})
+    result = _empty_result(chosen, end)
     frames = []
     for part in (engine or get_engine()).map(label_shard, work, desc="Labelling"):
         frame, counts = _read_part(part)
         frames.append(frame)
-        _add(notes, counts["notes"])
-        for name in chosen:
-            result.candidates[name] += counts["candidates"][name]
-            _add(result.report[name], counts["report"][name])
-            _add(result.competing[name], counts["competing"][name])
+        _add_counts(result, counts)
     labels = pl.concat(frames)
     for name in chosen:
         # A subject's rows stand in one file, in their order.
@@ -131,6 +129,10 @@ def label_dataset(
             .select(list(LABEL_SCHEMA))
             .sort("subject_id", "prediction_time", maintain_order=True)
         )
+    late = result.notes.get(_LATE)
+    if late:
+        logger.warning(f"{late} events after end_of_data ({end}) are left out of the labels.")
+    write_labels(result, dataset)
     remove(folder)
     return result
 
@@ -141,19 +143,18 @@ def label_shard(work: LabelWork) -> str:
     part = Path(work.part)
     if part.is_file() and _read_metadata(part).get("source") == digest:
         return work.part
-    found = label_events(
-        scan_shard(work.shard), work.tasks, end_of_data=work.end_of_data, code_map=work.code_map, progress=False
-    )
-    table = pl.concat(
-        [labels.select(pl.lit(name).alias("task"), *LABEL_SCHEMA) for name, labels in found.labels.items()]
-    )
-    counts = {
-        "source": digest,
-        "notes": found.notes,
-        "candidates": found.candidates,
-        "report": found.report,
-        "competing": found.competing,
-    }
+    result = _empty_result({task.name: task for task in work.tasks}, work.end_of_data)
+    frames = [pl.DataFrame(schema={"task": pl.String(), **LABEL_SCHEMA})]
+    in_time = pl.col("time").is_null() | (pl.col("time") <= work.end_of_data)
+    for block in read_blocks(work.shard, rows=_BLOCK_ROWS, columns=("subject_id", "time", "code", "visit_id")):
+        # What comes too late is left out here and counted: the warning is for the whole dataset to give, once.
+        known = block.filter(in_time)
+        found = label_events(known, work.tasks, end_of_data=work.end_of_data, code_map=work.code_map, progress=False)
+        found.notes[_LATE] += block.height - known.height
+        _add_counts(result, {name: getattr(found, name) for name in _COUNTS})
+        frames += [labels.select(pl.lit(name).alias("task"), *LABEL_SCHEMA) for name, labels in found.labels.items()]
+    counts = {"source": digest, **{name: getattr(result, name) for name in _COUNTS}}
+    table = pl.concat(frames)
     write_whole(part, lambda file: _write_part(table, counts, file))
     return work.part
 
@@ -173,6 +174,21 @@ def _read_metadata(part: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     return json.loads((pq.read_schema(part).metadata or {}).get(_REPORT, b"{}"))
+
+
+def _empty_result(tasks: dict[str, Task], end_of_data: datetime) -> LabelResult:
+    return LabelResult(
+        {}, {name: {} for name in tasks}, dict.fromkeys(tasks, 0), {name: {} for name in tasks}, {}, end_of_data, tasks
+    )
+
+
+def _add_counts(result: LabelResult, counts: Mapping[str, Any]) -> None:
+    """Add the `_COUNTS` of some patients to those of others."""
+    _add(result.notes, counts["notes"])
+    _add(result.candidates, counts["candidates"])
+    for name in result.tasks:
+        _add(result.report[name], counts["report"][name])
+        _add(result.competing[name], counts["competing"][name])
 
 
 def _add(total: dict[str, int], counts: Mapping[str, int]) -> None:

@@ -1,0 +1,116 @@
+"""Tasks of ACES on a prepared dataset: those that ACES itself gives for the whole table."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from ehrseq.data.dataset import write_dataset
+from ehrseq.data.simulate import simulate
+from ehrseq.engine import get_engine
+from ehrseq.tasks import read_labels
+from ehrseq.tasks.aces import is_aces_file, label_dataset_aces
+
+HAS_ACES = importlib.util.find_spec("aces") is not None
+needs_aces = pytest.mark.skipif(not HAS_ACES, reason="ACES is not installed (extra ehrseq[aces])")
+
+TASK = """
+predicates:
+  discharge: {code: {regex: "^VISIT_END//"}}
+  admission: {code: {regex: "^VISIT_START//IMP"}}
+  death: {code: MEDS_DEATH}
+  discharge_or_death: {expr: "or(discharge, death)"}
+trigger: admission
+windows:
+  input: {start: null, end: trigger + 24h, start_inclusive: true, end_inclusive: true, index_timestamp: end}
+  gap:
+    start: trigger
+    end: start + 24h
+    start_inclusive: false
+    end_inclusive: true
+    has: {discharge_or_death: "(None, 0)"}
+  target: {start: gap.end, end: start -> discharge_or_death, start_inclusive: false, end_inclusive: true, label: death}
+"""
+
+
+@pytest.fixture
+def task(tmp_path):
+    file = tmp_path / "died_in_hospital.yaml"
+    file.write_text(TASK)
+    return file
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    path = tmp_path_factory.mktemp("aces") / "dataset"
+    write_dataset(simulate(60, seed=4, progress=False).events(), path, dataset_name="test", shard_size=5000)
+    return path
+
+
+@pytest.fixture
+def dataset(prepared, tmp_path):
+    return shutil.copytree(prepared, tmp_path / "dataset")
+
+
+@needs_aces
+@pytest.mark.parametrize("workers", [1, 2])
+def test_files_give_what_aces_gives_for_the_whole_table(dataset, task, workers, tmp_path):
+    from aces import config, predicates, query
+    from omegaconf import DictConfig
+
+    name, labels = label_dataset_aces(dataset, task, engine=get_engine(num_workers=workers))
+    whole = tmp_path / "whole.parquet"
+    pl.concat([pl.read_parquet(file) for file in (dataset / "data").rglob("*.parquet")]).write_parquet(whole)
+    cfg = config.TaskExtractorConfig.load(task)
+    source = DictConfig({"path": str(whole), "standard": "meds", "ts_format": None})
+    expected = query.query(cfg, predicates.get_predicates_df(cfg, source)).sort("subject_id", "index_timestamp")
+    assert name == "died_in_hospital"
+    assert labels["subject_id"].equals(expected["subject_id"])
+    assert (labels["prediction_time"] == expected["index_timestamp"]).all()
+    assert (labels["boolean_value"] == (expected["label"] > 0)).all()
+    assert labels.height > 20
+    assert read_labels(dataset)["died_in_hospital"].equals(labels)
+    assert sorted(path.name for path in (dataset / "labels").iterdir()) == ["died_in_hospital"]
+
+
+@needs_aces
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (TASK.replace("trigger: admission", "trigger: nobody"), "no task that ACES takes"),
+        (TASK.replace(", label: death", ""), "says no label"),
+        (TASK.replace(", index_timestamp: end", ""), "says no index_timestamp"),
+    ],
+)
+def test_bad_files_are_refused(dataset, task, text, message):
+    task.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        label_dataset_aces(dataset, task)
+    assert not (dataset / "labels").exists()
+
+
+@needs_aces
+def test_an_unreadable_file_is_named(dataset, task):
+    file = sorted((dataset / "data").rglob("*.parquet"))[1]
+    with file.open("r+b") as stream:
+        stream.truncate(1000)
+    with pytest.raises(ValueError, match="cannot be read as Parquet") as caught:
+        label_dataset_aces(dataset, task, engine=get_engine(num_workers=1))
+    assert str(file) in str(caught.value)
+
+
+def test_files_of_aces_are_told_from_ours(task, tmp_path):
+    assert is_aces_file(task)
+    ours = Path(__file__).parents[2] / "ehrseq" / "tasks" / "definitions" / "hypertension.yaml"
+    assert not is_aces_file(ours)
+    (tmp_path / "broken.yaml").write_text("a: [")
+    assert not is_aces_file(tmp_path / "broken.yaml")
+    assert not is_aces_file(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.skipif(HAS_ACES, reason="ACES is installed")
+def test_without_aces_the_extra_is_named(dataset, task):
+    with pytest.raises(ImportError, match=r"ehrseq\[aces\]"):
+        label_dataset_aces(dataset, task)
