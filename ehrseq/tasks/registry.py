@@ -20,14 +20,20 @@ def _packaged() -> dict[str, Task]:
     return {task.name: task for task in tasks}
 
 
-def list_tasks(*, retrospective: bool | None = False) -> list[str]:
-    """Names of the packaged tasks, in the order of the EhrMamba paper.
+def list_tasks(*, retrospective: bool | None = False, paper: bool | None = True) -> list[str]:
+    """Names of the packaged tasks: the six of the EhrMamba paper in its order, then the others by name.
 
     Args:
         retrospective: False for the tasks that can be predicted, True for the `*_paper` variants that use hindsight and
             serve the reproduction of the paper's table only, None for both.
+        paper: True for the tasks of the paper, False for the others, None for all.
     """
-    return [name for name, task in _packaged().items() if retrospective is None or task.retrospective is retrospective]
+    return [
+        name
+        for name, task in _packaged().items()
+        if (retrospective is None or task.retrospective is retrospective)
+        and (paper is None or (name.removesuffix("_paper") in _ORDER) is paper)
+    ]
 
 
 def load_task(name: str | Path) -> Task:

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from ehrseq.data.schema import validate_labels
+from ehrseq.data.schema import LABEL_SCHEMA, validate_labels
 from ehrseq.tasks.labelling import LabelResult
 
 
@@ -76,7 +76,7 @@ def read_labels(dataset_path: str | Path, tasks: Sequence[str] | None = None) ->
     unknown = [name for name in wanted if name not in present]
     if unknown:
         raise ValueError(f"{root} has no labels of {unknown}; it has {present}.")
-    return {name: _read(root / name) for name in wanted}
+    return {name: read_label_table(root / name) for name in wanted}
 
 
 def _dataset(path: str | Path) -> Path:
@@ -86,9 +86,18 @@ def _dataset(path: str | Path) -> Path:
     return folder
 
 
-def _read(folder: Path) -> pl.DataFrame:
+def read_label_table(path: str | Path) -> pl.DataFrame:
+    """The labels of one task: a Parquet file, or every Parquet file below a folder.
+
+    Raises:
+        ValueError: No such file, one that is no label table, a null in one of its columns.
+    """
     frames = []
-    for file in sorted(folder.rglob("*.parquet")):
+    path = Path(path)
+    files = [path] if path.suffix == ".parquet" else sorted(path.rglob("*.parquet"))
+    if not files:
+        raise ValueError(f"{path} holds no label table (.parquet); expected {list(LABEL_SCHEMA)}.")
+    for file in files:
         try:
             frame = pl.read_parquet(file)
         except (pl.exceptions.PolarsError, OSError) as error:
