@@ -121,7 +121,7 @@ class EventColumns:
         finite = np.isfinite(value)
         number = np.flatnonzero(finite)
         if len(number):
-            pairs, place = _distinct(code[number], self._unit[number] + 1, len(self._units) + 1)
+            pairs, place = distinct_pairs(code[number], self._unit[number] + 1, len(self._units) + 1)
             found, edges = self._bins(pairs, self._units)
             numbers = value[number]
             cell = place * np.int32(edges.shape[1] + 1)
@@ -131,11 +131,11 @@ class EventColumns:
 
         if text.null_count() < len(text):
             with_text = np.flatnonzero(text.is_not_null().to_numpy() & ~finite)
-            texts, text_code = _factorize(text[with_text])
+            texts, text_code = factorize(text[with_text])
             has_text = _take(np.asarray([bool(t) for t in texts], bool), text_code)
             with_text, text_code = with_text[has_text], text_code[has_text]
             if len(with_text):
-                pairs, place = _distinct(code[with_text], text_code, len(texts))
+                pairs, place = distinct_pairs(code[with_text], text_code, len(texts))
                 out[with_text] = answers([self._vocabulary.text_id(self._codes[c], texts[t]) for c, t in pairs])[place]
         return out
 
@@ -194,12 +194,12 @@ def _names(column: pl.Series, coded: pl.Series) -> tuple[list[str], np.ndarray]:
     return column[row_of[:-1]].to_list(), places
 
 
-def _factorize(column: pl.Series) -> tuple[list[str], np.ndarray]:
-    """`_names` of a column that is not coded yet."""
+def factorize(column: pl.Series) -> tuple[list[str], np.ndarray]:
+    """Distinct strings of a column, and each row's position among them (-1 = null)."""
     return _names(column, column.to_frame("strings").select(_code("strings"))["strings"])
 
 
-def _distinct(left: np.ndarray, right: np.ndarray, width: int) -> tuple[list[tuple[int, int]], np.ndarray]:
+def distinct_pairs(left: np.ndarray, right: np.ndarray, width: int) -> tuple[list[tuple[int, int]], np.ndarray]:
     """Distinct (left, right) pairs, and each row's position among them; 0 <= right < width."""
     size = (int(left.max()) + 1) * width
     if size <= _MAX_DENSE_KEYS:

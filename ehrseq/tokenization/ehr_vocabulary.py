@@ -14,20 +14,12 @@ falls back to its bare code, since another unit's bins would say something false
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .ehr_codes import DEFAULT_CODE_MAP, category_and_chapter, code_kinds, code_parents, resolve_input_kinds, split_kind
-from .ehr_tables import as_column, require
-
-if TYPE_CHECKING:
-    try:  # noqa: SIM105  (guarded, or transformers would ask for polars before it loads this file from a checkpoint)
-        import polars as pl
-    except ImportError:
-        pass
+from .ehr_codes import code_kinds, code_parents, split_kind
 
 PAD, UNK, MASK, CLS, VS, VE, REG = "[PAD]", "[UNK]", "[MASK]", "[CLS]", "[VS]", "[VE]", "[REG]"
 WEEKS = [f"[W_{k}]" for k in range(4)]
@@ -208,112 +200,3 @@ def is_finite(value: float) -> bool:
 
 def _plain(unit: str) -> str:
     return "".join(unit.split()).casefold()
-
-
-def fit_vocabulary(
-    events: pl.DataFrame,
-    *,
-    num_value_bins: int,
-    min_count: int,
-    min_text_subjects: int,
-    max_vocab_size: int | None,
-    task_tokens: Sequence[str],
-    input_kinds: str | Iterable[str] | None,
-    code_map: Sequence[Sequence[str]] | None,
-) -> tuple[EventVocabulary, list[int]]:
-    """Count, bin and select; deterministic in the events as a set.
-
-    Args:
-        events: Event table, any order.
-        num_value_bins: Bins of a (code, unit) pair; fewer where its values have ties.
-        min_count: Rows that a token needs, those of the codes that it stands for included.
-        min_text_subjects: Subjects that a text result needs: rare free text may identify a patient.
-        max_vocab_size: Bound on all tokens; the most frequent event tokens stay.
-        task_tokens: Tokens of the tasks; they take the last ids.
-        input_kinds: Preset or kinds, see `resolve_input_kinds`.
-        code_map: See `code_kinds`.
-
-    Returns:
-        The vocabulary, and the token type of each id.
-
-    Raises:
-        ValueError: `max_vocab_size` holds not even the special tokens.
-    """
-    pl = require("polars")
-    kinds = resolve_input_kinds(input_kinds)
-    rules = [list(pair) for pair in (DEFAULT_CODE_MAP if code_map is None else code_map)]
-    codes = events["code"].cast(pl.String).unique().drop_nulls().sort().to_list()
-    kind_of = {code: split_kind(kind) for code, kind in zip(codes, code_kinds(codes, rules), strict=True)}
-    content = {code: kind for code, (kind, of_class) in kind_of.items() if enters(code, kind, of_class, kinds)}
-    rows = (
-        events.lazy()
-        .select(
-            pl.col("subject_id"),
-            pl.col("code").cast(pl.String),
-            as_column(events, "numeric_value", pl.Float32, "events"),
-            as_column(events, "text_value", pl.String, "events"),
-            as_column(events, "unit", pl.String, "events").fill_null(""),
-        )
-        .filter(pl.col("code").is_in(list(content)))
-        .with_columns(pl.when(pl.col("numeric_value").is_finite()).then(pl.col("numeric_value")))
-    )
-    numbers = rows.filter(pl.col("numeric_value").is_not_null())
-    value = pl.col("numeric_value")
-    quantiles = [k / num_value_bins for k in range(1, num_value_bins)]
-    binned, text_counts, code_counts = pl.collect_all(
-        [
-            numbers.group_by("code", "unit")
-            .agg(pl.len(), value.max().alias("max"), *(value.quantile(q, "lower").alias(str(q)) for q in quantiles))
-            .sort("code", "unit"),
-            rows.filter(pl.col("numeric_value").is_null() & pl.col("text_value").is_not_null())
-            .filter((pl.col("text_value").str.len_chars() <= MAX_TEXT_LENGTH) & (pl.col("text_value") != ""))
-            .group_by("code", "text_value")
-            .agg(pl.len(), pl.col("subject_id").n_unique().alias("subjects"))
-            .sort("code", "text_value"),
-            rows.group_by("code").len().sort("code"),
-        ]
-    )
-
-    # 1. Candidates: token -> rows, and kind. A parent stands for its descendants, so it counts their rows too.
-    count_of: dict[str, int] = {}
-    kind_of_token: dict[str, str] = {}
-
-    def count(token: str, code: str, number: int) -> None:
-        count_of[token] = count_of.get(token, 0) + number
-        kind_of_token.setdefault(token, content[code])
-
-    for code, number in code_counts.iter_rows():
-        for token in (code, *category_and_chapter(code)):
-            count(token, code, number)
-    value_bins: dict[str, dict[str, list[float]]] = {}
-    for code, unit, number, largest, *edges in binned.iter_rows():
-        if number < min_count:
-            continue
-        # No value lies above the largest: an edge there would bound a bin that is never seen.
-        inner = sorted({edge for edge in edges if edge < largest})
-        value_bins.setdefault(code, {})[unit] = inner
-        for k in range(len(inner) + 1):  # a quantile bin holds about its share, which is count enough to select by
-            count(bin_token(code, unit, k), code, max(min_count, number // (len(inner) + 1)))
-    for code, text, number, subjects in text_counts.iter_rows():
-        if subjects >= min_text_subjects:
-            count(f"{code}//{text}", code, number)
-
-    # 2. Selection by frequency, ids by name: the same rows give the same ids in any order.
-    fixed = {*SPECIAL_TOKENS, *task_tokens}
-    chosen = sorted(token for token, number in count_of.items() if number >= min_count and token not in fixed)
-    if max_vocab_size is not None:
-        room = max_vocab_size - len(fixed)
-        if room < 0:
-            raise ValueError(
-                f"max_vocab_size={max_vocab_size} is smaller than the {len(SPECIAL_TOKENS)} special and "
-                f"{len(task_tokens)} task tokens; give at least {len(fixed)}."
-            )
-        chosen = sorted(sorted(chosen, key=lambda token: (-count_of[token], token))[:room])
-    tokens = [*SPECIAL_TOKENS, *chosen, *task_tokens]
-    types = [
-        *(SPECIAL_TYPES.get(token, TYPE_OTHER) for token in SPECIAL_TOKENS),
-        *(KIND_TYPES[kind_of_token[token]] for token in chosen),
-        *(TYPE_CLS for _ in task_tokens),
-    ]
-    token_ids = {token: i for i, token in enumerate(tokens)}
-    return EventVocabulary(token_ids, value_bins, kinds, rules, frozenset(fixed)), types

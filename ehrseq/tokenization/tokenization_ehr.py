@@ -21,12 +21,13 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy, logging
 
 from .ehr_anchors import REASONS, UNANSWERABLE, reasons_against
+from .ehr_counts import EventCounts
 from .ehr_encoding import Encoder, coverage_of
+from .ehr_fitting import PAPER_TASK_TOKENS, check_settings, fit_vocabulary
 from .ehr_histories import EncodedHistories
 from .ehr_sequence import (
     CHANNEL_DTYPES,
     CHANNELS,
-    MIN_CONTEXT,
     build_row,
     check_context,
     parse_time,
@@ -50,7 +51,6 @@ from .ehr_vocabulary import (
     VS,
     WEEKS,
     EventVocabulary,
-    fit_vocabulary,
 )
 
 if TYPE_CHECKING:
@@ -63,16 +63,6 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 NO_LIMIT = 10**12  # transformers' `model_max_length` of a tokenizer without a context length is larger
-
-PAPER_TASK_TOKENS = {
-    "mortality_30d": "[MOR_1M]",
-    "long_stay_7d": "[LOS_1W]",
-    "readmission_30d": "[REA_1M]",
-    "hypertension": "[C0]",
-    "fluid_disorder": "[C1]",
-    "lipid_disorder": "[C2]",
-}
-"""Task tokens of the paper (section 3.3); other tasks are named with their own token."""
 
 
 class EhrTokenizer(TokenizersBackend):
@@ -129,27 +119,61 @@ class EhrTokenizer(TokenizersBackend):
         events = check_columns(events, ("subject_id", "code"), "EhrTokenizer.train: the event table")
         if events.height == 0:
             raise ValueError("EhrTokenizer.train got a table without rows; give the events of the training subjects.")
-        for name, value, least in (
-            ("num_value_bins", num_value_bins, 1),
-            ("min_count", min_count, 1),
-            ("min_text_subjects", min_text_subjects, 1),
-            ("max_num_visits", max_num_visits, 2),
-            ("model_max_length", model_max_length, MIN_CONTEXT),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} got {value!r}; expected an integer of at least {least}.")
-        task_tokens = _task_tokens(tasks)
-        vocabulary, types = fit_vocabulary(
-            events,
+        settings = {
+            "num_value_bins": num_value_bins,
+            "min_count": min_count,
+            "min_text_subjects": min_text_subjects,
+            "max_vocab_size": max_vocab_size,
+            "tasks": tasks,
+            "max_num_visits": max_num_visits,
+            "model_max_length": model_max_length,
+        }
+        check_settings(**settings)
+        counts = EventCounts(input_kinds=input_kinds, code_map=code_map)
+        counts.add(events)
+        return cls.from_counts(counts, **settings)
+
+    @classmethod
+    def from_counts(
+        cls,
+        counts: EventCounts,
+        *,
+        num_value_bins: int = 5,
+        min_count: int = 1,
+        min_text_subjects: int = 5,
+        max_vocab_size: int | None = None,
+        tasks: Sequence[str | Mapping[str, Any]] = (),
+        max_num_visits: int = 512,
+        model_max_length: int = 2048,
+    ) -> EhrTokenizer:
+        """The tokenizer of counts that were taken block by block; arguments as of `train`.
+
+        Where a (code, unit) had more distinct values than the counts keep, its bins are approximate: the setting
+        `bin_rank_error` of the event vocabulary says by how much at most, as a share of its values.
+
+        Raises:
+            ValueError: No events were counted, or what `train` refuses.
+        """
+        task_tokens = check_settings(
+            num_value_bins=num_value_bins,
+            min_count=min_count,
+            min_text_subjects=min_text_subjects,
+            max_vocab_size=max_vocab_size,
+            tasks=tasks,
+            max_num_visits=max_num_visits,
+            model_max_length=model_max_length,
+        )
+        if not counts.num_rows:
+            raise ValueError("EhrTokenizer.from_counts got counts of no row; give the events of the training subjects.")
+        vocabulary, types, rank_error = fit_vocabulary(
+            counts,
             num_value_bins=num_value_bins,
             min_count=min_count,
             min_text_subjects=min_text_subjects,
             max_vocab_size=max_vocab_size,
             task_tokens=list(task_tokens.values()),
-            input_kinds=input_kinds,
-            code_map=code_map,
         )
-        subjects = events["subject_id"].unique().sort().to_list()
+        subjects = counts.subjects.tolist()
         backend = Tokenizer(WordLevel(vocabulary.token_ids, unk_token=UNK))
         return cls(
             tokenizer_object=backend,
@@ -171,6 +195,7 @@ class EhrTokenizer(TokenizersBackend):
                 "min_count": min_count,
                 "num_fitted_subjects": len(subjects),
                 "fitted_subjects_digest": subjects_digest(subjects),
+                "bin_rank_error": rank_error,
             },
         )
 
@@ -524,28 +549,6 @@ class EhrTokenizer(TokenizersBackend):
 
 def _subject(patient: Any) -> Any:
     return patient.get("subject_id", "?") if isinstance(patient, Mapping) else "?"
-
-
-def _task_tokens(tasks: Sequence[str | Mapping[str, Any]]) -> dict[str, str]:
-    if isinstance(tasks, (str, Mapping)):
-        raise ValueError(f"tasks got {tasks!r}; expected a list of names, or of mappings with 'name' and 'token'.")
-    found: dict[str, str] = {}
-    for task in tasks:
-        if isinstance(task, str):
-            name, token = task, PAPER_TASK_TOKENS.get(task, f"[{task.upper()}]")
-        elif isinstance(task, Mapping) and {"name", "token"} <= set(task):
-            name, token = str(task["name"]), str(task["token"])
-        else:
-            raise ValueError(
-                f"a task got {task!r}; expected a name, or a mapping with 'name' and 'token' (Task.to_config())."
-            )
-        if name in found or token in found.values() or token in SPECIAL_TOKENS:
-            raise ValueError(
-                f"task {name!r} with token {token!r} stands twice, or its token is a special token; names and tokens "
-                "must differ."
-            )
-        found[name] = token
-    return found
 
 
 def _as_patient(patient: Any) -> Any:
