@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from ehrseq import cli_encode
+from ehrseq import cli_encode, cli_prepare
 from ehrseq.version import __version__
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 
 
+app.command()(cli_prepare.prepare)
 app.command()(cli_encode.label)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from ehrseq.data.meds import meds_files, read_json, read_meds_file, read_meds_with_report, read_parquet, read_splits
 from ehrseq.data.report import ConversionReport
-from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, validate_events
+from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, arrow_schema, validate_events
 from ehrseq.data.splits import DEFAULT_FRACTIONS, SPLIT_SCHEMA, assign_splits, patients_needed
 from ehrseq.version import __version__
 
@@ -45,7 +45,6 @@ def load_events(
         ValueError: `path` holds none of them, or an argument is none of what is named here.
     """
     from ehrseq.data.fhir import fhir_files, read_fhir
-    from ehrseq.data.physionet2012_files import is_challenge_data
 
     if not isinstance(path, str | Path) or not str(path).strip():
         raise ValueError(f"path got {path!r}; expected the name of a folder or file of FHIR R4 or MEDS.")
@@ -56,15 +55,8 @@ def load_events(
         raise ValueError(
             f"{path} does not exist; give a folder or file of FHIR R4 (NDJSON, Bundles) or MEDS (Parquet)."
         )
-    if path.is_file():
-        is_meds = path.suffix in (".parquet", ".csv")
-        is_fhir = bool(fhir_files(path))
-    else:
-        is_meds = (
-            next((path / "data").rglob("*.parquet"), None) is not None or next(path.glob("*.parquet"), None) is not None
-        )
-        is_fhir = bool(fhir_files(path)) and not is_meds
-    if is_meds:
+    kind = source_format(path)
+    if kind == "meds":
         events, report = read_meds_with_report(path)
         # JSON lies beside MEDS data as metadata; NDJSON is somebody's records.
         beside = [] if path.is_file() else [file for file in path.rglob("*.ndjson*") if fhir_files(file)]
@@ -72,13 +64,35 @@ def load_events(
             report.notes["FHIR files beside the MEDS data, not read"] = len(beside)
             logger.warning(f"{path} holds MEDS data, which were read, and {len(beside)} NDJSON files, which were not.")
         return events, report
-    if is_fhir:
+    if kind == "fhir":
         return read_fhir(path, on_error=on_error, progress=progress)
-    if is_challenge_data(path):
-        from ehrseq.data.physionet2012 import load_physionet2012
+    from ehrseq.data.physionet2012 import load_physionet2012
 
-        stays = load_physionet2012(path, on_error=on_error)
-        return stays.events, stays.report
+    stays = load_physionet2012(path, on_error=on_error)
+    return stays.events, stays.report
+
+
+def source_format(path: Path) -> str:
+    """`meds`, `fhir` or `physionet2012`: what a folder or file holds.
+
+    Raises:
+        ValueError: None of them.
+    """
+    from ehrseq.data.fhir import fhir_files
+    from ehrseq.data.physionet2012_files import is_challenge_data
+
+    if path.is_file():
+        is_meds = path.suffix in (".parquet", ".csv")
+    else:
+        is_meds = (
+            next((path / "data").rglob("*.parquet"), None) is not None or next(path.glob("*.parquet"), None) is not None
+        )
+    if is_meds:
+        return "meds"
+    if fhir_files(path):
+        return "fhir"
+    if is_challenge_data(path):
+        return "physionet2012"
     endings = sorted(
         {
             "".join(file.suffixes[-2:]) or file.name
@@ -143,7 +157,14 @@ def write_dataset(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _write_shards(checked, table, temporary / "data", shard_size)
-        _write_metadata(checked, table, temporary / "metadata", dataset_name, report)
+        write_metadata(
+            temporary / "metadata",
+            dataset_name=dataset_name,
+            codes=checked["code"].unique().sort().to_list(),
+            splits=table,
+            report=report,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
         if path.is_dir():
             shutil.rmtree(path)
         elif path.exists():
@@ -323,42 +344,44 @@ def _write_shards(events: pl.DataFrame, splits: pl.DataFrame, folder: Path, shar
         )
         first = 0
         for number, height in enumerate(bounds):
-            table = rows.slice(first, height).to_arrow().cast(_arrow_schema())
-            _write_parquet(table, folder / name / f"{number}.parquet")
+            table = rows.slice(first, height).to_arrow().cast(arrow_schema())
+            write_parquet(table, folder / name / f"{number}.parquet")
             first += height
 
 
-def _arrow_schema() -> Any:
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            pa.field("subject_id", pa.int64(), nullable=False),
-            pa.field("time", pa.timestamp("us")),
-            pa.field("code", pa.string(), nullable=False),
-            pa.field("numeric_value", pa.float32()),
-            pa.field("text_value", pa.large_string()),
-            pa.field("visit_id", pa.string()),
-            pa.field("unit", pa.string()),
-        ]
-    )
-
-
-def _write_parquet(table: Any, file: Path) -> None:
+def write_parquet(table: Any, file: Path) -> None:
+    """Write an Arrow table as the files of a dataset are written."""
     import pyarrow.parquet as pq
 
     pq.write_table(table, file, compression="zstd")
 
 
-def _write_metadata(
-    events: pl.DataFrame, splits: pl.DataFrame, folder: Path, dataset_name: str, report: ConversionReport | None
+def write_metadata(
+    folder: Path,
+    *,
+    dataset_name: str,
+    codes: Sequence[str],
+    splits: pl.DataFrame,
+    report: ConversionReport | None,
+    created_at: str | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
+    """Write the files of `metadata/`.
+
+    Args:
+        folder: The folder, which is made.
+        dataset_name: Name of the dataset.
+        codes: Every code of the events, sorted.
+        splits: (subject_id, split), sorted.
+        report: Conversion report, with code descriptions and the mapping of source ids.
+        created_at: When the dataset was made; None where equal sources shall give equal bytes.
+        more: Further entries of the report's file.
+    """
     import pyarrow as pa
 
     folder.mkdir(parents=True)
     described = report.code_descriptions if report is not None else {}
-    codes = events["code"].unique().sort().to_list()
-    _write_parquet(
+    write_parquet(
         pa.table(
             {
                 "code": codes,
@@ -375,29 +398,36 @@ def _write_metadata(
         ),
         folder / "codes.parquet",
     )
-    split_schema = pa.schema(
-        [pa.field("subject_id", pa.int64(), nullable=False), pa.field("split", pa.string(), nullable=False)]
-    )
-    _write_parquet(splits.to_arrow().cast(split_schema), folder / "subject_splits.parquet")
+    write_splits(splits, folder)
     dataset = {
         "dataset_name": dataset_name,
         "etl_name": "ehrseq",
         "etl_version": __version__,
         "meds_version": MEDS_VERSION,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **({} if created_at is None else {"created_at": created_at}),
         "raw_source_id_columns": ["visit_id"],
         "code_modifier_columns": ["unit"],
     }
     _write_json(dataset, folder / "dataset.json")
     if report is None:
         return
-    _write_json(report.to_dict(), folder / "conversion_report.json")
+    _write_json({**report.to_dict(), **(more or {})}, folder / "conversion_report.json")
     if report.subject_ids:
         mapping = pl.DataFrame(
             {"source_id": list(report.subject_ids), "subject_id": list(report.subject_ids.values())},
             schema_overrides={"subject_id": pl.Int64},
         )
         mapping.write_parquet(folder / "subject_ids.parquet")
+
+
+def write_splits(splits: pl.DataFrame, folder: Path) -> None:
+    """Write `subject_splits.parquet` into a folder of metadata."""
+    import pyarrow as pa
+
+    schema = pa.schema(
+        [pa.field("subject_id", pa.int64(), nullable=False), pa.field("split", pa.string(), nullable=False)]
+    )
+    write_parquet(splits.to_arrow().cast(schema), folder / "subject_splits.parquet")
 
 
 def _write_json(content: dict[str, Any], file: Path) -> None:

@@ -5,7 +5,8 @@ sorted event table.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,12 @@ _TABLES = ("subjects", "encounters", "codes", "texts", "units")
 _COLUMNS = {"subject": "subjects", "encounter": "encounters", "code": "codes", "text": "texts", "unit": "units"}
 _MINUTE = 60_000_000
 _MAX_INT64 = 2**63 - 1
+_ANYBODY = -2
+"""Stands for the patient of an encounter that names none."""
+
+
+Visit = tuple[list[str], str, int, int, int, int | None, str]
+"""See `Extractor.visits`."""
 
 
 class Assembler:
@@ -29,35 +36,57 @@ class Assembler:
 
     Args:
         report: Filled with what was read, skipped and not resolved.
+        subjects: Key of a patient -> subject_id, where the patients are known already; keys that it lacks name nobody.
+            Default: worked out from the patients of the blocks.
+
+    Attributes:
+        medications: (keys, codes) of each Medication, see `Extractor.medications`; for whoever adds rows without
+            blocks to fill.
     """
 
-    def __init__(self, report: ConversionReport) -> None:
+    def __init__(self, report: ConversionReport, subjects: Mapping[str, int] | None = None) -> None:
         self.report = report
+        self._known_subjects = subjects
         self._tables: dict[str, dict[str, int]] = {name: {"": 0} for name in _TABLES}
-        self._columns: list[tuple[tuple[int, int], dict[str, np.ndarray]]] = []
+        self._columns: list[dict[str, np.ndarray]] = []
         self._patients: list[tuple[list[str], str]] = []
-        self._visits: list[tuple[list[str], str, int, int, int, int | None, str]] = []
-        self._medications: list[tuple[list[str], list[str]]] = []
+        self._visits: list[Visit] = []
+        self.medications: list[tuple[list[str], list[str]]] = []
         self._errors: list[tuple[tuple[int, int], str]] = []
 
     def add(self, block: Block) -> None:
         """Take a block; its indices become indices into the common tables."""
-        maps = {name: self._intern(name, strings) for name, strings in block.tables.items()}
         columns = {name: np.frombuffer(column, dtype=column.typecode) for name, column in block.columns.items()}
-        columns |= {name: maps[table][columns[name]] for name, table in _COLUMNS.items()}
-        self._columns.append((block.order, columns))
+        columns["place"] = np.arange(block.place, block.place + len(columns["time"]))
+        self.add_rows(block.tables, columns, block.visits)
         self._patients += block.patients
-        subjects = maps["subjects"]
-        self._visits += [
-            (keys, name, int(subjects[subject]), start, end, offset, part_of)
-            for keys, name, subject, start, end, offset, part_of in block.visits
-        ]
-        self._medications += block.medications
+        self.medications += block.medications
         for (table, entry), number in block.counts.items():
             getattr(self.report, table)[entry] += number
         self.report.code_descriptions.update(block.displays)
         self.report.bytes_read += block.bytes_read
         self._errors += [(block.order, error) for error in block.errors]
+
+    def add_rows(self, tables: Mapping[str, list[str]], columns: Mapping[str, np.ndarray], visits: list[Visit]) -> None:
+        """Take rows and encounters.
+
+        Args:
+            tables: The distinct strings that the columns (and the subjects of the encounters) are indices into, by the
+                names in `Block.tables`.
+            columns: Those of `Block.columns`, and `place` (int64): where a row stands in the source.
+            visits: See `Extractor.visits`.
+        """
+        maps = {name: self._intern(name, strings) for name, strings in tables.items()}
+        self._columns.append({**columns, **{name: maps[table][columns[name]] for name, table in _COLUMNS.items()}})
+        subjects = maps["subjects"]
+        self._visits += [
+            (keys, name, int(subjects[subject]), start, end, offset, part_of)
+            for keys, name, subject, start, end, offset, part_of in visits
+        ]
+
+    def add_encounters_of_nobody(self, visits: list[Visit]) -> None:
+        """Take encounters that name no patient: any row may refer to them."""
+        self._visits += visits
 
     def events(self) -> pl.DataFrame:
         """The event table of everything added.
@@ -65,17 +94,14 @@ class Assembler:
         Raises:
             ValueError: No Patient was given, or ids of two patients have the same hash.
         """
-        if not self._patients:
+        if not self._patients and self._known_subjects is None:
             read = dict(self.report.resources_read) or "nothing"
             raise ValueError(
                 f"{self.report.source or 'The input'} holds no Patient resource (read: {read}); events need the "
                 "patients that they refer to: "
                 "give the whole export folder, or a Bundle with its Patient."
             )
-        self._columns.sort(key=lambda item: item[0])
-        names = [*_COLUMNS, "time", "value"]
-        columns = {name: np.concatenate([part[name] for _, part in self._columns]) for name in names}
-        self._columns.clear()
+        columns = self._in_source_order()
 
         # 1. Subjects: rows of nobody go, first of all, so that later counts are of rows that could be kept.
         subject_ids, subject_of = self._resolve_subjects()
@@ -85,12 +111,17 @@ class Assembler:
 
         # 2. Encounters: the visit of a row, and the end of its encounter.
         encounter = columns.pop("encounter")
-        visit, ends = self._resolve_encounters(subject_ids, nobody)
+        visit = self._resolve_encounters(subject_ids, nobody)
         columns["visit"] = visit.index[encounter]
+        ends, owner = visit.ends[encounter], visit.owners[encounter]
+        # What happened to one patient is no part of another's visit.
+        strange = (columns["visit"] >= 0) & (owner != columns["subject_id"]) & (owner != _ANYBODY)
+        if strange.any():
+            columns["visit"], ends = np.where(strange, -1, columns["visit"]), np.where(strange, NO_TIME, ends)
         missing = int(np.count_nonzero((columns["visit"] < 0) & (encounter > 0)))
         if missing:
             self.report.unresolved_references["Encounter (rows kept, without a visit)"] += missing
-        columns = self._times_from_encounters(columns, ends[encounter])
+        columns = self._times_from_encounters(columns, ends)
 
         # 3. Dates without zone are days of the patient's own wall clock.
         columns["time"] = self._shift_local_dates(columns["time"], columns["subject_id"], visit.offsets)
@@ -98,6 +129,17 @@ class Assembler:
         # 4. Medications by reference, perhaps several codes for one.
         columns, codes = self._resolve_medications(columns)
         return self._frame(columns, codes, visit.names)
+
+    def _in_source_order(self) -> dict[str, np.ndarray]:
+        """All rows, those of the source's first file and line first."""
+        parts = sorted(self._columns, key=lambda part: part["place"][0] if len(part["place"]) else -1)
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        self._columns.clear()
+        place = columns.pop("place")
+        if not (place[1:] > place[:-1]).all():
+            order = np.argsort(place, kind="stable")
+            columns = {name: column[order] for name, column in columns.items()}
+        return columns
 
     def _intern(self, name: str, strings: list[str]) -> np.ndarray:
         table = self._tables[name]
@@ -112,27 +154,34 @@ class Assembler:
 
     def _resolve_subjects(self) -> tuple[np.ndarray, tuple[int]]:
         """subject_id of each subject key; a value that no subject has stands for nobody."""
-        names = _source_ids(self._patients)
-        mapping = subject_ids_of(names)
-        self.report.subject_ids = {name: number for name, number in mapping.items() if str(number) != name}
-        resolver = Resolver("Patient", [keys for keys, _ in self._patients])
         nobody = -1
-        ids = np.full(len(self._tables["subjects"]), nobody, dtype=np.int64)
-        for key, number in self._tables["subjects"].items():
-            patient = resolver.find(key) if key != NOTHING else -1
-            if patient >= 0:
-                ids[number] = mapping[names[patient]]
-            elif key == NOTHING:
-                continue
-            else:
-                self.report.unresolved_references["Patient (distinct references)"] += 1
+        keys = list(self._tables["subjects"])
+        known = self._known_subjects
+        if known is None:
+            names = source_ids(self._patients)
+            mapping = subject_ids_of(names)
+            self.report.subject_ids = {name: number for name, number in mapping.items() if str(number) != name}
+            resolver = Resolver("Patient", [own for own, _ in self._patients])
+            found = [resolver.find(key) if key != NOTHING else -1 for key in keys]
+            ids = np.array([mapping[names[number]] if number >= 0 else nobody for number in found], dtype=np.int64)
+        else:
+            ids = np.array([known.get(key, nobody) for key in keys], dtype=np.int64)
+        missing = int(np.count_nonzero(ids == nobody)) - (ids[self._tables["subjects"][NOTHING]] == nobody)
+        if missing:
+            self.report.unresolved_references["Patient (distinct references)"] += int(missing)
         return ids, (nobody,)
 
-    def _resolve_encounters(self, subject_ids: np.ndarray, nobody: int) -> tuple[_Visits, np.ndarray]:
-        """Root visit of each encounter key, and the end of the encounter itself."""
+    def _resolve_encounters(self, subject_ids: np.ndarray, nobody: int) -> _Visits:
+        """Root visit of each encounter key, with the end and the patient of the encounter itself."""
         visits = self._visits
         resolver = Resolver("Encounter", [keys for keys, *_ in visits])
+        subjects = [subject for _, _, subject, *_ in visits]
+        owners = np.append(subject_ids, _ANYBODY)[[subject if subject else -1 for subject in subjects]]
         parents = [resolver.find(part_of) if part_of else -1 for *_, part_of in visits]
+        parents = [
+            parent if parent >= 0 and owners[parent] in (owners[number], _ANYBODY) else -1
+            for number, parent in enumerate(parents)
+        ]
         unresolved = sum(1 for (*_, part_of), parent in zip(visits, parents, strict=True) if part_of and parent < 0)
         if unresolved:
             self.report.unresolved_references["Encounter (partOf)"] += unresolved
@@ -141,19 +190,20 @@ class Assembler:
         named = [names.setdefault(visits[root][1], len(names)) for root in roots]
         index = np.full(len(self._tables["encounters"]), -1, dtype=np.int32)
         ends = np.full(len(index), NO_TIME, dtype=np.int64)
+        owner = np.full(len(index), _ANYBODY, dtype=np.int64)
         for key, number in self._tables["encounters"].items():
             found = resolver.find(key) if key else -1
             if found >= 0:
                 index[number] = named[found]
-                ends[number] = visits[found][4]
+                ends[number], owner[number] = visits[found][4], owners[found]
         # The zone of a subject's latest encounter that states one.
         latest: dict[int, tuple[int, int]] = {}
         for _, _, subject, start, end, offset, _ in visits:
-            owner = int(subject_ids[subject])
+            whose = int(subject_ids[subject])
             moment = start if start != NO_TIME else end
-            if offset is not None and owner != nobody and moment >= latest.get(owner, (NO_TIME, 0))[0]:
-                latest[owner] = (moment, offset)
-        return _Visits(list(names), index, {owner: offset for owner, (_, offset) in latest.items()}), ends
+            if offset is not None and whose != nobody and moment >= latest.get(whose, (NO_TIME, 0))[0]:
+                latest[whose] = (moment, offset)
+        return _Visits(list(names), index, ends, owner, {whose: offset for whose, (_, offset) in latest.items()})
 
     def _root(self, number: int, parents: list[int]) -> int:
         """Topmost encounter; a circle of partOf (HL7's own example has one) ends where it closes."""
@@ -204,7 +254,7 @@ class Assembler:
         waiting = {text: number for text, number in table.items() if text.startswith(MEDICATION_REFERENCE)}
         if not waiting:
             return columns, list(table)
-        resolver = Resolver("Medication", [keys for keys, _ in self._medications])
+        resolver = Resolver("Medication", [keys for keys, _ in self.medications])
         meant: dict[int, list[int]] = {}
         unknown: list[int] = []
         for text, number in waiting.items():
@@ -244,7 +294,7 @@ class Assembler:
         if found < 0 or depth > 5:
             return None
         codes: list[str] = []
-        for code in self._medications[found][1]:
+        for code in self.medications[found][1]:
             inner = (
                 self._medication_codes(code, resolver, depth + 1) if code.startswith(MEDICATION_REFERENCE) else [code]
             )
@@ -291,13 +341,23 @@ class Assembler:
         return events.select(pl.col(name).cast(EVENT_SCHEMA[name]) for name in EVENT_COLUMNS)
 
 
+@dataclass(frozen=True)
 class _Visits:
-    """names: visit ids; index: encounter key number -> position in names or -1; offsets: subject_id -> UTC offset in
-    minutes.
+    """What encounter keys stand for.
+
+    Attributes:
+        names: Visit ids.
+        index: Number of a key -> position in `names`, -1 where no encounter was given.
+        ends: Number of a key -> end of its encounter or `NO_TIME`.
+        owners: Number of a key -> subject_id of its encounter, `_ANYBODY` where that names no patient.
+        offsets: subject_id -> UTC offset in minutes.
     """
 
-    def __init__(self, names: list[str], index: np.ndarray, offsets: dict[int, int]) -> None:
-        self.names, self.index, self.offsets = names, index, offsets
+    names: list[str]
+    index: np.ndarray
+    ends: np.ndarray
+    owners: np.ndarray
+    offsets: dict[int, int]
 
 
 def _strings(values: list[Any], column: str) -> pl.Expr:
@@ -308,7 +368,7 @@ def _strings(values: list[Any], column: str) -> pl.Expr:
     return pl.lit(series).gather(safe)
 
 
-def _source_ids(patients: list[tuple[list[str], str]]) -> list[str]:
+def source_ids(patients: list[tuple[list[str], str]]) -> list[str]:
     """Each patient's id at its source; its full URL where two servers use one id for (perhaps) two patients."""
     servers: dict[str, set[str]] = {}
     for keys, _ in patients:

@@ -49,6 +49,8 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _AFTER_ALL = 2**62  # number of the block behind all blocks of a file
 
+_OFFSET_BITS = 41  # a file may hold 2 TB of text, a source 4 million files
+
 MAX_ERRORS = 20
 """Messages kept of lines that were skipped; all are counted."""
 
@@ -88,7 +90,12 @@ class Task:
 
 @dataclass
 class Block:
-    """What one block held: columns of indices into its own string tables (see `Extractor`)."""
+    """What one block held: columns of indices into its own string tables (see `Extractor`).
+
+    Attributes:
+        order: (file, position in it): the blocks of a source in order.
+        offset: Where its text begins in the uncompressed file.
+    """
 
     order: tuple[int, int]
     columns: dict[str, array[Any]]
@@ -100,6 +107,14 @@ class Block:
     displays: dict[str, str]
     errors: list[str] = field(default_factory=list)
     bytes_read: int = 0
+    offset: int = 0
+
+    @property
+    def place(self) -> int:
+        """Where it stands in the source, as one number; what it holds has the numbers from here on, all below the next
+        block's.
+        """
+        return (self.order[0] << _OFFSET_BITS) + self.offset
 
 
 def read_task(task: Task, *, skip_errors: bool = False) -> Iterator[Block]:
@@ -169,7 +184,7 @@ def _read_lines(task: Task, extractor: Extractor, skip_errors: bool) -> Iterator
                 _read_block(text, offset, task.path, extractor, skip_errors)
             extractor.errors = _with_path(extractor.errors, task.path)
             block = block_of(extractor, (task.file_index, number))
-        block.bytes_read = len(text)
+        block.bytes_read, block.offset = len(text), offset
         yield block
     if extractor.counts or extractor.errors:
         # The file ended badly after its last whole block.

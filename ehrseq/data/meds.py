@@ -48,13 +48,13 @@ def read_meds_with_report(path: str | Path) -> tuple[pl.DataFrame, ConversionRep
     kept = events.unique(maintain_order=True)
     report = ConversionReport(source=path.name, format="meds", files=len(files))
     report.duplicates_dropped = events.height - kept.height
-    if not _written_by_us(path):
-        kept, report.notes["deaths known to the day"] = _deaths_at_the_end_of_their_day(kept)
+    if not written_by_us(path):
+        kept, report.notes["deaths known to the day"] = deaths_at_the_end_of_their_day(kept)
     report.events_written = kept.height
     report.subjects = kept["subject_id"].n_unique()
     report.notes["static rows"] = kept["time"].null_count()
     report.source_splits = read_splits(path)
-    report.code_descriptions = _descriptions(path)
+    report.code_descriptions = read_descriptions(path)
     return kept, report
 
 
@@ -127,6 +127,15 @@ def read_meds_file(file: Path) -> pl.DataFrame:
     Raises:
         ValueError: It cannot be read, or a column is absent or of a wrong type.
     """
+    return validate_events(collect_meds(scan_meds_file(file), file), source=str(file))
+
+
+def scan_meds_file(file: Path) -> pl.LazyFrame:
+    """The columns of a MEDS file that an event table has, under their names there, lazily and as they are.
+
+    Raises:
+        ValueError: It cannot be read, or a column is absent.
+    """
     try:
         if file.suffix == ".csv":
             lazy = pl.scan_csv(
@@ -151,22 +160,32 @@ def read_meds_file(file: Path) -> pl.DataFrame:
         if present and present[0] != target:
             lazy = lazy.with_columns(pl.col(present[0]).alias(target))
             names = [*names, target]
+    return lazy.select([name for name in EVENT_COLUMNS if name in names])
+
+
+def collect_meds(lazy: pl.LazyFrame, file: Path) -> pl.DataFrame:
+    """Rows of a MEDS file, or of a part of it, before they are checked.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
     try:
-        frame = lazy.select([name for name in EVENT_COLUMNS if name in names]).collect()
+        frame = lazy.collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"{file} cannot be read as a MEDS table: {error}") from error
     # A whole-number id stored as float (pandas, where some are null) reads 123.0: as a string it must be "123".
     if "visit_id" in frame.columns and frame["visit_id"].dtype.is_float():
         frame = frame.with_columns(pl.col("visit_id").cast(pl.Int64))
-    return validate_events(frame, source=str(file))
+    return frame
 
 
-def _written_by_us(path: Path) -> bool:
+def written_by_us(path: Path) -> bool:
+    """Whether this package wrote a dataset."""
     file = path / "metadata" / "dataset.json"
     return file.is_file() and read_json(file).get("etl_name") == "ehrseq"
 
 
-def _deaths_at_the_end_of_their_day(events: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+def deaths_at_the_end_of_their_day(events: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     """A death at 00:00:00 is a date (MIMIC-IV's `dod`), and a death known to the day is the end of that day.
 
     At its first instant it would stand before everything of the patient's last day, and be known before it happened.
@@ -182,7 +201,8 @@ def _deaths_at_the_end_of_their_day(events: pl.DataFrame) -> tuple[pl.DataFrame,
     return sort_events(events.with_columns(pl.when(is_date).then(end_of_day).otherwise("time").alias("time"))), moved
 
 
-def _descriptions(path: Path) -> dict[str, str]:
+def read_descriptions(path: Path) -> dict[str, str]:
+    """Code -> description of a dataset's `metadata/codes.parquet`; empty where there is none."""
     file = path / "metadata" / "codes.parquet"
     if not file.is_file():
         return {}

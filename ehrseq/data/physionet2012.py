@@ -115,12 +115,7 @@ class Physionet2012:
             write_dataset(
                 self.events, temporary, dataset_name=dataset_name, splits=splits, report=self.report, overwrite=True
             )
-            self.outcomes.write_parquet(temporary / "metadata" / "outcomes.parquet")
-            if self.labels.height:
-                folder = temporary / "labels" / TASK
-                folder.mkdir(parents=True)
-                self.labels.write_parquet(folder / "labels.parquet")
-                (folder / "report.json").write_text(json.dumps(_task_report(self.labels), indent=2) + "\n", "utf-8")
+            self.write_beside(temporary)
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.exists():
@@ -129,6 +124,16 @@ class Physionet2012:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return EventDataset(path)
+
+    def write_beside(self, dataset: Path) -> None:
+        """Write what goes beside the events into the folder of a dataset: outcomes, and labels where there are any."""
+        (dataset / "metadata").mkdir(parents=True, exist_ok=True)
+        self.outcomes.write_parquet(dataset / "metadata" / "outcomes.parquet")
+        if self.labels.height:
+            folder = dataset / "labels" / TASK
+            folder.mkdir(parents=True, exist_ok=True)
+            self.labels.write_parquet(folder / "labels.parquet")
+            (folder / "report.json").write_text(json.dumps(_task_report(self.labels), indent=2) + "\n", "utf-8")
 
 
 def load_physionet2012(

@@ -74,6 +74,23 @@ def code_rank(codes: pl.Series) -> pl.Series:
     return frame.select(rank.cast(pl.UInt8).alias("rank"))["rank"]
 
 
+def arrow_schema() -> Any:
+    """Arrow schema of the event table in the files of a dataset."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("subject_id", pa.int64(), nullable=False),
+            pa.field("time", pa.timestamp("us")),
+            pa.field("code", pa.string(), nullable=False),
+            pa.field("numeric_value", pa.float32()),
+            pa.field("text_value", pa.large_string()),
+            pa.field("visit_id", pa.string()),
+            pa.field("unit", pa.string()),
+        ]
+    )
+
+
 def sort_events(events: pl.DataFrame) -> pl.DataFrame:
     """Rows by subject, time (static first) and rank; rows equal in all three keep their order."""
     unique = events.select(pl.col("code").unique())
@@ -85,7 +102,7 @@ def sort_events(events: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def validate_events(events: Any, *, source: str = "events") -> pl.DataFrame:
+def validate_events(events: Any, *, source: str = "events", sort: bool = True) -> pl.DataFrame:
     """Cast, complete and sort an event table.
 
     Missing optional columns are filled with nulls, other columns are dropped, times with a zone become naive UTC. NaN
@@ -95,6 +112,7 @@ def validate_events(events: Any, *, source: str = "events") -> pl.DataFrame:
     Args:
         events: A polars DataFrame, or what `polars.DataFrame()` takes (pyarrow table, pandas frame, dict of columns).
         source: Name of the table in error messages.
+        sort: Whether to sort; without it the rows keep their order.
 
     Returns:
         A DataFrame with exactly the columns of `EVENT_SCHEMA`, sorted by subject_id, time (nulls first) and rank.
@@ -125,7 +143,8 @@ def validate_events(events: Any, *, source: str = "events") -> pl.DataFrame:
     checked = checked.with_columns(
         pl.lit(None, dtype=dtype).alias(name) for name, dtype in EVENT_SCHEMA.items() if name not in checked.columns
     )
-    return sort_events(checked.select(EVENT_COLUMNS))
+    checked = checked.select(EVENT_COLUMNS)
+    return sort_events(checked) if sort else checked
 
 
 def validate_labels(labels: Any, *, source: str = "labels") -> pl.DataFrame:

@@ -8,6 +8,7 @@ its own, and a file is read in blocks of whole subjects where even that would be
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -173,6 +174,16 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
     finally:
         remove(temporary)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write a JSON file that appears whole or not at all."""
+    text = json.dumps(content)
+
+    def write(file: Path) -> None:
+        file.write_text(text, encoding="utf-8")
+
+    write_whole(path, write)
 
 
 def remove(path: Path) -> None:

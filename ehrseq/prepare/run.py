@@ -1,0 +1,311 @@
+"""`ehrseq prepare`: FHIR, MEDS or the challenge of 2012 as a sharded dataset, in bounded memory, restartable.
+
+    report = prepare_dataset("export/", "dataset/")
+    print(report)
+
+Two stages. 1. Each part of the source (a file, some bytes of a large one, some small ones) is read and its rows are put
+into partitions, by a hash of the patient, on disk. 2. Each partition, which holds whole patients and fits into memory,
+is put together, sorted and written as shards. Every finished part and partition is recorded in a hidden folder beside
+the dataset; a run that was stopped goes on from there. The dataset appears under its name when it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ehrseq.data.dataset import make_folder, source_format, write_metadata
+from ehrseq.data.fhir import fhir_files
+from ehrseq.data.meds import meds_files, read_descriptions, read_splits, scan_meds_file, written_by_us
+from ehrseq.data.report import ConversionReport
+from ehrseq.data.shards import remove, remove_unfinished, write_json, write_whole
+from ehrseq.data.splits import DEFAULT_FRACTIONS, assign_splits
+from ehrseq.engine import Engine, get_engine
+from ehrseq.prepare import fhir_parts as stage1
+from ehrseq.prepare import fhir_patients as stage2
+from ehrseq.prepare import meds_parts, shard_files
+from ehrseq.prepare.plan import DEFAULT_SHARD_ROWS, fhir_parts
+from ehrseq.version import __version__
+
+_LAYOUT = 1  # of the hidden folder: one that another version began is not continued
+
+
+@dataclass
+class PreparationReport:
+    """What was read, what was left out and why, and what the dataset holds.
+
+    Attributes:
+        conversion: Counts of the conversion.
+        whole: `codes` (number), `units` (unit -> events), `first` and `last` time, `visits`, `splits` (name -> patients
+            and events), `shards`.
+    """
+
+    conversion: ConversionReport
+    whole: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        whole = self.whole
+        lines = [str(self.conversion)]
+        lines += [_line(name, whole[name]) for name in ("visits", "codes", "shards")]
+        lines.append(_line("units", len(whole["units"])))
+        common = sorted(whole["units"].items(), key=lambda item: (-item[1], item[0]))[:5]
+        lines += [_line(f"  {unit}", count) for unit, count in common]
+        lines.append(f"{'from':<49} {whole['first'] or 'no time':>23}")
+        lines.append(f"{'to':<49} {whole['last'] or 'no time':>23}")
+        lines += [
+            _line(f"split {name}: patients", counts["patients"]) + f", {counts['events']:,} events"
+            for name, counts in whole["splits"].items()
+        ]
+        return "\n".join(lines)
+
+
+def _line(label: str, value: int) -> str:
+    return f"{label:<58} {value:>14,}"
+
+
+def prepare_dataset(
+    source: str | Path,
+    output: str | Path,
+    *,
+    engine: Engine | None = None,
+    on_error: str = "stop",
+    fractions: Mapping[str, float] | None = None,
+    seed: int = 0,
+    shard_rows: int = DEFAULT_SHARD_ROWS,
+    dataset_name: str | None = None,
+) -> PreparationReport:
+    """Turn a source of any size into a prepared dataset; equal to what `load_events` reads, row for row.
+
+    Args:
+        source: FHIR R4 (folder or file of NDJSON, Bundles, each perhaps gzipped), a MEDS dataset of any origin, or
+            files or archives of the PhysioNet challenge 2012.
+        output: Folder to make.
+        engine: Where to work; default: all cores of this machine.
+        on_error: `stop`: what cannot be read is an error with file and line; `skip`: it is left out, counted and
+            listed.
+        fractions: Split -> share. Default: `ehrseq.data.splits.DEFAULT_FRACTIONS`, on top of a MEDS source's own
+            splits.
+        seed: Seed of the splits.
+        shard_rows: Rows of a partition, about: what one worker holds at once. A partition is a file in each split.
+        dataset_name: Name kept in the metadata. Default: the source's name.
+
+    Returns:
+        The report, as `metadata/conversion_report.json` keeps it.
+
+    Raises:
+        ValueError: Nothing to read, `output` holds something, an argument is none of what is named here, or (with
+            `on_error="stop"`) something cannot be read.
+        OSError: The disk is full.
+    """
+    if on_error not in ("stop", "skip"):
+        raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}.")
+    if isinstance(shard_rows, bool) or not isinstance(shard_rows, int) or shard_rows < 1:
+        raise ValueError(f"shard_rows must be a whole number from 1 on, got {shard_rows!r}.")
+    source, output = Path(source), Path(output)
+    if not source.exists():
+        raise ValueError(f"{source} does not exist; give a folder or file of FHIR R4, MEDS or the challenge 2012.")
+    assign_splits([], fractions=fractions, seed=seed)  # refuses what cannot be shares and seeds
+    work = _Preparation(
+        source.resolve(),
+        output,
+        engine or get_engine(),
+        skip_errors=on_error == "skip",
+        fractions=dict(DEFAULT_FRACTIONS if fractions is None else fractions),
+        seed=seed,
+        shard_rows=shard_rows,
+        dataset_name=dataset_name or source.resolve().name,
+    )
+    return work.run()
+
+
+class _Preparation:
+    """One run, or the rest of one that was stopped."""
+
+    def __init__(
+        self,
+        source: Path,
+        output: Path,
+        engine: Engine,
+        *,
+        skip_errors: bool,
+        fractions: dict[str, float],
+        seed: int,
+        shard_rows: int,
+        dataset_name: str,
+    ) -> None:
+        self.source, self.output, self.engine = source, output, engine
+        self.skip_errors, self.fractions, self.seed = skip_errors, fractions, seed
+        self.shard_rows, self.dataset_name = shard_rows, dataset_name
+        self.format = source_format(source)
+        self.folder = output.absolute().parent / f".{output.absolute().name}.preparing"
+        self.spill, self.records = self.folder / "spill", self.folder / "records"
+        self.data = self.folder / "dataset" / "data"
+
+    def run(self) -> PreparationReport:
+        """Prepare what is not prepared yet."""
+        files = self._files()
+        settings = self._settings(files)
+        kept = self.folder / "settings.json"
+        same = kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) == settings
+        if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
+            done = self.folder / "report.json"
+            if same and done.is_file():  # it was stopped after the dataset was moved
+                finished = _report_from(json.loads(done.read_text(encoding="utf-8")))
+                remove(self.folder)
+                return finished
+            raise ValueError(
+                f"{self.output} exists and is not empty; give a new folder, so that nothing is overwritten."
+            )
+        make_folder(self.folder.parent)
+        if self.folder.exists() and not same:
+            remove(self.folder)
+        if not same:
+            write_json(kept, settings)
+        remove_unfinished(self.folder)
+        report = ConversionReport(source=self.source.name, format=self.format, files=len(files))
+        plan = self._plan()
+        if self.format == "fhir":
+            records = self._fhir(files, plan, report)
+        elif self.format == "meds":
+            records = self._meds(files, plan, report)
+        else:
+            records = self._challenge(plan, report)
+        return self._finish(records, plan, report)
+
+    def _files(self) -> list[Path]:
+        if self.format == "fhir":
+            return fhir_files(self.source)
+        if self.format == "meds":
+            return meds_files(self.source)
+        return sorted(file for file in self.source.rglob("*") if file.is_file()) or [self.source]
+
+    def _settings(self, files: Sequence[Path]) -> dict[str, Any]:
+        """What decides the bytes of the dataset: a run that was stopped is continued only where all of it agrees."""
+        beside = sorted((self.source / "metadata").glob("*")) if self.format == "meds" else []
+        states = [(str(file), stat.st_size, stat.st_mtime_ns) for file in [*files, *beside] for stat in [file.stat()]]
+        return {
+            "layout": _LAYOUT,
+            "versions": [__version__, pl.__version__],
+            "format": self.format,
+            "files": hashlib.sha256(json.dumps(states).encode()).hexdigest(),
+            "skip_errors": self.skip_errors,
+            "fractions": [[name, share] for name, share in self.fractions.items()],
+            "seed": self.seed,
+            "shard_rows": self.shard_rows,
+            "dataset_name": self.dataset_name,
+        }
+
+    def _plan(self) -> shard_files.ShardPlan:
+        splits = read_splits(self.source) if self.format == "meds" else None
+        file = self.folder / "source_splits.parquet"
+        if splits is not None:
+            write_whole(file, splits.write_parquet)
+        return shard_files.ShardPlan(
+            str(self.data),
+            str(self.records),
+            tuple(self.fractions.items()),
+            self.seed,
+            "" if splits is None else str(file),
+        )
+
+    def _fhir(self, files: Sequence[Path], plan: shard_files.ShardPlan, report: ConversionReport) -> list[str]:
+        parts, partitions = fhir_parts(files, self.spill, shard_rows=self.shard_rows, skip_errors=self.skip_errors)
+        records = list(self.engine.map(stage1.parse_part, parts, desc="Reading FHIR"))
+        stage2.index_patients(self.spill, records, partitions, report)
+        tasks = [stage2.FhirPartition(number, str(self.spill), plan) for number in range(partitions)]
+        return list(self.engine.map(stage2.assemble_partition, tasks, desc="Writing shards"))
+
+    def _meds(self, files: Sequence[Path], plan: shard_files.ShardPlan, report: ConversionReport) -> list[str]:
+        heights = [self._height(file) for file in files]
+        partitions = max(1, math.ceil(sum(heights) / self.shard_rows))
+        ranges = [
+            (str(file), start)
+            for file, height in zip(files, heights, strict=True)
+            for start in range(0, max(height, 1), meds_parts.PART_ROWS)
+        ]
+        parts = [
+            meds_parts.MedsPart(
+                number, path, start, meds_parts.PART_ROWS, str(self.spill), partitions, self.skip_errors
+            )
+            for number, (path, start) in enumerate(ranges)
+        ]
+        records = list(self.engine.map(meds_parts.spill_part, parts, desc="Reading MEDS"))
+        meds_parts.index_parts(self.spill, records, report)
+        report.code_descriptions = read_descriptions(self.source)
+        ours = written_by_us(self.source)
+        tasks = [meds_parts.MedsPartition(number, str(self.spill), plan, ours) for number in range(partitions)]
+        return list(self.engine.map(meds_parts.sort_partition, tasks, desc="Writing shards"))
+
+    def _height(self, file: Path) -> int:
+        """Rows of a file; 0 of one that cannot be read, which reading it then says."""
+        try:
+            return scan_meds_file(file).select(pl.len()).collect().item()
+        except (ValueError, pl.exceptions.PolarsError, OSError):
+            return 0
+
+    def _challenge(self, plan: shard_files.ShardPlan, report: ConversionReport) -> list[str]:
+        from ehrseq.data.physionet2012 import load_physionet2012
+
+        stays = load_physionet2012(self.source, on_error="skip" if self.skip_errors else "raise")
+        record = plan.record(0)
+        shard_files.write_shards(stays.events, ConversionReport(), plan, 0)
+        stays.write_beside(self.folder / "dataset")
+        found = stays.report
+        report.files, report.bytes_read, report.errors = found.files, found.bytes_read, found.errors
+        report.code_descriptions = found.code_descriptions
+        for name in ("skipped", "notes"):
+            getattr(report, name).update(getattr(found, name))
+        report.duplicates_dropped = found.duplicates_dropped
+        return [str(record)]
+
+    def _finish(
+        self, records: Sequence[str], plan: shard_files.ShardPlan, report: ConversionReport
+    ) -> PreparationReport:
+        """Metadata, and the dataset under its name."""
+        whole: dict[str, Any] = {"codes": set(), "units": {}, "first": None, "last": None}
+        whole |= {"visits": 0, "splits": {}, "shards": 0}
+        for record in records:
+            shard_files.add_record(report, json.loads(Path(record).read_text(encoding="utf-8")), whole)
+        if not report.events_written:
+            raise ValueError(f"{self.source} gives no event to write; see what it holds: {report.to_dict()}.")
+        codes = sorted(whole["codes"])
+        whole["codes"] = len(codes)
+        known = report.code_descriptions
+        report.code_descriptions = {code: known[code] for code in codes if code in known}
+        order = [*self.fractions, *sorted(set(whole["splits"]) - set(self.fractions))]
+        whole["splits"] = {name: whole["splits"][name] for name in order if name in whole["splits"]}
+        whole["units"] = dict(sorted(whole["units"].items()))
+        metadata = self.folder / "dataset" / "metadata"
+        challenge = metadata / "outcomes.parquet"
+        outcomes = challenge.read_bytes() if challenge.is_file() else None
+        remove(metadata)
+        splits = shard_files.read_splits(plan, range(len(records)))
+        write_metadata(metadata, dataset_name=self.dataset_name, codes=codes, splits=splits, report=report, more=whole)
+        if outcomes is not None:
+            challenge.write_bytes(outcomes)
+        content = {"conversion": report.to_dict(), "whole": whole}
+        write_json(self.folder / "report.json", content)
+        if self.output.is_dir():
+            self.output.rmdir()
+        os.replace(self.folder / "dataset", self.output)
+        remove(self.folder)
+        return PreparationReport(report, whole)
+
+
+def _report_from(content: Mapping[str, Any]) -> PreparationReport:
+    report = ConversionReport()
+    for name, value in content["conversion"].items():
+        current = getattr(report, name)
+        if isinstance(current, dict):
+            current.update(value)
+        else:
+            setattr(report, name, value)
+    return PreparationReport(report, dict(content["whole"]))
