@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from ehrseq import cli_encode, cli_prepare
+from ehrseq import cli_audit, cli_encode, cli_prepare
 from ehrseq.version import __version__
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 
 app.command()(cli_prepare.prepare)
 app.command()(cli_encode.label)
+app.command()(cli_audit.audit)
 
 
 class EventFormat(StrEnum):

@@ -157,7 +157,7 @@ def file_digest(path: str | Path) -> str:
     return found.hexdigest()
 
 
-def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     """Write a file, or a folder, so that it appears whole or not at all; one that is there is replaced.
 
     Args:

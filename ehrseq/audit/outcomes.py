@@ -1,0 +1,121 @@
+"""Labels held against the events that they are about: the outcome at or before the prediction, predictions for the
+dead, prediction times that are no moments of the task, labels that the task would not give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+import polars as pl
+
+from ehrseq.tasks.labelling import judge
+from ehrseq.tasks.schema import Task
+from ehrseq.tasks.timeline import read_timeline
+from ehrseq.tokenization.ehr_codes import EXPIRED
+
+_KNOWN_BEFORE = ("earlier_code", "earlier_value")
+"""Reasons of the labelling engine that say that the outcome was recorded by the time of the prediction."""
+
+
+def outcome_findings(
+    events: pl.DataFrame,
+    rows: pl.DataFrame,
+    names: list[str],
+    definitions: Mapping[int, tuple[Task, datetime]],
+    kinds: pl.DataFrame,
+    code_map: tuple[tuple[str, ...], ...] | None,
+) -> Iterator[dict[str, Any]]:
+    """Findings of one block of patients, as mappings kind, task, item, count, subject_id, prediction_time, text.
+
+    Args:
+        events: Rows of the event table.
+        rows: Labels of these patients (`ROW_SCHEMA`).
+        names: Name of each task number.
+        definitions: Task number -> its definition and the end of its data, where known.
+        kinds: code, kind.
+        code_map: As of `label_events`.
+    """
+    yield from _after_death(events, rows, names, set(definitions), kinds)
+    for end in sorted({end for _, end in definitions.values()}):
+        numbers = {number: task for number, (task, until) in definitions.items() if until == end}
+        in_time = events.filter(pl.col("time").is_null() | (pl.col("time") <= end))
+        timeline = read_timeline(in_time, list(numbers.values()), end_of_data=end, code_map=code_map)
+        for number, task in numbers.items():
+            given = rows.filter(pl.col("task") == number)
+            judged = (
+                judge(timeline, task)
+                .filter(pl.col("prediction_time").is_not_null())
+                .select("subject_id", "prediction_time", pl.col("label").alias("expected"), "dropped")
+                .sort("dropped", nulls_last=False)
+                .unique(["subject_id", "prediction_time"], keep="first", maintain_order=True)
+            )
+            held = given.join(judged, on=["subject_id", "prediction_time"], how="left")
+            yield from _held(held, names[number], task)
+
+
+def _held(held: pl.DataFrame, name: str, task: Task) -> Iterator[dict[str, Any]]:
+    """What is wrong with labels beside what the task says of their moments."""
+    dropped, unknown = pl.col("dropped"), pl.col("expected").is_null()
+    excluded = sorted(held["dropped"].drop_nulls().unique().to_list())
+    cases: list[tuple[str, str, pl.Expr, str]] = [
+        (
+            "label_dependent_window",
+            "moment",
+            unknown,
+            f"the task is asked {task.offset} after each {task.anchor}; at this time there is none",
+        )
+    ]
+    for reason in excluded:
+        kind = "label_differs"
+        if reason in _KNOWN_BEFORE:
+            kind = "outcome_at_prediction"
+        elif reason == "died_before_prediction":
+            kind = "prediction_after_death"
+        cases.append((kind, reason, dropped == reason, f"the task gives this moment no label: {reason}"))
+    for value, other in ((True, False), (False, True)):
+        wrong = ~unknown & dropped.is_null() & (pl.col("label") == value) & (pl.col("expected") == other)
+        cases.append(("label_differs", str(value).lower(), wrong, f"the task's label is {str(other).lower()}"))
+    for kind, item, condition, text in cases:
+        yield from _finding(held.filter(condition), kind, name, item, text)
+
+
+def _after_death(
+    events: pl.DataFrame, rows: pl.DataFrame, names: list[str], known: set[int], kinds: pl.DataFrame
+) -> Iterator[dict[str, Any]]:
+    """Rows of tasks of unknown definition whose patient is dead; a recorded death wins over a discharge's word."""
+    marked = kinds.with_columns(
+        (pl.col("kind").eq("visit_end") & pl.col("code").str.contains(EXPIRED)).alias("expired")
+    ).filter(pl.col("kind").eq("death") | pl.col("expired"))
+    deaths = (
+        events.filter(pl.col("time").is_not_null())
+        .join(marked.select("code", "expired"), on="code")
+        .group_by("subject_id")
+        .agg(
+            pl.col("time").filter(~pl.col("expired")).min().alias("recorded"),
+            pl.col("time").filter("expired").min().alias("disposed"),
+        )
+        .select("subject_id", pl.coalesce("recorded", "disposed").alias("death"))
+    )
+    late = rows.join(deaths, on="subject_id").filter(pl.col("death") <= pl.col("prediction_time"))
+    for number in late["task"].unique().sort().to_list():
+        if number not in known:
+            own = late.filter(pl.col("task") == number)
+            yield from _finding(own, "prediction_after_death", names[number], "died", f"died at {own['death'][0]}")
+
+
+def _finding(rows: pl.DataFrame, kind: str, name: str, item: str, text: str) -> Iterator[dict[str, Any]]:
+    if rows.is_empty():
+        return
+    first = rows.row(0, named=True)
+    yield {
+        "kind": kind,
+        "task": name,
+        "item": item,
+        "count": rows.height,
+        "positives": int(rows["label"].sum()),
+        "subject_id": first["subject_id"],
+        "prediction_time": str(first["prediction_time"]),
+        "text": f"label {str(first['label']).lower()}; {text}",
+    }
