@@ -152,7 +152,7 @@ class EventCounts:
         if texts.height > _MAX_TEXTS:
             texts = texts.sort("subjects", "rows", "code", "text", descending=[True, True, False, False])
             for name in _TEXT_COUNTS:
-                self.forgotten[name] += int(texts[name][_MAX_TEXTS:].max() or 0)
+                self.forgotten[name] += int(texts[name][_MAX_TEXTS:].to_numpy().max())
             texts = texts[:_MAX_TEXTS]
         self._texts = [texts]
 

@@ -5,7 +5,7 @@ The rules are those of `ehr_sequence.walk`; here each becomes arithmetic on whol
 1. Order the rows and look their tokens up (`ehr_columns.py`).
 2. Visits: count the open encounters after each row (`ehr_boundaries.py`); a row that opens a visit is one that finds
    none open and does not continue the last one.
-3. Lay the tokens out: every row knows how many tokens stand before it, so that one scatter writes each channel.
+3. Lay the tokens out (`ehr_rows.py`).
 
 Patients are encoded in chunks, side by side on all cores.
 """
@@ -18,26 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .ehr_boundaries import Boundaries, keys, within
+from .ehr_boundaries import Boundaries, keys
 from .ehr_columns import CONTENT, DROPPED, END, HOWS, NO_TIME, REQUIRED, START, EventColumns
 from .ehr_histories import EncodedHistories, join_offsets
-from .ehr_sequence import WEEK_US, YEAR_US
+from .ehr_rows import HistoryRows, lay_out
 from .ehr_tables import check_columns, core_count, in_threads, subject_chunks
 from .ehr_visits import RANK_BIRTH
-from .ehr_vocabulary import (
-    DAY_US,
-    LONG_TERM,
-    MONTHS,
-    REG,
-    TYPE_INTERVAL,
-    TYPE_REG,
-    TYPE_VE,
-    TYPE_VS,
-    VE,
-    VS,
-    WEEKS,
-    EventVocabulary,
-)
+from .ehr_vocabulary import DAY_US, EventVocabulary
 
 if TYPE_CHECKING:
     try:  # noqa: SIM105  (guarded, or transformers would ask for polars before it loads this file from a checkpoint)
@@ -82,7 +69,11 @@ class Encoder:
         Raises:
             ValueError: A required column is absent or has the wrong type.
         """
-        encoded = in_threads(lambda part: _encode(part, self._vocabulary), self._parts(events), "Encoding patients")
+        encoded = in_threads(
+            lambda part: lay_out(read_rows(part, self._vocabulary), self._vocabulary),
+            self._parts(events),
+            "Encoding patients",
+        )
         flat: dict[str, Any] = {}
         for name in encoded[0]:
             join = join_offsets if name.endswith("offsets") else np.concatenate
@@ -98,10 +89,14 @@ class Encoder:
         """
 
         def encode_and_work(part: pl.DataFrame) -> T:
-            flat: dict[str, Any] = _encode(part, self._vocabulary)
-            return work(EncodedHistories(**self._common, **flat))
+            return work(self.histories(read_rows(part, self._vocabulary)))
 
         return in_threads(encode_and_work, self._parts(events), "Encoding patients")
+
+    def histories(self, rows: HistoryRows) -> EncodedHistories:
+        """The histories of rows that were read before."""
+        flat: dict[str, Any] = lay_out(rows, self._vocabulary)
+        return EncodedHistories(**self._common, **flat)
 
     @staticmethod
     def _parts(events: pl.DataFrame) -> list[tuple[pl.DataFrame]]:
@@ -126,81 +121,34 @@ def coverage_of(events: pl.DataFrame, vocabulary: EventVocabulary) -> dict[str, 
     }
 
 
-def _encode(events: pl.DataFrame, vocabulary: EventVocabulary) -> dict[str, np.ndarray]:
-    """The arrays of `EncodedHistories` of some patients."""
+def read_rows(events: pl.DataFrame, vocabulary: EventVocabulary) -> HistoryRows:
+    """The rows of some patients that take part, with their tokens and visits: all that needs the event table."""
     table = EventColumns(events, vocabulary)
-    count = len(table.subject_ids)
     timed = table.time != NO_TIME
     is_birth = table.rank == RANK_BIRTH
-    birth = _first_of_each(table, timed & is_birth, NO_TIME)
-    first = _first_of_each(table, timed & ~is_birth, 0)
-
     # A death or a visit of unknown time would tell the future.
     static = np.flatnonzero(~timed & (table.role == CONTENT) & ~table.is_death)
     row_ids = table.token_ids()
-    static_ids = row_ids[static]
-    static_offsets = np.searchsorted(static, table.begins)
-
     boundaries = Boundaries(table)
     keep = np.flatnonzero(timed & (table.role != DROPPED))
     row_offsets = np.searchsorted(keep, table.begins)
-    per_subject = np.diff(row_offsets)
-    visits = _Visits(table, keep, row_offsets[:-1][per_subject > 0], boundaries)
-
-    # Tokens of a row: what opens its visit ([VE] [REG] interval [VS], the first three after an earlier visit), then
-    # its own.
-    time, order = table.time[keep], visits.order
-    own = table.token_type[keep] > 0
-    width = own.astype(np.int32)
-    width[visits.opens] += np.where(order[visits.opens] > 1, 4, 1).astype(np.int32)
-    through = np.cumsum(width, dtype=np.int64)  # tokens through each row, over all patients
-    offsets = np.where(row_offsets > 0, through[row_offsets - 1], 0) if len(keep) else np.zeros(count + 1, np.int64)
-    ids = np.empty(int(offsets[-1]), np.int32)
-    types = np.empty(len(ids), np.int8)
-    times, ages = np.zeros(len(ids), np.float32), np.zeros(len(ids), np.float32)
-    orders = np.empty(len(ids), np.int32)
-    token_ids = vocabulary.token_ids
-    row_times = ((time - np.repeat(first, per_subject)) / WEEK_US).astype(np.float32)
-    row_ages = _ages(time, np.repeat(birth, per_subject))
-
-    content = np.flatnonzero(own)
-    at, rows = through[content] - 1, keep[content]
-    ids[at], types[at] = row_ids[rows], table.token_type[rows]
-    times[at], ages[at], orders[at] = row_times[content], row_ages[content], order[content]
-
-    opens = visits.opens
-    at = through[opens] - own[opens] - 1
-    ids[at], types[at] = token_ids[VS], TYPE_VS
-    times[at], ages[at], orders[at] = row_times[opens], row_ages[opens], order[opens]
-
-    again = opens[order[opens] > 1]  # visits after the first: the row before them ended the previous visit
-    at = through[again] - own[again] - 1
-    for back, token, token_type in ((3, token_ids[VE], TYPE_VE), (2, token_ids[REG], TYPE_REG)):
-        ids[at - back], types[at - back] = token, token_type
-        times[at - back], ages[at - back] = row_times[again - 1], row_ages[again - 1]
-        orders[at - back] = order[again] - 1
-    ids[at - 1], types[at - 1] = _interval_ids(token_ids, (time[again] - time[again - 1]) // DAY_US), TYPE_INTERVAL
-    orders[at - 1] = order[again] - 1
-
-    through -= np.repeat(offsets[:-1], per_subject)
-    return {
-        "subject_ids": table.subject_ids,
-        "first": first,
-        "birth": birth,
-        "static_offsets": static_offsets,
-        "static_ids": static_ids,
-        "offsets": offsets,
-        "ids": ids,
-        "types": types,
-        "times": times,
-        "ages": ages,
-        "orders": orders,
-        "row_offsets": row_offsets,
-        "row_time": time,
-        "row_end": through,
-        "row_open": visits.open_after > 0,
-        "row_order": order,
-    }
+    visits = _Visits(table, keep, row_offsets[:-1][np.diff(row_offsets) > 0], boundaries)
+    opens = np.zeros(len(keep), bool)
+    opens[visits.opens] = True
+    types = table.token_type[keep]
+    return HistoryRows(
+        subject_ids=table.subject_ids,
+        first=_first_of_each(table, timed & ~is_birth, 0),
+        birth=_first_of_each(table, timed & is_birth, NO_TIME),
+        static_offsets=np.searchsorted(static, table.begins),
+        static_ids=row_ids[static],
+        row_offsets=row_offsets,
+        time=table.time[keep],
+        ids=row_ids[keep] * (types > 0),
+        types=types,
+        opens=opens,
+        is_open=visits.open_after > 0,
+    )
 
 
 class _Visits:
@@ -208,7 +156,6 @@ class _Visits:
 
     Attributes:
         opens: Kept rows that open a visit.
-        order: The visit's order, from 1 in its subject, of each kept row.
         open_after: Encounters that are open after each kept row.
     """
 
@@ -248,9 +195,6 @@ class _Visits:
         admission = closing & self._admissions(table, place, keep, boundaries)
         continues |= opener & inpatient & _previous(admission) & same_day
         self.opens = place[(opener | outside) & ~(continues & follows)]
-        # 4. Orders.
-        total = np.arange(1, len(self.opens) + 1)
-        self.order = _running(self.opens, within(total, table.subject[keep[self.opens]]), begins, len(keep))
 
     @staticmethod
     def _late(table: EventColumns, rows: np.ndarray, outside: np.ndarray, boundaries: Boundaries) -> np.ndarray:
@@ -305,17 +249,3 @@ def _first_of_each(table: EventColumns, wanted: np.ndarray, missing: int) -> np.
     out = np.full(len(has), missing, np.int64)
     out[has] = table.time[rows[at[:-1][has]]]
     return out
-
-
-def _interval_ids(token_ids: dict[str, int], days: np.ndarray) -> np.ndarray:
-    """`interval_token` of many."""
-    weeks = np.asarray([token_ids[t] for t in WEEKS])
-    months = np.asarray([token_ids[t] for t in MONTHS])
-    inner = np.where(days < 28, weeks[np.clip(days // 7, 0, 3)], months[np.clip(days // 30, 0, 12)])
-    return np.where(days <= 365, inner, token_ids[LONG_TERM])
-
-
-def _ages(time: np.ndarray, birth: np.ndarray) -> np.ndarray:
-    """Ages in years, 0 where the birth is unknown or later."""
-    years = (time - np.where(birth == NO_TIME, time, birth)) / YEAR_US
-    return np.maximum(years, 0.0, out=years).astype(np.float32)

@@ -119,7 +119,7 @@ class EhrTokenizer(TokenizersBackend):
         events = check_columns(events, ("subject_id", "code"), "EhrTokenizer.train: the event table")
         if events.height == 0:
             raise ValueError("EhrTokenizer.train got a table without rows; give the events of the training subjects.")
-        settings = {
+        settings: dict[str, Any] = {
             "num_value_bins": num_value_bins,
             "min_count": min_count,
             "min_text_subjects": min_text_subjects,
