@@ -5,9 +5,9 @@ sorted event table.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -23,12 +23,50 @@ _TABLES = ("subjects", "encounters", "codes", "texts", "units")
 _COLUMNS = {"subject": "subjects", "encounter": "encounters", "code": "codes", "text": "texts", "unit": "units"}
 _MINUTE = 60_000_000
 _MAX_INT64 = 2**63 - 1
+_HASH_SEED = 20  # any, but one: rows that meet were perhaps hashed by different processes
 _ANYBODY = -2
 """Stands for the patient of an encounter that names none."""
 
 
-Visit = tuple[list[str], str, int, int, int, int | None, str]
-"""See `Extractor.visits`."""
+Version = tuple[int, int]
+"""When a version of a resource was written (`NO_TIME` where it does not say), and where it stands in the source."""
+
+GivenPatient = tuple[list[str], str, Version]
+GivenVisit = tuple[list[str], str, int, int, int, int | None, str, Version]
+GivenMedication = tuple[list[str], list[str], Version]
+"""See `Extractor.patients`, `visits` and `medications`; with the version in place of the index."""
+
+_Given = TypeVar("_Given", GivenPatient, GivenVisit, GivenMedication)
+
+
+def last_versions(given: list[_Given]) -> list[_Given]:
+    """One version of each resource, the last by `meta.lastUpdated` and then by its place; in the source's order."""
+    last: dict[str, _Given] = {}
+    for item in sorted(given, key=_version):
+        last[item[0][0]] = item
+    return sorted(last.values(), key=_place)
+
+
+def _version(item: _Given) -> Version:
+    return item[-1]
+
+
+def _place(item: _Given) -> int:
+    return item[-1][1]
+
+
+def version_columns(block: Block) -> dict[str, np.ndarray]:
+    """Of each row of a block: `place` and `updated` of its resource, and `resource`, a hash of type and id (0 without
+    an id).
+    """
+    sizes = np.frombuffer(block.sizes, dtype=block.sizes.typecode)
+    names = pl.Series(block.names, dtype=pl.String)
+    hashes = np.where((names == "").to_numpy(), 0, names.hash(_HASH_SEED).to_numpy().view(np.int64))
+    return {
+        "place": np.repeat(np.arange(block.place, block.place + len(sizes)), sizes),
+        "updated": np.repeat(np.frombuffer(block.updated, dtype=block.updated.typecode), sizes),
+        "resource": np.repeat(hashes, sizes),
+    }
 
 
 class Assembler:
@@ -40,8 +78,7 @@ class Assembler:
             Default: worked out from the patients of the blocks.
 
     Attributes:
-        medications: (keys, codes) of each Medication, see `Extractor.medications`; for whoever adds rows without
-            blocks to fill.
+        medications: Each Medication; for whoever adds rows without blocks to fill.
     """
 
     def __init__(self, report: ConversionReport, subjects: Mapping[str, int] | None = None) -> None:
@@ -49,42 +86,45 @@ class Assembler:
         self._known_subjects = subjects
         self._tables: dict[str, dict[str, int]] = {name: {"": 0} for name in _TABLES}
         self._columns: list[dict[str, np.ndarray]] = []
-        self._patients: list[tuple[list[str], str]] = []
-        self._visits: list[Visit] = []
-        self.medications: list[tuple[list[str], list[str]]] = []
+        self._patients: list[GivenPatient] = []
+        self._visits: list[GivenVisit] = []
+        self.medications: list[GivenMedication] = []
         self._errors: list[tuple[tuple[int, int], str]] = []
 
     def add(self, block: Block) -> None:
         """Take a block; its indices become indices into the common tables."""
         columns = {name: np.frombuffer(column, dtype=column.typecode) for name, column in block.columns.items()}
-        columns["place"] = np.arange(block.place, block.place + len(columns["time"]))
-        self.add_rows(block.tables, columns, block.visits)
-        self._patients += block.patients
-        self.medications += block.medications
+        updated, place = block.updated, block.place
+        visits: list[GivenVisit] = [(*visit[:-1], (updated[visit[-1]], place + visit[-1])) for visit in block.visits]
+        self.add_rows(block.tables, columns | version_columns(block), visits)
+        self._patients += [(keys, name, (updated[i], place + i)) for keys, name, i in block.patients]
+        self.medications += [(keys, codes, (updated[i], place + i)) for keys, codes, i in block.medications]
         for (table, entry), number in block.counts.items():
             getattr(self.report, table)[entry] += number
         self.report.code_descriptions.update(block.displays)
         self.report.bytes_read += block.bytes_read
         self._errors += [(block.order, error) for error in block.errors]
 
-    def add_rows(self, tables: Mapping[str, list[str]], columns: Mapping[str, np.ndarray], visits: list[Visit]) -> None:
+    def add_rows(
+        self, tables: Mapping[str, list[str]], columns: Mapping[str, np.ndarray], visits: list[GivenVisit]
+    ) -> None:
         """Take rows and encounters.
 
         Args:
             tables: The distinct strings that the columns (and the subjects of the encounters) are indices into, by the
                 names in `Block.tables`.
-            columns: Those of `Block.columns`, and `place` (int64): where a row stands in the source.
-            visits: See `Extractor.visits`.
+            columns: Those of `Block.columns` and of `version_columns`.
+            visits: Encounters.
         """
         maps = {name: self._intern(name, strings) for name, strings in tables.items()}
         self._columns.append({**columns, **{name: maps[table][columns[name]] for name, table in _COLUMNS.items()}})
         subjects = maps["subjects"]
         self._visits += [
-            (keys, name, int(subjects[subject]), start, end, offset, part_of)
-            for keys, name, subject, start, end, offset, part_of in visits
+            (keys, name, int(subjects[subject]), start, end, offset, part_of, version)
+            for keys, name, subject, start, end, offset, part_of, version in visits
         ]
 
-    def add_encounters_of_nobody(self, visits: list[Visit]) -> None:
+    def add_encounters_of_nobody(self, visits: list[GivenVisit]) -> None:
         """Take encounters that name no patient: any row may refer to them."""
         self._visits += visits
 
@@ -107,7 +147,13 @@ class Assembler:
         subject_ids, subject_of = self._resolve_subjects()
         columns["subject_id"] = subject_ids[columns.pop("subject")]
         nobody = subject_of[0]
-        columns = self._keep(columns, columns["subject_id"] != nobody, "rows of a subject that was not given")
+        known = columns["subject_id"] != nobody
+        if not known.all():
+            lost = int(np.count_nonzero(~known & (columns["code"] != 0)))
+            if lost:
+                self.report.skipped["rows of a subject that was not given"] += lost
+            columns = {name: column[known] for name, column in columns.items()}
+        columns = self._mark_old_versions(columns)
 
         # 2. Encounters: the visit of a row, and the end of its encounter.
         encounter = columns.pop("encounter")
@@ -135,8 +181,8 @@ class Assembler:
         parts = sorted(self._columns, key=lambda part: part["place"][0] if len(part["place"]) else -1)
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         self._columns.clear()
-        place = columns.pop("place")
-        if not (place[1:] > place[:-1]).all():
+        place = columns["place"]
+        if not (place[1:] >= place[:-1]).all():
             order = np.argsort(place, kind="stable")
             columns = {name: column[order] for name, column in columns.items()}
         return columns
@@ -145,12 +191,41 @@ class Assembler:
         table = self._tables[name]
         return np.fromiter((table.setdefault(text, len(table)) for text in strings), dtype=np.int32, count=len(strings))
 
-    def _keep(self, columns: dict[str, np.ndarray], mask: np.ndarray, reason: str) -> dict[str, np.ndarray]:
-        dropped = int(len(mask) - np.count_nonzero(mask))
-        if not dropped:
-            return columns
-        self.report.skipped[reason] += dropped
-        return {name: column[mask] for name, column in columns.items()}
+    def _mark_old_versions(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Whether a row is that of a version of its resource that a later one replaces (`old`); rows that only say that
+        a resource has nothing more to say go.
+        """
+        resource, place, updated = columns.pop("resource"), columns.pop("place"), columns.pop("updated")
+        old = np.zeros(len(resource), dtype=bool)
+        again = np.flatnonzero(pl.Series(resource).is_duplicated().to_numpy() & (resource != 0))
+        if len(again):
+            keys = ["subject_id", "resource"]
+            rows = pl.DataFrame(
+                {
+                    "subject_id": columns["subject_id"][again],
+                    "resource": resource[again],
+                    "place": place[again],
+                    "updated": updated[again],
+                }
+            )
+            versions = rows.unique(subset=[*keys, "place"])
+            last = versions.sort("updated", "place").group_by(keys).agg(pl.col("place").last().alias("last"))
+            if replaced := versions.height - last.height:
+                self.report.notes["resources that a later version of them replaces"] += replaced
+                joined = rows.join(last, on=keys, how="left", maintain_order="left")
+                old[again] = (joined["place"] != joined["last"]).to_numpy()
+                self._note_other_births(columns, again)
+        columns["old"] = old
+        told = columns["code"] != 0
+        return columns if told.all() else {name: column[told] for name, column in columns.items()}
+
+    def _note_other_births(self, columns: dict[str, np.ndarray], again: np.ndarray) -> None:
+        """A patient whose resources of one id are born at different times may be two, whose records got one id."""
+        birth = self._tables["codes"].get("MEDS_BIRTH", -1)
+        rows = again[columns["code"][again] == birth]
+        births = pl.DataFrame({"who": columns["subject_id"][rows], "when": columns["time"][rows]}).unique()
+        if several := births.filter(pl.col("who").is_duplicated())["who"].n_unique():
+            self.report.notes["patients given again with another birth date (two patients under one id?)"] += several
 
     def _resolve_subjects(self) -> tuple[np.ndarray, tuple[int]]:
         """subject_id of each subject key; a value that no subject has stands for nobody."""
@@ -158,10 +233,11 @@ class Assembler:
         keys = list(self._tables["subjects"])
         known = self._known_subjects
         if known is None:
-            names = source_ids(self._patients)
+            patients = last_versions(self._patients)
+            names = source_ids(patients)
             mapping = subject_ids_of(names)
             self.report.subject_ids = {name: number for name, number in mapping.items() if str(number) != name}
-            resolver = Resolver("Patient", [own for own, _ in self._patients])
+            resolver = Resolver("Patient", [own for own, *_ in patients])
             found = [resolver.find(key) if key != NOTHING else -1 for key in keys]
             ids = np.array([mapping[names[number]] if number >= 0 else nobody for number in found], dtype=np.int64)
         else:
@@ -173,16 +249,16 @@ class Assembler:
 
     def _resolve_encounters(self, subject_ids: np.ndarray, nobody: int) -> _Visits:
         """Root visit of each encounter key, with the end and the patient of the encounter itself."""
-        visits = self._visits
+        visits = last_versions(self._visits)
         resolver = Resolver("Encounter", [keys for keys, *_ in visits])
         subjects = [subject for _, _, subject, *_ in visits]
         owners = np.append(subject_ids, _ANYBODY)[[subject if subject else -1 for subject in subjects]]
-        parents = [resolver.find(part_of) if part_of else -1 for *_, part_of in visits]
+        parents = [resolver.find(part_of) if part_of else -1 for *_, part_of, _ in visits]
         parents = [
             parent if parent >= 0 and owners[parent] in (owners[number], _ANYBODY) else -1
             for number, parent in enumerate(parents)
         ]
-        unresolved = sum(1 for (*_, part_of), parent in zip(visits, parents, strict=True) if part_of and parent < 0)
+        unresolved = sum(1 for (*_, part_of, _), parent in zip(visits, parents, strict=True) if part_of and parent < 0)
         if unresolved:
             self.report.unresolved_references["Encounter (partOf)"] += unresolved
         roots = [self._root(number, parents) for number in range(len(visits))]
@@ -198,7 +274,7 @@ class Assembler:
                 ends[number], owner[number] = visits[found][4], owners[found]
         # The zone of a subject's latest encounter that states one.
         latest: dict[int, tuple[int, int]] = {}
-        for _, _, subject, start, end, offset, _ in visits:
+        for _, _, subject, start, end, offset, _, _ in visits:
             whose = int(subject_ids[subject])
             moment = start if start != NO_TIME else end
             if offset is not None and whose != nobody and moment >= latest.get(whose, (NO_TIME, 0))[0]:
@@ -254,11 +330,13 @@ class Assembler:
         waiting = {text: number for text, number in table.items() if text.startswith(MEDICATION_REFERENCE)}
         if not waiting:
             return columns, list(table)
-        resolver = Resolver("Medication", [keys for keys, _ in self.medications])
+        medications = last_versions(self.medications)
+        resolver = Resolver("Medication", [keys for keys, *_ in medications])
+        known = [codes for _, codes, _ in medications]
         meant: dict[int, list[int]] = {}
         unknown: list[int] = []
         for text, number in waiting.items():
-            found = self._medication_codes(text, resolver, depth=0)
+            found = _medication_codes(text, resolver, known, depth=0)
             if found is None:
                 unknown.append(number)
                 display = text.rsplit(MEDICATION_REFERENCE, 1)[1]
@@ -287,20 +365,6 @@ class Assembler:
         columns["code"] = translation[columns["code"], nth]
         return columns, list(table)
 
-    def _medication_codes(self, text: str, resolver: Resolver, depth: int) -> list[str] | None:
-        """Codes of a reference to a Medication; None where it was not given or refers back to itself."""
-        _, key, _ = text.split(MEDICATION_REFERENCE, 2)
-        found = resolver.find(key) if key else -1
-        if found < 0 or depth > 5:
-            return None
-        codes: list[str] = []
-        for code in self.medications[found][1]:
-            inner = (
-                self._medication_codes(code, resolver, depth + 1) if code.startswith(MEDICATION_REFERENCE) else [code]
-            )
-            codes += inner or []
-        return list(dict.fromkeys(codes))
-
     def _frame(self, columns: dict[str, np.ndarray], codes: list[str], visit_names: list[str]) -> pl.DataFrame:
         """Sorted event table without repeated rows."""
         rows = pl.DataFrame(
@@ -311,9 +375,17 @@ class Assembler:
         )
         rank = code_rank(pl.Series(codes, dtype=pl.String)).to_numpy()
         rows = rows.with_columns(pl.Series("rank", rank[columns["code"]]))
-        count = rows.height
-        rows = rows.unique(maintain_order=True)
+        count, whole, facts = rows.height, rows, rows.columns
+        old = pl.Series("old", columns["old"])
+        rows = rows.with_columns(old).unique(subset=facts, keep="first", maintain_order=True)
         self.report.duplicates_dropped = count - rows.height
+        if old.any():
+            # What only an earlier version of its resource said; what both say stays where it was said first.
+            said = whole.filter(~old)
+            gone = rows.with_row_index("row").filter("old").join(said, on=facts, how="anti", nulls_equal=True)["row"]
+            if len(gone):
+                self.report.skipped["facts that a later version of their resource no longer states"] += len(gone)
+                rows = rows.with_row_index("row").filter(~pl.col("row").is_in(gone.implode())).drop("row")
         # Static rows carry the smallest time: they come first, before any null handling.
         rows = rows.sort(["subject_id", "time", "rank"], maintain_order=True)
         events = rows.select(
@@ -360,6 +432,19 @@ class _Visits:
     offsets: dict[int, int]
 
 
+def _medication_codes(text: str, resolver: Resolver, known: list[list[str]], depth: int) -> list[str] | None:
+    """Codes of a reference to a Medication; None where it was not given or refers back to itself."""
+    _, key, _ = text.split(MEDICATION_REFERENCE, 2)
+    found = resolver.find(key) if key else -1
+    if found < 0 or depth > 5:
+        return None
+    codes: list[str] = []
+    for code in known[found]:
+        inner = _medication_codes(code, resolver, known, depth + 1) if code.startswith(MEDICATION_REFERENCE) else [code]
+        codes += inner or []
+    return list(dict.fromkeys(codes))
+
+
 def _strings(values: list[Any], column: str) -> pl.Expr:
     """A column of indices as the strings they stand for (index -1: the last one)."""
     series = pl.Series(values, dtype=pl.String)
@@ -368,12 +453,12 @@ def _strings(values: list[Any], column: str) -> pl.Expr:
     return pl.lit(series).gather(safe)
 
 
-def source_ids(patients: list[tuple[list[str], str]]) -> list[str]:
+def source_ids(patients: Sequence[GivenPatient]) -> list[str]:
     """Each patient's id at its source; its full URL where two servers use one id for (perhaps) two patients."""
     servers: dict[str, set[str]] = {}
-    for keys, _ in patients:
+    for keys, *_ in patients:
         servers.setdefault(bare_id(keys[0]), set()).add(keys[0])
-    return [keys[0] if len(servers[bare_id(keys[0])]) > 1 else bare_id(keys[0]) for keys, _ in patients]
+    return [keys[0] if len(servers[bare_id(keys[0])]) > 1 else bare_id(keys[0]) for keys, *_ in patients]
 
 
 def subject_ids_of(names: Iterable[str]) -> dict[str, int]:

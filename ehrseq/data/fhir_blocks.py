@@ -25,7 +25,7 @@ from typing import IO, Any
 import orjson
 
 from ehrseq.data.fhir_elements import MALFORMED, describe, explain
-from ehrseq.data.fhir_resources import Extractor
+from ehrseq.data.fhir_resources import Extractor, Visit
 from ehrseq.data.fhir_uniform import read_uniform
 
 BLOCK_BYTES = 8 << 20
@@ -100,9 +100,12 @@ class Block:
     order: tuple[int, int]
     columns: dict[str, array[Any]]
     tables: dict[str, list[str]]
-    patients: list[tuple[list[str], str]]
-    visits: list[tuple[list[str], str, int, int, int, int | None, str]]
-    medications: list[tuple[list[str], list[str]]]
+    names: list[str]
+    updated: array[int]
+    sizes: array[int]
+    patients: list[tuple[list[str], str, int]]
+    visits: list[Visit]
+    medications: list[tuple[list[str], list[str], int]]
     counts: Counter[tuple[str, str]]
     displays: dict[str, str]
     errors: list[str] = field(default_factory=list)
@@ -149,6 +152,9 @@ def block_of(extractor: Extractor, order: tuple[int, int] = (0, 0)) -> Block:
             for (name, typecode), column in zip(_COLUMN_TYPES.items(), columns, strict=True)
         },
         tables={name: list(getattr(extractor, name)) for name in ("subjects", "encounters", "codes", "texts", "units")},
+        names=extractor.names,
+        updated=array("q", extractor.updated),
+        sizes=array("i", extractor.sizes),
         patients=extractor.patients,
         visits=extractor.visits,
         medications=extractor.medications,

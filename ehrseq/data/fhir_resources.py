@@ -42,7 +42,7 @@ from ehrseq.data.fhir_elements import (
     omb_categories,
     one_line,
 )
-from ehrseq.data.fhir_references import NOTHING, identifier_key, key_of, own_keys, server_of
+from ehrseq.data.fhir_references import NOTHING, identifier_key, key_of, own_keys, reference_key, server_of
 from ehrseq.data.fhir_time import offset_minutes, parse_birth, parse_instant
 
 RESOURCE_TYPES = (
@@ -100,6 +100,9 @@ _OLD_CLASSES = {
 }
 _MIMIC_HOSPITAL_STAY = "http://mimic.mit.edu/fhir/mimic/identifier/encounter-hosp"
 _GENDERS = {"female": "F", "male": "M", "other": "O", "unknown": "U"}
+Visit = tuple[list[str], str, int, int, int, int | None, str, int]
+"""See `Extractor.visits`."""
+
 Row = tuple[int, int, int, int, float, int, int]
 """(subject, encounter, code, time, value, text, unit): indices into the tables; time in microseconds or one of the
 constants above.
@@ -135,9 +138,14 @@ class Extractor:
         rows: What was found, see `Row`.
         subjects, encounters, codes, texts, units: String tables that the rows point into (subjects and encounters hold
             keys).
-        patients: (keys, id) of each Patient.
-        visits: (keys, id, subject index, start, end, UTC offset in minutes or None, key of partOf) of each Encounter.
-        medications: (keys, codes) of each Medication; a code may be `MEDICATION_REFERENCE` + key.
+        names, updated, sizes: Of each resource: type and id (empty without an id), `meta.lastUpdated` (`NO_TIME`
+            without it), number of its rows. One that gives no row has one without a code where earlier versions of it
+            may give some.
+        patients: (keys, id, index of the resource) of each Patient.
+        visits: (keys, id, subject index, start, end, UTC offset in minutes or None, key of partOf, index of the
+            resource) of each Encounter.
+        medications: (keys, codes, index of the resource) of each Medication; a code may be `MEDICATION_REFERENCE` +
+            key.
         counts: (table of the report, entry) -> number.
         errors: What was wrong with the entries of Bundles that were skipped.
         times: Text of a date or time -> instant; kept from block to block.
@@ -166,9 +174,12 @@ class Extractor:
         """Start a new block: empty tables and rows; what was worked out about codes and times stays."""
         self.rows: list[Row] = []
         self.subjects, self.encounters, self.codes, self.texts, self.units = (Table() for _ in range(5))
-        self.patients: list[tuple[list[str], str]] = []
-        self.visits: list[tuple[list[str], str, int, int, int, int | None, str]] = []
-        self.medications: list[tuple[list[str], list[str]]] = []
+        self.names: list[str] = []
+        self.updated: list[int] = []
+        self.sizes: list[int] = []
+        self.patients: list[tuple[list[str], str, int]] = []
+        self.visits: list[Visit] = []
+        self.medications: list[tuple[list[str], list[str], int]] = []
         self.counts: Counter[tuple[str, str]] = Counter()
         self.errors: list[str] = []
         self._server = ""
@@ -194,8 +205,40 @@ class Extractor:
         if reader is None:
             self.counts["resources_not_used", kind] += 1
             return
+        if kind == "Bundle":
+            reader(resource, full_url)
+            self.counts["resources_read", kind] += 1
+            return
+        name, updated = self._version(kind, resource, full_url)
+        before = len(self.rows)
         reader(resource, full_url)
         self.counts["resources_read", kind] += 1
+        if name and len(self.rows) == before and kind in LEFT_OUT_STATUSES and kind != "Medication":
+            self._leave_a_trace(kind, resource)
+        self.names.append(name)
+        self.updated.append(updated)
+        self.sizes.append(len(self.rows) - before)
+
+    def _version(self, kind: str, resource: dict[str, Any], full_url: str | None) -> tuple[str, int]:
+        """What a resource and its other versions have in common, and when this one was written."""
+        name = resource.get("id") or (reference_key(full_url) if full_url else "")
+        if not name or not isinstance(name, str):
+            return "", NO_TIME
+        meta = resource.get("meta")
+        stated = meta.get("lastUpdated") if isinstance(meta, dict) else None
+        try:
+            updated = self.times[stated] if isinstance(stated, str) else NO_TIME
+        except ValueError:
+            updated = NO_TIME
+        return f"{self._server}/{kind}/{name}" if self._server else f"{kind}/{name}", updated
+
+    def _leave_a_trace(self, kind: str, resource: dict[str, Any]) -> None:
+        """A row without a code: an earlier version may say what this one takes back."""
+        try:
+            subject = self.subject_of(resource.get("patient" if kind == "Immunization" else "subject"), resource)
+        except MALFORMED:
+            return  # nobody's: nothing to take back
+        self.rows.append((subject, 0, 0, TIME_STATIC, _NAN, 0, 0))
 
     # Bundles
 
@@ -265,7 +308,7 @@ class Extractor:
             rows.append(("MEDS_DEATH", self.times[died]))
         elif patient.get("deceasedBoolean"):
             self.counts["skipped", "Patient: death without a time"] += 1
-        self.patients.append((keys, patient.get("id") or keys[0]))
+        self.patients.append((keys, patient.get("id") or keys[0], len(self.names)))
         self.rows += [(subject, 0, self.codes[code], time, _NAN, 0, 0) for code, time in rows]
 
     def _encounter(self, encounter: dict[str, Any], full_url: str | None) -> None:
@@ -284,8 +327,9 @@ class Extractor:
         coding = (disposition.get("coding") or [{}])[0]
         left_as = one_line(coding.get("code") or coding.get("display") or disposition.get("text") or encounter_class)
 
+        offset = offset_minutes(start or end or "")
         self.visits.append(
-            (keys, encounter.get("id") or keys[0], subject, started, ended, offset_minutes(start or end or ""), part_of)
+            (keys, encounter.get("id") or keys[0], subject, started, ended, offset, part_of, len(self.names))
         )
         if started == NO_TIME:
             self.counts["skipped", "Encounter: no start of its period"] += 1
@@ -405,7 +449,8 @@ class Extractor:
     def _medication(self, medication: dict[str, Any], full_url: str | None) -> None:
         if self._did_not_happen("Medication", medication.get("status")):
             return
-        self.medications.append((own_keys(medication, full_url), self._medication_codes(medication, medication)))
+        codes = self._medication_codes(medication, medication)
+        self.medications.append((own_keys(medication, full_url), codes, len(self.names)))
 
     def _add_medication(self, resource: dict[str, Any], encounter_field: str, time: int) -> None:
         concept = resource.get("medicationCodeableConcept")

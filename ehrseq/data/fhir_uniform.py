@@ -18,7 +18,14 @@ import orjson
 from msgspec import Raw, Struct, field
 
 from ehrseq.data.fhir_elements import MALFORMED, observation_kind
-from ehrseq.data.fhir_resources import LEFT_OUT_STATUSES, MAX_FLOAT32, RESOURCE_TYPES, TIME_FROM_ENCOUNTER, Extractor
+from ehrseq.data.fhir_resources import (
+    LEFT_OUT_STATUSES,
+    MAX_FLOAT32,
+    NO_TIME,
+    RESOURCE_TYPES,
+    TIME_FROM_ENCOUNTER,
+    Extractor,
+)
 
 _ABSENT = Raw()
 _NAN = float("nan")
@@ -37,11 +44,16 @@ class _Quantity(Struct, gc=False, omit_defaults=True):
     comparator: Raw = _ABSENT
 
 
+class _Meta(Struct, gc=False, omit_defaults=True, rename="camel"):
+    last_updated: str | None = None
+
+
 class _Fact(Struct, gc=False, omit_defaults=True, rename="camel"):
     """What is read of a resource that becomes one row; subclasses say where FHIR keeps it.
 
     Attributes:
         resource_type: Its type; another one ends the decoding of the block.
+        id, meta: Its name, and when this version of it was written.
         status: Raw status.
         code: Raw CodeableConcept.
         medication: Raw reference to a Medication, in place of a code.
@@ -52,6 +64,8 @@ class _Fact(Struct, gc=False, omit_defaults=True, rename="camel"):
     """
 
     resource_type: str
+    id: str | None = None
+    meta: _Meta | None = None
     status: Raw = _ABSENT
     code: Raw = _ABSENT
     medication: Raw = _ABSENT
@@ -224,7 +238,7 @@ def _read_facts(resources: list[_Fact], kind: str, extractor: Extractor) -> None
     happened, subjects, encounters = _common_memos(kind, extractor)
     codes = _Memo(lambda concept: extractor.find_code(_KINDS[kind], concept), 0)
     medications = _Memo(lambda reference: _medication_code(reference, extractor), 0)
-    times, add = extractor.times, extractor.rows.append
+    times, add, note = extractor.times, extractor.rows.append, _version_notes(kind, extractor)
     end_of_encounter = TIME_FROM_ENCOUNTER + RESOURCE_TYPES.index(kind)
     plain = 0
     for resource in resources:
@@ -234,6 +248,7 @@ def _read_facts(resources: list[_Fact], kind: str, extractor: Extractor) -> None
             if code > 0 and (subject := subjects[bytes(resource.subject)]) >= 0:
                 known = times[time] if time else end_of_encounter
                 add((subject, encounters[bytes(resource.encounter)], code, known, _NAN, 0, 0))
+                note(resource)
                 continue
         _read_plainly(resource, extractor)
         plain += 1
@@ -248,6 +263,7 @@ def _read_observations(resources: list[_Observation], extractor: Extractor) -> N
     concepts = _Memo(lambda concept: _text_value("valueCodeableConcept", concept, extractor), _UNUSUAL)
     strings = _Memo(lambda string: _text_value("valueString", string, extractor), _UNUSUAL)
     times, units, add = extractor.times, extractor.units, extractor.rows.append
+    note = _version_notes("Observation", extractor)
     plain = 0
     for resource in resources:
         time = resource.time or resource.second_time or ((span := resource.period) and (span.end or span.start))
@@ -269,10 +285,25 @@ def _read_observations(resources: list[_Observation], extractor: Extractor) -> N
             subject = subjects[bytes(resource.subject)]
             if text >= 0 and code > 0 and subject >= 0:
                 add((subject, encounters[bytes(resource.encounter)], code, times[time], value, text, unit))
+                note(resource)
                 continue
         _read_plainly(resource, extractor)
         plain += 1
     extractor.counts["resources_read", "Observation"] += len(resources) - plain
+
+
+def _version_notes(kind: str, extractor: Extractor) -> Callable[[_Fact], None]:
+    """Notes the version of a resource that was one row."""
+    name, update, size = extractor.names.append, extractor.updated.append, extractor.sizes.append
+    prefix, times = f"{kind}/", extractor.times
+
+    def note(resource: _Fact) -> None:
+        name(prefix + resource.id if resource.id else "")
+        stated = (meta := resource.meta) and meta.last_updated
+        update(times[stated] if stated else NO_TIME)
+        size(1)
+
+    return note
 
 
 def _read_plainly(resource: _Fact, extractor: Extractor) -> None:

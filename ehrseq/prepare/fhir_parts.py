@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ehrseq.data.fhir_assemble import version_columns
 from ehrseq.data.fhir_blocks import MAX_ERRORS, Block, Task, read_task
 from ehrseq.data.shards import write_json
 from ehrseq.prepare.spill import partition_of_keys, write_piece, write_table
@@ -22,6 +23,7 @@ from ehrseq.prepare.spill import partition_of_keys, write_piece, write_table
 PIECE_ROWS = 400_000
 """Rows of a piece, about: what is held before it is written."""
 TABLES = {"subject": "subjects", "encounter": "encounters", "code": "codes", "text": "texts", "unit": "units"}
+_VERSION = (("updated", pa.int64()), ("place", pa.int64()))
 VISIT_SCHEMA = pa.schema(
     [
         ("keys", pa.list_(pa.string())),
@@ -31,13 +33,13 @@ VISIT_SCHEMA = pa.schema(
         ("end", pa.int64()),
         ("offset", pa.int32()),
         ("part_of", pa.string()),
-        ("place", pa.int64()),
+        *_VERSION,
     ]
 )
-PATIENT_SCHEMA = pa.schema([("keys", pa.list_(pa.string())), ("id", pa.string()), ("place", pa.int64())])
-MEDICATION_SCHEMA = pa.schema(
-    [("keys", pa.list_(pa.string())), ("codes", pa.list_(pa.string())), ("place", pa.int64())]
-)
+PATIENT_SCHEMA = pa.schema([("keys", pa.list_(pa.string())), ("id", pa.string()), *_VERSION])
+MEDICATION_SCHEMA = pa.schema([("keys", pa.list_(pa.string())), ("codes", pa.list_(pa.string())), *_VERSION])
+NUMBERS = {"time": np.int64, "value": np.float32, "place": np.int64, "updated": np.int64, "resource": np.int64}
+"""Columns of the rows beside `TABLES`."""
 
 
 @dataclass(frozen=True)
@@ -117,19 +119,18 @@ class _Spill:
 
     def add(self, block: Block) -> None:
         """Take a block."""
-        first = block.place
+        first, updated = block.place, block.updated
         maps = {name: self._intern(name, strings) for name, strings in block.tables.items()}
         columns = {name: np.frombuffer(column, dtype=column.typecode) for name, column in block.columns.items()}
         columns |= {name: maps[table][columns[name]] for name, table in TABLES.items()}
-        columns["place"] = np.arange(first, first + len(columns["time"]), dtype=np.int64)
-        self._columns.append(columns)
+        self._columns.append(columns | version_columns(block))
         self._rows += len(columns["time"])
         subjects = block.tables["subjects"]
-        for place, (keys, name, subject, *rest) in enumerate(block.visits, first):
-            visit = (keys, name, subjects[subject], *rest, place)
+        for keys, name, subject, *rest, i in block.visits:
+            visit = (keys, name, subjects[subject], *rest, updated[i], first + i)
             (self._visits if subject else self._shared).append(visit)
-        self._patients += [(*patient, place) for place, patient in enumerate(block.patients, first)]
-        self._medications += [(*medication, place) for place, medication in enumerate(block.medications, first)]
+        self._patients += [(keys, name, updated[i], first + i) for keys, name, i in block.patients]
+        self._medications += [(keys, codes, updated[i], first + i) for keys, codes, i in block.medications]
         self._identifiers.update(key for key in subjects if key.startswith("|"))
         self.counts.update(block.counts)
         self.errors += [(block.order, error) for error in block.errors]
@@ -153,7 +154,7 @@ class _Spill:
             name: pa.DictionaryArray.from_arrays(columns[name], pa.array(list(self._tables[table]), pa.string()))
             for name, table in TABLES.items()
         }
-        arrays |= {name: pa.array(columns[name]) for name in ("time", "value", "place")}
+        arrays |= {name: pa.array(columns[name]) for name in NUMBERS}
         visits = _table(self._visits, VISIT_SCHEMA)
         self._pieces.append(
             {

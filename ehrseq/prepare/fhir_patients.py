@@ -19,12 +19,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ehrseq.data.fhir_assemble import Assembler, source_ids, subject_ids_of
+from ehrseq.data.fhir_assemble import Assembler, last_versions, source_ids, subject_ids_of
 from ehrseq.data.fhir_references import Resolver
 from ehrseq.data.fhir_resources import MEDICATION_REFERENCE
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.shards import write_json
-from ehrseq.prepare.fhir_parts import TABLES
+from ehrseq.prepare.fhir_parts import NUMBERS, TABLES
 from ehrseq.prepare.shard_files import ShardPlan, is_done, write_shards
 from ehrseq.prepare.spill import codes_of, partition_of_keys, read_partition, write_piece, write_table
 
@@ -101,12 +101,12 @@ def _write_patients(
     """Write each key of each patient into the partition of the key; returns its groups, and where rows of the patients
     of a partition may lie beside that.
     """
-    patients = list(zip(table["keys"].to_pylist(), table["id"].to_pylist(), strict=True))
+    patients = last_versions(_given(table))
     names = source_ids(patients)
     mapping = subject_ids_of(names)
     report.subject_ids = {name: number for name, number in mapping.items() if str(number) != name}
-    keys = [key for own, _ in patients for key in own]
-    lengths = [len(own) for own, _ in patients]
+    keys = [key for own, *_ in patients for key in own]
+    lengths = [len(own) for own, *_ in patients]
     partition = partition_of_keys(keys, partitions)
     first = np.cumsum([0, *lengths[:-1]])
     homes = np.repeat(partition[first], lengths)
@@ -135,8 +135,7 @@ def assemble_partition(task: FhirPartition) -> str:
     for tables, columns, visits in reader.rows():
         assembler.add_rows(tables, columns, visits)
     if reader.has_references and (spill / "medications.parquet").is_file():
-        found = pq.read_table(spill / "medications.parquet")
-        assembler.medications += zip(found["keys"].to_pylist(), found["codes"].to_pylist(), strict=True)
+        assembler.medications += _given(pq.read_table(spill / "medications.parquet"))
     if (spill / "shared.parquet").is_file():
         assembler.add_encounters_of_nobody(_visits(pq.read_table(spill / "shared.parquet"), {"": 0}))
     events = assembler.events() if reader.found else pl.DataFrame()
@@ -173,13 +172,13 @@ class _Reader:
     def _piece(self, rows: pa.Table | None, visits: pa.Table | None, whose: _Whose, partition: int) -> Any:
         columns: dict[str, np.ndarray] = {
             **{name: np.zeros(0, np.int32) for name in TABLES},
-            **{"time": np.zeros(0, np.int64), "value": np.zeros(0, np.float32), "place": np.zeros(0, np.int64)},
+            **{name: np.zeros(0, dtype) for name, dtype in NUMBERS.items()},
         }
         tables: dict[str, list[str]] = {table: [""] for table in TABLES.values()}
         if rows is not None:
             for name, table in TABLES.items():
                 tables[table], columns[name] = codes_of(rows[name])
-            columns |= {name: rows[name].to_numpy() for name in ("time", "value", "place")}
+            columns |= {name: rows[name].to_numpy() for name in NUMBERS}
             self.has_references |= any(code.startswith(MEDICATION_REFERENCE) for code in tables["codes"])
         # A key that names nobody at all is counted where it lies, one of another partition's patient there.
         keep = np.array([self._is_here(key, whose, partition) for key in tables["subjects"]], dtype=bool)
@@ -216,7 +215,7 @@ class _Whose:
         self._known: dict[str, tuple[int, int]] = {"": (-1, -1)}
         keys: list[list[str]] = []
         last = -1
-        for key, patient, home, subject in () if table is None else zip(*table.to_pydict().values(), strict=True):
+        for key, patient, home, subject in () if table is None else _tuples(table):
             if patient != last:
                 keys.append([])
                 self._home.append(home)
@@ -234,7 +233,15 @@ class _Whose:
         return known
 
 
+def _given(table: pa.Table) -> list[Any]:
+    """Resources as the assembler takes them: their columns, and the version as a pair."""
+    return [(*rest, (updated, place)) for *rest, updated, place in _tuples(table)]
+
+
 def _visits(table: pa.Table, places: dict[str, int]) -> list[Any]:
-    """Encounters whose subject is among `places`, in the order of the source."""
-    rows = zip(*(table[name].to_pylist() for name in table.column_names if name != "place"), strict=True)
-    return [(keys, name, places[subject], *rest) for keys, name, subject, *rest in rows if subject in places]
+    """Encounters whose subject is among `places`, with its place there."""
+    return [(keys, name, places[who], *rest) for keys, name, who, *rest in _given(table) if who in places]
+
+
+def _tuples(table: pa.Table) -> Any:
+    return zip(*(column.to_pylist() for column in table.columns), strict=True)

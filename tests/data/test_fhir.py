@@ -147,7 +147,7 @@ def test_order_at_one_instant():
         patient(birthDate="2020-01-10", _birthDate=None, deceasedDateTime=moment),
         observation("a", time=moment),
         encounter(start=moment, end=moment),
-        observation("b", time=moment),
+        observation("b", time=moment, id="o2"),
     )
     assert [row[1] for row in rows] == [
         "GENDER//F",
