@@ -18,7 +18,6 @@ from datetime import MAXYEAR, MINYEAR, UTC, date, datetime
 from typing import Any
 
 import numpy as np
-from transformers.utils import logging
 
 from .ehr_codes import INPATIENT_CLASSES
 from .ehr_visits import KIND_RANKS, RANK_OTHER, RANK_STATIC, silence_us
@@ -37,8 +36,6 @@ from .ehr_vocabulary import (
     EventVocabulary,
     interval_token,
 )
-
-logger = logging.get_logger(__name__)
 
 WEEK_US = 7 * DAY_US
 YEAR_US = 365.25 * DAY_US
@@ -272,7 +269,9 @@ def read_patient(patient: Any) -> tuple[list[Event], int | None]:
     if len(subjects) > 1:
         raise ValueError(f"a patient's events are of the subjects {sorted(subjects)[:5]}; expected those of one.")
     if unread:
-        logger.warning_once(
+        from transformers.utils import logging  # here, since it takes as long as all else that a worker process loads
+
+        logging.get_logger(__name__).warning_once(
             f"events have fields that are not read: {sorted(map(str, unread))}; read are {sorted(EVENT_KEYS)}."
         )
     return events, parse_time(patient.get("prediction_time"), "prediction_time")

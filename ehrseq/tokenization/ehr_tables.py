@@ -14,7 +14,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers.utils import logging
 
 if TYPE_CHECKING:
     try:  # noqa: SIM105  (guarded, or transformers would ask for polars before it loads this file from a checkpoint)
@@ -118,6 +117,8 @@ def core_count() -> int:
 
 def in_threads(work: Callable[..., Any], parts: Sequence[tuple[Any, ...]], what: str) -> list[Any]:
     """[work(*part) for part in parts], on all cores: numpy and polars let go of the interpreter's lock."""
+    from transformers.utils import logging  # here, since it takes as long as all else that a worker process loads
+
     cores = core_count()
     bar = {"desc": what, "total": len(parts), "unit": "part", "disable": len(parts) < _LONG_WORK or None}
     if cores == 1 or len(parts) == 1:

@@ -8,6 +8,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from transformers.utils import logging
 
 from ehrseq.tokenization import ehr_sequence
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
@@ -202,7 +203,7 @@ def test_a_tokenizer_without_a_vocabulary_says_so() -> None:
 
 def test_fields_that_are_not_read_are_named(tokenizer: EhrTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(ehr_sequence.logger, "warning_once", said.append)
+    monkeypatch.setattr(logging.get_logger(ehr_sequence.__name__), "warning_once", said.append)
     tokenizer({"subject_id": 1, "events": [{**event, "subject_id": "1"} for event in EVENTS]})
     assert said == []
     tokenizer(changed(value=3.0, hadm_id=5))

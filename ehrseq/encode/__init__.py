@@ -1,0 +1,13 @@
+"""A dataset of any size as a tokenizer and encoded rows, file by file. Attributes are loaded when first used."""
+
+from ehrseq._lazy import lazy_exports
+
+# Name -> module of this package that defines it.
+_EXPORTS = {
+    "EncodedDataset": "dataset",
+    "encode_dataset": "shards",
+    "fit_tokenizer": "fitting",
+}
+
+__all__ = list(_EXPORTS)
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

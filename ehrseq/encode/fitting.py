@@ -1,0 +1,139 @@
+"""A tokenizer for a prepared dataset of any size: one pass over the training patients, file by file.
+
+Every file is counted by itself, the counts are merged in the order of the files: the tokenizer depends neither on who
+works nor on how many. It equals `EhrTokenizer.train` on the whole table where no (code, unit) has more than
+`ehr_sketches.EXACT_VALUES` distinct values; beyond, its bins' edges are off by no more than the stored
+`bin_rank_error`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ehrseq.data.shards import Shard, dataset_shards, file_digest, read_blocks, remove, remove_unfinished, write_whole
+from ehrseq.engine import Engine, get_engine
+from ehrseq.tokenization.ehr_counts import EventCounts
+from ehrseq.tokenization.ehr_sketches import EXACT_VALUES
+
+if TYPE_CHECKING:
+    from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
+
+FITTED_SPLITS = ("pretrain", "train")
+"""Splits whose patients a tokenizer may know."""
+_COLUMNS = ("subject_id", "code", "numeric_value", "text_value", "unit")
+
+
+@dataclass(frozen=True)
+class CountWork:
+    """One file to count.
+
+    Attributes:
+        shard: The file.
+        part: Where its counts go.
+        input_kinds: See `EventCounts`.
+        code_map: See `EventCounts`.
+        max_values: See `EventCounts`.
+    """
+
+    shard: Shard
+    part: str
+    input_kinds: tuple[str, ...] | str | None
+    code_map: tuple[tuple[str, ...], ...] | None
+    max_values: int
+
+    @property
+    def name(self) -> str:
+        """The file, in messages."""
+        return self.shard.path
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `EventCounts`."""
+        return {"input_kinds": self.input_kinds, "code_map": self.code_map, "max_values": self.max_values}
+
+
+def fit_tokenizer(
+    dataset: str | Path,
+    parts: str | Path,
+    *,
+    splits: Sequence[str] = FITTED_SPLITS,
+    input_kinds: str | Iterable[str] | None = None,
+    code_map: Sequence[Sequence[str]] | None = None,
+    max_values: int = EXACT_VALUES,
+    engine: Engine | None = None,
+    **settings: Any,
+) -> EhrTokenizer:
+    """Fit a tokenizer on the patients of some splits; their digest is stored in it.
+
+    Args:
+        dataset: Folder of a prepared dataset.
+        parts: Folder for the counts of each file: a run that was stopped goes on where it was. Removed at the end.
+        splits: Splits to fit on; those that the dataset has.
+        input_kinds: As of `EhrTokenizer.train`.
+        code_map: As of `EhrTokenizer.train`.
+        max_values: Distinct values of a (code, unit) up to which its bins are exact.
+        engine: Where to work, default all cores of this machine.
+        settings: Further settings of `EhrTokenizer.train`.
+
+    Raises:
+        ValueError: No prepared dataset, no patients in these splits, or what `EhrTokenizer.train` refuses.
+    """
+    from ehrseq.tokenization.tokenization_ehr import EhrTokenizer, check_settings
+
+    known = {"num_value_bins": 1, "min_count": 1, "min_text_subjects": 1, "max_vocab_size": None, "tasks": ()}
+    check_settings(**{**known, **settings})
+    shards = [shard for shard in dataset_shards(dataset) if shard.split in splits]
+    if not shards:
+        there = sorted({shard.split for shard in dataset_shards(dataset)})
+        raise ValueError(
+            f"{dataset} has no patients in the splits {list(splits)} that the tokenizer is fitted on; it has {there}. "
+            "Name training splits of it, never those that models are tested on."
+        )
+    counting: dict[str, Any] = {
+        "input_kinds": input_kinds if input_kinds is None or isinstance(input_kinds, str) else tuple(input_kinds),
+        "code_map": None if code_map is None else tuple(tuple(pair) for pair in code_map),
+        "max_values": max_values,
+    }
+    counts = EventCounts(**counting)  # says what is wrong with a setting before anything is read
+    key = hashlib.sha256(json.dumps(counting, sort_keys=True).encode()).hexdigest()[:16]
+    folder = Path(parts)
+    if folder.is_dir():
+        remove_unfinished(folder)
+    work = [CountWork(shard, str(folder / f"{shard.split}-{shard.number}-{key}.npz"), **counting) for shard in shards]
+    for part in (engine or get_engine()).map(count_shard, work, desc="Counting codes and values"):
+        counts.merge(EventCounts.from_state(_read_part(part), **counting))
+    tokenizer = EhrTokenizer.from_counts(counts, **settings)
+    remove(folder)
+    return tokenizer
+
+
+def count_shard(work: CountWork) -> str:
+    """Count one file, if its part is not there already; returns the part's path."""
+    digest = np.frombuffer(file_digest(work.shard.path).encode(), np.uint8)
+    part = Path(work.part)
+    if part.is_file():
+        with np.load(part, allow_pickle=False) as found:
+            if np.array_equal(found["source"], digest):
+                return work.part
+    counts = EventCounts(**work.settings)
+    for block in read_blocks(work.shard, columns=_COLUMNS):
+        counts.add(block)
+
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, source=digest, **counts.state())
+
+    write_whole(part, write)
+    return work.part
+
+
+def _read_part(part: str) -> dict[str, np.ndarray]:
+    with np.load(part, allow_pickle=False) as found:
+        return {name: found[name] for name in found.files if name != "source"}
