@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ehrseq.cli_encode import EngineName, EngineOption, Workers
+from ehrseq.cli_encode import Dataset, EngineName, EngineOption, Workers
 
 
 class OnError(StrEnum):
@@ -57,6 +57,31 @@ def prepare(
         dataset_name=name,
     )
     typer.echo(str(report))
+
+
+def split(
+    dataset: Dataset,
+    fractions: Fractions = None,
+    seed: Seed = 0,
+    stratify: Annotated[
+        str | None, typer.Option(help="Task with labels in the dataset, whose positives each split shall have.")
+    ] = None,
+    engine: EngineOption = EngineName.local,
+    workers: Workers = None,
+) -> None:
+    """Give a prepared dataset other splits, by patient: data/<split>/ and metadata/subject_splits.parquet."""
+    from ehrseq.engine import get_engine
+    from ehrseq.prepare.resplit import lines, split_dataset
+
+    sizes = split_dataset(
+        dataset,
+        fractions=_fractions(fractions),
+        seed=seed,
+        stratify=stratify,
+        engine=get_engine(engine.value, num_workers=workers),
+    )
+    for line in lines(sizes):
+        typer.echo(line)
 
 
 def _fractions(text: str | None) -> dict[str, float] | None:

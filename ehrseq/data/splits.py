@@ -52,7 +52,7 @@ def assign_splits(
     if not shares or min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise ValueError(f"fractions must be non-negative and sum to 1, got {shares} (sum {sum(shares.values()):.6g}).")
     subjects = _unique_ids(subject_ids)
-    uniform = _uniform(subjects.to_numpy(), seed)
+    uniform = uniform_of(subjects.to_numpy(), seed)
     drawn = pl.DataFrame({"subject_id": subjects, "split": _bin(uniform, shares)}, schema=SPLIT_SCHEMA)
     if source_splits is None:
         return drawn
@@ -96,7 +96,7 @@ def patients_needed(fractions: Mapping[str, float] | None = None, *, certainty: 
 def _divide_train(given: pl.DataFrame, shares: Mapping[str, float], seed: int) -> pl.DataFrame:
     """A source's `train` as `pretrain` and `train`, in the proportion of the two shares."""
     both = shares["pretrain"] + shares.get("train", 0.0)
-    uniform = _uniform(given["subject_id"].to_numpy(), seed)
+    uniform = uniform_of(given["subject_id"].to_numpy(), seed)
     pretrain = pl.Series(uniform < shares["pretrain"] / both)
     return given.with_columns(
         pl.when((pl.col("split") == "train") & pretrain).then(pl.lit("pretrain")).otherwise("split").alias("split")
@@ -123,7 +123,7 @@ def _unique_ids(subject_ids: Any) -> pl.Series:
     return ids.cast(pl.Int64).unique().sort()
 
 
-def _uniform(ids: np.ndarray, seed: int) -> np.ndarray:
+def uniform_of(ids: np.ndarray, seed: int) -> np.ndarray:
     """Uniform numbers in [0, 1) of (seed, id): two rounds of splitmix64 (Steele, Lea, Flood 2014), whose bits all
     depend on all bits.
     """
