@@ -61,7 +61,7 @@ def read_fhir(
     if not files:
         raise ValueError(f"{path} holds no FHIR files; expected {', '.join(_ENDINGS)}, each perhaps with .gz.")
     report = ConversionReport(source=path.name, format="fhir", files=len(files))
-    sizes = [file_size(file) for file in files]
+    sizes = [size_of(file) for file in files]
     workers = _worker_count(num_workers, sum(sizes))
     tasks = _plan(files, sizes, workers)
     assembler = Assembler(report)
@@ -76,6 +76,14 @@ def fhir_files(path: Path) -> list[Path]:
         return [path] if path.name.removesuffix(".gz").endswith(_ENDINGS) else []
     found = (file for file in path.rglob("*") if file.name.removesuffix(".gz").endswith(_ENDINGS) and file.is_file())
     return sorted(file for file in found if file.name not in _NOT_RESOURCES and not file.name.startswith("."))
+
+
+def size_of(file: Path) -> int:
+    """Bytes of uncompressed text of a file, about; 0 of one that cannot be read, which reading it then says."""
+    try:
+        return file_size(file)
+    except OSError:
+        return 0
 
 
 def events_from_bundle(bundle: dict[str, Any]) -> tuple[pl.DataFrame, ConversionReport]:

@@ -144,11 +144,14 @@ class Assembler:
         columns = self._in_source_order()
 
         # 1. Subjects: rows of nobody go, first of all, so that later counts are of rows that could be kept.
-        subject_ids, subject_of = self._resolve_subjects()
-        columns["subject_id"] = subject_ids[columns.pop("subject")]
-        nobody = subject_of[0]
+        subject_ids, nobody = self._resolve_subjects()
+        subject = columns.pop("subject")
+        columns["subject_id"] = subject_ids[subject]
         known = columns["subject_id"] != nobody
         if not known.all():
+            named = np.unique(subject[~known])
+            if missing := int(np.count_nonzero(named != self._tables["subjects"][NOTHING])):
+                self.report.unresolved_references["Patient (distinct references)"] += missing
             lost = int(np.count_nonzero(~known & (columns["code"] != 0)))
             if lost:
                 self.report.skipped["rows of a subject that was not given"] += lost
@@ -227,7 +230,7 @@ class Assembler:
         if several := births.filter(pl.col("who").is_duplicated())["who"].n_unique():
             self.report.notes["patients given again with another birth date (two patients under one id?)"] += several
 
-    def _resolve_subjects(self) -> tuple[np.ndarray, tuple[int]]:
+    def _resolve_subjects(self) -> tuple[np.ndarray, int]:
         """subject_id of each subject key; a value that no subject has stands for nobody."""
         nobody = -1
         keys = list(self._tables["subjects"])
@@ -242,10 +245,7 @@ class Assembler:
             ids = np.array([mapping[names[number]] if number >= 0 else nobody for number in found], dtype=np.int64)
         else:
             ids = np.array([known.get(key, nobody) for key in keys], dtype=np.int64)
-        missing = int(np.count_nonzero(ids == nobody)) - (ids[self._tables["subjects"][NOTHING]] == nobody)
-        if missing:
-            self.report.unresolved_references["Patient (distinct references)"] += int(missing)
-        return ids, (nobody,)
+        return ids, nobody
 
     def _resolve_encounters(self, subject_ids: np.ndarray, nobody: int) -> _Visits:
         """Root visit of each encounter key, with the end and the patient of the encounter itself."""

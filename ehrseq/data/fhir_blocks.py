@@ -131,10 +131,19 @@ def read_task(task: Task, *, skip_errors: bool = False) -> Iterator[Block]:
         ValueError: With file and line, unless `skip_errors`.
     """
     extractor = Extractor(skip_errors)
-    if is_ndjson(task.path):
-        yield from _read_lines(task, extractor, skip_errors)
-    else:
-        yield _read_document(task, extractor, skip_errors)
+    try:
+        if is_ndjson(task.path):
+            yield from _read_lines(task, extractor, skip_errors)
+        else:
+            yield _read_document(task, extractor, skip_errors)
+    except OSError as error:
+        message = f"{task.path} cannot be read ({error.strerror or error})"
+        if not skip_errors:
+            raise ValueError(f"{message}; mend it, or leave it out by skipping errors.") from error
+        if task.stripe == 0:
+            extractor.counts["skipped", "file that cannot be read"] += 1
+            extractor.errors.append(f"{message}.")
+            yield block_of(extractor, (task.file_index, _AFTER_ALL))
 
 
 def is_ndjson(path: str) -> bool:
@@ -181,6 +190,15 @@ def _gzip_module() -> Any:
         return importlib.import_module("isal.igzip")
     except ImportError:
         return gzip
+
+
+def _gzip_errors() -> tuple[type[Exception], ...]:
+    """What reading a damaged gzip file raises."""
+    try:
+        library = importlib.import_module("isal.igzip_lib")
+    except ImportError:
+        return EOFError, zlib.error, gzip.BadGzipFile
+    return EOFError, zlib.error, gzip.BadGzipFile, library.IsalError
 
 
 def _read_lines(task: Task, extractor: Extractor, skip_errors: bool) -> Iterator[Block]:
@@ -275,7 +293,7 @@ def _read_chunk(stream: Any, size: int, path: str, carry: bytes = b"") -> tuple[
                 break
             pieces.append(piece)
             length += len(piece)
-    except (EOFError, zlib.error, OSError) as error:
+    except _gzip_errors() as error:
         return b"".join(pieces), f"{path}: the gzip file is damaged or cut short ({error}); fetch it again."
     return b"".join(pieces), None
 

@@ -7,7 +7,6 @@ patient's resources meet. Patients and medications, which any row may name, are 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,22 +75,11 @@ def parse_part(part: FhirPart) -> str:
     if part.record.is_file():
         return str(part.record)
     spill = _Spill(part)
-    for block in _blocks(part, spill):
-        spill.add(block)
+    for task in part.tasks:
+        for block in read_task(task, skip_errors=part.skip_errors):
+            spill.add(block)
     spill.finish()
     return str(part.record)
-
-
-def _blocks(part: FhirPart, spill: _Spill) -> Iterator[Block]:
-    for task in part.tasks:
-        try:
-            yield from read_task(task, skip_errors=part.skip_errors)
-        except OSError as error:
-            message = f"{task.path} cannot be read ({error.strerror or error})"
-            if not part.skip_errors:
-                raise ValueError(f"{message}; mend it, or leave it out with --on-error skip.") from error
-            spill.counts["skipped", "file that cannot be read"] += 1
-            spill.errors.append(((task.file_index, 0), f"{message}."))
 
 
 class _Spill:

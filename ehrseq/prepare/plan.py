@@ -12,7 +12,8 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from ehrseq.data.fhir_blocks import Task, file_size, is_ndjson
+from ehrseq.data.fhir import size_of
+from ehrseq.data.fhir_blocks import Task, is_ndjson
 from ehrseq.prepare.fhir_parts import FhirPart
 
 BYTES_PER_EVENT = 600
@@ -51,14 +52,6 @@ def fhir_parts(
         FhirPart(number, tuple(group), str(folder), partitions, skip_errors)
         for number, group in enumerate(_grouped(tasks))
     ], partitions
-
-
-def size_of(file: Path) -> int:
-    """Bytes of uncompressed text of a file, about; 0 of one that cannot be read, which reading it then says."""
-    try:
-        return file_size(file)
-    except OSError:
-        return 0
 
 
 def line_ranges(task: Task, size: int) -> list[Task]:
