@@ -8,12 +8,16 @@ An encounter without an end is *open*. It is taken to be in progress where nothi
 after it (children with its visit_id aside); otherwise its end was never recorded, so that it must not swallow the rest
 of the patient's life: it then counts as its start alone, and the discharge of its stay is unknown unless another
 encounter of the stay goes on beyond it.
+
+Stays in intensive care (`merge_icu_stays`) are ICU encounters, those less than an hour apart taken as one: a transfer
+between units. Visits as an outpatient (`merge_visits`) are encounters of every other class but emergencies, those of
+one day taken as one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import polars as pl
 
@@ -24,6 +28,8 @@ CLOSED, IN_PROGRESS, END_UNKNOWN = "closed", "in_progress", "end_unknown"
 
 FAR_FUTURE = datetime(9999, 12, 31)
 _MERGED_CLASSES = ("EMER", "ICU")
+_ICU_TRANSFER = timedelta(hours=1)
+"""Time between two stays in intensive care up to which they are one."""
 
 
 @dataclass(frozen=True)
@@ -107,31 +113,8 @@ def merge_admissions(encounters: pl.DataFrame) -> Admissions:
     inpatient = _with_status(encounters.filter(pl.col("encounter_class").is_in(list(INPATIENT_CLASSES))))
 
     # 1. A new admission where an encounter starts on a later day than everything before it reaches.
-    previous_reach = pl.col("reach").cum_max().over("subject_id").shift(1).over("subject_id")
-    starts_new = previous_reach.is_null() | (pl.col("start").dt.date() > previous_reach.dt.date())
-    inpatient = (
-        inpatient.sort("subject_id", "start", "reach")
-        .with_columns(starts_new.alias("new"))
-        .with_columns(pl.col("new").cum_sum().cast(pl.Int64).alias("admission"))
-    )
-
-    # 2. One row each. An encounter whose end is unknown leaves the end known only inside one that goes on beyond it.
-    last_closed = pl.col("end").max()
-    last_unknown = pl.col("start").filter(pl.col("status") == END_UNKNOWN).max()
-    table = (
-        inpatient.group_by("subject_id", "admission", maintain_order=True)
-        .agg(
-            pl.col("start").min(),
-            pl.col("reach").max(),
-            pl.when((pl.col("status") == IN_PROGRESS).any())
-            .then(pl.lit(IN_PROGRESS))
-            .when(last_unknown.is_null() | (last_closed > last_unknown).fill_null(False))
-            .then(pl.lit(CLOSED))
-            .otherwise(pl.lit(END_UNKNOWN))
-            .alias("status"),
-        )
-        .with_columns(pl.when(pl.col("status") == CLOSED).then(pl.col("reach")).alias("end"))
-    )
+    # 2. One row each.
+    inpatient, table = _merge(inpatient, pl.col("start").dt.date() > pl.col("previous_reach").dt.date())
 
     # 3. Emergency and ICU encounters that overlap an admission belong to it.
     others = (
@@ -168,6 +151,100 @@ def merge_admissions(encounters: pl.DataFrame) -> Admissions:
     )
     visits = encounters.select("subject_id", "visit_id").filter(pl.col("visit_id").is_not_null()).unique()
     return Admissions(table, members, visits)
+
+
+def merge_icu_stays(encounters: pl.DataFrame, admissions: Admissions) -> Admissions:
+    """Stays in intensive care; an open one inside an admission that is over has an unknown end.
+
+    Args:
+        encounters: As of `merge_admissions`.
+        admissions: The admissions.
+    """
+    units = _with_status(encounters.filter(pl.col("encounter_class") == "ICU"))
+    _, table = _merge(units, pl.col("start") > pl.col("previous_reach") + _ICU_TRANSFER)
+    of = admissions.at(table.select("subject_id", pl.col("start").alias("time"), pl.col("admission").alias("stay")))
+    over = of.join(
+        admissions.table.select("admission", pl.col("status").alias("of")), on="admission", how="left"
+    ).select(pl.col("stay").alias("admission"), "of")
+    lost = (pl.col("status") == IN_PROGRESS) & (pl.col("of") != IN_PROGRESS).fill_null(False)
+    table = table.join(over, on="admission", how="left").with_columns(
+        pl.when(lost).then(pl.lit(END_UNKNOWN)).otherwise("status").alias("status"),
+        pl.when(lost).then("start").otherwise("reach").alias("reach"),
+    )
+    return _alone(table)
+
+
+def merge_visits(encounters: pl.DataFrame) -> Admissions:
+    """Visits as an outpatient; one without an end has an unknown end.
+
+    Args:
+        encounters: As of `merge_admissions`.
+    """
+    outside = encounters.filter(~pl.col("encounter_class").is_in([*sorted(INPATIENT_CLASSES), *_MERGED_CLASSES]))
+    marked = outside.select(
+        "subject_id",
+        "visit_id",
+        "start",
+        "end",
+        pl.when(pl.col("end").is_null()).then(pl.lit(END_UNKNOWN)).otherwise(pl.lit(CLOSED)).alias("status"),
+        pl.max_horizontal("start", pl.coalesce("end", "start")).alias("reach"),
+    )
+    return _alone(_merge(marked, pl.col("start").dt.date() > pl.col("previous_reach").dt.date())[1])
+
+
+def _merge(marked: pl.DataFrame, starts_new: pl.Expr) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Encounters that belong together as one stay each.
+
+    Args:
+        marked: Encounters with `status` and `reach`.
+        starts_new: Whether an encounter begins a stay of its own, told from `start` and the `previous_reach` of all
+            before it.
+
+    Returns:
+        The encounters, sorted, with the number of their `admission`, and one row each: subject_id, admission, start,
+        reach, status, end.
+    """
+    numbered = (
+        marked.sort("subject_id", "start", "reach")
+        .with_columns(pl.col("reach").cum_max().over("subject_id").shift(1).over("subject_id").alias("previous_reach"))
+        .with_columns((pl.col("previous_reach").is_null() | starts_new).alias("new"))
+        .with_columns(pl.col("new").cum_sum().cast(pl.Int64).alias("admission"))
+        .drop("previous_reach")
+    )
+    # An encounter whose end is unknown leaves the end known only inside one that goes on beyond it.
+    last_closed = pl.col("end").max()
+    last_unknown = pl.col("start").filter(pl.col("status") == END_UNKNOWN).max()
+    table = (
+        numbered.group_by("subject_id", "admission", maintain_order=True)
+        .agg(
+            pl.col("start").min(),
+            pl.col("reach").max(),
+            pl.when((pl.col("status") == IN_PROGRESS).any())
+            .then(pl.lit(IN_PROGRESS))
+            .when(last_unknown.is_null() | (last_closed > last_unknown).fill_null(False))
+            .then(pl.lit(CLOSED))
+            .otherwise(pl.lit(END_UNKNOWN))
+            .alias("status"),
+        )
+        .with_columns(pl.when(pl.col("status") == CLOSED).then(pl.col("reach")).alias("end"))
+    )
+    return numbered, table
+
+
+def _alone(table: pl.DataFrame) -> Admissions:
+    """Stays that nothing else belongs to."""
+    table = table.select(
+        "subject_id",
+        "admission",
+        "start",
+        "end",
+        "status",
+        "reach",
+        pl.col("start").alias("extent_start"),
+        pl.col("reach").alias("extent_end"),
+    ).sort("subject_id", "start")
+    nobody = pl.DataFrame(schema={"subject_id": pl.Int64, "visit_id": pl.String, "admission": pl.Int64})
+    return Admissions(table, nobody, nobody.select("subject_id", "visit_id"))
 
 
 def _with_status(inpatient: pl.DataFrame) -> pl.DataFrame:

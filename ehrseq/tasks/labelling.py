@@ -24,11 +24,15 @@ from transformers.utils import logging
 
 from ehrseq.data.schema import LABEL_SCHEMA
 from ehrseq.tasks.admissions import CLOSED, END_UNKNOWN, IN_PROGRESS
+from ehrseq.tasks.measures import value_columns
 from ehrseq.tasks.registry import load_task
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.timeline import Timeline, read_timeline
 
 logger = logging.get_logger(__name__)
+
+_STAYS = {"admission": "admissions", "icu": "stays in intensive care", "visit": "visits"}
+_YEAR_US = 31_557_600_000_000  # 365.25 days
 
 REASONS: dict[str, str] = {
     "other_admission": "the task takes one admission of a patient, and this is another",
@@ -36,10 +40,14 @@ REASONS: dict[str, str] = {
     "died_before_prediction": "the patient died at or before the prediction time (discharge: the stay ended in death)",
     "no_discharge": "the admission is still open, or its discharge was never recorded",
     "stay_ended": "the stay ended at or before the prediction time",
+    "outside_age": "the patient is younger or older than the task asks, or the birth is unknown",
     "earlier_code": "a code of the outcome was recorded at or before the prediction time",
+    "earlier_value": "a value of the outcome was measured in the stay, at or before the prediction time",
+    "no_baseline": "no value is known that a change could be counted from",
     "follow_up_ends": "negative so far, and the horizon (or the prediction time itself) lies after the end of the data",
     "death_time_unknown": "negative so far, and the patient died at an unknown time",
     "outcome_pending": "negative so far, and an admission within the horizon is still open: its codes are unknown",
+    "not_measured": "nothing is measured within the horizon, so that the outcome cannot be known",
 }
 """Why an admission has no label, in the order in which the reasons are tried."""
 
@@ -107,7 +115,7 @@ class LabelResult:
             share = "-" if row["prevalence"] is None else f"{row['prevalence']:.1%}"
             lines.append(
                 f"{row['task']}: {row['labels']} labels of {row['patients']} patients, {row['positives']} positive "
-                f"({share}), out of {row['candidates']} admissions"
+                f"({share}), out of {row['candidates']} {_STAYS[self.tasks[row['task']].stays]}"
             )
             lines += [
                 f"  {key.replace(':', ' ')}: {count}"
@@ -168,27 +176,32 @@ def reasons_of(task: Task) -> list[str]:
         "other_admission": task.admissions != "every",
         "admitted_after_death": True,
         "died_before_prediction": "dead" in task.exclude,
-        "no_discharge": task.anchor == "discharge" or task.outcome == "length_of_stay",
+        "no_discharge": task.side == "end" or _needs_end(task),
         "stay_ended": "stay_ended" in task.exclude,
+        "outside_age": task.ages != (None, None),
         "earlier_code": "earlier_code" in task.exclude,
+        "earlier_value": "earlier_value" in task.exclude,
+        "no_baseline": any(rule.since == "prediction" for rule in task.rules),
         "follow_up_ends": True,
-        "death_time_unknown": task.outcome == "death",
+        "death_time_unknown": task.outcome in ("death", "death_in_stay"),
         "outcome_pending": task.outcome == "code_at_admission",
+        "not_measured": task.outcome == "value" and task.unmeasured == "drop",
     }
     return [reason for reason in REASONS if known[reason]]
 
 
 def judge(timeline: Timeline, task: Task) -> pl.DataFrame:
-    """Every admission with its fate under a task.
+    """Every stay (see `ANCHORS`) with its fate under a task.
 
     Returns:
-        One row per admission, sorted: subject_id, admission, prediction_time, label, dropped (a reason or null), and a
+        One row per stay, sorted: subject_id, admission, prediction_time, label, dropped (a reason or null), and a
         boolean `competing:<event>` for each competing event of the task.
     """
     end_of_data = pl.lit(timeline.end_of_data, dtype=pl.Datetime("us"))
-    table = timeline.admissions
+    table = timeline.stays[task.stays]
     if task.name in timeline.first_codes:
         table = table.join(timeline.first_codes[task.name], on="subject_id", how="left", maintain_order="left")
+    table = table.join(timeline.births, on="subject_id", how="left", maintain_order="left")
 
     # 1. The moments. A stay ends with the discharge or the death in it; one in progress has not ended.
     status, death = pl.col("status"), pl.col("death")
@@ -198,13 +211,16 @@ def judge(timeline: Timeline, task: Task) -> pl.DataFrame:
     table = table.with_columns(
         in_stay.alias("died_in_stay"),
         pl.when(in_stay).then(pl.min_horizontal("end", "death")).otherwise(pl.col("end")).alias("stay_end"),
-        (pl.col("start" if task.anchor == "admission" else "end") + task.offset).alias("prediction_time"),
+        (pl.col(task.side) + task.offset).alias("prediction_time"),
     ).with_columns(
         (
-            pl.col("prediction_time")
+            pl.col("stay_end")
+            if task.to_stay_end
+            else pl.col("prediction_time")
             + (task.horizon if task.horizon_from == "prediction" else task.horizon - task.offset)
         ).alias("horizon_end")
     )
+    table = _with_outcome_columns(table, timeline, task, end_of_data)
     prediction, horizon_end = pl.col("prediction_time"), pl.col("horizon_end")
 
     # 2. The label, and the competing events of those that are 0.
@@ -219,10 +235,10 @@ def judge(timeline: Timeline, task: Task) -> pl.DataFrame:
     # 3. The first reason that holds drops the row.
     negative = ~pl.col("label")
     dead = (death <= prediction) | (pl.col("stay_end") <= prediction) & pl.col("died_in_stay")
-    if task.anchor == "discharge":
+    if task.side == "end":
         dead = dead.fill_null(False) | pl.col("died_in_stay")
-    beyond = horizon_end > end_of_data
-    unfinished = status == END_UNKNOWN if task.anchor == "admission" else pl.col("end").is_null()
+    beyond = horizon_end.is_null() if task.to_stay_end else horizon_end > end_of_data
+    unfinished = status == END_UNKNOWN if task.side == "start" else pl.col("end").is_null()
     last_followed = pl.col("next_start").is_not_null() & pl.col("next_start").shift(-1).over("subject_id").is_null()
     conditions = {
         "other_admission": {
@@ -234,18 +250,21 @@ def judge(timeline: Timeline, task: Task) -> pl.DataFrame:
         "died_before_prediction": dead,
         "no_discharge": unfinished,
         "stay_ended": pl.col("stay_end") <= prediction,
+        "outside_age": ~_in_age(task),
         "earlier_code": pl.col("first_code") <= prediction,
+        "earlier_value": pl.col("value_earlier"),
+        "no_baseline": ~pl.col("value_baseline"),
         # A task without censoring still cannot tell the length of a stay that has not ended.
         "follow_up_ends": (prediction > end_of_data)
-        | (
-            negative
-            & beyond
-            & (pl.lit(task.censoring) | (pl.lit(task.outcome == "length_of_stay") & pl.col("stay_end").is_null()))
-        ),
+        | (negative & beyond & (pl.lit(task.censoring) | (pl.lit(_needs_end(task)) & pl.col("stay_end").is_null()))),
         "death_time_unknown": negative & pl.col("death_untimed"),
         "outcome_pending": negative
         & (pl.col("in_progress_start") > prediction)
         & (pl.col("in_progress_start") <= horizon_end),
+        # Whoever died, or was seen to have the outcome, needs no measurement.
+        "not_measured": negative
+        & ~pl.col("value_measured")
+        & ~pl.any_horizontal(pl.lit(False), *(f"competing:{event}" for event in task.competing)),
     }
     dropped = pl.coalesce(
         pl.when(conditions[reason].fill_null(False)).then(pl.lit(reason)) for reason in reasons_of(task)
@@ -261,6 +280,51 @@ def judge(timeline: Timeline, task: Task) -> pl.DataFrame:
     ).sort("subject_id", "prediction_time", "admission", nulls_last=True)
 
 
+def _needs_end(task: Task) -> bool:
+    """Whether the outcome cannot be told of a stay whose end was never recorded."""
+    return task.outcome in ("length_of_stay", "death_in_stay") or task.to_stay_end
+
+
+def _in_age(task: Task) -> pl.Expr:
+    """Whether the age at the prediction time lies within the task's; unknown: no."""
+    age = (pl.col("prediction_time") - pl.col("birth")).dt.total_microseconds() / _YEAR_US
+    low, high = task.ages
+    within = age.is_not_null()
+    if low is not None:
+        within &= age >= low
+    if high is not None:
+        within &= age < high
+    return within.fill_null(False)
+
+
+def _with_outcome_columns(table: pl.DataFrame, timeline: Timeline, task: Task, end_of_data: pl.Expr) -> pl.DataFrame:
+    """Adds what the outcome is told from beside the stay itself: `following` (start of the next stay of the kind that
+    it looks for), `value_hit`, `value_earlier`, `value_measured`, `value_baseline`.
+    """
+    if task.outcome == "value":
+        return table.with_columns(**value_columns(table, timeline.values[task.name], task.rules, end_of_data))
+    wanted = {"admission": "admission", "icu_admission": "icu"}.get(task.outcome)
+    if wanted is None:
+        return table
+    if wanted == task.stays:
+        return table.with_columns(pl.col("next_start").alias("following"))
+    starts = timeline.stays[wanted].select("subject_id", pl.col("start").alias("following")).sort("following")
+    return (
+        table.sort("prediction_time", nulls_last=True)
+        .join_asof(
+            starts,
+            left_on="prediction_time",
+            right_on="following",
+            by="subject_id",
+            strategy="forward",
+            allow_exact_matches=False,
+            coalesce=False,
+            check_sortedness=False,
+        )
+        .sort("subject_id", "start")
+    )
+
+
 def _outcome(task: Task, end_of_data: pl.Expr) -> pl.Expr:
     """Whether the outcome happens; null counts as no."""
     prediction, horizon_end = pl.col("prediction_time"), pl.col("horizon_end")
@@ -268,8 +332,15 @@ def _outcome(task: Task, end_of_data: pl.Expr) -> pl.Expr:
         case "death":
             # Deaths before the prediction time are positives only for tasks that do not exclude the dead.
             return pl.col("death") <= horizon_end
-        case "admission":
-            return (pl.col("next_start") > prediction) & (pl.col("next_start") <= horizon_end)
+        case "death_in_stay":
+            return pl.col("died_in_stay") & (pl.col("stay_end") <= horizon_end)
+        case "admission" | "icu_admission":
+            return (pl.col("following") > prediction) & (pl.col("following") <= horizon_end)
+        case "first_code":
+            # Without an end the stay goes on, up to the end of the data.
+            return (pl.col("first_code") > prediction) & (pl.col("first_code") <= pl.coalesce(horizon_end, end_of_data))
+        case "value":
+            return pl.col("value_hit")
         case "length_of_stay":
             # Without an end the stay goes on at the end of the data; it was long if the horizon lies before that.
             return (pl.col("stay_end") > horizon_end) | (pl.col("stay_end").is_null() & (horizon_end <= end_of_data))
@@ -283,7 +354,7 @@ def _competing(task: Task) -> dict[str, pl.Expr]:
     """Events that make the outcome impossible, each true where it happened within the horizon."""
     prediction, horizon_end = pl.col("prediction_time"), pl.col("horizon_end")
     death = (pl.col("death") > prediction) & (pl.col("death") <= horizon_end)
-    if task.outcome == "length_of_stay":
+    if task.outcome == "length_of_stay" or task.to_stay_end:
         death = pl.col("died_in_stay") & (pl.col("stay_end") <= horizon_end)
     happened = {"death": death}
     if task.outcome == "code_at_admission":

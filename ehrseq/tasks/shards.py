@@ -146,7 +146,9 @@ def label_shard(work: LabelWork) -> str:
     result = _empty_result({task.name: task for task in work.tasks}, work.end_of_data)
     frames = [pl.DataFrame(schema={"task": pl.String(), **LABEL_SCHEMA})]
     in_time = pl.col("time").is_null() | (pl.col("time") <= work.end_of_data)
-    for block in read_blocks(work.shard, rows=_BLOCK_ROWS, columns=("subject_id", "time", "code", "visit_id")):
+    values = ("numeric_value", "unit") if any(task.measures for task in work.tasks) else ()
+    columns = ("subject_id", "time", "code", *values[:1], "visit_id", *values[1:])
+    for block in read_blocks(work.shard, rows=_BLOCK_ROWS, columns=columns):
         # What comes too late is left out here and counted: the warning is for the whole dataset to give, once.
         known = block.filter(in_time)
         found = label_events(known, work.tasks, end_of_data=work.end_of_data, code_map=work.code_map, progress=False)

@@ -13,7 +13,15 @@ from datetime import UTC, date, datetime, time
 import polars as pl
 from transformers.utils import logging
 
-from ehrseq.tasks.admissions import END_UNKNOWN, IN_PROGRESS, Admissions, merge_admissions
+from ehrseq.tasks.admissions import (
+    END_UNKNOWN,
+    IN_PROGRESS,
+    Admissions,
+    merge_admissions,
+    merge_icu_stays,
+    merge_visits,
+)
+from ehrseq.tasks.measures import select_values
 from ehrseq.tasks.schema import Task
 from ehrseq.tokenization.ehr_codes import EXPIRED, code_kinds, split_kind
 from ehrseq.tokenization.ehr_visits import encounters
@@ -35,6 +43,9 @@ class Timeline:
             at the end of the data).
         first_codes: task -> subject_id, first_code (time), first_code_start (start of the admission that it belongs to,
             null for none): the patient's first code of the task.
+        stays: `admission`, and `icu` and `visit` where a task asks for them -> the same columns for other stays.
+        values: task -> subject_id, time, value: what measures the task's outcome.
+        births: subject_id, birth.
         end_of_data: Last instant that the data cover.
         notes: Counts of what was met on the way: encounters, admissions, open ones, rows after the end of the data.
     """
@@ -43,6 +54,9 @@ class Timeline:
     first_codes: dict[str, pl.DataFrame]
     end_of_data: datetime
     notes: dict[str, int]
+    stays: dict[str, pl.DataFrame]
+    values: dict[str, pl.DataFrame]
+    births: pl.DataFrame
 
 
 def read_timeline(
@@ -53,7 +67,7 @@ def read_timeline(
     code_map: Sequence[Sequence[str]] | None = None,
 ) -> Timeline:
     """Reduce an event table to what the labels of `tasks` depend on; arguments as of `label_events`."""
-    frame = _checked(events)
+    frame = _checked(events, with_values=any(task.measures for task in tasks))
     end = as_instant(end_of_data)
     beyond = pl.lit(0) if end is None else (pl.col("time") > end).sum()
     totals, unique = pl.collect_all(
@@ -92,10 +106,14 @@ def read_timeline(
     )
     boundary = rows.filter(pl.col("kind").is_in(["visit_start", "visit_end"]))
     found: dict[str, int] = {}
-    admissions = merge_admissions(
-        encounters(boundary.select("subject_id", "time", "code", "visit_id"), code_map, report=found)
-    )
+    visits = encounters(boundary.select("subject_id", "time", "code", "visit_id"), code_map, report=found)
+    admissions = merge_admissions(visits)
     table = _with_deaths(admissions, rows)
+    stays = {"admission": table}
+    if any(task.stays == "icu" or task.outcome == "icu_admission" for task in tasks):
+        stays["icu"] = _with_deaths(merge_icu_stays(visits, admissions), rows)
+    if any(task.stays == "visit" for task in tasks):
+        stays["visit"] = _with_deaths(merge_visits(visits), rows)
     status = table["status"]
     notes = {
         **found,
@@ -106,11 +124,17 @@ def read_timeline(
         "events_without_code": int(no_code),
     }
     first_codes = {task.name: _first_codes(rows, task, admissions) for task in tasks if task.codes}
-    return Timeline(table, first_codes, end, notes)
+    values = {
+        task.name: select_values(rows.filter(pl.col(f"task:{task.name}")), task.measures)
+        for task in tasks
+        if task.measures
+    }
+    births = rows.filter(pl.col("kind") == "birth").group_by("subject_id").agg(pl.col("time").min().alias("birth"))
+    return Timeline(table, first_codes, end, notes, stays, values, births)
 
 
-def _checked(events: pl.DataFrame | pl.LazyFrame) -> pl.LazyFrame:
-    """The four columns that labels depend on, with the types of the schema."""
+def _checked(events: pl.DataFrame | pl.LazyFrame, *, with_values: bool) -> pl.LazyFrame:
+    """The columns that labels depend on, four or six, with the types of the schema."""
     if not isinstance(events, (pl.DataFrame, pl.LazyFrame)):
         raise ValueError(
             f"events is a {type(events).__name__}; expected a polars DataFrame or LazyFrame of MEDS events."
@@ -130,11 +154,21 @@ def _checked(events: pl.DataFrame | pl.LazyFrame) -> pl.LazyFrame:
     if schema["time"].time_zone is not None:
         instant = instant.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     visit_id = pl.col("visit_id") if "visit_id" in schema else pl.lit(None)
+    extra = []
+    if with_values:
+        if "numeric_value" not in schema or not schema["numeric_value"].is_numeric():
+            raise ValueError(
+                f"events column numeric_value is {schema.get('numeric_value', 'absent')}; expected numbers: a task "
+                "looks at values."
+            )
+        unit = pl.col("unit").cast(pl.String) if "unit" in schema else pl.lit(None, pl.String).alias("unit")
+        extra = [pl.col("numeric_value").cast(pl.Float32), unit]
     return frame.select(
         pl.col("subject_id").cast(pl.Int64),
         instant.cast(pl.Datetime("us")).alias("time"),
         pl.col("code").cast(pl.String),
         visit_id.cast(pl.String).alias("visit_id"),
+        *extra,
     )
 
 
@@ -157,19 +191,24 @@ def as_instant(value: datetime | date | str | None) -> datetime | None:
 
 
 def _code_table(unique: pl.Series, tasks: Sequence[Task], code_map: Sequence[Sequence[str]] | None) -> pl.DataFrame:
-    """Codes of interest with `kind`, `expired` and one boolean column per task that names codes (`task:<name>`)."""
+    """Codes of interest with `kind`, `expired` and one boolean column per task that names codes (`task:<name>`), be
+    they those of an event or of values.
+    """
     names = unique.sort()
     kinds = [split_kind(kind)[0] for kind in code_kinds(names.to_list(), code_map)]
     table = pl.DataFrame({"code": names, "kind": pl.Series(kinds, dtype=pl.String)}).with_columns(
         (pl.col("kind").eq("visit_end") & pl.col("code").str.contains(EXPIRED)).alias("expired"),
         *(
-            pl.any_horizontal(pl.col("code").str.contains(pattern) for pattern in task.codes).alias(f"task:{task.name}")
+            pl.any_horizontal(pl.col("code").str.contains(pattern) for pattern in patterns).alias(f"task:{task.name}")
             for task in tasks
-            if task.codes
+            if (patterns := [*task.codes, *(pattern for measure in task.measures for pattern in measure.codes)])
         ),
     )
     wanted = [pl.col(name) for name in table.columns if name.startswith("task:")]
-    return table.filter(pl.any_horizontal(pl.col("kind").is_in(["visit_start", "visit_end", "death"]), *wanted))
+    kinds_needed = ["visit_start", "visit_end", "death"]
+    if any(task.ages != (None, None) for task in tasks):
+        kinds_needed.append("birth")
+    return table.filter(pl.any_horizontal(pl.col("kind").is_in(kinds_needed), *wanted))
 
 
 def _with_deaths(admissions: Admissions, rows: pl.DataFrame) -> pl.DataFrame:
