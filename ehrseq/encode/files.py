@@ -107,8 +107,13 @@ def from_batch(batch: pa.RecordBatch) -> HistoryRows:
         ids=ids.astype(np.int32),
         types=types,
         opens=(flags & _OPENS) > 0,
-        is_open=(flags & _OPEN) > 0,
+        is_open=is_open(flags),
     )
+
+
+def is_open(flags: np.ndarray) -> np.ndarray:
+    """Whether a visit is open after rows of these flags."""
+    return (flags & _OPEN) > 0
 
 
 def row_times(batch: pa.RecordBatch, first: np.ndarray, row_offsets: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ehrseq.data.shards import (
+    BLOCK_ROWS,
     Shard,
     dataset_shards,
     file_digest,
@@ -147,7 +148,7 @@ def encode_shard(work: EncodeWork) -> dict[str, Any]:
 
         def write(temporary: Path) -> None:
             with FileWriter(temporary, schema, work.format) as writer:
-                for block in read_blocks(work.shard):
+                for block in read_blocks(work.shard, rows=BLOCK_ROWS):
                     writer.write(read_rows(block, vocabulary))
 
         write_whole(path, write)

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from .ehr_columns import NO_TIME
+from .ehr_labels import label_rows, rows_until
 from .ehr_plans import PromptIndex, RowPlan
 from .ehr_sequence import MAX_STATIC_SHARE, WEEK_US, YEAR_US, check_context
-from .ehr_tables import as_column, check_columns, in_threads, microseconds, require
+from .ehr_tables import in_threads
 from .ehr_vocabulary import (
     CLS,
     REG,
@@ -133,74 +134,37 @@ class EncodedHistories:
         Raises:
             ValueError: A task that the tokenizer has no token for, or a table without these columns.
         """
-        pl = require("polars")
-        if not isinstance(labels, Mapping):
-            raise ValueError(
-                f"labels must be {{task name: table of subject_id, prediction_time, boolean_value}}, got "
-                f"{type(labels).__name__}; give one table as {{{self.task_names[0] if self.task_names else 'name'!r}: "
-                "table}."
-            )
-        unknown = [task for task in labels if task not in self.task_names]
-        if unknown:
-            raise ValueError(
-                f"labels name the tasks {unknown}; the tokenizer knows {self.task_names}: tokenizer.add_task adds one."
-            )
-        rows = pl.DataFrame(
-            {
-                "history": np.repeat(np.arange(len(self)), np.diff(self.row_offsets)),
-                "prediction_time": self.row_time,
-                "row": np.arange(len(self.row_time)),
-            }
+        rows = label_rows(labels, self.subject_ids, self.task_names)
+        index = self.index_rows(
+            rows.history,
+            rows_until(self.row_time, self.row_offsets, rows.history, rows.prediction_time),
+            task=rows.task,
+            label=rows.label,
+            prediction_time=rows.prediction_time,
         )
-        parts, skipped = [], 0
-        for task, given in labels.items():
-            what = f"labels of {task!r}"
-            table = check_columns(given, ("subject_id", "prediction_time", "boolean_value"), what)
-            frame = table.select(
-                as_column(table, "subject_id", pl.Int64, what),
-                microseconds(table, "prediction_time", what),
-                pl.col("boolean_value").cast(pl.Int8).alias("label"),
-            ).with_columns(task=pl.lit(self.task_names.index(task), pl.Int32))
-            nulls = {name: count for name, count in frame.null_count().row(0, named=True).items() if count}
-            if nulls:
-                raise ValueError(f"{what} have nulls ({nulls}); every label needs a subject, a time and an outcome.")
-            subjects = frame["subject_id"].to_numpy()
-            position = np.minimum(np.searchsorted(self.subject_ids, subjects), max(0, len(self) - 1))
-            known = np.zeros(len(subjects), bool) if not len(self) else self.subject_ids[position] == subjects
-            skipped += int((~known).sum())
-            parts.append(frame.with_columns(history=pl.Series(position, dtype=pl.Int64)).filter(pl.Series(known)))
-        schema = {
-            "subject_id": pl.Int64,
-            "prediction_time": pl.Int64,
-            "label": pl.Int8,
-            "task": pl.Int32,
-            "history": pl.Int64,
-        }
-        wanted = (pl.concat(parts) if parts else pl.DataFrame(schema=schema)).with_row_index("place")
-        found = (
-            wanted.sort("prediction_time")
-            .join_asof(
-                rows.sort("prediction_time", maintain_order=True),
-                on="prediction_time",
-                by="history",
-                strategy="backward",
-                check_sortedness=False,  # both sides are sorted just above
-            )
-            .sort("place")
-        )
-        # join_asof takes any of the rows at one instant: the last of them is meant
-        row = found["row"].fill_null(-1).to_numpy()
-        row = np.where(row >= 0, _pick(self._last_of_instant, row), -1)
+        index.skipped = {"subject_without_events": rows.skipped} if rows.skipped else {}
+        return index
+
+    def index_rows(
+        self,
+        history: np.ndarray,
+        known: np.ndarray,
+        *,
+        task: np.ndarray,
+        label: np.ndarray,
+        prediction_time: np.ndarray,
+    ) -> PromptIndex:
+        """Rows of patients of whom so many timed rows are known; one entry a row in every argument."""
+        row = np.where(known > 0, self.row_offsets[history] + known - 1, -1) if len(history) else history
         return PromptIndex(
-            history=found["history"].to_numpy(),
+            history=history,
             end=_pick(self.row_end, row),
             closed=(row >= 0) & ~_pick(self.row_open, row).astype(bool),
             close_time=_pick(self.row_time, row),
             order=_pick(self.row_order, row),
-            task=found["task"].to_numpy(),
-            label=found["label"].to_numpy(),
-            prediction_time=found["prediction_time"].to_numpy(),
-            skipped={"subject_without_events": skipped} if skipped else {},
+            task=task,
+            label=label,
+            prediction_time=prediction_time,
         )
 
     def prompted_row(self, index: PromptIndex, row: int, max_length: int | None = None) -> dict[str, Any]:
@@ -212,7 +176,7 @@ class EncodedHistories:
             max_length: Context length, None = the whole history.
         """
         plan = self.plan_prompts(index, max_length)
-        channels = self._row(plan, row)
+        channels = self.row(plan, row)
         channels["labels"], channels["task_ids"] = np.int64(index.label[row]), np.int64(index.task[row])
         return channels
 
@@ -265,8 +229,7 @@ class EncodedHistories:
         check_context(max_length)
         whole = self.plan_histories()
         lengths = whole.end
-        head = 1 + whole.statics
-        head = np.where(head * MAX_STATIC_SHARE > max_length, 1, head)
+        head = 1 + window_statics(whole.statics, max_length)
         # 1. Histories that fit are one window each; the others are cut one after the other.
         fits = head + lengths + whole.tail <= max_length
         history, start, end, last = (
@@ -283,21 +246,28 @@ class EncodedHistories:
             last.append(np.arange(len(pieces)) == len(pieces) - 1)
         place, starts, ends, is_last = (np.concatenate(part) for part in (history, start, end, last))
         order = np.argsort(place, kind="stable")
-        place, starts, ends, is_last = place[order], starts[order], ends[order], is_last[order]
-        # 2. The last window of a history carries its closing marks.
+        return self.plan_pieces(place[order], starts[order], ends[order], is_last[order], max_length)
+
+    def plan_pieces(
+        self, history: np.ndarray, start: np.ndarray, end: np.ndarray, is_last: np.ndarray, max_length: int
+    ) -> RowPlan:
+        """Windows that were cut before, one entry a window in every argument; the last of a history carries its closing
+        marks.
+        """
+        whole = self.plan_histories()
         plan = self._plan(
-            place,
-            starts,
-            ends,
-            tail=np.where(is_last, whole.tail[place], 0),
+            history,
+            start,
+            end,
+            tail=np.where(is_last, whole.tail[history], 0),
             max_length=None,
-            first_id=whole.first_id[place],
-            last_id=whole.last_id[place],
-            last_time=whole.last_time[place],
-            close_time=whole.close_time[place],
-            order=whole.order[place],
+            first_id=whole.first_id[history],
+            last_id=whole.last_id[history],
+            last_time=whole.last_time[history],
+            close_time=whole.close_time[history],
+            order=whole.order[history],
         )
-        plan.statics = head[place] - 1
+        plan.statics = window_statics(whole.statics, max_length)[history]
         return plan
 
     def _cut(self, k: int, budget: int, tail: int) -> list[tuple[int, int]]:
@@ -378,7 +348,7 @@ class EncodedHistories:
             history=history, statics=statics, start=start, end=end, vs_at=vs_at, shift=shift, tail=tail, **rest
         )
 
-    def _row(self, plan: RowPlan, row: int) -> dict[str, Any]:
+    def row(self, plan: RowPlan, row: int) -> dict[str, Any]:
         """Channels of one row; `assemble` makes the same of many."""
         # Python's own numbers throughout: a training loop waits for every row, and numpy's cost more than the copying.
         k, statics, first_id, start, end, vs_at, shift, tail, last_id, last_time, close_time, order = plan.row(row)
@@ -480,18 +450,6 @@ class EncodedHistories:
         out["times"][nothing] = 0
         return out, offsets
 
-    @cached_property
-    def _last_of_instant(self) -> np.ndarray:
-        """For each row the last row of the same patient at the same time."""
-        count = len(self.row_time)
-        if not count:
-            return np.zeros(0, np.int64)
-        is_last = np.ones(count, bool)
-        is_last[:-1] = self.row_time[1:] != self.row_time[:-1]
-        is_last[self.row_offsets[1:-1][self.row_offsets[1:-1] > 0] - 1] = True
-        places = np.where(is_last, np.arange(count), count)
-        return np.minimum.accumulate(places[::-1])[::-1]
-
 
 class HistoryWindows:
     """Pretraining rows, assembled when they are asked for; a map-style dataset."""
@@ -505,7 +463,7 @@ class HistoryWindows:
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
         if not -len(self) <= row < len(self):
             raise IndexError(f"window {row} of {len(self)}")
-        return self.histories._row(self.plan, row % len(self))
+        return self.histories.row(self.plan, row % len(self))
 
     @property
     def subject_ids(self) -> np.ndarray:
@@ -516,6 +474,11 @@ class HistoryWindows:
     def lengths(self) -> np.ndarray:
         """Tokens of each window."""
         return self.plan.lengths
+
+
+def window_statics(statics: np.ndarray, max_length: int) -> np.ndarray:
+    """Static tokens in each window of histories that have so many: all, or none where they would crowd it."""
+    return np.where((1 + statics) * MAX_STATIC_SHARE > max_length, 0, statics)
 
 
 def _pick(values: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -471,9 +471,10 @@ class EhrTokenizer(TokenizersBackend):
         Args:
             events: Event table, rows in any order.
         """
-        return self._encoder().encode(events)
+        return self.encoder().encode(events)
 
-    def _encoder(self) -> Encoder:
+    def encoder(self) -> Encoder:
+        """What encodes event tables; shares nothing with the tokenizer that changes."""
         vocabulary, tasks = self.vocabulary, self.task_tokens
         tokens = [vocabulary.token_ids[token] for token in tasks.values()]
         return Encoder(vocabulary, list(tasks), tokens, self.max_num_visits)
@@ -505,7 +506,7 @@ class EhrTokenizer(TokenizersBackend):
                 plan = histories.plan_histories() if max_length is None else histories.plan_windows(max_length)
                 return histories.subject_ids[plan.history], *histories.assemble(plan)
 
-            rows = self._encoder().encode_parts(events, assemble)
+            rows = self.encoder().encode_parts(events, assemble)
             columns["subject_id"] = pa.array(np.concatenate([subjects for subjects, *_ in rows]), pa.int64())
             parts = [(channels, offsets) for _, channels, offsets in rows]
         else:
