@@ -28,6 +28,7 @@ app = typer.Typer(
 app.command()(cli_prepare.prepare)
 app.command()(cli_prepare.split)
 app.command()(cli_encode.label)
+app.command()(cli_encode.tokenize)
 app.command()(cli_audit.audit)
 
 

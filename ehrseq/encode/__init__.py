@@ -7,6 +7,7 @@ _EXPORTS = {
     "EncodedDataset": "dataset",
     "encode_dataset": "shards",
     "fit_tokenizer": "fitting",
+    "tokenize_dataset": "run",
 }
 
 __all__ = list(_EXPORTS)

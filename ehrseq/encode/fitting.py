@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ehrseq.data.shards import Shard, dataset_shards, file_digest, read_blocks, remove, remove_unfinished, write_whole
+from ehrseq.data.shards import Shard, dataset_shards, file_digest, read_blocks, remove_unfinished, write_whole
 from ehrseq.engine import Engine, get_engine
 from ehrseq.tokenization.ehr_counts import EventCounts
 from ehrseq.tokenization.ehr_sketches import EXACT_VALUES
@@ -74,7 +74,8 @@ def fit_tokenizer(
 
     Args:
         dataset: Folder of a prepared dataset.
-        parts: Folder for the counts of each file: a run that was stopped goes on where it was. Removed at the end.
+        parts: Folder for the counts of each file: a run that was stopped goes on where it was. Of no more use once the
+            tokenizer is saved.
         splits: Splits to fit on; those that the dataset has.
         input_kinds: As of `EhrTokenizer.train`.
         code_map: As of `EhrTokenizer.train`.
@@ -109,9 +110,7 @@ def fit_tokenizer(
     work = [CountWork(shard, str(folder / f"{shard.split}-{shard.number}-{key}.npz"), **counting) for shard in shards]
     for part in (engine or get_engine()).map(count_shard, work, desc="Counting codes and values"):
         counts.merge(EventCounts.from_state(_read_part(part), **counting))
-    tokenizer = EhrTokenizer.from_counts(counts, **settings)
-    remove(folder)
-    return tokenizer
+    return EhrTokenizer.from_counts(counts, **settings)
 
 
 def count_shard(work: CountWork) -> str:

@@ -93,8 +93,7 @@ def encode_dataset(
     """
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
-    if format not in FORMATS:
-        raise ValueError(f"format got {format!r}; expected one of {list(FORMATS)}.")
+    check_output(dataset, output, format)
     shards = dataset_shards(dataset)
     unknown = sorted(set(splits or ()) - {shard.split for shard in shards})
     if unknown:
@@ -107,7 +106,9 @@ def encode_dataset(
     root.mkdir(parents=True, exist_ok=True)
     remove_unfinished(root)
     remove(root / SUMMARY)
-    write_whole(root / "tokenizer", lambda folder: _save_tokenizer(chosen, folder))
+    own = root / "tokenizer"
+    if not (isinstance(tokenizer, str | Path) and Path(tokenizer).resolve() == own.resolve()):
+        write_whole(own, lambda folder: _save_tokenizer(chosen, folder))
     digest = _tokenizer_digest(root / "tokenizer")
     # 2. The rows.
     work = [
@@ -122,13 +123,15 @@ def encode_dataset(
     ]
     wanted = {entry.path for entry in work}
     for path in (root / "data").rglob("*"):
-        if path.is_file() and str(path) not in wanted:
+        if path.is_file() and str(path) not in wanted and made_of(path):  # rows of a file that is no more
             remove(path)
     found = list((engine or get_engine()).map(encode_shard, work, desc="Encoding"))
     # 3. What they are.
     summary = {
         "format": format,
         "tokenizer": digest,
+        "vocabulary": len(chosen),
+        "fitted": chosen.fitted,
         **{name: sum(counts[name] for counts in found) for name in _COUNTS},
         "source_bytes": sum(Path(shard.path).stat().st_size for shard in shards),
         "files": {shard.name: counts for shard, counts in zip(shards, found, strict=True)},
@@ -136,6 +139,19 @@ def encode_dataset(
     text = json.dumps(summary, indent=2) + "\n"
     write_whole(root / SUMMARY, lambda path: _write_text(path, text))
     return summary
+
+
+def check_output(dataset: str | Path, output: str | Path, format: str) -> None:
+    """Refuse an unknown format, and a dataset as the folder for the rows.
+
+    Raises:
+        ValueError: See above.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format got {format!r}; expected one of {list(FORMATS)}.")
+    root = Path(output)
+    if (root / "metadata").exists() or root.resolve() == Path(dataset).resolve():
+        raise ValueError(f"{root} is a dataset; give another folder for the encoded rows, such as {root / 'encoded'}.")
 
 
 def encode_shard(work: EncodeWork) -> dict[str, Any]:

@@ -65,11 +65,7 @@ def read_labels(dataset_path: str | Path, tasks: Sequence[str] | None = None) ->
         ValueError: No labels there, an unknown task, a file that is no label table, a null in one of its columns.
     """
     root = _dataset(dataset_path) / "labels"
-    present = sorted(
-        folder.name
-        for folder in (root.iterdir() if root.is_dir() else [])
-        if folder.is_dir() and not folder.name.startswith(".") and next(folder.rglob("*.parquet"), None) is not None
-    )
+    present = [folder.name for folder in _label_folders(root)]
     if not present:
         raise ValueError(f"{root} holds no labels; write them with write_labels(label_events(...), dataset).")
     wanted = present if tasks is None else [tasks] if isinstance(tasks, str) else list(tasks)
@@ -77,6 +73,31 @@ def read_labels(dataset_path: str | Path, tasks: Sequence[str] | None = None) ->
     if unknown:
         raise ValueError(f"{root} has no labels of {unknown}; it has {present}.")
     return {name: read_label_table(root / name) for name in wanted}
+
+
+def label_tokens(dataset_path: str | Path) -> dict[str, str]:
+    """Task -> token of every task that a dataset has labels of, packaged ones first; empty where there are no labels.
+
+    A token is the one of the labels' report; for labels of another tool the name in brackets.
+    """
+    from ehrseq.tasks.registry import list_tasks
+
+    root = _dataset(dataset_path) / "labels"
+    rank = {name: place for place, name in enumerate(list_tasks(retrospective=None))}
+    tokens: dict[str, str] = {}
+    for folder in sorted(_label_folders(root), key=lambda folder: (rank.get(folder.name, len(rank)), folder.name)):
+        report = folder / "report.json"
+        found = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+        tokens[folder.name] = found.get("task", {}).get("token", f"[{folder.name.upper()}]")
+    return tokens
+
+
+def _label_folders(root: Path) -> list[Path]:
+    return [
+        folder
+        for folder in (sorted(root.iterdir()) if root.is_dir() else [])
+        if folder.is_dir() and not folder.name.startswith(".") and next(folder.rglob("*.parquet"), None) is not None
+    ]
 
 
 def _dataset(path: str | Path) -> Path:

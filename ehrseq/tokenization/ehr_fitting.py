@@ -53,9 +53,6 @@ def fit_vocabulary(
     Returns:
         The vocabulary; the token type of each id; how far the rank of a bin's edge can be off, as a share of the values
         of its (code, unit), 0 where all are exact.
-
-    Raises:
-        ValueError: `max_vocab_size` holds not even the special tokens.
     """
     # 1. Candidates: token -> rows, and kind. A parent stands for its descendants, so it counts their rows too.
     count_of: dict[str, int] = {}
@@ -94,12 +91,7 @@ def fit_vocabulary(
     fixed = {*SPECIAL_TOKENS, *task_tokens}
     chosen = sorted(token for token, number in count_of.items() if number >= min_count and token not in fixed)
     if max_vocab_size is not None:
-        room = max_vocab_size - len(fixed)
-        if room < 0:
-            raise ValueError(
-                f"max_vocab_size={max_vocab_size} is smaller than the {len(SPECIAL_TOKENS)} special and "
-                f"{len(task_tokens)} task tokens; give at least {len(fixed)}."
-            )
+        room = max(0, max_vocab_size - len(fixed))  # `check_settings` has refused less
         chosen = sorted(sorted(chosen, key=lambda token: (-count_of[token], token))[:room])
     tokens = [*SPECIAL_TOKENS, *chosen, *task_tokens]
     types = [
@@ -126,7 +118,14 @@ def check_settings(
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least.get(name, 1):
             raise ValueError(f"{name} got {value!r}; expected an integer of at least {least.get(name, 1)}.")
-    return _task_tokens(tasks)
+    tokens = _task_tokens(tasks)
+    fixed = len(SPECIAL_TOKENS) + len(tokens)
+    if max_vocab_size is not None and max_vocab_size < fixed:
+        raise ValueError(
+            f"max_vocab_size={max_vocab_size} is smaller than the {len(SPECIAL_TOKENS)} special and {len(tokens)} task "
+            f"tokens; give at least {fixed}."
+        )
+    return tokens
 
 
 def _task_tokens(tasks: Sequence[str | Mapping[str, Any]]) -> dict[str, str]:

@@ -269,6 +269,17 @@ class EhrTokenizer(TokenizersBackend):
         """
         return self._stored["fitted_subjects_digest"]
 
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """What it was fitted on: `subjects` (their number), `subjects_digest`; and `bin_rank_error`: how far the rank
+        of a bin's edge can be off, as a share of the values, 0 where all are exact.
+        """
+        return {
+            "subjects": self._stored.get("num_fitted_subjects"),
+            "subjects_digest": self.fitted_subjects_digest,
+            "bin_rank_error": self._stored.get("bin_rank_error", 0.0),
+        }
+
     def add_task(self, name: str, token: str | None = None) -> str:
         """Add a task, so that a trained model can learn it by its token alone (resize the model's embeddings
         afterwards).
