@@ -123,23 +123,42 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows (patient, task) in one forward pass.")] = 32,
     skip_bad_lines: Annotated[bool, typer.Option(help="FHIR: count and skip unreadable resources.")] = False,
+    engine: cli_encode.EngineOption = cli_encode.EngineName.local,
+    workers: cli_encode.Workers = None,
 ) -> None:
     """Write the risk of every patient (or stay): subject_id, prediction_time, task, label, score, reason.
 
-    The reason says why a task does not apply then; where nothing is left to foretell, there is no score.
+    The reason says why a task does not apply then; where nothing is left to foretell, there is no score. A dataset of
+    `ehrseq prepare` is scored file by file, with --engine and --workers; a stopped run goes on.
     """
+    from ehrseq.data.meds import written_by_us
+    from ehrseq.engine import get_engine
     from ehrseq.predict import predict_risks
+    from ehrseq.predict_shards import predict_dataset
 
     if out.is_dir() or out.suffix != ".parquet" or not _is_writable(out.parent):
         raise ValueError(f"{out} cannot be written; give the name of a .parquet file in a folder of yours.")
-    risks, report = predict_risks(
-        model,
-        data,
-        tasks=task or None,
-        prediction_times=times,
-        batch_size=batch_size,
-        on_error="skip" if skip_bad_lines else "raise",
-    )
+    if written_by_us(data):
+        risks, report = predict_dataset(
+            model,
+            data,
+            out.with_name(f".{out.name}.parts"),
+            tasks=task or None,
+            prediction_times=times,
+            batch_size=batch_size,
+            engine=get_engine(engine.value, num_workers=workers),
+        )
+    elif engine is not cli_encode.EngineName.local or workers is not None:
+        raise ValueError(f"--engine and --workers need a dataset in files; run `ehrseq prepare {data} FOLDER` first.")
+    else:
+        risks, report = predict_risks(
+            model,
+            data,
+            tasks=task or None,
+            prediction_times=times,
+            batch_size=batch_size,
+            on_error="skip" if skip_bad_lines else "raise",
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(out.name + ".part")
     risks.write_parquet(unfinished)

@@ -66,14 +66,84 @@ def predict_risks(
     from ehrseq.data.report import ConversionReport
     from ehrseq.data.schema import validate_events
 
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size got {batch_size!r}; expected a whole number of at least 1.")
-    for name, given in (("data", data), ("prediction_times", prediction_times)):
-        if not isinstance(given, str | Path | pl.DataFrame) and not (given is None and name == "prediction_times"):
-            raise ValueError(f"{name} got {type(given).__name__}; expected a path or a polars DataFrame.")
-    if tasks is not None and not isinstance(tasks, str | list | tuple | set):
-        raise ValueError(f"tasks got {tasks!r} ({type(tasks).__name__}); expected the name of a task, or a list.")
-    model, encoder = _load(str(checkpoint))
+    check_request(data, tasks, prediction_times, batch_size)
+    model, encoder = load_checkpoint(str(checkpoint))
+    asked = asked_tasks(model, checkpoint, tasks)
+    if isinstance(data, pl.DataFrame):
+        events, report = validate_events(data), ConversionReport()
+    else:
+        events, report = load_events(data, on_error=on_error, progress=progress)
+    if events.is_empty():
+        raise ValueError(f"the data hold no event, so there is nobody to score. What was read:\n{report}")
+    times = None if prediction_times is None else checked_times(prediction_times)
+    if times is not None:
+        check_known(times, events["subject_id"].unique())
+    risks = score_events(model, encoder, events, times, asked, report=report, batch_size=batch_size, progress=progress)
+    return checked_risks(risks, checkpoint), report
+
+
+def score_events(
+    model: Any,
+    encoder: Any,
+    events: pl.DataFrame,
+    times: pl.DataFrame | None,
+    tasks: dict[str, Any],
+    *,
+    report: Any,
+    batch_size: int,
+    progress: bool,
+) -> pl.DataFrame:
+    """Risks of an event table's patients.
+
+    Args:
+        model: A finetuned model.
+        encoder: Its tokenizer or feature extractor.
+        events: Event table of whole patients.
+        times: From `checked_times`; None = the end of each record, or of each stay.
+        tasks: From `asked_tasks`.
+        report: `ConversionReport` whose notes count what was left out.
+        batch_size: Rows in one forward pass.
+        progress: Show progress bars.
+
+    Raises:
+        NoStayError: The model reads stays, and there is none.
+    """
+    options: dict[str, Any] = {"report": report, "batch_size": batch_size, "progress": progress}
+    if hasattr(encoder, "task_tokens"):
+        asked = _last_times(events) if times is None else times
+        if times is None:
+            report.notes["patients without a timed event, not scored"] += events["subject_id"].n_unique() - asked.height
+        return _prompted_risks(model, encoder, events, asked, tasks, **options)
+    from ehrseq.predict_stays import stay_risks
+
+    at_ends = times is None and encoder.spec.window_start == "before_prediction"
+    risks = stay_risks(model, encoder, events, _last_times(events) if at_ends else times, tasks, **options)
+    if times is None:
+        scored = risks["subject_id"].n_unique()
+        report.notes["patients without a stay, not scored"] += events["subject_id"].n_unique() - scored
+    return risks
+
+
+def checked_risks(risks: pl.DataFrame, checkpoint: str | Path) -> pl.DataFrame:
+    """Risks in the columns of `RISK_SCHEMA`, sorted.
+
+    Raises:
+        ValueError: One is no number.
+    """
+    scores = risks["score"].drop_nulls().to_numpy()
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            f"{checkpoint} gives {scores[~np.isfinite(scores)][0]} as a risk: its weights are damaged. Save it again."
+        )
+    return risks.match_to_schema(pl.Schema(RISK_SCHEMA)).sort("subject_id", "prediction_time", maintain_order=True)
+
+
+def asked_tasks(model: Any, checkpoint: str | Path, tasks: Sequence[str] | str | None) -> dict[str, Any]:
+    """Entries of the checkpoint's `config.tasks` by name, those that are asked for.
+
+    Raises:
+        ValueError: It has none, or none of these.
+    """
     known = {task["name"]: task for task in getattr(model.config, "tasks", None) or []}
     if not known:
         raise ValueError(f"{checkpoint} has no tasks in its config; finetune it first (examples/03_finetune.py).")
@@ -81,38 +151,22 @@ def predict_risks(
     unknown = [task for task in wanted if task not in known]
     if unknown or not wanted:
         raise ValueError(f"unknown tasks {unknown}; this checkpoint knows {list(known)}, name at least one.")
+    return {name: known[name] for name in wanted}
 
-    if isinstance(data, pl.DataFrame):
-        events, report = validate_events(data), ConversionReport()
-    else:
-        events, report = load_events(data, on_error=on_error, progress=progress)
-    if events.is_empty():
-        raise ValueError(f"the data hold no event, so there is nobody to score. What was read:\n{report}")
-    asked = {name: known[name] for name in wanted}
-    options: dict[str, Any] = {"report": report, "batch_size": batch_size, "progress": progress}
-    if hasattr(encoder, "task_tokens"):
-        times = _prediction_times(events, prediction_times)
-        if prediction_times is None:
-            report.notes["patients without a timed event, not scored"] += events["subject_id"].n_unique() - times.height
-        risks = _prompted_risks(model, encoder, events, times, asked, **options)
-    else:
-        from ehrseq.predict_stays import stay_risks
 
-        ends = prediction_times is not None or encoder.spec.window_start == "before_prediction"
-        risks = stay_risks(
-            model, encoder, events, _prediction_times(events, prediction_times) if ends else None, asked, **options
-        )
-        if prediction_times is None:
-            scored = risks["subject_id"].n_unique()
-            report.notes["patients without a stay, not scored"] += events["subject_id"].n_unique() - scored
-    scores = risks["score"].drop_nulls().to_numpy()
-    if not np.isfinite(scores).all():
-        raise ValueError(
-            f"{checkpoint} gives {scores[~np.isfinite(scores)][0]} as a risk: its weights are damaged. Save it again."
-        )
-    return risks.match_to_schema(pl.Schema(RISK_SCHEMA)).sort(
-        "subject_id", "prediction_time", maintain_order=True
-    ), report
+def check_request(data: Any, tasks: Any, prediction_times: Any, batch_size: Any) -> None:
+    """Refuse arguments of `predict_risks` that are of no use, before anything is loaded.
+
+    Raises:
+        ValueError: See above.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size got {batch_size!r}; expected a whole number of at least 1.")
+    for name, given in (("data", data), ("prediction_times", prediction_times)):
+        if not isinstance(given, str | Path | pl.DataFrame) and not (given is None and name == "prediction_times"):
+            raise ValueError(f"{name} got {type(given).__name__}; expected a path or a polars DataFrame.")
+    if tasks is not None and not isinstance(tasks, str | list | tuple | set):
+        raise ValueError(f"tasks got {tasks!r} ({type(tasks).__name__}); expected the name of a task, or a list.")
 
 
 def _prompted_risks(
@@ -185,7 +239,7 @@ def _microseconds(times: np.ndarray) -> list[int]:
     return times.astype("datetime64[us]").astype(np.int64).tolist()
 
 
-def _load(checkpoint: str) -> tuple[Any, Any]:
+def load_checkpoint(checkpoint: str) -> tuple[Any, Any]:
     """Model of a finetuned checkpoint, and its tokenizer or feature extractor.
 
     Raises:
@@ -195,8 +249,10 @@ def _load(checkpoint: str) -> tuple[Any, Any]:
     from safetensors import SafetensorError
     from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification, AutoTokenizer
 
-    import ehrseq  # noqa: F401  registers the classes
+    from ehrseq._registration import register_all
     from ehrseq.training import quiet_loading
+
+    register_all()  # a worker process has the package's modules without its __init__
 
     _check_checkpoint(checkpoint)
     try:
@@ -257,14 +313,21 @@ def _model_type(config: Path) -> Any:
     return values.get("model_type") if isinstance(values, dict) else None
 
 
-def _prediction_times(events: pl.DataFrame, given: str | Path | pl.DataFrame | None) -> pl.DataFrame:
-    """One (subject_id, prediction_time) per row that is asked for."""
-    if given is None:
-        return (
-            events.filter(pl.col("time").is_not_null())
-            .group_by("subject_id", maintain_order=True)
-            .agg(pl.col("time").max().alias("prediction_time"))
-        )
+def _last_times(events: pl.DataFrame) -> pl.DataFrame:
+    """The end of each record."""
+    return (
+        events.filter(pl.col("time").is_not_null())
+        .group_by("subject_id", maintain_order=True)
+        .agg(pl.col("time").max().alias("prediction_time"))
+    )
+
+
+def checked_times(given: str | Path | pl.DataFrame) -> pl.DataFrame:
+    """One (subject_id, prediction_time) per row that is asked for.
+
+    Raises:
+        ValueError: A file that cannot be read, or no table of whole numbers and times.
+    """
     if not isinstance(given, pl.DataFrame):
         given = _read_times(Path(given))
     missing = {"subject_id", "prediction_time"} - set(given.columns)
@@ -287,12 +350,20 @@ def _prediction_times(events: pl.DataFrame, given: str | Path | pl.DataFrame | N
     nulls = times.filter(pl.any_horizontal(pl.all().is_null())).height
     if nulls:
         raise ValueError(f"{nulls} prediction times lack the patient or the time; fill them in, or leave them out.")
-    strangers = times.filter(~pl.col("subject_id").is_in(events["subject_id"].unique().implode()))["subject_id"]
+    return times.unique(maintain_order=True)
+
+
+def check_known(times: pl.DataFrame, subjects: pl.Series) -> None:
+    """Refuse prediction times of patients that are not there.
+
+    Raises:
+        ValueError: There are such.
+    """
+    strangers = times.filter(~pl.col("subject_id").is_in(subjects.implode()))["subject_id"]
     if len(strangers):
         raise ValueError(
             f"prediction times name {len(strangers)} patients without events, e.g. {int(np.asarray(strangers)[0])}."
         )
-    return times.unique(maintain_order=True)
 
 
 def _read_times(path: Path) -> pl.DataFrame:

@@ -168,6 +168,10 @@ def select_variables(
     return tuple((code, (code,)) for code in sorted(kept["code"].to_list()))
 
 
+class NoStayError(ValueError):
+    """No stay begins in the events: an error of a whole dataset, nothing special in a part of one."""
+
+
 def build_triplets(
     events: pl.DataFrame, spec: TripletSpec, labels: pl.DataFrame | None = None, *, keep_empty: bool = False
 ) -> TripletTable:
@@ -185,14 +189,15 @@ def build_triplets(
         The stays, by subject and prediction time, and what was left out in `skipped`.
 
     Raises:
-        ValueError: A label table that is none, no stay at all, or "before_prediction" without labels.
+        NoStayError: No stay at all, a ValueError.
+        ValueError: A label table that is none, or "before_prediction" without labels.
     """
     skipped: Counter[str] = Counter()
     ids = spec.code_ids
     used = {code for feature in spec.static_features for code in feature.codes} | {BIRTH_CODE, DEATH_CODE}
     stays = _stays(events, spec, labels, skipped)
     if stays.is_empty():
-        raise ValueError(
+        raise NoStayError(
             f"no stay begins in these events ({dict(skipped)}): window_start={spec.window_start!r}, start_codes="
             f"{spec.start_codes!r}. Are they the codes of this dataset's admissions?"
         )
