@@ -6,16 +6,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from ehrseq.data.fhir_blocks import MAX_ERRORS, Block
+from ehrseq.data.fhir_encounters import ANYBODY, Encounters
 from ehrseq.data.fhir_references import NOTHING, Resolver, bare_id
 from ehrseq.data.fhir_resources import MEDICATION_REFERENCE, NO_TIME, RESOURCE_TYPES, TIME_FROM_ENCOUNTER, TIME_STATIC
 from ehrseq.data.fhir_time import DAY, LOCAL_TICK
+from ehrseq.data.fhir_versions import (
+    GivenMedication,
+    GivenPatient,
+    GivenVisit,
+    last_versions,
+    old_versions,
+    version_columns,
+)
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, code_rank
 
@@ -23,50 +31,6 @@ _TABLES = ("subjects", "encounters", "codes", "texts", "units")
 _COLUMNS = {"subject": "subjects", "encounter": "encounters", "code": "codes", "text": "texts", "unit": "units"}
 _MINUTE = 60_000_000
 _MAX_INT64 = 2**63 - 1
-_HASH_SEED = 20  # any, but one: rows that meet were perhaps hashed by different processes
-_ANYBODY = -2
-"""Stands for the patient of an encounter that names none."""
-
-
-Version = tuple[int, int]
-"""When a version of a resource was written (`NO_TIME` where it does not say), and where it stands in the source."""
-
-GivenPatient = tuple[list[str], str, Version]
-GivenVisit = tuple[list[str], str, int, int, int, int | None, str, Version]
-GivenMedication = tuple[list[str], list[str], Version]
-"""See `Extractor.patients`, `visits` and `medications`; with the version in place of the index."""
-
-_Given = TypeVar("_Given", GivenPatient, GivenVisit, GivenMedication)
-
-
-def last_versions(given: list[_Given]) -> list[_Given]:
-    """One version of each resource, the last by `meta.lastUpdated` and then by its place; in the source's order."""
-    last: dict[str, _Given] = {}
-    for item in sorted(given, key=_version):
-        last[item[0][0]] = item
-    return sorted(last.values(), key=_place)
-
-
-def _version(item: _Given) -> Version:
-    return item[-1]
-
-
-def _place(item: _Given) -> int:
-    return item[-1][1]
-
-
-def version_columns(block: Block) -> dict[str, np.ndarray]:
-    """Of each row of a block: `place` and `updated` of its resource, and `resource`, a hash of type and id (0 without
-    an id).
-    """
-    sizes = np.frombuffer(block.sizes, dtype=block.sizes.typecode)
-    names = pl.Series(block.names, dtype=pl.String)
-    hashes = np.where((names == "").to_numpy(), 0, names.hash(_HASH_SEED).to_numpy().view(np.int64))
-    return {
-        "place": np.repeat(np.arange(block.place, block.place + len(sizes)), sizes),
-        "updated": np.repeat(np.frombuffer(block.updated, dtype=block.updated.typecode), sizes),
-        "resource": np.repeat(hashes, sizes),
-    }
 
 
 class Assembler:
@@ -88,6 +52,7 @@ class Assembler:
         self._columns: list[dict[str, np.ndarray]] = []
         self._patients: list[GivenPatient] = []
         self._visits: list[GivenVisit] = []
+        self._counts_encounters_of_nobody = True
         self.medications: list[GivenMedication] = []
         self._errors: list[tuple[tuple[int, int], str]] = []
 
@@ -124,9 +89,12 @@ class Assembler:
             for keys, name, subject, start, end, offset, part_of, version in visits
         ]
 
-    def add_encounters_of_nobody(self, visits: list[GivenVisit]) -> None:
-        """Take encounters that name no patient: any row may refer to them."""
+    def add_encounters_of_nobody(self, visits: list[GivenVisit], *, counted: bool) -> None:
+        """Take encounters that name no patient: any row may refer to them. Several tables may share them, and one of
+        them counts what is wrong with them.
+        """
         self._visits += visits
+        self._counts_encounters_of_nobody = counted
 
     def events(self) -> pl.DataFrame:
         """The event table of everything added.
@@ -159,25 +127,20 @@ class Assembler:
         columns = self._mark_old_versions(columns)
 
         # 2. Encounters: the visit of a row, and the end of its encounter.
-        encounter = columns.pop("encounter")
-        visit = self._resolve_encounters(subject_ids, nobody)
-        columns["visit"] = visit.index[encounter]
-        ends, owner = visit.ends[encounter], visit.owners[encounter]
-        # What happened to one patient is no part of another's visit.
-        strange = (columns["visit"] >= 0) & (owner != columns["subject_id"]) & (owner != _ANYBODY)
-        if strange.any():
-            columns["visit"], ends = np.where(strange, -1, columns["visit"]), np.where(strange, NO_TIME, ends)
-        missing = int(np.count_nonzero((columns["visit"] < 0) & (encounter > 0)))
+        encounters = self._encounters(subject_ids, nobody)
+        keys = columns.pop("encounter")
+        columns["visit"], ends = encounters.resolve(columns["subject_id"], keys, self._tables["encounters"])
+        missing = int(np.count_nonzero((columns["visit"] < 0) & (keys > 0)))
         if missing:
             self.report.unresolved_references["Encounter (rows kept, without a visit)"] += missing
         columns = self._times_from_encounters(columns, ends)
 
         # 3. Dates without zone are days of the patient's own wall clock.
-        columns["time"] = self._shift_local_dates(columns["time"], columns["subject_id"], visit.offsets)
+        columns["time"] = self._shift_local_dates(columns["time"], columns["subject_id"], encounters.offsets)
 
         # 4. Medications by reference, perhaps several codes for one.
         columns, codes = self._resolve_medications(columns)
-        return self._frame(columns, codes, visit.names)
+        return self._frame(columns, codes, encounters.names)
 
     def _in_source_order(self) -> dict[str, np.ndarray]:
         """All rows, those of the source's first file and line first."""
@@ -198,27 +161,11 @@ class Assembler:
         """Whether a row is that of a version of its resource that a later one replaces (`old`); rows that only say that
         a resource has nothing more to say go.
         """
-        resource, place, updated = columns.pop("resource"), columns.pop("place"), columns.pop("updated")
-        old = np.zeros(len(resource), dtype=bool)
-        again = np.flatnonzero(pl.Series(resource).is_duplicated().to_numpy() & (resource != 0))
-        if len(again):
-            keys = ["subject_id", "resource"]
-            rows = pl.DataFrame(
-                {
-                    "subject_id": columns["subject_id"][again],
-                    "resource": resource[again],
-                    "place": place[again],
-                    "updated": updated[again],
-                }
-            )
-            versions = rows.unique(subset=[*keys, "place"])
-            last = versions.sort("updated", "place").group_by(keys).agg(pl.col("place").last().alias("last"))
-            if replaced := versions.height - last.height:
-                self.report.notes["resources that a later version of them replaces"] += replaced
-                joined = rows.join(last, on=keys, how="left", maintain_order="left")
-                old[again] = (joined["place"] != joined["last"]).to_numpy()
-                self._note_other_births(columns, again)
-        columns["old"] = old
+        versions = {name: columns.pop(name) for name in ("resource", "place", "updated")}
+        columns["old"], again, replaced = old_versions(columns["subject_id"], versions)
+        if replaced:
+            self.report.notes["resources that a later version of them replaces"] += replaced
+            self._note_other_births(columns, again)
         told = columns["code"] != 0
         return columns if told.all() else {name: column[told] for name, column in columns.items()}
 
@@ -247,49 +194,14 @@ class Assembler:
             ids = np.array([known.get(key, nobody) for key in keys], dtype=np.int64)
         return ids, nobody
 
-    def _resolve_encounters(self, subject_ids: np.ndarray, nobody: int) -> _Visits:
-        """Root visit of each encounter key, with the end and the patient of the encounter itself."""
-        visits = last_versions(self._visits)
-        resolver = Resolver("Encounter", [keys for keys, *_ in visits])
-        subjects = [subject for _, _, subject, *_ in visits]
-        owners = np.append(subject_ids, _ANYBODY)[[subject if subject else -1 for subject in subjects]]
-        parents = [resolver.find(part_of) if part_of else -1 for *_, part_of, _ in visits]
-        parents = [
-            parent if parent >= 0 and owners[parent] in (owners[number], _ANYBODY) else -1
-            for number, parent in enumerate(parents)
-        ]
-        unresolved = sum(1 for (*_, part_of, _), parent in zip(visits, parents, strict=True) if part_of and parent < 0)
-        if unresolved:
-            self.report.unresolved_references["Encounter (partOf)"] += unresolved
-        roots = [self._root(number, parents) for number in range(len(visits))]
-        names: dict[str, int] = {}
-        named = [names.setdefault(visits[root][1], len(names)) for root in roots]
-        index = np.full(len(self._tables["encounters"]), -1, dtype=np.int32)
-        ends = np.full(len(index), NO_TIME, dtype=np.int64)
-        owner = np.full(len(index), _ANYBODY, dtype=np.int64)
-        for key, number in self._tables["encounters"].items():
-            found = resolver.find(key) if key else -1
-            if found >= 0:
-                index[number] = named[found]
-                ends[number], owner[number] = visits[found][4], owners[found]
-        # The zone of a subject's latest encounter that states one.
-        latest: dict[int, tuple[int, int]] = {}
-        for _, _, subject, start, end, offset, _, _ in visits:
-            whose = int(subject_ids[subject])
-            moment = start if start != NO_TIME else end
-            if offset is not None and whose != nobody and moment >= latest.get(whose, (NO_TIME, 0))[0]:
-                latest[whose] = (moment, offset)
-        return _Visits(list(names), index, ends, owner, {whose: offset for whose, (_, offset) in latest.items()})
-
-    def _root(self, number: int, parents: list[int]) -> int:
-        """Topmost encounter; a circle of partOf (HL7's own example has one) ends where it closes."""
-        seen = {number}
-        while parents[number] >= 0 and parents[number] not in seen:
-            number = parents[number]
-            seen.add(number)
-        if parents[number] >= 0:
-            self.report.notes["encounters that are part of themselves"] += 1
-        return number
+    def _encounters(self, subject_ids: np.ndarray, nobody: int) -> Encounters:
+        """The encounters of the patients that are known, and of those that name none."""
+        given: list[GivenVisit] = []
+        for keys, name, subject, *rest in self._visits:
+            owner = int(subject_ids[subject]) if subject else ANYBODY
+            if owner != nobody:
+                given.append((keys, name, owner, *rest))  # type: ignore[arg-type]
+        return Encounters(given, self.report, None if self._counts_encounters_of_nobody else ANYBODY)
 
     def _times_from_encounters(self, columns: dict[str, np.ndarray], ends: np.ndarray) -> dict[str, np.ndarray]:
         time = columns["time"]
@@ -343,9 +255,9 @@ class Assembler:
                 found = [f"MEDICATION//TEXT//{display}"] if display else []
             meant[number] = [table.setdefault(code, len(table)) for code in found]
         code = columns["code"]
-        if unknown:
-            self.report.unresolved_references["Medication (rows; kept where the reference has a display text)"] += int(
-                np.isin(code, unknown).sum()
+        if missing := int(np.isin(code, unknown).sum()):
+            self.report.unresolved_references["Medication (rows; kept where the reference has a display text)"] += (
+                missing
             )
         # times[i]: into how many rows the rows of code i turn
         times = np.ones(len(table), dtype=np.int64)
@@ -411,25 +323,6 @@ class Assembler:
         self.report.subjects = events["subject_id"].n_unique()
         self.report.errors += [error for _, error in sorted(self._errors)][:MAX_ERRORS]
         return events.select(pl.col(name).cast(EVENT_SCHEMA[name]) for name in EVENT_COLUMNS)
-
-
-@dataclass(frozen=True)
-class _Visits:
-    """What encounter keys stand for.
-
-    Attributes:
-        names: Visit ids.
-        index: Number of a key -> position in `names`, -1 where no encounter was given.
-        ends: Number of a key -> end of its encounter or `NO_TIME`.
-        owners: Number of a key -> subject_id of its encounter, `_ANYBODY` where that names no patient.
-        offsets: subject_id -> UTC offset in minutes.
-    """
-
-    names: list[str]
-    index: np.ndarray
-    ends: np.ndarray
-    owners: np.ndarray
-    offsets: dict[int, int]
 
 
 def _medication_codes(text: str, resolver: Resolver, known: list[list[str]], depth: int) -> list[str] | None:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ehrseq.data.fhir_assemble import version_columns
 from ehrseq.data.fhir_blocks import MAX_ERRORS, Block, Task, read_task
+from ehrseq.data.fhir_versions import version_columns
 from ehrseq.data.shards import write_json
 from ehrseq.prepare.spill import partition_of_keys, write_piece, write_table
 

@@ -19,9 +19,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ehrseq.data.fhir_assemble import Assembler, last_versions, source_ids, subject_ids_of
+from ehrseq.data.fhir_assemble import Assembler, source_ids, subject_ids_of
 from ehrseq.data.fhir_references import Resolver
 from ehrseq.data.fhir_resources import MEDICATION_REFERENCE
+from ehrseq.data.fhir_versions import last_versions
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.shards import write_json
 from ehrseq.prepare.fhir_parts import NUMBERS, TABLES
@@ -137,7 +138,8 @@ def assemble_partition(task: FhirPartition) -> str:
     if reader.has_references and (spill / "medications.parquet").is_file():
         assembler.medications += _given(pq.read_table(spill / "medications.parquet"))
     if (spill / "shared.parquet").is_file():
-        assembler.add_encounters_of_nobody(_visits(pq.read_table(spill / "shared.parquet"), {"": 0}))
+        shared = _visits(pq.read_table(spill / "shared.parquet"), {"": 0})
+        assembler.add_encounters_of_nobody(shared, counted=task.number == 0)
     events = assembler.events() if reader.found else pl.DataFrame()
     write_shards(events, report, task.plan, task.number)
     return str(record)

@@ -276,6 +276,8 @@ class _Preparation:
             shard_files.add_record(report, json.loads(Path(record).read_text(encoding="utf-8")), whole)
         if not report.events_written:
             raise ValueError(f"{self.source} gives no event to write; see what it holds: {report.to_dict()}.")
+        for name in ("first", "last"):
+            whole[name] = pl.Series([whole[name]], dtype=pl.Int64).cast(pl.Datetime("us")).cast(pl.String)[0]
         codes = sorted(whole["codes"])
         whole["codes"] = len(codes)
         known = report.code_descriptions

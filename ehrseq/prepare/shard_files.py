@@ -87,13 +87,14 @@ def check_split_name(name: str) -> None:
 
 
 def _summary(events: pl.DataFrame) -> dict[str, Any]:
-    timed = events["time"].drop_nulls()
+    # Not as datetimes: a date of the year 9999 may fall into the next one in another zone.
+    times = events["time"].cast(pl.Int64)
     units = events.select(pl.col("unit").drop_nulls().value_counts()).unnest("unit")
     return {
         "codes": events["code"].unique().sort().to_list(),
         "units": dict(sorted(units.iter_rows())),
-        "first": None if timed.is_empty() else str(timed.min()),
-        "last": None if timed.is_empty() else str(timed.max()),
+        "first": times.min(),
+        "last": times.max(),
         "visits": events.filter(pl.col("visit_id").is_not_null()).select("subject_id", "visit_id").unique().height,
     }
 

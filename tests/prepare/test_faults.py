@@ -242,9 +242,9 @@ def test_duplicates_in_other_files_meet(tmp_path):
 
 @pytest.mark.parametrize("version", ["0.2", "0.3", "0.4", "omop", "csv"])
 def test_versions_of_meds(tmp_path, version):
-    time = pl.Series("time", ["2020-01-02T03:04:05", None, "2020-01-02T00:00:00", "2020-01-01T00:00:00"]).cast(
-        pl.Datetime("us")
-    )
+    time = pl.Series(
+        "time", ["2020-01-02T03:04:05", None, "2020-01-02T00:00:00", "2020-01-01T00:00:00"]
+    ).str.to_datetime(time_unit="us")
     table = pl.DataFrame({"subject_id": [5, 5, 5, 3]}).with_columns(
         time,
         pl.Series("code", ["LAB//a", "GENDER//F", "MEDS_DEATH", "Visit/IP/start"]),
