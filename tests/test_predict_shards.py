@@ -182,7 +182,7 @@ def _unreadable(dataset, checkpoint, tmp_path):
             },
             "1 patients without events",
         ),
-        (_unreadable, r"1\.parquet cannot be read as Parquet"),
+        (_unreadable, r"0\.parquet cannot be read as Parquet"),
     ],
 )
 def test_bad_requests(dataset, checkpoint, tmp_path, change, message):
