@@ -4,7 +4,8 @@
     python -m torch.distributed.run --nproc_per_node 2 examples/02_pretrain.py --data runs/data ...
 
 Run the same command again to resume. `--packing` spares the padding. The paper's size: --hidden_size 768
---num_layers 32 --context 2048.
+--num_layers 32 --context 2048. A dataset of any size: `--data` is what `ehrseq tokenize` wrote; with `--stream` every
+process reads files of its own.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser,
 import ehrseq  # noqa: F401  registers the classes with the Auto classes
 from ehrseq.data.dataset import EventDataset
 from ehrseq.data.packing import DataCollatorForPackedNextToken, PackableRows
+from ehrseq.encode import EncodedDataset, is_encoded
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
 from ehrseq.tasks import load_task
 from ehrseq.training import last_checkpoint, leave_process_group, model_config, use_paper_recipe
@@ -24,12 +26,13 @@ from ehrseq.training import last_checkpoint, leave_process_group, model_config, 
 class Arguments:
     """Options beside Trainer's own."""
 
-    data: str = field(metadata={"help": "Folder that 01_prepare_data.py wrote."})
+    data: str = field(metadata={"help": "Folder that 01_prepare_data.py wrote, or `ehrseq tokenize`."})
     hidden_size: int = field(default=64, metadata={"help": "Width (paper: 768)."})
     num_layers: int = field(default=2, metadata={"help": "Mamba blocks (paper: 32)."})
     context: int = field(default=256, metadata={"help": "Context length in tokens (paper: 2048)."})
     splits: list[str] = field(default_factory=lambda: ["pretrain", "train"], metadata={"help": "Splits to learn from."})
     packing: bool = field(default=False, metadata={"help": "Put several patients into a row, instead of padding."})
+    stream: bool = field(default=False, metadata={"help": "Read encoded files one by one; needs --max_steps."})
     patience: int = field(default=0, metadata={"help": "Evaluations without progress before stopping; 0 = never."})
 
 
@@ -37,26 +40,36 @@ def main() -> None:
     """Pretrain, then save the model with its tokenizer."""
     arguments, args = HfArgumentParser((Arguments, TrainingArguments)).parse_args_into_dataclasses()
     set_seed(args.seed)
-    folder = Path(arguments.data)
-    dataset, tokenizer = EventDataset(folder / "dataset"), AutoTokenizer.from_pretrained(folder / "tokenizer")
-    train = tokenizer.encode_histories(dataset.events(arguments.splits)).windows(arguments.context)
-    tuning = tokenizer.encode_histories(dataset.events("tuning")).windows(arguments.context)
+    context, splits = arguments.context, arguments.splits
+    if is_encoded(arguments.data):
+        data = EncodedDataset(arguments.data)
+        tokenizer, train, tuning = data.tokenizer, data.windows(context, splits), data.windows(context, "tuning")
+    else:
+        folder = Path(arguments.data)
+        dataset, tokenizer = EventDataset(folder / "dataset"), AutoTokenizer.from_pretrained(folder / "tokenizer")
+        train = tokenizer.encode_histories(dataset.events(splits)).windows(context)
+        tuning = tokenizer.encode_histories(dataset.events("tuning")).windows(context)
 
     config = model_config(
         tokenizer,
         tasks=[load_task(name).to_config() for name in tokenizer.tasks],
         hidden_size=arguments.hidden_size,
         num_hidden_layers=arguments.num_layers,
-        max_position_embeddings=arguments.context,
+        max_position_embeddings=context,
     )
     use_paper_recipe(args, len(train))
     args.label_names, args.prediction_loss_only = ["labels"], True
+    if arguments.packing:
+        train = PackableRows(train)
+    if arguments.stream:
+        args.accelerator_config.dispatch_batches = False  # no process reads for the others
+        train = data.stream(context, splits, seed=args.seed, packable=arguments.packing)
     trainer = Trainer(
         model=EhrMambaForCausalLM(config),
         args=args,
-        train_dataset=PackableRows(train) if arguments.packing else train,
+        train_dataset=train,
         eval_dataset=tuning,
-        data_collator=DataCollatorForPackedNextToken(tokenizer, arguments.context),  # pads what is not to be packed
+        data_collator=DataCollatorForPackedNextToken(tokenizer, context),  # pads what is not to be packed
         processing_class=tokenizer,
         callbacks=[EarlyStoppingCallback(arguments.patience)] if arguments.patience else None,
     )

@@ -24,6 +24,7 @@ import ehrseq  # noqa: F401  registers the classes with the Auto classes
 from ehrseq.data.dataset import EventDataset
 from ehrseq.data.mpf import balance_rows
 from ehrseq.data.packing import DataCollatorForPackedPrompts, PackableRows, evaluation_order
+from ehrseq.encode import EncodedDataset, is_encoded
 from ehrseq.evaluation import ComputeTaskMetrics
 from ehrseq.tasks import read_labels
 from ehrseq.training import last_checkpoint, leave_process_group, prompted_dataset, use_paper_recipe
@@ -33,7 +34,9 @@ from ehrseq.training import last_checkpoint, leave_process_group, prompted_datas
 class Arguments:
     """Options beside Trainer's own."""
 
-    data: str = field(metadata={"help": "Folder that 01_prepare_data.py wrote."})
+    data: str = field(
+        metadata={"help": "Folder that 01_prepare_data.py wrote, or DATASET/encoded of `ehrseq tokenize`."}
+    )
     model: str = field(metadata={"help": "Pretrained checkpoint."})
     positive_share: float | None = field(default=None, metadata={"help": "Balance the classes, e.g. 0.5."})
     rows: int | None = field(default=None, metadata={"help": "Rows of one epoch, all of them when absent."})
@@ -45,13 +48,18 @@ def main() -> None:
     """Finetune, evaluate on the tuning patients, save the model with its tokenizer."""
     arguments, args = HfArgumentParser((Arguments, TrainingArguments)).parse_args_into_dataclasses()
     set_seed(args.seed)
-    dataset = EventDataset(Path(arguments.data) / "dataset")
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForSequenceClassification.from_pretrained(arguments.model)
     context, names = model.config.max_position_embeddings, [task["name"] for task in model.config.tasks]
-    labels = read_labels(dataset.path)
-    train = prompted_dataset(tokenizer, dataset.events("train"), labels, context)
-    tuning = prompted_dataset(tokenizer, dataset.events("tuning"), labels, context)
+    if is_encoded(arguments.data):
+        data = EncodedDataset(arguments.data)
+        labels = read_labels(data.path.parent)
+        train, tuning = data.prompts(labels, context, "train"), data.prompts(labels, context, "tuning")
+    else:
+        dataset = EventDataset(Path(arguments.data) / "dataset")
+        labels = read_labels(dataset.path)
+        train = prompted_dataset(tokenizer, dataset.events("train"), labels, context)
+        tuning = prompted_dataset(tokenizer, dataset.events("tuning"), labels, context)
     tuning = tuning.subset(tuning.lengths.argsort(kind="stable"))  # batches of like length: next to no padding
 
     draw = {"num_rows": arguments.rows, "positive_share": arguments.positive_share}

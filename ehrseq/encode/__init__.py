@@ -6,6 +6,7 @@ from ehrseq._lazy import lazy_exports
 _EXPORTS = {
     "EncodedDataset": "dataset",
     "encode_dataset": "shards",
+    "is_encoded": "dataset",
     "fit_tokenizer": "fitting",
     "tokenize_dataset": "run",
 }

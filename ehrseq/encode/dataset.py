@@ -7,6 +7,8 @@
 Rows are those of `EhrTokenizer.encode_histories(events)` with `windows` or `PromptedDataset`, in the same order; only
 indices are held in memory. Every process of a `torchrun` may map the same files, each reads the rows that it is given;
 `EncodedDataset.stream` gives every process files of its own instead.
+
+The files themselves hold patients (`ehrseq.encode.files`): `datasets` maps or streams those like any Arrow or Parquet.
 """
 
 from __future__ import annotations
@@ -38,6 +40,11 @@ if TYPE_CHECKING:
 _REMEMBERED = 8  # patients that stay decoded: rows of one patient often follow one another
 
 
+def is_encoded(path: str | Path) -> bool:
+    """Whether a folder is one that `ehrseq tokenize` has finished."""
+    return (Path(path) / SUMMARY).is_file()
+
+
 class EncodedDataset:
     """What `ehrseq tokenize` wrote.
 
@@ -50,13 +57,12 @@ class EncodedDataset:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        file = self.path / SUMMARY
-        if not file.is_file():
+        if not is_encoded(path):
             raise ValueError(
                 f"{self.path} holds no finished encoding (no {SUMMARY}); run `ehrseq tokenize`, again where it was "
                 "stopped."
             )
-        self.summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        self.summary: dict[str, Any] = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
 
     @cached_property
     def tokenizer(self) -> EhrTokenizer:
@@ -114,7 +120,13 @@ class EncodedDataset:
         return EncodedPrompts(patients, _index(patients, labels), max_length)
 
     def stream(
-        self, max_length: int, splits: str | Sequence[str] | None = None, *, seed: int = 0, repeat: bool = True
+        self,
+        max_length: int,
+        splits: str | Sequence[str] | None = None,
+        *,
+        seed: int = 0,
+        repeat: bool = True,
+        packable: bool = False,
     ) -> Any:
         """Pretraining rows as a `datasets.IterableDataset` whose files the processes and loader workers share out.
 
@@ -128,6 +140,7 @@ class EncodedDataset:
                 which is another one every time.
             repeat: Begin again at the end, without end: processes have unequal numbers of rows, and none may stop
                 before the others.
+            packable: Mark the rows for the packing collators, as `PackableRows` does.
 
         Raises:
             ValueError: Fewer files than processes.
@@ -151,6 +164,7 @@ class EncodedDataset:
                 "tokenizer": str(self.path / "tokenizer"),
                 "max_length": max_length,
                 "seed": seed,
+                "packable": packable,
                 "stream": uuid4().hex,
             },
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ehrseq.data.packing import SEGMENTS
 from ehrseq.encode.files import from_batch, stream_batches
 
 _passes: Counter[tuple[str, str]] = Counter()
@@ -20,7 +21,7 @@ and every time it begins again, and each time is to have an order of its own."""
 
 
 def stream_windows(
-    files: Sequence[str], tokenizer: str, max_length: int, seed: int, stream: str
+    files: Sequence[str], tokenizer: str, max_length: int, seed: int, packable: bool, stream: str
 ) -> Iterator[dict[str, Any]]:
     """Windows of the files, see `EncodedDataset.stream`.
 
@@ -29,6 +30,7 @@ def stream_windows(
         tokenizer: Folder of the tokenizer.
         max_length: Context length.
         seed: Seed of the order.
+        packable: Whether the rows are marked for the packing collators.
         stream: Name of the stream; another one starts its passes from the first.
     """
     encoder = _encoder(tokenizer)
@@ -39,7 +41,10 @@ def stream_windows(
         for batch in stream_batches(file):
             windows = encoder.histories(from_batch(batch)).windows(max_length)
             for row in order.permutation(len(windows)).tolist():
-                yield windows[row]
+                values = windows[row]
+                if packable:
+                    values[SEGMENTS] = np.ones(len(values["input_ids"]), np.int64)
+                yield values
 
 
 @lru_cache(maxsize=1)

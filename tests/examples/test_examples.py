@@ -19,6 +19,8 @@ import torch
 from safetensors.torch import load_file
 
 from ehrseq.data.simulate_stays import simulate_stays
+from ehrseq.encode import encode_dataset
+from ehrseq.engine import get_engine
 from ehrseq.modeling.configuration_hymate import HyMaTEConfig
 from ehrseq.triplet_training import TripletRecipe
 
@@ -149,6 +151,32 @@ def test_two_processes_train_as_one(prepared, pretrained, tmp_path):
     weights = [load_file(tmp_path / str(n) / "model.safetensors") for n in (1, 2)]
     for name, tensor in weights[0].items():
         assert torch.allclose(tensor, weights[1][name], atol=2e-4), name
+
+
+@pytest.fixture(scope="module")
+def encoded(prepared) -> Path:
+    """What `ehrseq tokenize` writes, with the tokenizer of the first example."""
+    output = prepared / "dataset" / "encoded"
+    encode_dataset(prepared / "dataset", output, prepared / "tokenizer", engine=get_engine(num_workers=1))
+    return output
+
+
+def test_encoded_files_train_as_tables_do(prepared, encoded, pretrained, tmp_path):
+    sizes = ["--hidden_size", 16, "--num_layers", 1, "--context", 64, "--max_steps", 4, "--packing"]
+    options = [*sizes, "--per_device_train_batch_size", 8, "--learning_rate", 3e-3, *QUIET]
+    for number, data in enumerate((prepared, encoded)):
+        run("02_pretrain.py", "--data", data, "--output_dir", tmp_path / f"pretrain{number}", *options)
+        finetune(data, pretrained, tmp_path / f"finetune{number}", "--max_steps", 3, "--save_steps", 3)
+    for stage in ("pretrain", "finetune"):
+        table, files = (load_file(tmp_path / f"{stage}{number}" / "model.safetensors") for number in (0, 1))
+        assert all(torch.equal(tensor, files[name]) for name, tensor in table.items()), stage
+
+
+def test_two_processes_stream_files_of_their_own(encoded, tmp_path):
+    sizes = ["--hidden_size", 16, "--num_layers", 1, "--context", 64, "--max_steps", 3, "--eval_strategy", "no"]
+    options = [*sizes, "--stream", "--packing", *QUIET]
+    run("02_pretrain.py", "--data", encoded, "--output_dir", tmp_path, *options, processes=2)
+    assert (tmp_path / "model.safetensors").exists()
 
 
 def _without_dropout(source: Path, target: Path) -> None:
