@@ -375,10 +375,8 @@ class EncodedPrompts(Dataset[dict[str, Any]]):
     def lengths(self) -> NDArray[np.int64]:
         """`[n]` tokens of each row; the patients are decoded for it, batch by batch."""
         lengths = np.zeros(len(self), np.int64)
-        wanted = np.zeros(len(self.patients), bool)
-        wanted[self.index["patient"]] = True
         place = np.full(len(self.patients), -1)
-        for positions, histories in self.patients.parts(wanted):
+        for positions, histories in self.patients.parts(self._wanted):
             place[positions] = np.arange(len(positions))
             rows = np.flatnonzero(place[self.index["patient"]] >= 0)
             prompts = self._prompts(histories, rows, place[self.index["patient"][rows]])
@@ -386,12 +384,27 @@ class EncodedPrompts(Dataset[dict[str, Any]]):
             place[positions] = -1
         return lengths
 
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows as tables of `EhrTokenizer.encode_table`, batch by batch, in the order of the files."""
+        for positions, histories in self.patients.parts(self._wanted):
+            place = np.full(len(self.patients), -1)
+            place[positions] = np.arange(len(positions))
+            rows = np.flatnonzero(place[self.index["patient"]] >= 0)
+            prompts = self._prompts(histories, rows, place[self.index["patient"][rows]])
+            yield histories.prompt_table(prompts, self.max_length)
+
     def subset(self, rows: ArrayLike) -> EncodedPrompts:
         """The dataset of these rows, in this order (repeats allowed)."""
         chosen = np.asarray(rows)
         return EncodedPrompts(
             self.patients, {name: column[chosen] for name, column in self.index.items()}, self.max_length
         )
+
+    @property
+    def _wanted(self) -> NDArray[np.bool_]:
+        wanted = np.zeros(len(self.patients), bool)
+        wanted[self.index["patient"]] = True
+        return wanted
 
     def _prompts(self, histories: EncodedHistories, rows: NDArray[np.int64], history: NDArray[np.int64]) -> Any:
         return histories.index_rows(

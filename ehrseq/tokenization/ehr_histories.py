@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from .ehr_columns import NO_TIME
 from .ehr_labels import label_rows, rows_until
 from .ehr_plans import PromptIndex, RowPlan
 from .ehr_sequence import MAX_STATIC_SHARE, WEEK_US, YEAR_US, check_context
-from .ehr_tables import in_threads
+from .ehr_tables import in_threads, require
 from .ehr_vocabulary import (
     CLS,
     REG,
@@ -33,6 +33,12 @@ from .ehr_vocabulary import (
     VS,
     EventVocabulary,
 )
+
+if TYPE_CHECKING:
+    try:  # noqa: SIM105  (guarded, or transformers would ask for pyarrow before it loads this file from a checkpoint)
+        import pyarrow as pa
+    except ImportError:
+        pass
 
 STORED_DTYPES: dict[str, Any] = {
     "input_ids": np.int32,
@@ -179,6 +185,19 @@ class EncodedHistories:
         channels = self.row(plan, row)
         channels["labels"], channels["task_ids"] = np.int64(index.label[row]), np.int64(index.task[row])
         return channels
+
+    def prompt_table(self, index: PromptIndex, max_length: int | None = None) -> pa.Table:
+        """The rows of an index as a table, see `EhrTokenizer.encode_table`."""
+        pa = require("pyarrow")
+        columns = {
+            "subject_id": pa.array(self.subject_ids[index.history], pa.int64()),
+            "prediction_time": pa.array(index.prediction_time, pa.int64()).cast(pa.timestamp("us")),
+            "task": pa.DictionaryArray.from_arrays(
+                pa.array(index.task, pa.int32()), pa.array(self.task_names, pa.string())
+            ),
+            "label": pa.array(index.label.astype(bool)),
+        }
+        return pa.table(columns | channel_columns(self.assemble_all(self.plan_prompts(index, max_length))))
 
     def plan_prompts(self, index: PromptIndex, max_length: int | None) -> RowPlan:
         """Rows of an index; the index keeps the plan, so that the next row of it costs nothing but its own tokens."""
@@ -449,6 +468,20 @@ class EncodedHistories:
         nothing = offsets[1:][(plan.tail > 0) & (plan.order == 0)] - 1
         out["times"][nothing] = 0
         return out, offsets
+
+
+def channel_columns(parts: list[tuple[dict[str, np.ndarray], np.ndarray]]) -> dict[str, Any]:
+    """Parts of rows, as `assemble` gives them, as one Arrow list column a channel."""
+    pa = require("pyarrow")
+    return {
+        name: pa.chunked_array(
+            [
+                pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(channels[name]))
+                for channels, offsets in parts
+            ]
+        )
+        for name in STORED_DTYPES
+    }
 
 
 class HistoryWindows:

@@ -24,7 +24,7 @@ from .ehr_anchors import REASONS, UNANSWERABLE, reasons_against
 from .ehr_counts import EventCounts
 from .ehr_encoding import Encoder, coverage_of
 from .ehr_fitting import PAPER_TASK_TOKENS, check_settings, fit_vocabulary
-from .ehr_histories import EncodedHistories
+from .ehr_histories import EncodedHistories, channel_columns
 from .ehr_sequence import (
     CHANNEL_DTYPES,
     CHANNELS,
@@ -525,22 +525,8 @@ class EhrTokenizer(TokenizersBackend):
             index = histories.index_labels(labels)
             if index.skipped:
                 logger.warning(f"labels left out: {index.skipped}")
-            plan = histories.plan_prompts(index, max_length)
-            columns["subject_id"] = pa.array(histories.subject_ids[index.history], pa.int64())
-            columns["prediction_time"] = pa.array(index.prediction_time, pa.int64()).cast(pa.timestamp("us"))
-            columns["task"] = pa.DictionaryArray.from_arrays(
-                pa.array(index.task, pa.int32()), pa.array(histories.task_names, pa.string())
-            )
-            columns["label"] = pa.array(index.label.astype(bool))
-            parts = histories.assemble_all(plan)
-        for name in CHANNELS:
-            columns[name] = pa.chunked_array(
-                [
-                    pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(channels[name]))
-                    for channels, offsets in parts
-                ]
-            )
-        return pa.table(columns)
+            return histories.prompt_table(index, max_length)
+        return pa.table(columns | channel_columns(parts))
 
     def coverage(self, events: pl.DataFrame) -> dict[str, Any]:
         """How a table's rows are mapped: exactly, by a fallback (a parent code, or the code without its result), or

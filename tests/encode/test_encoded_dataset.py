@@ -114,6 +114,14 @@ def test_prompts_are_those_of_the_table(encoded, dataset, labels, max_length):
     assert sum(column.itemsize for column in prompts.index.values()) == 19
 
 
+def test_prompts_as_tables_are_those_of_encode_table(encoded, dataset, labels):
+    keys = ["task", "subject_id", "prediction_time"]
+    ours = pl.concat([pl.from_arrow(table) for table in encoded.prompts(labels, 64, "train").tables()])
+    known = pl.from_arrow(encoded.tokenizer.encode_table(dataset.events("train"), labels, 64))
+    assert ours.schema == known.schema
+    assert ours.sort(keys).equals(known.sort(keys))
+
+
 def test_packs_are_those_of_the_table(encoded, dataset, labels):
     histories = encoded.tokenizer.encode_histories(dataset.events("train"))
     pairs = [
