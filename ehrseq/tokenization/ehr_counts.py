@@ -14,7 +14,7 @@ import numpy as np
 
 from .ehr_codes import DEFAULT_CODE_MAP, code_kinds, resolve_input_kinds, split_kind
 from .ehr_columns import distinct_pairs, factorize
-from .ehr_sketches import QuantileSketches
+from .ehr_sketches import QuantileSketches, ordered
 from .ehr_tables import as_column, require
 from .ehr_vocabulary import MAX_TEXT_LENGTH, enters
 
@@ -120,8 +120,7 @@ class EventCounts:
         # Each subject of a pair once: sorted pairs of (pair, subject).
         pairs, pair = distinct_pairs(code[rows], place, len(texts))
         _, person = np.unique(subject[rows].to_numpy(), return_inverse=True)
-        both = pair.astype(np.int64) * (int(person.max()) + 1) + person
-        both.sort()
+        both = ordered(pair.astype(np.int64) * (int(person.max()) + 1) + person)
         once = both[np.diff(both, prepend=-1) != 0] // (int(person.max()) + 1)
         self._texts.append(
             pl.DataFrame(

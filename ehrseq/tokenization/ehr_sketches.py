@@ -21,6 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .ehr_tables import require
+
 EXACT_VALUES = 4096
 """Distinct values of a (code, unit) up to which its quantiles are exact, and steps of the rank beyond."""
 _MAX_POINTS = 4_000_000  # values of all groups of a summary together: bounds the memory
@@ -63,8 +65,7 @@ class QuantileSketches:
         """
         if not len(groups):
             return
-        points = _points(groups, values)
-        points.sort()
+        points = ordered(_points(groups, values))
         last = np.ones(len(points), bool)
         np.not_equal(points[1:], points[:-1], out=last[:-1])
         ends = np.flatnonzero(last)
@@ -183,6 +184,12 @@ class QuantileSketches:
         errors = summary.errors.copy()
         np.maximum.at(errors, group[place], summary.errors[group[place]] + weights - summary.weights[place])
         return _Summary(summary.points[place], weights, errors)
+
+
+def ordered(numbers: np.ndarray) -> np.ndarray:
+    """The numbers, ascending; polars sorts three times as fast as numpy where numpy has no vector instructions."""
+    pl = require("polars")
+    return pl.Series(numbers).sort().to_numpy()
 
 
 def _merged(one: _Summary, other: _Summary) -> _Summary:
