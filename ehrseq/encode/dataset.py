@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
-from ehrseq.encode.files import from_batch, is_open, open_batches, row_times
+from ehrseq.encode.files import first_times, from_batch, is_open, open_batches, row_times
 from ehrseq.encode.shards import SUMMARY
 from ehrseq.tokenization.ehr_histories import window_statics
 from ehrseq.tokenization.ehr_labels import label_rows, rows_until
@@ -246,7 +246,7 @@ class EncodedPatients:
             asked = np.flatnonzero(batch_of == number)
             batch = self._batches[number]
             offsets = batch.column("ids").offsets.to_numpy().astype(np.int64)
-            times = row_times(batch, batch.column("first").cast("int64").to_numpy(), offsets - offsets[0])
+            times = row_times(batch, first_times(batch), offsets - offsets[0])
             known[asked] = rows_until(times, offsets - offsets[0], self._place[patient[asked]], instant[asked])
         return known
 

@@ -90,8 +90,9 @@ def to_batch(rows: HistoryRows, schema: pa.Schema) -> pa.RecordBatch:
 
 def from_batch(batch: pa.RecordBatch) -> HistoryRows:
     """The inverse of `to_batch`; any slice of a batch will do."""
-    first = batch.column("first").cast(pa.int64()).to_numpy()
-    birth = batch.column("birth").cast(pa.int64()).fill_null(NO_TIME).to_numpy()
+    first = first_times(batch)
+    births = batch.column("birth").view(pa.int64())
+    birth = (births.fill_null(NO_TIME) if births.null_count else births).to_numpy()
     static_offsets, static_ids = _values(batch.column("static_ids"))
     row_offsets, ids = _values(batch.column("ids"))
     flags = _values(batch.column("flags"))[1]
@@ -109,6 +110,11 @@ def from_batch(batch: pa.RecordBatch) -> HistoryRows:
         opens=(flags & _OPENS) > 0,
         is_open=is_open(flags),
     )
+
+
+def first_times(batch: pa.RecordBatch) -> np.ndarray:
+    """First timed event of each patient, microseconds."""
+    return batch.column("first").view(pa.int64()).to_numpy()
 
 
 def is_open(flags: np.ndarray) -> np.ndarray:
