@@ -38,6 +38,7 @@ lint: install
 bench: install
 	$(BIN)/python benchmarks/bench_import.py --output $(BENCH)/import.json
 	$(BIN)/python benchmarks/bench_fhir.py --output $(BENCH)/fhir.json
+	$(BIN)/python benchmarks/bench_prepare.py --output $(BENCH)/prepare.json
 	$(BIN)/python benchmarks/bench_tokenizer.py --output $(BENCH)/tokenizer.json
 	$(BIN)/python benchmarks/bench_scan.py --output $(BENCH)/scan.json
 	$(BIN)/python benchmarks/mamba_table.py --output $(BENCH)

@@ -21,7 +21,9 @@ BYTES_PER_EVENT = 600
 PART_BYTES = 128 << 20
 """Bytes of text in a part, about."""
 DEFAULT_SHARD_ROWS = 1_000_000
-_STRIPE_BYTES = 1 << 30  # of a gzip file: each of its parts decompresses all of it
+STRIPE_BYTES = 1 << 30
+"""Bytes of text in a part of a gzip file, about: each of its parts decompresses all of it."""
+_MOST_STRIPES = 8
 
 
 def fhir_parts(
@@ -40,7 +42,7 @@ def fhir_parts(
         if not is_ndjson(str(file)) or size <= PART_BYTES:
             tasks.append(Task(index, str(file), cost=size))
         elif file.suffix == ".gz":
-            stripes = min(8, math.ceil(size / _STRIPE_BYTES))
+            stripes = min(_MOST_STRIPES, math.ceil(size / STRIPE_BYTES))
             tasks += [
                 Task(index, str(file), stripe=stripe, stripes=stripes, cost=size // stripes)
                 for stripe in range(stripes)

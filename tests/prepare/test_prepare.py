@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tarfile
 from pathlib import Path
@@ -10,23 +9,15 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from ehrseq.data import EventDataset, load_events, write_dataset
+from ehrseq.data import EventDataset, fhir_blocks, load_events, write_dataset
+from ehrseq.data.fhir import fhir_files
 from ehrseq.data.meds import read_splits
 from ehrseq.data.shards import dataset_shards
 from ehrseq.data.simulate import simulate
 from ehrseq.engine import get_engine
-from ehrseq.prepare import prepare_dataset
+from ehrseq.prepare import plan, prepare_dataset
 
 ONE = get_engine(num_workers=1)
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """Name -> SHA-256 of every file below a folder."""
-    return {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
 
 
 def check_equal(source: Path, output: Path, shard_rows: int, **more):
@@ -84,6 +75,20 @@ def test_hl7_examples(ehr_data, tmp_path):
     with tarfile.open(ehr_data / "fhir-r4-examples" / "hl7.fhir.r4.examples-4.0.1.subset.tar.gz") as archive:
         archive.extractall(tmp_path / "source", filter="data")
     check_equal(tmp_path / "source", tmp_path / "out", 100, on_error="skip")
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_large_files_are_read_in_parts(tmp_path, monkeypatch, compress):
+    source = simulate(40, seed=3, progress=False).write_fhir(tmp_path / "fhir", compress=compress)
+    parts, _ = plan.fhir_parts(fhir_files(source), tmp_path, shard_rows=4000, skip_errors=False)
+    assert len(parts) == 1
+    monkeypatch.setattr(plan, "PART_BYTES", 1 << 20)
+    monkeypatch.setattr(plan, "STRIPE_BYTES", 1 << 20)
+    monkeypatch.setattr(fhir_blocks, "BLOCK_BYTES", 1 << 17)
+    parts, _ = plan.fhir_parts(fhir_files(source), tmp_path, shard_rows=4000, skip_errors=False)
+    assert len(parts) > 6
+    assert max(task.stripes for part in parts for task in part.tasks) > 1 or not compress
+    check_equal(source, tmp_path / "out", 4000)
 
 
 def test_splits_follow_the_fractions(fhir, tmp_path):
