@@ -19,7 +19,7 @@ def audit(
     model: Annotated[
         str | None, typer.Option(help="Checkpoint (folder or owner/name): whom was its tokenizer fitted on?")
     ] = None,
-    rows: Annotated[Path | None, typer.Option(help="Encoded rows to hold against the events.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="Folder of `ehrseq tokenize`, or tables of encoded rows.")] = None,
     task: Annotated[
         list[str] | None, typer.Option(help="YAML file of a task that does not come with the package; repeatable.")
     ] = None,

@@ -10,7 +10,9 @@ events in every channel.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +26,71 @@ _WEEK_US = 7 * 86_400 * 1_000_000
 _TOLERANCE_US = 60_000_000  # and what float32 cannot tell apart
 _BATCH = 4_096
 _COLUMNS = ("subject_id", "prediction_time", "times")
+_RECENT = 256  # tokens of a prompt cut from encoded patients: a later event would stand among the last
 
 
-def row_files(path: str | Path) -> list[Path]:
-    """Files of encoded rows below a path: Parquet, or Arrow as `datasets` writes it.
+@dataclass(frozen=True)
+class RowSource:
+    """Encoded rows of one file or folder.
+
+    Attributes:
+        name: It, as the user would name it.
+        batches: Reads subject_id, prediction_time, times and, where known, input_ids and task, batch by batch.
+    """
+
+    name: str
+    batches: Callable[[], Iterator[pl.DataFrame]]
+
+
+def row_sources(path: str | Path, labels: Mapping[str, pl.DataFrame]) -> list[RowSource]:
+    """Encoded rows below a path: the folder of `ehrseq tokenize`, whose patients make a row for each label, or tables
+    of rows as Parquet, or as Arrow that `datasets` writes.
 
     Raises:
         ValueError: There are none.
     """
     path = Path(path)
+    if is_encoded_folder(path):
+        return [RowSource(display_path(path), partial(_prompts, path, labels))]
     files = [path] if path.is_file() else sorted([*path.rglob("*.parquet"), *path.rglob("*.arrow")])
     if not files:
         raise ValueError(f"{path} holds no encoded rows (.parquet or .arrow with {list(_COLUMNS)}).")
-    return files
+    return [RowSource(display_path(file), partial(_batches, file)) for file in files]
 
 
-def time_findings(files: Sequence[Path], first: pl.DataFrame) -> Iterator[dict[str, Any]]:
+def is_encoded_folder(path: Path) -> bool:
+    """Whether `ehrseq tokenize` wrote this folder."""
+    from ehrseq.encode.dataset import is_encoded
+
+    return is_encoded(path)
+
+
+def _prompts(path: Path, labels: Mapping[str, pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """The row of every label, cut from encoded patients as training cuts it."""
+    from ehrseq.encode.dataset import EncodedDataset
+
+    data = EncodedDataset(path)
+    known = {name: table for name, table in labels.items() if name in data.tokenizer.tasks}
+    for table in data.prompts(known, _RECENT).tables():
+        yield _frame(table.select([*_COLUMNS, "input_ids", "task"]))
+
+
+def time_findings(sources: Sequence[RowSource], first: pl.DataFrame) -> Iterator[dict[str, Any]]:
     """Rows whose tokens lie after the prediction time.
 
     Args:
-        files: Encoded rows.
+        sources: Encoded rows.
         first: subject_id, first: each patient's first timed event after birth.
 
     Returns:
-        Mappings as those of `outcome_findings`, one for each file with such rows.
+        Mappings as those of `outcome_findings`, one for each source with such rows.
 
     Raises:
         ValueError: A file without the columns that are needed.
     """
-    for file in files:
+    for source in sources:
         late: dict[str, Any] | None = None
-        for batch in _batches(file):
+        for batch in source.batches():
             table = batch.join(first, on="subject_id", how="left").with_columns(
                 pl.col("times").list.max().cast(pl.Float64).alias("latest"),
                 ((pl.col("prediction_time") - pl.col("first")).dt.total_microseconds() / _WEEK_US).alias("bound"),
@@ -68,7 +104,7 @@ def time_findings(files: Sequence[Path], first: pl.DataFrame) -> Iterator[dict[s
                 late = {
                     "kind": "future_event_in_row",
                     "task": str(row.get("task") or ""),
-                    "item": display_path(file),
+                    "item": source.name,
                     "count": 0,
                     "positives": 0,
                     "subject_id": row["subject_id"],
@@ -80,13 +116,8 @@ def time_findings(files: Sequence[Path], first: pl.DataFrame) -> Iterator[dict[s
             yield late
 
 
-def count_rows(files: Sequence[Path]) -> int:
-    """Rows of all files."""
-    return sum(batch.height for file in files for batch in _batches(file))
-
-
 def encoding_findings(
-    tokenizer: Any, shards: Sequence[Shard], rows: pl.DataFrame, names: Sequence[str], encoded: Sequence[Path] = ()
+    tokenizer: Any, shards: Sequence[Shard], rows: pl.DataFrame, names: Sequence[str], encoded: Sequence[RowSource] = ()
 ) -> Iterator[Finding]:
     """Rows drawn at random, encoded again from events cut at their prediction time.
 
@@ -95,7 +126,7 @@ def encoding_findings(
         shards: The dataset.
         rows: Labels drawn (`ROW_SCHEMA`).
         names: Name of each task number.
-        encoded: Files of encoded rows; none: the tokenizer encodes the whole histories.
+        encoded: Encoded rows; none: the tokenizer encodes the whole histories.
     """
     known = [number for number, name in enumerate(names) if name in tokenizer.tasks]
     rows = rows.filter(pl.col("task").is_in(known))
@@ -152,21 +183,21 @@ def encoding_findings(
 
 
 def _given(
-    files: Sequence[Path], rows: pl.DataFrame, names: Sequence[str]
+    sources: Sequence[RowSource], rows: pl.DataFrame, names: Sequence[str]
 ) -> dict[tuple[int, Any, str], Sequence[int]]:
     """The `input_ids` of the rows drawn, where they are among the encoded ones."""
     wanted = rows.select("subject_id", "prediction_time").unique()
     found: dict[tuple[int, Any, str], Sequence[int]] = {}
-    for file in files:
-        for batch in _batches(file, ("input_ids", "task")):
+    for source in sources:
+        for batch in source.batches():
             own = batch.join(wanted, on=["subject_id", "prediction_time"], how="semi")
             for row in own.iter_rows(named=True):
                 for name in [row["task"]] if row.get("task") else names:
-                    found[(row["subject_id"], row["prediction_time"], name)] = row["input_ids"]
+                    found[(row["subject_id"], row["prediction_time"], name)] = row.get("input_ids") or ()
     return found
 
 
-def _batches(file: Path, more: Sequence[str] = ("task",)) -> Iterator[pl.DataFrame]:
+def _batches(file: Path) -> Iterator[pl.DataFrame]:
     """The columns that are looked at, in batches."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -174,27 +205,31 @@ def _batches(file: Path, more: Sequence[str] = ("task",)) -> Iterator[pl.DataFra
     try:
         if file.suffix == ".parquet":
             parquet = pq.ParquetFile(file)
-            columns = _present(parquet.schema_arrow.names, file, more)
+            columns = _present(parquet.schema_arrow.names, file)
             source: Iterator[Any] = parquet.iter_batches(batch_size=_BATCH, columns=columns)
         else:
             stream = pa.ipc.open_stream(pa.memory_map(str(file)))
-            columns = _present(stream.schema.names, file, more)
+            columns = _present(stream.schema.names, file)
             source = (batch.select(columns) for batch in stream)
         for batch in source:
-            frame = pl.DataFrame(pl.from_arrow(batch))
-            yield frame.with_columns(
-                pl.col("prediction_time").cast(pl.Datetime("us")),
-                *([pl.col("task").cast(pl.String)] if "task" in frame.columns else []),
-            )
+            yield _frame(batch)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file} cannot be read as encoded rows ({error}).") from error
 
 
-def _present(names: Sequence[str], file: Path, more: Sequence[str]) -> list[str]:
+def _frame(batch: Any) -> pl.DataFrame:
+    frame = pl.DataFrame(pl.from_arrow(batch))
+    return frame.with_columns(
+        pl.col("prediction_time").cast(pl.Datetime("us")),
+        *([pl.col("task").cast(pl.String)] if "task" in frame.columns else []),
+    )
+
+
+def _present(names: Sequence[str], file: Path) -> list[str]:
     missing = [name for name in _COLUMNS if name not in names]
     if missing:
         raise ValueError(
             f"{file} lacks the columns {missing} (it has {list(names)}); encoded rows come from `ehrseq tokenize` or "
             "tokenizer.encode_table(events, labels=...)."
         )
-    return [*_COLUMNS, *(name for name in more if name in names)]
+    return [*_COLUMNS, *(name for name in ("input_ids", "task") if name in names)]

@@ -16,7 +16,7 @@ from ehrseq.audit.codes import MOMENT_FEATURES, add_up
 from ehrseq.audit.findings import KINDS, Accepted, AuditReport, Finding, read_accepted
 from ehrseq.audit.fit import Fitted, fit_findings, read_fitted
 from ehrseq.audit.labels import AuditedTask, label_rows, read_audited
-from ehrseq.audit.rows import count_rows, encoding_findings, row_files, time_findings
+from ehrseq.audit.rows import RowSource, encoding_findings, is_encoded_folder, row_sources, time_findings
 from ehrseq.audit.shard import TABLES, ShardWork, audit_shard, write_rows
 from ehrseq.audit.statistics import LEAST_ROWS, Totals, code_findings, gap_findings, value_findings
 from ehrseq.data.meds import read_parquet, read_splits
@@ -50,8 +50,8 @@ def audit_dataset(
     Args:
         dataset: Folder that `ehrseq prepare` or `write_dataset` wrote.
         labels: The dataset again (its `labels/`), a folder of labels, or a label table.
-        model: Checkpoint whose tokenizer (or feature extractor) is audited too.
-        rows: Encoded rows with `subject_id`, `prediction_time`, `task` and the channels.
+        model: Checkpoint whose tokenizer (or feature extractor) is audited too; default: the one of `rows`.
+        rows: Folder that `ehrseq tokenize` wrote, or tables of rows (`EhrTokenizer.encode_table` with labels).
         tasks: Definitions of tasks that do not come with the package: files or tasks.
         accept: Keys `kind[:task[:item]]`, YAML files of such, or `Accepted`.
         bound: AUROC of a single code from which on it is listed.
@@ -76,8 +76,10 @@ def audit_dataset(
     ]
     shards = dataset_shards(dataset)
     audited = read_audited(labels, tasks)
+    if model is None and rows is not None and is_encoded_folder(Path(rows)):
+        model = Path(rows) / "tokenizer"
     fitted = None if model is None else read_fitted(model)
-    encoded = [] if rows is None else row_files(rows)
+    encoded = [] if rows is None else row_sources(rows, {task.name: task.labels for task in audited})
     given_end = as_instant(end_of_data)
     with tempfile.TemporaryDirectory(dir=None if work is None else str(work), prefix="ehrseq-audit-") as folder:
         audit = _Audit(Path(dataset), shards, audited, fitted, Path(folder), given_end)
@@ -165,7 +167,7 @@ class _Audit:
         if not found:
             report.checks[self.fitted.kind] = f"fitted on {self.fitted.subjects:,} patients, all of pretrain and train"
 
-    def look_at_rows(self, report: AuditReport, model: str | Path | None, encoded: list[Path]) -> None:
+    def look_at_rows(self, report: AuditReport, model: str | Path | None, encoded: list[RowSource]) -> None:
         """Encoded rows, given ones or those that the model's tokenizer makes."""
         tokenizer = None
         if model is not None and self.fitted is not None and self.fitted.kind == "tokenizer":
@@ -175,7 +177,8 @@ class _Audit:
         if encoded:
             found = list(time_findings(encoded, self.subjects.select("subject_id", "first").unique("subject_id")))
             report.findings += self._outcome_findings(found)
-            report.checks["encoded rows"] = f"{count_rows(encoded):,}, the times of all held against their prediction"
+            count = sum(batch.height for source in encoded for batch in source.batches())
+            report.checks["encoded rows"] = f"{count:,}, the times of all held against their prediction"
         if tokenizer is None:
             if not encoded:
                 report.checks["encoded rows"] = "not looked at; give --rows, or --model to encode some"

@@ -20,6 +20,7 @@ from ehrseq.data import read_meds
 from ehrseq.data.dataset import write_dataset
 from ehrseq.data.shards import dataset_shards
 from ehrseq.data.simulate import simulate
+from ehrseq.encode import tokenize_dataset
 from ehrseq.engine import get_engine
 from ehrseq.tasks import label_events, list_tasks, load_task, write_labels
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
@@ -145,6 +146,24 @@ def test_future_events_in_encoded_rows(clean, events, labels, tokenizer, model, 
     assert by_time.count > 100
     assert "days after it" in by_time.example
     assert "also holds" in by_token.example
+
+
+def test_encoded_patients_of_ehrseq_tokenize(clean, events, labels, tmp_path):
+    """Its folder brings its own tokenizer; one made of records that are three days early is caught."""
+    engine = get_engine("local", num_workers=1)
+    tokenize_dataset(clean, tmp_path / "right", tasks=[load_task(name).to_config() for name in TASKS], engine=engine)
+    report = audit(clean, clean, rows=tmp_path / "right")
+    assert report.findings == []
+    assert f"{sum(table.height for table in labels.labels.values()):,}" in report.checks["encoded rows"]
+    assert report.checks["tokenizer"].startswith("fitted on")
+    early = events.with_columns(
+        pl.when(pl.col("code") == "MEDS_BIRTH").then("time").otherwise(pl.col("time") - 3 * DAY)
+    )
+    write_dataset(early, tmp_path / "early", dataset_name="early", splits=splits(clean))
+    tokenize_dataset(
+        tmp_path / "early", tmp_path / "wrong", tokenizer=tmp_path / "right" / "tokenizer", tasks=None, engine=engine
+    )
+    assert kinds(audit(clean, clean, rows=tmp_path / "wrong")) == {"future_event_in_row"}
 
 
 def test_a_tokenizer_that_looks_ahead(clean, labels, tokenizer):
