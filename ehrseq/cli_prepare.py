@@ -39,7 +39,7 @@ def prepare(
     seed: Seed = 0,
     shard_rows: Annotated[
         int, typer.Option(min=1, help="Rows that a worker holds at once, about; bounds its memory.")
-    ] = 1_000_000,
+    ] = 750_000,
     name: Annotated[str | None, typer.Option(help="Name of the dataset. Default: the source's.")] = None,
 ) -> None:
     """Turn records of any size into a sharded MEDS dataset; a run that was stopped goes on where it was."""
