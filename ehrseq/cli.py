@@ -30,6 +30,7 @@ app.command()(cli_prepare.split)
 app.command()(cli_encode.label)
 app.command()(cli_encode.tokenize)
 app.command()(cli_audit.audit)
+app.command()(cli_audit.stats)
 
 
 class EventFormat(StrEnum):

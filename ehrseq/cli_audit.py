@@ -62,3 +62,34 @@ def audit(
         write_whole(out, lambda file: file.write_text(text, encoding="utf-8"))
     if report.open:
         raise typer.Exit(code=1)
+
+
+def stats(
+    dataset: Dataset,
+    labels: Annotated[
+        Path | None, typer.Option(help="Labels for the prevalences, as of `audit`. Default: the dataset's own.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write. Default: DATASET/stats.")] = None,
+    least_patients: Annotated[
+        int, typer.Option(min=1, help="Codes, months and periods of fewer are left out; set it before passing on.")
+    ] = 1,
+    work: Annotated[Path | None, typer.Option(help="Folder for intermediate files. Default: a temporary one.")] = None,
+    engine: EngineOption = EngineName.local,
+    workers: Workers = None,
+) -> None:
+    """Write a page of plots and tables: codes, events per patient, missing times, prevalence over calendar time."""
+    from ehrseq.engine import get_engine
+    from ehrseq.stats import count_dataset, write_statistics
+    from ehrseq.stats.page import check_folder
+
+    folder = dataset / "stats" if out is None else out
+    check_folder(folder)  # before the work
+    runner = get_engine(engine.value, num_workers=workers)
+    statistics = count_dataset(dataset, labels, work=work, engine=runner)
+    page = write_statistics(statistics, folder, least_patients=least_patients)
+    patients, codes = sum(statistics.patients.values()), statistics.codes.height
+    typer.echo(f"{patients:,} patients, {statistics.events:,} events, {codes:,} codes")
+    missing = statistics.kinds.filter(statistics.kinds["without_time"] > 0)
+    for kind, count, rows in missing.select("kind", "without_time", "rows").iter_rows():
+        typer.echo(f"  {kind}: {count:,} of {rows:,} rows without a time")
+    typer.echo(f"The page is {page}")
