@@ -1,6 +1,7 @@
 """What the README tells a reader to do works: its Python runs, its commands exist, its paths are there."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -51,21 +52,24 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(
     assert "mortality_30d" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        line.strip()
-        for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-        for line in block.splitlines()
-        if line.strip() and line.strip() not in RUN_BY_CI and not line.startswith("git clone")
-    ],
-)
-def test_each_command_of_the_readme_runs(command: str, demo_folder: Path) -> None:
-    words = command.split()
-    program = {"python": [sys.executable], "ehrseq": [sys.executable, "-m", "ehrseq.cli"]}[words[0]]
+def commands(block: str) -> list[list[str]]:
+    """The words of each line of a block that is ours to run."""
+    lines = [line.strip() for line in block.splitlines()]
+    return [
+        words
+        for line in lines
+        if line not in RUN_BY_CI and not line.startswith("git clone") and (words := shlex.split(line, comments=True))
+    ]
+
+
+# A block is one test: its later commands read what the earlier ones wrote.
+@pytest.mark.parametrize("block", [block for block in blocks("bash") if commands(block)])
+def test_each_command_of_the_readme_runs(block: str, demo_folder: Path) -> None:
     shutil.copytree(ROOT / "examples", demo_folder / "examples", dirs_exist_ok=True)
-    done = subprocess.run([*program, *words[1:]], cwd=demo_folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    for words in commands(block):
+        program = {"python": [sys.executable], "ehrseq": [sys.executable, "-m", "ehrseq.cli"]}[words[0]]
+        done = subprocess.run([*program, *words[1:]], cwd=demo_folder, capture_output=True, text=True)
+        assert done.returncode == 0, f"{words}: {done.stderr[-2000:]}"
 
 
 def test_the_make_targets_that_the_readme_names_exist() -> None:
