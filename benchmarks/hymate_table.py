@@ -89,7 +89,7 @@ def run_cell(stays: Stays, direction: str, row: str, seed: int, folder: Path) ->
         scores = baseline.predict_proba(target)[:, 1]
     else:
         recipe = TripletRecipe.read(recipe_file(row))
-        train, tuning = hold_out_stays(source)
+        train, tuning = hold_out_stays(source, recipe.tuning_share)
         extractor = HyMaTEFeatureExtractor.fit(train)
         pretrained = None
         if recipe.pretrain is not None:

@@ -48,6 +48,7 @@ VALIDATION_EPOCHS = 3
 
 SCHEDULES = ("constant", "cosine")
 WARMUP_SHARE = 0.05
+KEPT = ("best", "last")
 
 RESULT_FILE = "training.json"
 _BEGUN_FILE = "begun_with.json"  # beside Trainer's checkpoints
@@ -66,6 +67,8 @@ class Stage:
         patience: Epochs without progress on the tuning stays before stopping.
         weight_decay: Of AdamW.
         max_grad_norm: Gradients are clipped to this norm.
+        keep: "best", the epoch with the best score of the tuning stays, or "last", the weights after all `epochs`
+            whatever the tuning stays say: with a schedule that ends at 0, and where they are too few to choose by [C].
     """
 
     epochs: int = 50
@@ -75,10 +78,13 @@ class Stage:
     patience: int = 10
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    keep: str = "best"
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule got {self.schedule!r}; expected one of {SCHEDULES}.")
+        if self.keep not in KEPT:
+            raise ValueError(f"keep got {self.keep!r}; expected one of {KEPT}.")
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,7 @@ class TripletRecipe:
         max_length: Triplets of a stay at most; None = all.
         truncation: Which triplets stay, "recent" or "random".
         variable_dropout: Share of a stay's variables whose triplets are removed in finetuning.
+        tuning_share: Share of the stays that are held out to tune on, for `hold_out_stays`.
         weigh_classes: Weigh positives by their rarity (STraTS); the scores stay probabilities, see
             `HyMaTEConfig.class_weights`.
     """
@@ -106,6 +113,7 @@ class TripletRecipe:
     max_length: int | None = None
     truncation: str = "recent"
     variable_dropout: float = 0.2
+    tuning_share: float = 0.2
     weigh_classes: bool = True
 
     @classmethod
@@ -540,7 +548,7 @@ def _run_stage(
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,
-        load_best_model_at_end=True,
+        load_best_model_at_end=stage.keep == "best",
         metric_for_best_model=best[0],
         greater_is_better=best[1],
         label_names=list(label_names),
@@ -559,7 +567,7 @@ def _run_stage(
         eval_dataset=checked,
         data_collator=DataCollatorForTriplets(extractor),
         compute_metrics=metrics,
-        callbacks=[EarlyStoppingCallback(stage.patience), EpochOfRows()],
+        callbacks=[EpochOfRows(), *([EarlyStoppingCallback(stage.patience)] if stage.keep == "best" else [])],
     )
     start = time.perf_counter()
     resumed = last_checkpoint(steps)
@@ -579,6 +587,7 @@ def _run_stage(
         "settings": settings,
         **reached,
         "best_epoch": int(np.argmax(curve) if best[1] else np.argmin(curve)) + 1 if curve else 0,
+        "kept": stage.keep,
         "epochs": len(curve),
         "curve": curve,
         "seconds": time.perf_counter() - start,

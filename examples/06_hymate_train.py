@@ -55,7 +55,7 @@ def main() -> None:
     stays = load_physionet2012(arguments.train)
     print(stays.report)
     table = build_triplets(stays.events, PHYSIONET2012, stays.labels)
-    train, tuning = hold_out_stays(table)
+    train, tuning = hold_out_stays(table, recipe.tuning_share)
     extractor = HyMaTEFeatureExtractor.fit(train)
     checkpoints = []
     for seed in range(arguments.seeds):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.harness import Costs, benchmark_parser, finish, in_turns, machine, write_json
 
@@ -55,6 +56,14 @@ def test_a_result_is_written_with_its_machine_and_no_half_file_stays(tmp_path, c
 def test_every_benchmark_has_the_two_options():
     options = benchmark_parser("text", repeats=7).parse_args([])
     assert (options.repeats, options.output) == (7, None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: the benchmark would run")
+def test_the_benchmark_of_the_gpu_says_that_there_is_none():
+    script = Path(__file__).parents[1] / "benchmarks" / "bench_gpu.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "no GPU is here; benchmarks/mamba_table.py has the table of the CPU.\n"
 
 
 @pytest.mark.slow

@@ -138,6 +138,21 @@ def test_a_schedule_ends_where_it_says(stays, tmp_path, monkeypatch, schedule, l
     assert made[0].lr_scheduler.get_last_lr()[0] == pytest.approx(last, abs=1e-9)
 
 
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_best_epoch_or_the_last_is_kept(stays, tmp_path, keep):
+    """At a rate so high that the forecasts get worse: one seed, one curve, two checkpoints."""
+    train, tuning, _, extractor = stays
+    stage = Stage(epochs=4, learning_rate=0.3, batch_size=16, patience=1, keep=keep)
+    result = pretrain(replace(RECIPE, pretrain=stage), extractor, train, tuning, tmp_path, seed=5)
+    best = min(result["curve"])
+    assert result["kept"] == keep
+    if keep == "best":  # and patience ends it
+        assert (result["forecast_mse"], result["epochs"]) == (best, result["best_epoch"] + 1)
+    else:
+        assert result["epochs"] == 4
+        assert result["forecast_mse"] == result["curve"][-1] > best
+
+
 def test_a_stage_that_was_stopped_has_no_more_patience_than_before(stays, tmp_path, monkeypatch):
     """Nothing is learnt at a rate of 0: it stops after the first epoch and two more, resumed or not."""
     from transformers import Trainer
@@ -259,6 +274,7 @@ def test_bases_in_a_circle_or_nowhere_are_refused(tmp_path):
         ("finetune: {epoch: 2}", "finetune has .*epoch"),
         ("finetune: 3", "finetune has 3"),
         ("finetune: {schedule: linear}", "schedule got 'linear'"),
+        ("finetune: {keep: first}", "keep got 'first'"),
         ("- a", "holds list"),
         ("a: [", "is no YAML"),
         ("", "holds NoneType"),

@@ -45,6 +45,8 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
         time_gap_embedding: Also embed the time since the variable's previous value [C]. Not in the paper.
         variable_summaries: The patient's vector also has an embedding of each variable's count, mean, deviation,
             extremes, first and last value, times and slope, computed from the triplets [C]. Not in the paper.
+        additive_summaries: The classifier's logits also have an additive part: a piecewise linear function of each of
+            those numbers and of each static value, as in a generalised additive model [C]. Not in the paper.
         shuffle_order: In training, permute the triplets of each patient at random before the blocks. An ablation only:
             the sibling code does so in finetuning [T], which is harmless for attention and wrong for Mamba.
         share_layer_weights: All Mamba blocks are one block with the same weights, and so are all attention blocks. An
@@ -54,6 +56,7 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
         attention_probs_dropout_prob: Dropout of the self-attention weights. Above 0, PyTorch's fast attention for CPUs
             cannot be used in training.
         classifier_dropout: Dropout of what the heads read.
+        additive_dropout: Dropout of what the additive part reads [C].
         initializer_range: Standard deviation of the variables' embeddings at initialisation; the default makes them
             as large as the embeddings of a typical value and time [C].
 
@@ -82,6 +85,7 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
         "hidden_states",
         "attentions",
         "last_values",
+        "summary_features",
     ]
 
     # Size
@@ -115,6 +119,7 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
     value_change_embedding: bool = False
     time_gap_embedding: bool = False
     variable_summaries: bool = False
+    additive_summaries: bool = False
     shuffle_order: bool = False
     share_layer_weights: bool = False
 
@@ -122,6 +127,7 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
     hidden_dropout_prob: float = 0.2
     attention_probs_dropout_prob: float = 0.0
     classifier_dropout: float = 0.0
+    additive_dropout: float = 0.5
     initializer_range: float = 0.2
 
     # Forecasting and outcomes
@@ -165,7 +171,7 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
                 f"hidden_size={self.hidden_size} is no multiple of num_attention_heads={self.num_attention_heads}: "
                 "every head takes an equal part of the width."
             )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "additive_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a probability in [0, 1).")
         if not 0.0 < self.time_step_min <= self.time_step_max:

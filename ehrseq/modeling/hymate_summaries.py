@@ -37,6 +37,8 @@ SUMMARIES = (
 the window; `slope` is of the regression on time; `late_mean` of the window's last quarter, else the last value."""
 
 LATE = 0.5
+KNOTS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
+LIMIT = 3.0
 _SLOPE_RIDGE = 0.01  # (a tenth of half a window)^2: values minutes apart have no slope to speak of
 
 
@@ -132,6 +134,26 @@ class SummaryEmbedding(nn.Module):
         return self.dense_out(self.dropout(units))
 
 
+class AdditiveHead(FastLinear):
+    """sum_i f_i(x_i) with f_i piecewise linear: what boosting's stumps would find, beside what the network finds.
+
+    f(x) = a clip(x, -3, 3) + sum_k b_k clip(x - k, 0, 1) over `KNOTS` k; x is a number of `SUMMARIES` or a static
+    value. All weights are 0 at first, so that the classifier begins as if the part were not there.
+    """
+
+    def __init__(self, config: HyMaTEConfig, num_labels: int):
+        numbers = len(SUMMARIES) * config.num_variables + config.num_static
+        super().__init__((1 + len(KNOTS)) * numbers, num_labels, bias=False)
+        self.dropout = FastDropout(config.additive_dropout)
+
+    def forward(self, features: Tensor, static_values: Tensor | None) -> Tensor:  # type: ignore[override]
+        """([..., V F], [..., D]) -> [..., num_labels]."""
+        parts = [features] if static_values is None else [features, static_values.to(features.dtype)]
+        numbers = torch.cat(parts, dim=-1)
+        pieces = [numbers.clamp(-LIMIT, LIMIT), *((numbers - knot).clamp(0.0, 1.0) for knot in KNOTS)]
+        return super().forward(self.dropout(torch.cat(pieces, dim=-1).to(self.weight.dtype)))
+
+
 class ForecastHead(FastLinear):
     """The next values: Linear(p -> H V); beyond the paper, as a correction of what was measured last.
 
@@ -154,4 +176,4 @@ class ForecastHead(FastLinear):
         return forecast + (self.persistence * repeated).to(forecast.dtype)
 
 
-__all__ = ["SUMMARIES", "ForecastHead", "SummaryEmbedding", "VariableSummaries", "summarise_variables"]
+__all__ = ["SUMMARIES", "AdditiveHead", "ForecastHead", "SummaryEmbedding", "VariableSummaries", "summarise_variables"]

@@ -11,6 +11,7 @@ value x); its input channels are `times`, `variable_ids` and `values`, all [b, n
     z_T = sum_i alpha_i h_i                 fusion attention, hymate_attention.py
     r   = [z_T; s']                         with the static values, s' = W2 tanh(W1 s + b1) + b2
     r   = [z_T; s'; g]                      beyond the paper: g of each variable's summary, hymate_summaries.py
+    o   = W r + b + sum_i f_i(x_i)          beyond the paper: logits with an additive part of the same summaries
 
 The paper has sections, not sizes: what it leaves open is told field by field in configuration_hymate.py.
 """
@@ -36,7 +37,7 @@ from .hymate_attention import FusionAttention, HyMaTEAttentionBlock
 from .hymate_embeddings import BinnedEmbeddings, NumberEmbedding, TripletEmbeddings
 from .hymate_inputs import check_inputs, check_labels, check_rows, num_segments_of, real_triplets
 from .hymate_layout import TripletLayout, joined_layout, layout_as_given, owners
-from .hymate_summaries import ForecastHead, SummaryEmbedding, summarise_variables
+from .hymate_summaries import AdditiveHead, ForecastHead, SummaryEmbedding, summarise_variables
 from .mamba_block import EhrMambaMixer, EhrMambaRMSNorm, at_least_float32
 from .risk_tasks import RiskScoresMixin
 
@@ -55,6 +56,8 @@ class HyMaTEOutput(ModelOutput):
         attentions: Self-attention weights, K tensors [b, heads, n, n].
         last_values: Each variable's last value, 0 where there is none: [b, V], or [b, S, V]; None where the config asks
             neither for `variable_summaries` nor for `forecast_from_last_value`.
+        summary_features: Numbers of each variable, [b, V F], or [b, S, V F], see hymate_summaries.py; with
+            `additive_summaries` alone.
     """
 
     last_hidden_state: Tensor | None = None
@@ -63,6 +66,7 @@ class HyMaTEOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     last_values: Tensor | None = None
+    summary_features: Tensor | None = None
 
 
 @dataclass
@@ -164,6 +168,8 @@ class HyMaTEPreTrainedModel(EhrHubMixin, PreTrainedModel):
             init.xavier_uniform_(module.weight)
         if isinstance(module, ForecastHead) and module.persistence is not None:
             init.ones_(module.persistence)
+        elif isinstance(module, AdditiveHead):
+            init.zeros_(module.weight)
         elif isinstance(module, NumberEmbedding | FusionAttention | EhrMambaMixer):
             module.reset_parameters()
 
@@ -258,13 +264,16 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
         if self.static_embedding is not None:
             parts.append(self.static_embedding(cast(Tensor, static_values)))
         last_values: Tensor | None = None
-        if self.summary_embedding is not None or self.config.forecast_from_last_value:
+        features: Tensor | None = None
+        config = self.config
+        if config.variable_summaries or config.additive_summaries or config.forecast_from_last_value:
             size = (owner.shape[0] * num_segments, self.config.num_variables)
             summaries = summarise_variables(**triplets, owner=owner, num_sequences=size[0], num_variables=size[1])
-            last_values = summaries.last_values.unflatten(0, (-1, num_segments)) if packed else summaries.last_values
+            last_values, features = summaries.last_values, summaries.features
+            if packed:
+                last_values, features = (part.unflatten(0, (-1, num_segments)) for part in (last_values, features))
             if self.summary_embedding is not None:
-                embedded = self.summary_embedding(summaries.features)
-                parts.append(embedded.unflatten(0, (-1, num_segments)) if packed else embedded)
+                parts.append(self.summary_embedding(features))
 
         return HyMaTEOutput(
             last_hidden_state=layout.restore(hidden_states),
@@ -273,6 +282,7 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
             hidden_states=tuple(map(layout.restore, all_hidden_states)) if output_hidden_states else None,
             attentions=tuple(map(layout.restore_pairs, all_attentions)) if output_attentions else None,
             last_values=last_values,
+            summary_features=features if config.additive_summaries else None,
         )
 
     def _embed(
@@ -377,6 +387,7 @@ class HyMaTEForSequenceClassification(RiskScoresMixin, HyMaTEPreTrainedModel):
             self.forecast_head = ForecastHead(config)
             width = config.num_horizons * config.num_variables
         self.classifier = nn.Linear(width, self.num_labels)
+        self.additive_head = AdditiveHead(config, self.num_labels) if config.additive_summaries else None
         outcomes = config.auxiliary_outcomes or []
         self.auxiliary_head = nn.Linear(config.pooled_size, len(outcomes)) if outcomes else None
         self.post_init()
@@ -422,6 +433,8 @@ class HyMaTEForSequenceClassification(RiskScoresMixin, HyMaTEPreTrainedModel):
         pooled = self.dropout(outputs.pooler_output)
         read = pooled if self.forecast_head is None else self.forecast_head(pooled, outputs.last_values)
         logits = self.classifier(read).float()
+        if self.additive_head is not None:
+            logits = logits + self.additive_head(outputs.summary_features, static_values).float()
 
         loss = None if labels is None else self._loss(logits, labels, segment_ids)
         predictions = None

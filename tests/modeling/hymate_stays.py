@@ -29,8 +29,11 @@ SWITCHES = {
     "summaries, binned": {"variable_summaries": True, "embedding_mode": "binned", "num_bins": 5},
     "summaries alone": {"variable_summaries": True, "num_static": 0, "num_attention_layers": 0, "num_mamba_layers": 0},
     "from the last value": {"forecast_from_last_value": True, "classifier_head": "via_forecast"},
+    "additive": {"additive_summaries": True},
+    "additive, no static values": {"additive_summaries": True, "num_static": 0},
     "beyond the paper": {
         "variable_summaries": True,
+        "additive_summaries": True,
         "forecast_from_last_value": True,
         "classifier_head": "via_forecast",
         "value_change_embedding": True,
@@ -48,6 +51,7 @@ def tiny_config(**changes):
         "num_mamba_layers": 2,
         "state_size": 5,
         "hidden_dropout_prob": 0.0,
+        "additive_dropout": 0.0,
     }
     return HyMaTEConfig(**{**fields, **changes})
 

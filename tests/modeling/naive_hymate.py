@@ -160,6 +160,21 @@ def naive_summaries(config, stay):
     return out
 
 
+def naive_logits(weights, config, stay):
+    """[labels], of the state dict of a classifier that reads the pooled vector."""
+    pooled = naive_hymate(_part(weights, "model."), config, stay)["pooled"]
+    logits = weights["classifier.weight"].double() @ pooled + weights["classifier.bias"].double()
+    if not config.additive_summaries:
+        return logits
+    numbers = [number for variable in naive_summaries(config, stay) for number in variable]
+    if config.num_static:
+        numbers += stay["static_values"]
+    pieces = [min(max(x, -3.0), 3.0) for x in numbers]
+    for knot in (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0):
+        pieces += [min(max(x - knot, 0.0), 1.0) for x in numbers]
+    return logits + weights["additive_head.weight"].double() @ torch.tensor(pieces, dtype=torch.float64)
+
+
 def naive_last_values(config, stay):
     last = [0.0] * config.num_variables
     for variable, value in zip(stay["variable_ids"], stay["values"], strict=True):

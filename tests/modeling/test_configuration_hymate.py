@@ -12,7 +12,7 @@ def test_defaults_are_those_of_the_paper_and_its_sources():
     assert (config.hidden_dropout_prob, config.num_labels, config.tasks) == (0.2, 2, [])
     beyond_the_paper = (config.value_change_embedding, config.time_gap_embedding, config.auxiliary_outcomes)
     assert beyond_the_paper == (False, False, [])
-    assert (config.variable_summaries, config.forecast_from_last_value) == (False, False)
+    assert (config.variable_summaries, config.additive_summaries, config.forecast_from_last_value) == (False,) * 3
 
 
 def test_derived_sizes():
@@ -23,6 +23,7 @@ def test_derived_sizes():
     assert HyMaTEConfig(variable_summaries=True).pooled_size == 96
     assert HyMaTEConfig(variable_summaries=True, num_static=0).pooled_size == 64
     assert HyMaTEConfig(forecast_from_last_value=True).pooled_size == 64
+    assert HyMaTEConfig(additive_summaries=True).pooled_size == 64
 
 
 def test_survives_saving(tmp_path):
@@ -54,6 +55,7 @@ def test_survives_saving(tmp_path):
         ({"time_step_rank": "full"}, "time_step_rank='full'"),
         ({"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob=1.0: expected a probability in \[0, 1\)"),
         ({"attention_probs_dropout_prob": -0.1}, "attention_probs_dropout_prob=-0.1"),
+        ({"additive_dropout": 1.0}, r"additive_dropout=1.0: expected a probability in \[0, 1\)"),
         ({"time_step_min": 0.5}, "0 < time_step_min <= time_step_max"),
         ({"embedding_mode": "binned", "time_gap_embedding": True}, "embedding_mode='binned' has no triplets"),
         ({"num_bins": 0}, "num_bins=0"),
@@ -79,6 +81,7 @@ def test_refuses_values_no_model_could_be_built_from(fields, message):
         {"embedding_mode": "mean"},
         {"shuffle_order": "yes"},
         {"variable_summaries": "last"},
+        {"additive_summaries": 0.5},
         {"forecast_from_last_value": 1.0},
     ],
 )

@@ -24,7 +24,7 @@ from tests.modeling.hymate_stays import (
     random_stays,
     tiny_config,
 )
-from tests.modeling.naive_hymate import naive_hymate
+from tests.modeling.naive_hymate import naive_hymate, naive_logits
 
 KINDS = ("base", "forecast", "classifier")
 each_switch = pytest.mark.parametrize("changes", SWITCHES.values(), ids=SWITCHES.keys())
@@ -108,6 +108,29 @@ def test_in_float32_it_stays_close_to_the_naive_loop():
         with torch.no_grad():
             actual = model(**collate([stay])).pooler_output[0]
         assert_close(actual, naive_hymate(model.state_dict(), model.config, lists(stay))["pooled"], 2e-5, "pooled")
+
+
+@pytest.mark.parametrize("name", ["paper", "summaries", "additive", "additive, no static values"])
+def test_logits_equal_those_of_the_naive_loop(name):
+    changes = SWITCHES[name]
+    model = model_of("classifier", **changes).double()
+    stay = in_float64(random_stay(9, 3, changes.get("num_static", STATIC)))
+    with torch.no_grad():
+        logits = model(**collate([stay])).logits
+    # float32 is what heads answer in
+    assert_close(logits[0], naive_logits(model.state_dict(), model.config, lists(stay)), 1e-6, "logits")
+
+
+def test_the_additive_part_begins_as_if_it_were_not_there_and_learns():
+    torch.manual_seed(0)
+    model = CLASSES["classifier"](tiny_config(additive_summaries=True)).eval()
+    outputs = model(**collate(random_stays()), labels=torch.tensor([0, 1, 0, 1, 1]))
+    part = model.additive_head.weight
+    assert not part.any()
+    outputs.loss.backward()
+    assert part.grad.any()
+    model.additive_head = None
+    assert torch.equal(model(**collate(random_stays())).logits, outputs.logits)
 
 
 def test_the_classifier_reads_the_forecast_where_the_config_says_so():
@@ -433,9 +456,10 @@ def test_finetuning_starts_from_the_pretrained_weights(changes, head, tmp_path):
     shared = [name for name in start if head == "via_forecast" or not name.startswith("forecast_head")]
     for name in shared:
         assert torch.equal(model.state_dict()[name], start[name]), name
-    assert set(info["missing_keys"]) == {"classifier.weight", "classifier.bias"}
+    new = {name for name in model.state_dict() if name.startswith(("classifier.", "additive_head."))}
+    assert set(info["missing_keys"]) == new
     assert not info["unexpected_keys"]
-    assert set(model.untrained_weights()) == {"classifier.weight", "classifier.bias"}
+    assert set(model.untrained_weights()) == new
     backbone = CLASSES["base"].from_pretrained(tmp_path)
     assert all(torch.equal(w, start[f"model.{name}"]) for name, w in backbone.state_dict().items())
 
@@ -452,6 +476,7 @@ def check_initialisation(model):
     embeddings, config = model.model.embeddings, model.config
     assert embeddings.variable_embeddings.weight.std().item() == pytest.approx(config.initializer_range, rel=0.05)
     assert torch.equal(model.forecast_head.persistence.data, torch.ones(200))
+    assert not model.additive_head.weight.any()
     for numbers in (embeddings.value_embeddings, embeddings.time_embeddings, embeddings.change_embeddings):
         assert not numbers.b1.any()
         for weight in (numbers.w1, numbers.w2):

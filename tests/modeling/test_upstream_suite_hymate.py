@@ -86,6 +86,7 @@ class HyMaTEBeyondThePaperTester(HyMaTEModelTester):
 
     options = {
         "variable_summaries": True,
+        "additive_summaries": True,
         "forecast_from_last_value": True,
         "value_change_embedding": True,
         "time_gap_embedding": True,
