@@ -29,7 +29,7 @@ def write_cell(folder, labels, scores, first_subject=1):
 def stays(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
     for seed, name in enumerate("ab"):
-        simulate_stays(120, seed=seed, first_record=1 + 1000 * seed).write(folder / name)
+        simulate_stays(180, seed=seed, first_record=1 + 1000 * seed).write(folder / name)
     return folder
 
 
@@ -40,7 +40,7 @@ def test_a_cell_is_run_once_and_the_table_reports_it(stays, tmp_path):
     assert "b-a logistic seed 0" in first.stderr
     assert "seed 1" not in first.stderr  # nothing in it is drawn
     scores = pl.read_parquet(tmp_path / "b-a" / "logistic" / "seed0" / "scores.parquet")
-    assert len(scores) == 120
+    assert len(scores) == 179  # one of the 180 has no series
     auroc = roc_auc_score(scores["label"], scores["score"])
     assert f"| logistic | 1 | {auroc:.3f} [" in first.stdout
 
@@ -87,9 +87,38 @@ def test_every_fold_reports_its_own_stays(stays, tmp_path):
     assert done.returncode == 0, done.stderr
     folds = [pl.read_parquet(path) for path in sorted((tmp_path / "folds" / "logistic").glob("*/scores.parquet"))]
     assert len(folds) == 5  # however many seeds were asked for
-    assert pl.concat(folds)["subject_id"].n_unique() == sum(map(len, folds)) == 240
+    assert pl.concat(folds)["subject_id"].n_unique() == sum(map(len, folds)) == 359
     mean = np.mean([roc_auc_score(fold["label"], fold["score"]) for fold in folds])
     assert f"| logistic | 5 | {mean:.3f} [" in done.stdout
+
+
+TINY = """
+model: {hidden_size: 8, num_mamba_layers: 1, num_attention_layers: 0, state_size: 2}
+pretrain: {epochs: 1}
+finetune: {epochs: 1}
+"""
+
+
+def test_a_cell_of_a_recipe_has_a_card_of_its_results(stays, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    command = ("--set_a", stays / "a", "--set_b", stays / "b", "--output", tmp_path, "--rows", tmp_path / "tiny.yaml")
+    done = run(*command, "--directions", "a-b", "--seeds", 1)
+    assert done.returncode == 0, done.stderr
+    cell = tmp_path / "a-b" / "tiny" / "seed0"
+    scores = pl.read_parquet(cell / "scores.parquet")
+    script, card = SCRIPT.with_name("hymate_card.py"), tmp_path / "card.md"
+    options = ("--repo_id", "me/tiny", "--card", card)
+    made = subprocess.run([sys.executable, script, "--cell", cell, *options], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    text = card.read_text()
+    assert f"| in_hospital_mortality | 180 | 180 | {scores['label'].sum()} |" in text
+    assert f"{roc_auc_score(scores['label'], scores['score']):.3f} [" in text
+    assert "Trained on set a of the challenge, scored the 180 stays of set b." in text
+    assert 'model="me/tiny"' in text
+    (cell / "result.json").unlink()
+    refused = subprocess.run([sys.executable, script, "--cell", cell, *options], capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "has no result.json: it is no finished cell" in refused.stderr
 
 
 def test_a_recipe_with_a_dot_in_its_name_is_reported(tmp_path):
