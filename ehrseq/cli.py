@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from ehrseq import cli_audit, cli_encode, cli_prepare
+from ehrseq import cli_audit, cli_encode, cli_evaluate, cli_prepare
 from ehrseq.version import __version__
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.command()(cli_encode.label)
 app.command()(cli_encode.tokenize)
 app.command()(cli_audit.audit)
 app.command()(cli_audit.stats)
+app.command()(cli_evaluate.evaluate)
 
 
 class EventFormat(StrEnum):

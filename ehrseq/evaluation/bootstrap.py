@@ -6,7 +6,7 @@ too narrow. A resample is kept as counts per patient, so that a metric is comput
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,12 +88,44 @@ def bootstrap_interval(
     Raises:
         ValueError: `num_resamples` or `confidence` out of range.
     """
+    return bootstrap_intervals(
+        {"metric": metric}, subject_ids, num_resamples=num_resamples, confidence=confidence, seed=seed
+    )["metric"]
+
+
+def bootstrap_intervals(
+    metrics: Mapping[str, Callable[[FloatArray | None], FloatArray]],
+    subject_ids: ArrayLike,
+    *,
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Intervals of several metrics of the same rows, under the same resamples: drawn once for all.
+
+    Args:
+        metrics: Name -> metric, as `bootstrap_interval` takes it.
+        subject_ids: `[n]` patient of each row.
+        num_resamples: Number of resamples.
+        confidence: Coverage of the intervals.
+        seed: Seed of the draws.
+
+    Returns:
+        Name -> the metric with its interval; NaN ends where it exists in no resample.
+
+    Raises:
+        ValueError: `num_resamples` or `confidence` out of range.
+    """
     if num_resamples < 1 or not 0 < confidence < 1:
         raise ValueError(f"expected num_resamples >= 1 and 0 < confidence < 1, got {num_resamples} and {confidence}.")
-    value = float(metric(None)[0])
-    values = np.concatenate([metric(weights) for weights in patient_weights(subject_ids, num_resamples, seed=seed)])
-    values = values[np.isfinite(values)]
-    if len(values) == 0:
-        return Interval(value, float("nan"), float("nan"))
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(value, float(low), float(high))
+    drawn: dict[str, list[FloatArray]] = {name: [] for name in metrics}
+    for weights in patient_weights(subject_ids, num_resamples, seed=seed):
+        for name, metric in metrics.items():
+            drawn[name].append(metric(weights))
+    intervals = {}
+    for name, metric in metrics.items():
+        value, values = float(metric(None)[0]), np.concatenate(drawn[name])
+        values = values[np.isfinite(values)]
+        ends = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2]) if len(values) else (np.nan, np.nan)
+        intervals[name] = Interval(value, float(ends[0]), float(ends[1]))
+    return intervals

@@ -65,7 +65,8 @@ class TaskMetrics:
         return asdict(self) | {"prevalence": self.prevalence, "estimable": self.estimable}
 
 
-def _not_estimable(positives: int, negatives: int, min_class_count: int) -> str | None:
+def not_estimable(positives: int, negatives: int, min_class_count: int) -> str | None:
+    """Why so many rows of each class are too few, None where they are enough."""
     if positives + negatives == 0:
         return "no labels"
     if positives < min_class_count:
@@ -131,7 +132,7 @@ def evaluate_tasks(
         y, s, patients = truth[rows], values[rows], subjects[rows]
         threshold = float(thresholds.get(name, 0.5) if isinstance(thresholds, Mapping) else thresholds)
         positives = int(y.sum())
-        reason = _not_estimable(positives, len(y) - positives, min_class_count)
+        reason = not_estimable(positives, len(y) - positives, min_class_count)
         metrics = {}
         if reason is None:
             ranking = Ranking(y, s)

@@ -1,0 +1,196 @@
+"""All about the scores of one task: discrimination, calibration, decisions, each with its interval over patients.
+
+A metric that cannot be estimated is left out, and the reason stands in its place: one class only, too few rows of a
+class, a calibration slope without a finite value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ehrseq.evaluation.bootstrap import Interval, bootstrap_intervals
+from ehrseq.evaluation.calibration import NUM_BINS, Calibration, CalibrationCurve
+from ehrseq.evaluation.decisions import AlertBurden, DecisionCurve, alert_burden, decision_curve
+from ehrseq.evaluation.metrics import FloatArray, Ranking, best_f1_threshold, f1_score
+from ehrseq.evaluation.reports import MIN_CLASS_COUNT, NOT_ESTIMABLE, not_estimable
+
+METRIC_TITLES = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "f1": "F1",
+    "brier": "Brier score",
+    "ece": "expected calibration error",
+    "calibration_slope": "calibration slope",
+    "calibration_intercept": "calibration in the large",
+}
+
+
+@dataclass(frozen=True)
+class RiskAssessment:
+    """What is known about one task's scores.
+
+    Attributes:
+        task: Name of the task.
+        patients: Patients with a row.
+        labels: Rows.
+        positives: Positive rows.
+        mean_score: Mean score; near the prevalence where scores are probabilities. None without rows.
+        threshold: From which score on F1 counts a row as predicted positive.
+        threshold_from: Where the threshold comes from, in words.
+        metrics: Name of `METRIC_TITLES` -> the metric with its interval; only what could be estimated.
+        missing: Name -> why it could not.
+        num_bins: Bins of the calibration error and curve.
+        num_resamples: Resamples of the intervals.
+        calibration: Predicted and observed risk; None where nothing is estimable.
+        decisions: Net benefit; None where nothing is estimable.
+        alerts: Alert burden at fixed sensitivities.
+    """
+
+    task: str
+    patients: int
+    labels: int
+    positives: int
+    mean_score: float | None
+    threshold: float
+    threshold_from: str
+    metrics: Mapping[str, Interval]
+    missing: Mapping[str, str]
+    num_bins: int
+    num_resamples: int
+    calibration: CalibrationCurve | None = None
+    decisions: DecisionCurve | None = None
+    alerts: list[AlertBurden] = field(default_factory=list)
+
+    @property
+    def prevalence(self) -> float | None:
+        """Share of positive rows, None without rows."""
+        return self.positives / self.labels if self.labels else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(each) for key, each in value.items()}
+            if isinstance(value, list | tuple):
+                return [plain(each) for each in value]
+            if isinstance(value, np.ndarray):
+                return value.tolist()
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        return plain(asdict(self)) | {"prevalence": self.prevalence}
+
+    def to_markdown(self) -> str:
+        """Tables of the metrics and of the alerts."""
+        counts = f"{self.labels:,} labels of {self.patients:,} patients, {self.positives:,} positive"
+        lines = [f"### {self.task}", "", f"{counts}.", "", "| metric | value [95 %] |", "|---|---:|"]
+        for name, title in METRIC_TITLES.items():
+            shown = str(self.metrics[name]) if name in self.metrics else f"{NOT_ESTIMABLE}: {self.missing[name]}"
+            lines.append(f"| {title} | {shown} |")
+        lines += [
+            "",
+            f"F1 at the threshold {self.threshold:.3g} ({self.threshold_from}); calibration over {self.num_bins} bins "
+            f"of equal mass; intervals by {self.num_resamples:,} bootstrap resamples of patients.",
+        ]
+        if self.alerts:
+            lines += [
+                "",
+                "| sensitivity | threshold | alerts per 1,000 | share that is right |",
+                "|---:|---:|---:|---:|",
+            ]
+            lines += [
+                f"| {alert.sensitivity:.1%} | {alert.threshold:.3f} | {alert.alerts_per_1000:.0f} | "
+                f"{alert.positive_predictive_value:.1%} |"
+                for alert in self.alerts
+            ]
+        return "\n".join(lines) + "\n"
+
+
+def assess(
+    table: pl.DataFrame,
+    task: str,
+    *,
+    tuning: pl.DataFrame | None = None,
+    threshold: float | None = None,
+    num_bins: int = NUM_BINS,
+    num_resamples: int = 1000,
+    min_class_count: int = MIN_CLASS_COUNT,
+    seed: int = 0,
+) -> RiskAssessment:
+    """Evaluate the scores of one task.
+
+    Args:
+        table: What `match_predictions` returns: subject_id, prediction_time, label, score.
+        task: Name of the task.
+        tuning: The same of the tuning patients: the threshold of F1 is the best one there.
+        threshold: Threshold of F1 where it is known. Without both it is 0.5, the paper's.
+        num_bins: Bins of equal mass for calibration.
+        num_resamples: Bootstrap resamples of patients.
+        min_class_count: Rows of the rarer class that make a task estimable.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: Scores that are NaN or outside [0, 1], `tuning` and `threshold` both given, bad numbers.
+    """
+    truth, scores = table["label"].to_numpy(), table["score"].to_numpy()
+    subjects: NDArray[Any] = table["subject_id"].to_numpy()
+    limit, origin = _threshold(tuning, threshold)
+    calibration = Calibration(truth, scores, num_bins)
+    positives = int(truth.sum())
+    shared: dict[str, Any] = {
+        "task": task,
+        "patients": len(np.unique(subjects)),
+        "labels": len(truth),
+        "positives": positives,
+        "mean_score": float(scores.mean()) if len(scores) else None,
+        "threshold": limit,
+        "threshold_from": origin,
+        "num_bins": num_bins,
+        "num_resamples": num_resamples,
+    }
+    reason = not_estimable(positives, len(truth) - positives, min_class_count)
+    if reason is not None:
+        return RiskAssessment(**shared, metrics={}, missing=dict.fromkeys(METRIC_TITLES, reason))
+    ranking = Ranking(truth, scores)
+
+    def f1(weights: FloatArray | None) -> FloatArray:
+        return f1_score(truth, scores, limit, weights)
+
+    ways = {
+        "auroc": ranking.auroc,
+        "auprc": ranking.average_precision,
+        "f1": f1,
+        "brier": calibration.brier,
+        "ece": calibration.expected_error,
+        "calibration_slope": calibration.slope,
+        "calibration_intercept": calibration.intercept,
+    }
+    found = bootstrap_intervals(ways, subjects, num_resamples=num_resamples, seed=seed)
+    return RiskAssessment(
+        **shared,
+        metrics={name: each for name, each in found.items() if math.isfinite(each.value)},
+        missing={name: "it has no finite value" for name, each in found.items() if not math.isfinite(each.value)},
+        calibration=calibration.curve(),
+        decisions=decision_curve(truth, scores),
+        alerts=alert_burden(truth, scores),
+    )
+
+
+def _threshold(tuning: pl.DataFrame | None, threshold: float | None) -> tuple[float, str]:
+    if tuning is not None and threshold is not None:
+        raise ValueError("give the tuning rows or a threshold, not both.")
+    if threshold is not None:
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold got {threshold}; expected a probability.")
+        return float(threshold), "as given"
+    if tuning is None or not tuning["label"].any():
+        why = "no tuning rows were given" if tuning is None else "the tuning rows hold no positive"
+        return 0.5, f"the default: {why}"
+    return best_f1_threshold(tuning["label"].to_numpy(), tuning["score"].to_numpy()), "best F1 of the tuning rows"
