@@ -43,6 +43,8 @@ bench: install
 	$(BIN)/python benchmarks/bench_scan.py --output $(BENCH)/scan.json
 	$(BIN)/python benchmarks/mamba_table.py --output $(BENCH)
 	$(BIN)/python benchmarks/bench_hymate.py --output $(BENCH)/hymate.json
+	$(BIN)/python benchmarks/bench_encode.py --output $(BENCH)/encode.json
+	$(BIN)/python benchmarks/bench_evaluation.py --output $(BENCH)/evaluation.json
 	$(BIN)/python benchmarks/bench_learning.py --output $(BENCH)/learning
 
 clean:

@@ -66,6 +66,15 @@ def test_the_benchmark_of_the_gpu_says_that_there_is_none():
     assert done.stderr == "no GPU is here; benchmarks/mamba_table.py has the table of the CPU.\n"
 
 
+def test_the_benchmark_of_evaluation_runs():
+    script = Path(__file__).parents[1] / "benchmarks" / "bench_evaluation.py"
+    command = [sys.executable, str(script), "--rows", "400", "--patients", "200", "--resamples", "5", "--repeats", "1"]
+    result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert result["rows"] == 400
+    assert result["cpu_seconds"].keys() == {"all intervals", "scikit-learn, once"}
+    assert result["met"]
+
+
 @pytest.mark.slow
 def test_one_command_prints_the_table_of_the_blocks(tmp_path):
     script = Path(__file__).parents[1] / "benchmarks" / "mamba_table.py"
