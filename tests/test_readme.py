@@ -54,7 +54,7 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(
 
 def commands(block: str) -> list[list[str]]:
     """The words of each line of a block that is ours to run."""
-    lines = [line.strip() for line in block.splitlines()]
+    lines = [line.strip() for line in block.replace("\\\n", " ").splitlines()]
     return [
         words
         for line in lines
