@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     )
     from ehrseq.data.simulate import simulate
     from ehrseq.hub import EhrModelCard, push_to_hub
+    from ehrseq.modeling.configuration_ehr_lstm import EhrLstmConfig
     from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
     from ehrseq.modeling.configuration_hymate import HyMaTEConfig
     from ehrseq.modeling.convert_odyssey import convert_odyssey_checkpoint
+    from ehrseq.modeling.modeling_ehr_lstm import EhrLstmForSequenceClassification, EhrLstmModel
     from ehrseq.modeling.modeling_ehrmamba import (
         EhrMambaForCausalLM,
         EhrMambaForSequenceClassification,
@@ -57,6 +59,9 @@ _EXPORTS = {
     "simulate": "data.simulate",
     "EhrModelCard": "hub",
     "push_to_hub": "hub",
+    "EhrLstmConfig": "modeling.configuration_ehr_lstm",
+    "EhrLstmForSequenceClassification": "modeling.modeling_ehr_lstm",
+    "EhrLstmModel": "modeling.modeling_ehr_lstm",
     "EhrMambaConfig": "modeling.configuration_ehrmamba",
     "EhrMambaModel": "modeling.modeling_ehrmamba",
     "EhrMambaForCausalLM": "modeling.modeling_ehrmamba",
@@ -77,6 +82,9 @@ _SUBPACKAGES = ("baselines", "data", "evaluation", "hub", "modeling", "pipelines
 
 __all__ = [
     "ConversionReport",
+    "EhrLstmConfig",
+    "EhrLstmForSequenceClassification",
+    "EhrLstmModel",
     "EhrMambaConfig",
     "EhrMambaForCausalLM",
     "EhrMambaForSequenceClassification",

@@ -50,6 +50,13 @@ FAMILIES: dict[str, Family] = {
         },
         tokenizer="tokenization.tokenization_ehr:EhrTokenizer",
     ),
+    "ehr_lstm": Family(
+        config="modeling.configuration_ehr_lstm:EhrLstmConfig",
+        models={
+            "AutoModel": "modeling.modeling_ehr_lstm:EhrLstmModel",
+            "AutoModelForSequenceClassification": "modeling.modeling_ehr_lstm:EhrLstmForSequenceClassification",
+        },
+    ),
     "hymate": Family(
         config="modeling.configuration_hymate:HyMaTEConfig",
         models={

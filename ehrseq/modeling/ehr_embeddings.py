@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .configuration_ehrmamba import EhrMambaConfig
+from .configuration_ehr_events import EhrEventConfig
 from .fast_linear import FastLinear
 
 
@@ -36,7 +36,7 @@ class TimeEmbedding(nn.Module):
 class EhrEmbeddings(nn.Module):
     """Embedding layer of EhrMamba (and of the baselines compared with it)."""
 
-    def __init__(self, config: EhrMambaConfig):
+    def __init__(self, config: EhrEventConfig):
         super().__init__()
         d, k = config.hidden_size, config.time_embeddings_size
         self.word_embeddings = nn.Embedding(config.vocab_size, d, padding_idx=config.pad_token_id)
@@ -159,7 +159,7 @@ def last_positions_of_segments(segment_ids: Tensor, num_segments: int) -> Tensor
     return last.scatter_reduce(1, segment_ids, positions, "amax")[:, 1:]
 
 
-def check_channels(config: EhrMambaConfig, shape: tuple[int, int], **channels: Tensor | None) -> None:
+def check_channels(config: EhrEventConfig, shape: tuple[int, int], **channels: Tensor | None) -> None:
     """Raise a ValueError that names the channel for a wrong shape, an id out of range or a value that is not finite.
 
     Values are looked at on CPU only: elsewhere that would wait for the device, and embedding lookups fail there by

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -24,20 +23,25 @@ from .ehr_embeddings import (
     EhrEmbeddings,
     TimeEmbedding,
     check_channels,
-    last_positions_of_segments,
     last_real_positions,
     segment_starts,
     time_differences,
 )
 from .ehrmamba_cache import EhrMambaCache
 from .ehrmamba_generation import EhrMambaGenerationMixin
+from .event_classification import (
+    IGNORED_LABEL,
+    EventClassificationHead,
+    EventClassifierMixin,
+    gather_tokens,
+    pool_last_tokens,
+    real_tokens,
+)
 from .fast_linear import FastLinear
 from .fast_step import step_blocks
 from .hub_mixin import EhrHubMixin
 from .mamba_block import EhrMambaBlock, EhrMambaMixer, EhrMambaRMSNorm
 from .risk_tasks import RiskScoresMixin
-
-IGNORED_LABEL = -100  # transformers' own convention
 
 
 @dataclass
@@ -220,7 +224,7 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
         if real is not None and cache_params is not None and cache_params.seen_tokens > 0:
             order = torch.argsort(~real, dim=1, stable=True)
             values = {name: value.gather(1, order) for name, value in values.items()}
-            concepts, real = _gather_tokens(concepts, order), real.gather(1, order)
+            concepts, real = gather_tokens(concepts, order), real.gather(1, order)
 
         # 3. Embeddings.
         last_times = None if cache_params is None else cache_params.last_times
@@ -266,8 +270,8 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
 
         if order is not None:
             back = torch.argsort(order, dim=1)
-            hidden_states = _gather_tokens(hidden_states, back)
-            all_hidden_states = [_gather_tokens(states, back) for states in all_hidden_states]
+            hidden_states = gather_tokens(hidden_states, back)
+            all_hidden_states = [gather_tokens(states, back) for states in all_hidden_states]
         return EhrMambaOutput(
             last_hidden_state=hidden_states,
             cache_params=cache_params if use_cache else None,
@@ -344,21 +348,7 @@ class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaGenerationMixin):
         )
 
 
-class EhrMambaClassificationHead(nn.Module):
-    """Dropout, dense, SiLU, dropout, projection to the classes."""
-
-    def __init__(self, config: EhrMambaConfig, num_labels: int):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.out_proj = nn.Linear(config.hidden_size, num_labels)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """[..., d] -> [..., num_labels]."""
-        return self.out_proj(self.dropout(F.silu(self.dense(self.dropout(pooled)))))
-
-
-class EhrMambaForSequenceClassification(RiskScoresMixin, EhrMambaPreTrainedModel):
+class EhrMambaForSequenceClassification(EventClassifierMixin, RiskScoresMixin, EhrMambaPreTrainedModel):
     """One head for every prompted task (MPF): it reads the hidden state of the last real token, the task token.
 
     Class 1 is the task's positive outcome. Use `risk_scores` to turn logits into probabilities.
@@ -372,7 +362,7 @@ class EhrMambaForSequenceClassification(RiskScoresMixin, EhrMambaPreTrainedModel
         super().__init__(config)
         self.num_labels = int(config.num_labels or 2)
         self.model = EhrMambaModel(config)
-        self.classifier = EhrMambaClassificationHead(config, self.num_labels)
+        self.classifier = EventClassificationHead(config, self.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -424,72 +414,11 @@ class EhrMambaForSequenceClassification(RiskScoresMixin, EhrMambaPreTrainedModel
         pooled = pool_last_tokens(outputs.last_hidden_state, attention_mask, segment_ids, labels)
         logits = self.classifier(pooled).float()
         return EhrMambaSequenceClassifierOutput(
-            loss=None if labels is None else self._loss(logits, labels),
+            loss=None if labels is None else self.classification_loss(logits, labels),
             logits=logits,
             cache_params=outputs.cache_params,
             hidden_states=outputs.hidden_states,
         )
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Weighted cross-entropy over the classes, or transformers' loss of another `config.problem_type`."""
-        classes = not labels.is_floating_point() and self.num_labels > 1
-        if self.config.problem_type not in (None, "single_label_classification") or not classes:
-            return self.loss_function(labels=labels, logits=logits, pooled_logits=logits, config=self.config)
-        if labels.shape != logits.shape[:-1]:
-            raise ValueError(
-                f"labels have shape {list(labels.shape)}, expected one label for each of the "
-                f"{list(logits.shape[:-1])} rows (packed: [batch, sequences])."
-            )
-        weights = self.config.class_weights
-        return F.cross_entropy(
-            logits.reshape(-1, self.num_labels),
-            labels.reshape(-1).long(),
-            weight=None if weights is None else logits.new_tensor(weights),
-            ignore_index=IGNORED_LABEL,
-        )
-
-
-def real_tokens(attention_mask: Tensor | None, segment_ids: Tensor | None) -> Tensor | None:
-    """Mask [b, l], bool, False at padding; None when there is none."""
-    if segment_ids is not None:
-        packed = segment_ids > 0
-        return packed if attention_mask is None else packed & attention_mask.bool()
-    if attention_mask is None:
-        return None
-    if attention_mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(attention_mask.all()):
-        return None  # spares the masking; asking costs nothing on CPU, and a synchronisation elsewhere
-    return attention_mask.bool()
-
-
-def pool_last_tokens(
-    hidden_states: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None, labels: Tensor | None
-) -> Tensor:
-    """Hidden state of each row's last real token [b, d], or of each packed sequence's last token [b, S, d].
-
-    S is the width of `labels`, or the largest number of sequences in a row without labels.
-    """
-    if segment_ids is not None:
-        most = int(segment_ids.max())
-        num_segments = most if labels is None else labels.shape[-1]
-        if most > num_segments:
-            raise ValueError(
-                f"A row packs {most} sequences, labels have room for {num_segments}: give labels [batch, sequences], "
-                f"padded with {IGNORED_LABEL}."
-            )
-        return _gather_tokens(hidden_states, last_positions_of_segments(segment_ids, num_segments))
-    real = real_tokens(attention_mask, None)
-    if real is None:
-        return hidden_states[:, -1]
-    last = last_real_positions(real[:, -hidden_states.shape[1] :])
-    if last.device.type == "cpu" and not torch.compiler.is_compiling() and bool((last < 0).any()):
-        empty = (last < 0).nonzero().flatten().tolist()
-        raise ValueError(f"Rows {empty} hold padding only (attention_mask is 0): there is nothing to classify.")
-    return _gather_tokens(hidden_states, last.clamp(min=0)[:, None]).squeeze(1)
-
-
-def _gather_tokens(states: Tensor, positions: Tensor) -> Tensor:
-    """The states [b, l, d] at positions [b, m]: [b, m, d]."""
-    return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
 
 
 def _last_times(times: Tensor, lengths: Tensor | None, cache: EhrMambaCache) -> Tensor:

@@ -68,16 +68,17 @@ def make_table(patients: list[dict[str, Any]]) -> Any:
     return pl.DataFrame(rows, schema_overrides=EVENT_SCHEMA)
 
 
-def train_checkpoint(folder: Path, steps: int = 12) -> Path:
-    """Train a small classifier with the unmodified Trainer, and save it with its tokenizer."""
-    from transformers import Trainer, TrainingArguments, set_seed
+def train_checkpoint(folder: Path, steps: int = 12, model_type: str = "ehrmamba") -> Path:
+    """Train a small classifier of a family with the unmodified Trainer, and save it with its tokenizer."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification, Trainer, TrainingArguments, set_seed
 
-    from ehrseq import EhrMambaConfig, EhrMambaForSequenceClassification, EhrTokenizer
+    from ehrseq import EhrTokenizer
 
     set_seed(0)
     patients = [make_patient(subject_id) for subject_id in range(40)]
     tokenizer = EhrTokenizer.train(make_table(patients), tasks=TASKS, min_count=1)
-    config = EhrMambaConfig(
+    config = AutoConfig.for_model(
+        model_type,
         vocab_size=len(tokenizer),
         hidden_size=32,
         num_hidden_layers=2,
@@ -85,7 +86,7 @@ def train_checkpoint(folder: Path, steps: int = 12) -> Path:
         tasks=TASKS,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = EhrMambaForSequenceClassification(config)
+    model = AutoModelForSequenceClassification.from_config(config)
     rows = []
     for patient in patients:
         for task_id, task in enumerate(TASKS):

@@ -92,8 +92,10 @@ class ModelCommonTests:
         assert stored.keys() == model.state_dict().keys()
         again = type(model).from_pretrained(tmp_path)
         assert not again.training
+        assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in again.state_dict().items())
         with torch.no_grad():
-            torch.testing.assert_close(again(**batch)[0], model(**batch)[0], rtol=0, atol=0)
+            # Weights that were read from a file lie at other addresses, by which BLAS may sum in another order.
+            torch.testing.assert_close(again(**batch)[0], model(**batch)[0], rtol=1e-5, atol=1e-6)
 
     @pytest.mark.parametrize("kind", ["causal", "classifier"])
     def test_starts_from_the_weights_of_a_base_model(self, kind, tmp_path):
@@ -147,8 +149,13 @@ class ModelCommonTests:
         assert_close(packed.loss, padded.loss, 1e-6, "loss")
         assert_same_gradients(gradients(model, packed.loss), gradients(model, padded.loss), 1e-4)
 
+    def heads(self):
+        return [kind for kind in ("causal", "classifier") if kind in self.model_classes]
+
     def test_gradient_checkpointing_gives_the_same_gradients(self):
-        for kind in ("causal", "classifier"):
+        if not self.model_classes["base"].supports_gradient_checkpointing:
+            pytest.skip("this family has no blocks to checkpoint")
+        for kind in self.heads():
             model = self.model(kind, hidden_dropout_prob=0.0, classifier_dropout=0.0).train()
             batch = collate(self.patients())
             labels = batch["input_ids"] if kind == "causal" else torch.tensor([0, 1] * 9)[: len(batch["input_ids"])]
@@ -174,15 +181,17 @@ class ModelCommonTests:
         copy.deepcopy(half).train()(**batch)[0].float().sum().backward()
 
     def test_every_weight_receives_a_gradient(self):
-        for kind in ("causal", "classifier"):
+        for kind in self.heads():
             model, batch = self.model(kind), collate(self.patients())
             labels = batch["input_ids"] if kind == "causal" else torch.tensor([0, 1] * 9)[: len(batch["input_ids"])]
             found = gradients(model, model(**batch, labels=labels).loss)
             assert {n for n, g in found.items() if float(g.abs().max()) > 0} == {n for n, _ in model.named_parameters()}
 
     def test_word_embeddings_can_be_resized(self):
-        model = self.model("causal")
-        size = model.config.vocab_size + 5
-        model.resize_token_embeddings(size)
-        logits = model(**collate(self.patients())).logits
-        assert logits.shape[-1] == model.config.vocab_size == size
+        for kind in self.heads():
+            model = self.model(kind)
+            size = model.config.vocab_size + 5
+            model.resize_token_embeddings(size)
+            logits = model(**collate(self.patients())).logits
+            assert model.config.vocab_size == size
+            assert logits.shape[-1] == (size if kind == "causal" else 2)

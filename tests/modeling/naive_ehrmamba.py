@@ -14,7 +14,7 @@ def naive_hidden_states(weights, config, tokens):
     `weights`: state dict of an EhrMambaModel; `tokens`: dict of channels, each a flat list.
     """
     w = {name: tensor.double() for name, tensor in weights.items()}
-    x = _embed(w, tokens)
+    x = naive_embeddings(w, tokens)
     for layer in range(config.num_hidden_layers):
         part = {
             name.removeprefix(f"layers.{layer}."): tensor
@@ -30,7 +30,8 @@ def _rms_norm(x, weight, eps):
     return x / torch.sqrt((x**2).mean() + eps) * weight
 
 
-def _embed(w, tokens):
+def naive_embeddings(w, tokens):
+    """The embedding layer, token by token: a list of vectors; `w` in float64."""
     out = []
     for i in range(len(tokens["input_ids"])):
         difference = tokens["times"][i] - tokens["times"][i - 1] if i > 0 else 0.0

@@ -1,0 +1,126 @@
+"""The baselines under transformers' own ModelTesterMixin and ConfigTester.
+
+Tests that skip themselves do so for a reason of the table `EXPLAINED`, another one fails.
+"""
+
+import re
+import unittest
+
+import torch
+from transformers.models.auto import modeling_auto
+
+import ehrseq  # noqa: F401  (registers the classes)
+from ehrseq.modeling.configuration_ehr_lstm import EhrLstmConfig
+from ehrseq.modeling.modeling_ehr_lstm import EhrLstmForSequenceClassification, EhrLstmModel
+from tests.modeling.upstream import upstream
+
+common = upstream("test_modeling_common")
+config_common = upstream("test_configuration_common")
+
+# What upstream's skips say -> why that is right for the baselines.
+EXPLAINED = {
+    r"attentions|sdpa|SDPA|[Ff]lash[ _][Aa]ttention|flex|grouped_mm|sliding": "an LSTM has no attention",
+    r"[Gg]radient checkpointing|supports_gradient_checkpointing": "LSTM layers are single operators",
+    r"RoPE|position embeddings|axial": "time is embedded, not the position",
+    r"sparse experts|output_router_logits": "there are no experts",
+    r"composite|No subconfigs": "the configuration is a flat one",
+    r"sequence-to-sequence|encoder-decoder|decoder-only": "there is no decoder",
+    r"capture_outputs|Cannot capture hidden states": "hidden states are collected by the model itself",
+    r"No conversion found": "weights are stored under the names they have in the model",
+    r"_keep_in_fp32_modules": "a bfloat16 checkpoint is bfloat16 throughout",
+    r"TP plan": "tensor parallelism is not offered",
+    r"accelerator|deepspeed|kernels library|MPS|test is slow": "needs hardware or a package this machine may lack",
+}
+
+
+class BaselineTester:
+    """Tiny configuration and inputs in the form that the mixin asks for."""
+
+    batch_size, seq_length, num_hidden_layers, hidden_size = 3, 7, 2, 32
+    is_training = True
+    config_class: type
+    options: dict = {}
+
+    def __init__(self, parent):
+        self.parent = parent
+
+    def get_config(self):
+        return self.config_class(
+            vocab_size=99,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            time_embeddings_size=8,
+            max_num_visits=16,
+            **self.options,
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        config, shape = self.get_config(), (self.batch_size, self.seq_length)
+        times = torch.rand(shape).cumsum(1)
+        return config, {
+            "input_ids": torch.randint(1, config.vocab_size, shape),
+            "attention_mask": torch.ones(shape, dtype=torch.long),
+            "token_type_ids": torch.randint(0, config.type_vocab_size, shape),
+            "times": times,
+            "ages": 50 + times / 52,
+            "visit_orders": torch.randint(0, config.max_num_visits, shape),
+            "visit_segments": torch.randint(0, config.visit_segment_size, shape),
+        }
+
+
+class LstmTester(BaselineTester):
+    config_class = EhrLstmConfig
+
+
+class UpstreamTests(common.ModelTesterMixin):
+    """What the suites of all baselines do alike; `tables` are those by which upstream knows a class's labels."""
+
+    case: type
+    tables: dict
+    test_can_init_all_missing_weights_before_2023 = True  # asks for that test; it reads the year in the file's header
+
+    @classmethod
+    def setUpClass(cls):
+        for table, name in cls.tables.items():
+            getattr(modeling_auto, table)[cls.case.config_class.model_type] = name
+
+    @classmethod
+    def tearDownClass(cls):
+        for table in cls.tables:
+            getattr(modeling_auto, table).pop(cls.case.config_class.model_type)
+
+    def setUp(self):
+        self.model_tester = self.case(self)
+        self.config_tester = config_common.ConfigTester(
+            self,
+            config_class=self.case.config_class,
+            common_properties=["hidden_size", "num_hidden_layers", "vocab_size"],
+            hidden_size=32,
+        )
+
+    def skipTest(self, reason):
+        if not is_explained(reason):
+            self.fail(f"a skip that EXPLAINED does not cover: {reason}")
+        super().skipTest(reason)
+
+    def test_config(self):
+        self.config_tester.run_common_tests()
+
+    def test_skips_decided_before_the_run_are_explained(self):
+        methods = [getattr(self, name) for name in dir(self) if name.startswith("test_")]
+        reasons = {method.__unittest_skip_why__ for method in methods if getattr(method, "__unittest_skip__", False)}
+        assert not [reason for reason in reasons if not is_explained(reason)]
+
+
+class EhrLstmTest(UpstreamTests, unittest.TestCase):
+    case = LstmTester
+    tables = {
+        "MODEL_MAPPING_NAMES": "EhrLstmModel",
+        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": "EhrLstmForSequenceClassification",
+    }
+    all_model_classes = (EhrLstmModel, EhrLstmForSequenceClassification)
+    has_attentions = False
+
+
+def is_explained(reason):
+    return any(re.search(pattern, reason) for pattern in EXPLAINED)
