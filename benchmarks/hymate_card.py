@@ -72,6 +72,7 @@ def card_of(cell: Path, repo_id: str) -> str:
         evaluated_on=f"Trained on set {source} of the challenge, scored the {scores.height:,} stays of set {target}.",
         training=training,
         limits=LIMITS,
+        license="apache-2.0",
     )
     return card.render(cell / "outcome", repo_id)
 
