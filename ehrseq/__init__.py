@@ -31,10 +31,22 @@ if TYPE_CHECKING:
     )
     from ehrseq.data.simulate import simulate
     from ehrseq.hub import EhrModelCard, push_to_hub
+    from ehrseq.modeling.configuration_cehrbert import CehrBertConfig
+    from ehrseq.modeling.configuration_ehr_bigbird import EhrBigBirdConfig
     from ehrseq.modeling.configuration_ehr_lstm import EhrLstmConfig
     from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
     from ehrseq.modeling.configuration_hymate import HyMaTEConfig
     from ehrseq.modeling.convert_odyssey import convert_odyssey_checkpoint
+    from ehrseq.modeling.modeling_cehrbert import (
+        CehrBertForMaskedLM,
+        CehrBertForSequenceClassification,
+        CehrBertModel,
+    )
+    from ehrseq.modeling.modeling_ehr_bigbird import (
+        EhrBigBirdForMaskedLM,
+        EhrBigBirdForSequenceClassification,
+        EhrBigBirdModel,
+    )
     from ehrseq.modeling.modeling_ehr_lstm import EhrLstmForSequenceClassification, EhrLstmModel
     from ehrseq.modeling.modeling_ehrmamba import (
         EhrMambaForCausalLM,
@@ -59,6 +71,14 @@ _EXPORTS = {
     "simulate": "data.simulate",
     "EhrModelCard": "hub",
     "push_to_hub": "hub",
+    "CehrBertConfig": "modeling.configuration_cehrbert",
+    "CehrBertForMaskedLM": "modeling.modeling_cehrbert",
+    "CehrBertForSequenceClassification": "modeling.modeling_cehrbert",
+    "CehrBertModel": "modeling.modeling_cehrbert",
+    "EhrBigBirdConfig": "modeling.configuration_ehr_bigbird",
+    "EhrBigBirdForMaskedLM": "modeling.modeling_ehr_bigbird",
+    "EhrBigBirdForSequenceClassification": "modeling.modeling_ehr_bigbird",
+    "EhrBigBirdModel": "modeling.modeling_ehr_bigbird",
     "EhrLstmConfig": "modeling.configuration_ehr_lstm",
     "EhrLstmForSequenceClassification": "modeling.modeling_ehr_lstm",
     "EhrLstmModel": "modeling.modeling_ehr_lstm",
@@ -81,7 +101,15 @@ _EXPORTS = {
 _SUBPACKAGES = ("baselines", "data", "evaluation", "hub", "modeling", "pipelines", "tasks", "tokenization")
 
 __all__ = [
+    "CehrBertConfig",
+    "CehrBertForMaskedLM",
+    "CehrBertForSequenceClassification",
+    "CehrBertModel",
     "ConversionReport",
+    "EhrBigBirdConfig",
+    "EhrBigBirdForMaskedLM",
+    "EhrBigBirdForSequenceClassification",
+    "EhrBigBirdModel",
     "EhrLstmConfig",
     "EhrLstmForSequenceClassification",
     "EhrLstmModel",

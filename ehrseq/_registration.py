@@ -57,6 +57,24 @@ FAMILIES: dict[str, Family] = {
             "AutoModelForSequenceClassification": "modeling.modeling_ehr_lstm:EhrLstmForSequenceClassification",
         },
     ),
+    "cehrbert": Family(
+        config="modeling.configuration_cehrbert:CehrBertConfig",
+        models={
+            "AutoModel": "modeling.modeling_cehrbert:CehrBertModel",
+            "AutoModelForMaskedLM": "modeling.modeling_cehrbert:CehrBertForMaskedLM",
+            "AutoModelForPreTraining": "modeling.modeling_cehrbert:CehrBertForMaskedLM",
+            "AutoModelForSequenceClassification": "modeling.modeling_cehrbert:CehrBertForSequenceClassification",
+        },
+    ),
+    "ehr_bigbird": Family(
+        config="modeling.configuration_ehr_bigbird:EhrBigBirdConfig",
+        models={
+            "AutoModel": "modeling.modeling_ehr_bigbird:EhrBigBirdModel",
+            "AutoModelForMaskedLM": "modeling.modeling_ehr_bigbird:EhrBigBirdForMaskedLM",
+            "AutoModelForPreTraining": "modeling.modeling_ehr_bigbird:EhrBigBirdForMaskedLM",
+            "AutoModelForSequenceClassification": "modeling.modeling_ehr_bigbird:EhrBigBirdForSequenceClassification",
+        },
+    ),
     "hymate": Family(
         config="modeling.configuration_hymate:HyMaTEConfig",
         models={

@@ -11,6 +11,7 @@ _EXPORTS = {
     "read_fhir": "fhir",
     "read_meds": "meds",
     "load_physionet2012": "physionet2012",
+    "DataCollatorForMaskedEvents": "masking",
     "ConversionReport": "report",
     "EVENT_COLUMNS": "schema",
     "EVENT_SCHEMA": "schema",

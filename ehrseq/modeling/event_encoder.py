@@ -1,16 +1,19 @@
 """What the baselines on EhrMamba's embedding layer share: inputs, initialisation, and the prompted classifier.
 
-A baseline is a configuration (an `EhrEventConfig`) and an encoder; the table of the paper (EhrMamba, arXiv:2405.14567)
-compares them on equal embeddings. Glossary: b batch, l length (tokens), d hidden_size, S packed sequences of a row. The
-input channels are those of `EhrTokenizer`, all [b, l]: see ehr_embeddings.py.
+A baseline is a configuration (an `EhrEventConfig`) and the layers of an encoder; the table of the paper (EhrMamba,
+arXiv:2405.14567) compares them on equal embeddings. Glossary: b batch, l length (tokens), d hidden_size, S packed
+sequences of a row, n sequences of the batch (rows, or packed ones), m tokens of the longest. The input channels are
+those of `EhrTokenizer`, all [b, l]: see ehr_embeddings.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -18,7 +21,13 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_ehr_events import EhrEventConfig
 from .ehr_embeddings import EhrEmbeddings, TimeEmbedding, check_channels, segment_starts, time_differences
-from .event_classification import EventClassificationHead, EventClassifierMixin, pool_last_tokens, real_tokens
+from .event_classification import (
+    IGNORED_LABEL,
+    EventClassificationHead,
+    EventClassifierMixin,
+    pool_last_tokens,
+    real_tokens,
+)
 from .hub_mixin import EhrHubMixin
 from .risk_tasks import RiskScoresMixin
 
@@ -30,10 +39,28 @@ class EventEncoderOutput(ModelOutput):
     Attributes:
         last_hidden_state: [b, l, d].
         hidden_states: Embeddings, then the output of each layer: layers + 1 tensors [b, l, d].
-        attentions: Weights of each layer that has attention.
+        attentions: Weights of each layer that has attention, [n, heads, m, m]: each sequence stands in a row of its
+            own, from the left (for rows padded on the right, and without packing, that is [b, heads, l, l]).
     """
 
     last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class EventMaskedLMOutput(ModelOutput):
+    """Output of a masked language model of events.
+
+    Attributes:
+        loss: Mean cross-entropy of the masked tokens, when `labels` are given.
+        logits: [b, l, vocab_size].
+        hidden_states: As in `EventEncoderOutput`.
+        attentions: As in `EventEncoderOutput`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -124,6 +151,233 @@ def embed_events(
     return EmbeddedEvents(embeddings(concepts, differences, **values), real)
 
 
+@dataclass
+class EventSequences:
+    """The sequences of a batch, each in a row of its own and from the left.
+
+    Padding on either side and packed rows then are one and the same to a layer.
+
+    Attributes:
+        real: bool [b, l], False at padding.
+        sequence: Number of each real token's sequence, [tokens].
+        place: Its place in that sequence, [tokens].
+        lengths: Tokens of each sequence, [n], on the CPU.
+    """
+
+    real: Tensor
+    sequence: Tensor
+    place: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, real: Tensor, segment_ids: Tensor | None) -> EventSequences:
+        """Rows without a token are no sequence; packed rows have one for each segment."""
+        segments = torch.ones_like(real, dtype=torch.int64) if segment_ids is None else segment_ids
+        row = torch.arange(real.shape[0], device=real.device)[:, None]
+        owner = (row * (segments.amax() + 1) + segments)[real]  # rises from token to token
+        _, sequence, lengths = torch.unique_consecutive(owner, return_inverse=True, return_counts=True)
+        starts = lengths.cumsum(0) - lengths
+        place = torch.arange(len(owner), device=real.device) - starts[sequence]
+        return cls(real, sequence, place, lengths.cpu())
+
+    def take(self, tokens: Tensor) -> Tensor:
+        """[b, l, d] -> [n, m, d], padded with 0 on the right."""
+        out = tokens.new_zeros(len(self.lengths), int(self.lengths.max()), tokens.shape[-1])
+        return out.index_put((self.sequence, self.place), tokens[self.real])
+
+    def restore(self, tokens: Tensor) -> Tensor:
+        """[n, m, d] -> [b, l, d], 0 at padding."""
+        out = tokens.new_zeros(*self.real.shape, tokens.shape[-1])
+        return out.masked_scatter(self.real[..., None], tokens[self.sequence, self.place])
+
+
+class EventEncoderModel(EventPreTrainedModel):
+    """The EHR embedding layer, and layers that see one sequence at a time.
+
+    Subclasses make their layers in `__init__`, after `self.embeddings`, and run them in `encode`.
+    """
+
+    def __init__(self, config: EhrEventConfig):
+        super().__init__(config)
+        self.embeddings = EhrEmbeddings(config)
+
+    def encode(
+        self, tokens: Tensor, lengths: Tensor, output_attentions: bool
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Run the layers one after the other.
+
+        Args:
+            tokens: Embeddings of the sequences, [n, m, d], padded on the right.
+            lengths: Tokens of each sequence, int64 [n], on the CPU.
+            output_attentions: Whether attention weights are asked for.
+
+        Yields:
+            Of each layer its output [n, m, d], and its attention weights [n, heads, m, m] or None.
+        """
+        raise NotImplementedError
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        times: Tensor | None = None,
+        ages: Tensor | None = None,
+        visit_orders: Tensor | None = None,
+        visit_segments: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> EventEncoderOutput:
+        """Encode a batch of histories.
+
+        Args:
+            input_ids: Token ids, [b, l].
+            attention_mask: 1 at real tokens, 0 at padding (on either side), [b, l]. None: no padding.
+            token_type_ids: [b, l]. Like every channel below: None means 0 everywhere.
+            times: Weeks since the first timed event, [b, l].
+            ages: Years, [b, l].
+            visit_orders: [b, l].
+            visit_segments: [b, l].
+            segment_ids: Several sequences packed into one row, [b, l], 0 = padding, 1 .. S = the sequences in order.
+                They do not see each other.
+            inputs_embeds: Concept embeddings in place of `input_ids`, [b, l, d].
+            output_hidden_states: Return all hidden states.
+            output_attentions: Return the attention weights of the layers that have attention.
+
+        Raises:
+            ValueError: Channels of different shapes, ids out of range, values that are not finite, or nothing but
+                padding.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = bool(self.config.output_attentions)
+        # 1. Embeddings.
+        embedded = embed_events(
+            self.embeddings,
+            self.config,
+            input_ids,
+            inputs_embeds,
+            attention_mask,
+            segment_ids,
+            token_type_ids=token_type_ids,
+            times=times,
+            ages=ages,
+            visit_orders=visit_orders,
+            visit_segments=visit_segments,
+        )
+        hidden_states = embedded.hidden_states
+        everything = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
+        real = everything if embedded.real is None else embedded.real
+        if not bool(real.any()):
+            raise ValueError("All rows hold padding only (attention_mask is 0): there is nothing to read.")
+        all_hidden_states, attentions = [hidden_states], []
+
+        # 2. Each sequence in a row of its own through the layers, and back to where it stood.
+        sequences = EventSequences.of(real, segment_ids)
+        tokens = sequences.take(hidden_states)
+        for encoded, weights in self.encode(tokens, sequences.lengths, output_attentions):
+            tokens = encoded
+            if output_hidden_states:
+                all_hidden_states.append(sequences.restore(tokens))
+            if weights is not None:
+                attentions.append(weights)
+        return EventEncoderOutput(
+            last_hidden_state=sequences.restore(tokens),
+            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if attentions else None,
+        )
+
+
+class EventMaskedLMHead(nn.Module):
+    """Dense, GELU, LayerNorm, projection to the vocabulary: BERT's head, its weights its own."""
+
+    def __init__(self, config: EhrEventConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[..., d] -> [..., vocab_size]."""
+        return self.decoder(self.layer_norm(F.gelu(self.dense(hidden_states))))
+
+
+class EventForMaskedLM(EventPreTrainedModel):
+    """Masked-language-model pretraining (MLM) of an encoder: which events stood where [MASK] stands now.
+
+    Subclasses make `self.model`. `DataCollatorForMaskedEvents` of ehrseq.data makes such batches.
+    """
+
+    accepts_loss_kwargs = False  # Trainer divides by the accumulation steps itself
+
+    def __init__(self, config: EhrEventConfig, encoder: nn.Module):
+        super().__init__(config)
+        self.model = encoder
+        self.head = EventMaskedLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The projection to the vocabulary."""
+        return self.head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace it (resizing of the vocabulary does)."""
+        self.head.decoder = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        times: Tensor | None = None,
+        ages: Tensor | None = None,
+        visit_orders: Tensor | None = None,
+        visit_segments: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> EventMaskedLMOutput:
+        """Predict the token at every place; the channels are those of the encoder.
+
+        Args:
+            labels: The tokens that were masked, int64 [b, l], -100 elsewhere. A batch without any has loss 0.
+        """
+        encoder: Any = self.model
+        outputs = encoder(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            times=times,
+            ages=ages,
+            visit_orders=visit_orders,
+            visit_segments=visit_segments,
+            segment_ids=segment_ids,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits = self.head(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            if labels.shape != logits.shape[:-1]:
+                raise ValueError(
+                    f"labels have shape {list(labels.shape)}, expected {list(logits.shape[:-1])}, one for each token."
+                )
+            asked = labels != IGNORED_LABEL
+            total = F.cross_entropy(logits[asked].float(), labels[asked], reduction="sum")
+            loss = total / asked.sum().clamp(min=1)
+        return EventMaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
 class EventForSequenceClassification(EventClassifierMixin, RiskScoresMixin, EventPreTrainedModel):
     """One head for prompted tasks on any encoder; class 1 is the task's positive outcome.
 
@@ -200,9 +454,13 @@ class EventForSequenceClassification(EventClassifierMixin, RiskScoresMixin, Even
 
 __all__ = [
     "EmbeddedEvents",
+    "EventEncoderModel",
     "EventEncoderOutput",
+    "EventForMaskedLM",
     "EventForSequenceClassification",
+    "EventMaskedLMOutput",
     "EventPreTrainedModel",
     "EventSequenceClassifierOutput",
+    "EventSequences",
     "embed_events",
 ]

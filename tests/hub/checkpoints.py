@@ -31,6 +31,9 @@ TASKS = [
 RISKY = "DIAGNOSIS//ICD10CM//I50"
 CODES = [RISKY, "DIAGNOSIS//ICD10CM//E11", "MEDICATION//RXNORM//860975", "PROCEDURE//SNOMED//33195004"]
 LAB = "LAB//LOINC//2345-7"
+# What a family needs at the width of these tests.
+TRANSFORMER = {"num_attention_heads": 4, "intermediate_size": 64, "initializer_range": 0.1}
+FIELDS = {"cehrbert": TRANSFORMER, "ehr_bigbird": {**TRANSFORMER, "block_size": 8, "num_random_blocks": 2}}
 
 
 def make_patient(subject_id: int, seed: int = 0) -> dict[str, Any]:
@@ -85,6 +88,7 @@ def train_checkpoint(folder: Path, steps: int = 12, model_type: str = "ehrmamba"
         max_position_embeddings=64,
         tasks=TASKS,
         pad_token_id=tokenizer.pad_token_id,
+        **FIELDS.get(model_type, {}),
     )
     model = AutoModelForSequenceClassification.from_config(config)
     rows = []

@@ -13,7 +13,7 @@ from ehrseq.predict import predict_risks
 from tests.hub.bare_interpreter import link_packages, run_python
 from tests.hub.checkpoints import TASKS, is_sick, make_patient, make_table, train_checkpoint
 
-FAMILIES = ("ehr_lstm",)
+FAMILIES = ("ehr_lstm", "cehrbert", "ehr_bigbird")
 PATIENTS = [make_patient(subject_id) for subject_id in range(500, 506)]
 
 LOAD = """

@@ -5,6 +5,7 @@ packing and half precision then behave alike for all of them.
 """
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def checkpoint_activations(model, **kwargs):
 class ModelCommonTests:
     """Subclass it as `class TestX(ModelCommonTests)`."""
 
-    model_classes: dict = {}  # "base", "causal" and "classifier", those that exist
+    model_classes: dict = {}  # "base", "causal", "masked" and "classifier", those that exist
 
     def config(self, **changes):
         raise RuntimeError("give a tiny configuration")
@@ -84,7 +85,7 @@ class ModelCommonTests:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
         return model
 
-    @pytest.mark.parametrize("kind", ["base", "causal", "classifier"])
+    @pytest.mark.parametrize("kind", ["base", "causal", "masked", "classifier"])
     def test_saves_safetensors_and_reloads_exactly(self, kind, tmp_path):
         model, batch = self.model(kind), collate(self.patients())
         model.save_pretrained(tmp_path)
@@ -97,7 +98,7 @@ class ModelCommonTests:
             # Weights that were read from a file lie at other addresses, by which BLAS may sum in another order.
             torch.testing.assert_close(again(**batch)[0], model(**batch)[0], rtol=1e-5, atol=1e-6)
 
-    @pytest.mark.parametrize("kind", ["causal", "classifier"])
+    @pytest.mark.parametrize("kind", ["causal", "masked", "classifier"])
     def test_starts_from_the_weights_of_a_base_model(self, kind, tmp_path):
         base, head = self.model("base"), self.model(kind)
         base.save_pretrained(tmp_path)
@@ -150,7 +151,7 @@ class ModelCommonTests:
         assert_same_gradients(gradients(model, packed.loss), gradients(model, padded.loss), 1e-4)
 
     def heads(self):
-        return [kind for kind in ("causal", "classifier") if kind in self.model_classes]
+        return [kind for kind in ("causal", "masked", "classifier") if kind in self.model_classes]
 
     def test_gradient_checkpointing_gives_the_same_gradients(self):
         if not self.model_classes["base"].supports_gradient_checkpointing:
@@ -158,15 +159,16 @@ class ModelCommonTests:
         for kind in self.heads():
             model = self.model(kind, hidden_dropout_prob=0.0, classifier_dropout=0.0).train()
             batch = collate(self.patients())
-            labels = batch["input_ids"] if kind == "causal" else torch.tensor([0, 1] * 9)[: len(batch["input_ids"])]
+            labels = batch["input_ids"] if kind != "classifier" else torch.tensor([0, 1] * 9)[: len(batch["input_ids"])]
             expected = gradients(model, model(**batch, labels=labels).loss)
             for reentrant in (False, True):
                 checkpoint_activations(model, use_reentrant=reentrant)
-                outputs = model(**batch, labels=labels, use_cache=True)
+                cache = {"use_cache": True} if "use_cache" in inspect.signature(model.forward).parameters else {}
+                outputs = model(**batch, labels=labels, **cache)
                 assert outputs.get("cache_params") is None
                 assert_same_gradients(gradients(model, outputs.loss), expected, 1e-5)
 
-    @pytest.mark.parametrize("kind", ["base", "causal", "classifier"])
+    @pytest.mark.parametrize("kind", ["base", "causal", "masked", "classifier"])
     def test_bfloat16_stays_close(self, kind, tmp_path):
         model, batch = self.model(kind), collate(self.patients())
         model.save_pretrained(tmp_path)
@@ -183,7 +185,7 @@ class ModelCommonTests:
     def test_every_weight_receives_a_gradient(self):
         for kind in self.heads():
             model, batch = self.model(kind), collate(self.patients())
-            labels = batch["input_ids"] if kind == "causal" else torch.tensor([0, 1] * 9)[: len(batch["input_ids"])]
+            labels = batch["input_ids"] if kind != "classifier" else torch.tensor([0, 1] * 9)[: len(batch["input_ids"])]
             found = gradients(model, model(**batch, labels=labels).loss)
             assert {n for n, g in found.items() if float(g.abs().max()) > 0} == {n for n, _ in model.named_parameters()}
 
@@ -194,4 +196,4 @@ class ModelCommonTests:
             model.resize_token_embeddings(size)
             logits = model(**collate(self.patients())).logits
             assert model.config.vocab_size == size
-            assert logits.shape[-1] == (size if kind == "causal" else 2)
+            assert logits.shape[-1] == (size if kind != "classifier" else 2)

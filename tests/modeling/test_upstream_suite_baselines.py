@@ -10,7 +10,15 @@ import torch
 from transformers.models.auto import modeling_auto
 
 import ehrseq  # noqa: F401  (registers the classes)
+from ehrseq.modeling.configuration_cehrbert import CehrBertConfig
+from ehrseq.modeling.configuration_ehr_bigbird import EhrBigBirdConfig
 from ehrseq.modeling.configuration_ehr_lstm import EhrLstmConfig
+from ehrseq.modeling.modeling_cehrbert import CehrBertForMaskedLM, CehrBertForSequenceClassification, CehrBertModel
+from ehrseq.modeling.modeling_ehr_bigbird import (
+    EhrBigBirdForMaskedLM,
+    EhrBigBirdForSequenceClassification,
+    EhrBigBirdModel,
+)
 from ehrseq.modeling.modeling_ehr_lstm import EhrLstmForSequenceClassification, EhrLstmModel
 from tests.modeling.upstream import upstream
 
@@ -19,7 +27,8 @@ config_common = upstream("test_configuration_common")
 
 # What upstream's skips say -> why that is right for the baselines.
 EXPLAINED = {
-    r"attentions|sdpa|SDPA|[Ff]lash[ _][Aa]ttention|flex|grouped_mm|sliding": "an LSTM has no attention",
+    r"attentions|sdpa|SDPA|[Ff]lash[ _][Aa]ttention|flex|grouped_mm|sliding": "an LSTM has no attention; BigBird's is "
+    "sparse, and transformers copies its weights out; flash attention takes no padding mask",
     r"[Gg]radient checkpointing|supports_gradient_checkpointing": "LSTM layers are single operators",
     r"RoPE|position embeddings|axial": "time is embedded, not the position",
     r"sparse experts|output_router_logits": "there are no experts",
@@ -72,6 +81,17 @@ class LstmTester(BaselineTester):
     config_class = EhrLstmConfig
 
 
+class CehrBertTester(BaselineTester):
+    config_class = CehrBertConfig
+    num_attention_heads = 4
+    options = {"num_attention_heads": 4, "intermediate_size": 37, "max_position_embeddings": 64}
+
+
+class BigBirdTester(CehrBertTester):
+    config_class = EhrBigBirdConfig
+    options = {**CehrBertTester.options, "block_size": 4, "num_random_blocks": 1}
+
+
 class UpstreamTests(common.ModelTesterMixin):
     """What the suites of all baselines do alike; `tables` are those by which upstream knows a class's labels."""
 
@@ -95,7 +115,7 @@ class UpstreamTests(common.ModelTesterMixin):
             self,
             config_class=self.case.config_class,
             common_properties=["hidden_size", "num_hidden_layers", "vocab_size"],
-            hidden_size=32,
+            hidden_size=48,
         )
 
     def skipTest(self, reason):
@@ -120,6 +140,29 @@ class EhrLstmTest(UpstreamTests, unittest.TestCase):
     }
     all_model_classes = (EhrLstmModel, EhrLstmForSequenceClassification)
     has_attentions = False
+
+
+class CehrBertTest(UpstreamTests, unittest.TestCase):
+    case = CehrBertTester
+    tables = {
+        "MODEL_MAPPING_NAMES": "CehrBertModel",
+        "MODEL_FOR_MASKED_LM_MAPPING_NAMES": "CehrBertForMaskedLM",
+        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": "CehrBertForSequenceClassification",
+    }
+    all_model_classes = (CehrBertModel, CehrBertForMaskedLM, CehrBertForSequenceClassification)
+
+
+class EhrBigBirdTest(UpstreamTests, unittest.TestCase):
+    case = BigBirdTester
+    tables = {
+        "MODEL_MAPPING_NAMES": "EhrBigBirdModel",
+        "MODEL_FOR_MASKED_LM_MAPPING_NAMES": "EhrBigBirdForMaskedLM",
+        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": "EhrBigBirdForSequenceClassification",
+    }
+    test_retain_grad_hidden_states_attentions = unittest.skip("sparse attentions are a copy, off the gradient's path")(
+        common.ModelTesterMixin.test_retain_grad_hidden_states_attentions
+    )
+    all_model_classes = (EhrBigBirdModel, EhrBigBirdForMaskedLM, EhrBigBirdForSequenceClassification)
 
 
 def is_explained(reason):
