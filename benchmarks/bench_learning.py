@@ -8,8 +8,8 @@ intervals over patients:
 
 Stages leave their results in the output folder and are skipped when they are there: run the same command to resume. The
 budget is the wall time of training alone (all stages) on the cores given; the steps that fit are found by a probe.
-Boosting is XGBoost on the counts of all tokens up to the prediction time (whole history) and the age at first and last
-visit, on the same patients and labels.
+Boosting is `BoostedCounts`, XGBoost on the counts of all tokens up to the prediction time (whole history) and the ages
+at first and last event, on the same patients and labels.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 from harness import machine, write_json, write_parquet
 from transformers import AutoModelForSequenceClassification, HfArgumentParser, set_seed
 
+from ehrseq.baselines import BoostedCounts
 from ehrseq.data.mpf import PromptedDataset, balance_rows
 from ehrseq.data.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
 from ehrseq.data.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
@@ -279,65 +280,24 @@ def test_rows(dataset: PromptedDataset, arguments: Arguments) -> PromptedDataset
     return limit_rows(dataset, arguments.max_test_rows, arguments.test_seed)
 
 
-def counts(dataset: PromptedDataset, rows: np.ndarray, vocabulary: int, special: np.ndarray) -> Any:
-    """Sparse `[rows, vocabulary + 2]`: counts of the tokens up to each time, and age at first and last visit."""
-    from scipy import sparse
-
-    histories, index = dataset.histories, dataset.index
-    indptr, indices, data, ages = [0], [], [], np.empty((len(rows), 2), np.float32)
-    for position, row in enumerate(rows):
-        history = int(index.history[row])
-        first, last = int(histories.offsets[history]), int(histories.offsets[history]) + int(index.end[row])
-        seen = np.bincount(histories.ids[first:last], minlength=vocabulary)[:vocabulary]
-        seen[special] = 0
-        present = np.flatnonzero(seen)
-        indices.append(present)
-        data.append(seen[present])
-        indptr.append(indptr[-1] + len(present))
-        known = histories.ages[first:last]
-        known = known[known > 0]
-        ages[position] = (known[0], known[-1]) if len(known) else np.nan
-    matrix = sparse.csr_matrix(
-        (np.concatenate(data).astype(np.float32), np.concatenate(indices), indptr), shape=(len(rows), vocabulary)
-    )
-    return sparse.hstack([matrix, sparse.csr_matrix(np.nan_to_num(ages))], format="csr")
-
-
 def boost(arguments: Arguments, stages: Stages, threads: int) -> None:
     """XGBoost per task on the same patients and labels; rounds chosen on a tenth of the training patients."""
-    import xgboost
-
     if (stages.folder / "boosting.parquet").exists():
         return
     tokenizer, events, labels = tokenizer_and_labels(arguments, stages)
     rows = prompted_dataset(tokenizer, events, labels, arguments.context)
     _, test_events, test_labels = labelled_cohort(arguments.test_patients, arguments.test_seed)
     test = test_rows(prompted_dataset(tokenizer, test_events, test_labels, arguments.context), arguments)
-    vocabulary, special = len(tokenizer), np.array(sorted(tokenizer.all_special_ids))
     scores = np.full(len(test), np.nan)
     for task_id, name in enumerate(TASKS):
         start = time.perf_counter()
         own, asked = np.flatnonzero(rows.task_ids == task_id), np.flatnonzero(test.task_ids == task_id)
         tuning = rows.subject_ids[own] % 10 == 0
-        features = counts(rows, own, vocabulary, special)
-        model = xgboost.XGBClassifier(
-            n_estimators=2000,
-            learning_rate=0.05,
-            max_depth=5,
-            subsample=0.8,
-            colsample_bytree=0.5,
-            min_child_weight=5,
-            tree_method="hist",
-            early_stopping_rounds=40,
-            eval_metric="auc",
-            n_jobs=threads,
-            random_state=arguments.seed,
-        )
-        y = rows.labels[own]
-        model.fit(features[~tuning], y[~tuning], eval_set=[(features[tuning], y[tuning])], verbose=False)
-        scores[asked] = model.predict_proba(counts(test, asked, vocabulary, special))[:, 1]
+        model = BoostedCounts(num_configurations=1, seed=arguments.seed, num_threads=threads)
+        model.fit(rows.subset(own[~tuning]), rows.subset(own[tuning]))
+        scores[asked] = model.predict_proba(test.subset(asked))[:, 1]
         seconds = time.perf_counter() - start
-        stages.write(f"boosting_{name}", {"rows": len(own), "trees": int(model.best_iteration), "seconds": seconds})
+        stages.write(f"boosting_{name}", {"rows": len(own), **model.chosen, "seconds": seconds})
     table = pl.DataFrame({"subject_id": test.subject_ids, "task_id": test.task_ids, "boosting": scores})
     table.write_parquet(stages.folder / "boosting.parquet")
 

@@ -1,13 +1,18 @@
-"""What HyMaTE is held against: models on summary statistics, and a GRU. Attributes are loaded when first used."""
+"""What the models are held against and is no `PreTrainedModel`: boosting and logistic regression on token counts
+(EhrMamba) and on summary statistics (HyMaTE), and a GRU. Attributes are loaded when first used.
+"""
 
 from ehrseq._lazy import lazy_exports
 
 # Name -> module of this package that defines it.
 _EXPORTS = {
+    "BoostedCounts": "count_models",
     "BoostedSummaries": "summary_models",
     "HourlyGRU": "recurrent",
+    "LogisticCounts": "count_models",
     "LogisticSummaries": "summary_models",
     "SUMMARIES": "summary_statistics",
+    "count_tokens": "token_counts",
     "summarise": "summary_statistics",
 }
 

@@ -160,7 +160,7 @@ class BoostedSummaries(_SummaryModel):
     def __init__(self, *, grid: Any = None, num_folds: int = 5, seed: int = 0, num_threads: int = 1) -> None:
         super().__init__(grid=grid, num_folds=num_folds, seed=seed)
         self.num_threads = num_threads
-        _xgboost()
+        load_xgboost()
 
     def _fit_one(
         self,
@@ -169,7 +169,7 @@ class BoostedSummaries(_SummaryModel):
         settings: dict[str, Any],
         left_out: tuple[NDArray[np.float32], NDArray[np.int64]] | None,
     ) -> Any:
-        model = _xgboost().XGBClassifier(
+        model = load_xgboost().XGBClassifier(
             **{
                 "n_estimators": self.max_trees,
                 "learning_rate": self.learning_rate,
@@ -229,7 +229,12 @@ class _Clip(TransformerMixin, BaseEstimator):
         return np.clip(features, self.lower_, self.upper_)
 
 
-def _xgboost() -> Any:
+def load_xgboost() -> Any:
+    """The module xgboost.
+
+    Raises:
+        ImportError: It is not installed; the message names the extra.
+    """
     try:
         import xgboost
     except ImportError as error:
