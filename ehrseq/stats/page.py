@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,30 +11,11 @@ from typing import Any
 import polars as pl
 
 from ehrseq.data.shards import write_whole
+from ehrseq.html_page import COLOURS, figure, html_page, note
 from ehrseq.stats.counting import DatasetStatistics
 from ehrseq.stats.privacy import hide_few
 
-_INK, _SOFT, _GRID = "#22303c", "#7b8794", "#e4e7eb"
-_COLOURS = (
-    "#1f6feb",
-    "#d1495b",
-    "#2a9d8f",
-    "#e8a33d",
-    "#7b5ea7",
-    "#5c677d",
-    "#9aa5b1",
-    "#bc6c25",
-    "#118ab2",
-    "#73a942",
-)
 _CODES_SHOWN = 60
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #22303c; max-width: 1100px; margin: 2em auto; padding: 0 1em }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
-td, th { padding: .2em .7em; border-bottom: 1px solid #e4e7eb; text-align: right }
-td:first-child, th:first-child { text-align: left } h2 { margin-top: 2em } svg { max-width: 100%; height: auto }
-p.note { color: #7b8794; font-size: 13px }
-"""
 
 
 def write_statistics(statistics: DatasetStatistics, folder: str | Path, *, least_patients: int = 1) -> Path:
@@ -97,30 +76,23 @@ def _page(statistics: DatasetStatistics, notes: Sequence[str]) -> str:
     parts = [
         f"<h1>{name}</h1>",
         f"<p>{sum(statistics.patients.values()):,} patients ({splits}), {statistics.events:,} events{span}.</p>",
-        _note(" ".join(caution)),
+        note(" ".join(caution)),
         "<h2>Events per patient</h2>",
         _events_per_patient(statistics.events_per_patient),
         "<h2>Events over calendar time</h2>",
         _calendar(statistics.calendar),
         "<h2>Missing times, values and visits</h2>",
-        _note("Rows without a time are static facts; a time at midnight may be a date whose hour nobody recorded."),
+        note("Rows without a time are static facts; a time at midnight may be a date whose hour nobody recorded."),
         _table(_missing(statistics.kinds)),
         "<h2>Prevalence over calendar time</h2>",
         _prevalence(statistics.prevalence),
         _table(_prevalence_table(statistics.prevalence)),
         "<h2>Codes</h2>",
         _code_curve(codes),
-        _note(f"The {min(_CODES_SHOWN, codes.height):,} most frequent of {codes.height:,}; codes.csv has all of them."),
+        note(f"The {min(_CODES_SHOWN, codes.height):,} most frequent of {codes.height:,}; codes.csv has all of them."),
         _table(_codes(codes)),
     ]
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}: statistics</title>'
-        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
-
-
-def _note(text: str) -> str:
-    return f"<p class=note>{html.escape(text)}</p>"
+    return html_page(f"{Path(statistics.dataset).resolve().name}: statistics", parts)
 
 
 def _month(value: Any) -> str:
@@ -190,13 +162,13 @@ def _events_per_patient(table: pl.DataFrame) -> str:
     import numpy as np
 
     if table.is_empty():
-        return _note("Too few patients.")
+        return note("Too few patients.")
     rows, patients = table["rows"].to_numpy(), table["patients"].to_numpy()
     exact = table["rows"].equals(table["to"])
     edges = np.geomspace(1, max(2, rows.max() + 1), 41) if exact else np.append(rows, 2 * rows[-1])
 
     def draw(axes: Sequence[Any]) -> None:
-        axes[0].hist(rows, bins=edges, weights=patients, color=_COLOURS[0])
+        axes[0].hist(rows, bins=edges, weights=patients, color=COLOURS[0])
         axes[0].set_xscale("log")
         axes[0].set_xlabel("events of a patient")
         axes[0].set_ylabel("patients")
@@ -206,12 +178,12 @@ def _events_per_patient(table: pl.DataFrame) -> str:
         words = f"median {quartiles[1]:,}, quartiles {quartiles[0]:,} and {quartiles[2]:,}, most {rows.max():,}"
     else:
         words = f"in classes of at least {patients.min():,} patients; the last one has no upper end"
-    return _figure(draw, height=2.6) + _note(words)
+    return figure(draw, height=2.6) + note(words)
 
 
 def _calendar(table: pl.DataFrame) -> str:
     if table.is_empty():
-        return _note("No month to show.")
+        return note("No month to show.")
     years = (table["month"].max() - table["month"].min()).days / 365.25  # type: ignore[operator,union-attr]
     every = "1mo" if years <= 10 else "1y"
     sums = table.group_by("kind").agg(pl.col("rows").sum())
@@ -227,17 +199,17 @@ def _calendar(table: pl.DataFrame) -> str:
 
     def draw(axes: Sequence[Any]) -> None:
         axes[0].stackplot(
-            wide["month"].to_list(), *(wide[kind].to_list() for kind in kinds), labels=kinds, colors=_COLOURS
+            wide["month"].to_list(), *(wide[kind].to_list() for kind in kinds), labels=kinds, colors=COLOURS
         )
         axes[0].set_ylabel(f"events a {'month' if every == '1mo' else 'year'}")
         axes[0].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
 
-    return _figure(draw, height=3.0)
+    return figure(draw, height=3.0)
 
 
 def _prevalence(table: pl.DataFrame) -> str:
     if table.is_empty():
-        return _note("No period to show: no labels (`ehrseq label` makes some), or too few patients.")
+        return note("No period to show: no labels (`ehrseq label` makes some), or too few patients.")
     groups = table.partition_by("task", as_dict=True, maintain_order=True)
 
     def draw(axes: Sequence[Any]) -> None:
@@ -245,13 +217,13 @@ def _prevalence(table: pl.DataFrame) -> str:
 
         for axis, ((task,), own) in zip(axes, groups.items(), strict=True):
             start = own["from"].to_list()
-            axis.fill_between(start, own["low"].to_list(), own["high"].to_list(), color=_COLOURS[0], alpha=0.2, lw=0)
-            axis.plot(start, own["prevalence"].to_list(), color=_COLOURS[0], marker="o", ms=3, lw=1.4)
+            axis.fill_between(start, own["low"].to_list(), own["high"].to_list(), color=COLOURS[0], alpha=0.2, lw=0)
+            axis.plot(start, own["prevalence"].to_list(), color=COLOURS[0], marker="o", ms=3, lw=1.4)
             axis.set_title(str(task), loc="left", fontsize=9, fontweight="bold")
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axis.set_ylim(bottom=0)
 
-    return _figure(draw, height=1.5 * len(groups), panels=len(groups)) + _note(
+    return figure(draw, height=1.5 * len(groups), panels=len(groups)) + note(
         "Share of positive labels by the period of the prediction; the band is Wilson's 95 % interval. The sums below "
         "are those of the periods shown."
     )
@@ -263,37 +235,8 @@ def _code_curve(codes: pl.DataFrame) -> str:
     rows = codes["rows"].to_list()
 
     def draw(axes: Sequence[Any]) -> None:
-        axes[0].loglog(range(1, len(rows) + 1), rows, color=_COLOURS[0], lw=1.6)
+        axes[0].loglog(range(1, len(rows) + 1), rows, color=COLOURS[0], lw=1.6)
         axes[0].set_xlabel("codes, by frequency")
         axes[0].set_ylabel("rows")
 
-    return _figure(draw, height=2.6)
-
-
-def _figure(draw: Any, *, height: float, panels: int = 1) -> str:
-    """A figure as inline SVG that names nothing outside; equal data give equal bytes."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    style: Any = {
-        "font.size": 9,
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
-        "xtick.color": _SOFT,
-        "ytick.color": _SOFT,
-        "svg.hashsalt": "ehrseq",
-        "svg.fonttype": "none",
-    }
-    with rc_context(style):
-        figure = Figure(figsize=(9, height), layout="constrained")  # not pyplot's: a notebook keeps its backend
-        axes = figure.subplots(panels, 1, sharex=True, squeeze=False)
-        draw(axes[:, 0])
-        for axis in axes[:, 0]:
-            axis.spines[["top", "right", "left"]].set_visible(False)
-            axis.spines["bottom"].set_color(_GRID)
-            axis.grid(axis="y", color=_GRID, lw=0.8)
-            axis.tick_params(length=0)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    picture = re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)
-    return re.sub(r' xmlns(:\w+)?="[^"]*"', "", picture)  # HTML knows these names without their addresses
+    return figure(draw, height=2.6)

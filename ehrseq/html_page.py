@@ -1,0 +1,94 @@
+"""A page that needs nothing else: one HTML file, its plots drawn inside it as SVG, equal data giving equal bytes."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_INK, _SOFT, _GRID = "#22303c", "#7b8794", "#e4e7eb"
+COLOURS = (
+    "#1f6feb",
+    "#d1495b",
+    "#2a9d8f",
+    "#e8a33d",
+    "#7b5ea7",
+    "#5c677d",
+    "#9aa5b1",
+    "#bc6c25",
+    "#118ab2",
+    "#73a942",
+)
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #22303c; max-width: 1100px; margin: 2em auto; padding: 0 1em }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
+td, th { padding: .2em .7em; border-bottom: 1px solid #e4e7eb; text-align: right }
+td:first-child, th:first-child { text-align: left } h2 { margin-top: 2em } svg { max-width: 100%; height: auto }
+p.note { color: #7b8794; font-size: 13px }
+@media print {
+  body { max-width: none; margin: 0; font-size: 11px } table { font-size: 9px }
+  svg, tr { break-inside: avoid } h2, h3 { break-after: avoid } thead { display: table-header-group }
+}
+"""
+
+
+def html_page(title: str, parts: Sequence[str]) -> str:
+    """The page.
+
+    Args:
+        title: Title, as text.
+        parts: The body's elements, as HTML.
+    """
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def note(text: str) -> str:
+    """A paragraph in small print: text, not HTML."""
+    return f"<p class=note>{html.escape(text)}</p>"
+
+
+def figure(
+    draw: Callable[[Sequence[Any]], None], *, height: float, panels: int = 1, columns: int = 1, sharex: bool = True
+) -> str:
+    """A figure as inline SVG that names nothing outside.
+
+    Args:
+        draw: Draws on the axes, of which there are `panels`.
+        height: Height in inches; the width is 9.
+        panels: Number of axes.
+        columns: How many of them stand side by side.
+        sharex: Whether axes one above the other share their x axis.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "font.size": 9,
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+        "xtick.color": _SOFT,
+        "ytick.color": _SOFT,
+        "svg.hashsalt": "ehrseq",
+        "svg.fonttype": "none",
+    }
+    with rc_context(style):
+        canvas = Figure(figsize=(9, height), layout="constrained")  # not pyplot's: a notebook keeps its backend
+        grid = canvas.subplots(-(-panels // columns), columns, sharex="col" if sharex else False, squeeze=False)
+        axes = list(grid.flat)
+        for axis in axes[panels:]:
+            axis.set_visible(False)
+        draw(axes[:panels])
+        for axis in axes[:panels]:
+            axis.spines[["top", "right", "left"]].set_visible(False)
+            axis.spines["bottom"].set_color(_GRID)
+            axis.grid(axis="y", color=_GRID, lw=0.8)
+            axis.tick_params(length=0)
+        text = io.StringIO()
+        canvas.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    picture = re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)
+    return re.sub(r' xmlns(:\w+)?="[^"]*"', "", picture)  # HTML knows these names without their addresses
