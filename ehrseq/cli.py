@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from ehrseq import cli_audit, cli_encode, cli_evaluate, cli_prepare
+from ehrseq import cli_audit, cli_benchmark, cli_encode, cli_evaluate, cli_prepare
 from ehrseq.version import __version__
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ app.command()(cli_encode.tokenize)
 app.command()(cli_audit.audit)
 app.command()(cli_audit.stats)
 app.command()(cli_evaluate.evaluate)
+app.command()(cli_benchmark.benchmark)
 
 
 class EventFormat(StrEnum):

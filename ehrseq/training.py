@@ -8,6 +8,7 @@ warm-up-stable-decay schedule without a stable phase), so a recipe is a set of `
 from __future__ import annotations
 
 import gc
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ehrseq.data.collation import IGNORED_LABEL, DataCollatorForPrompts
@@ -121,8 +121,23 @@ def use_paper_recipe(args: TrainingArguments, num_rows: int) -> TrainingArgument
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest checkpoint of an interrupted run to resume from, None when there is none."""
-    return get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
+    """The newest whole checkpoint of an interrupted run to resume from, None when there is none.
+
+    A run that was killed while it wrote leaves a checkpoint without `trainer_state.json`, which Trainer writes last, or
+    with half of it: such a one is passed over.
+    """
+    numbered = [
+        (int(folder.name.rpartition("-")[2]), folder)
+        for folder in Path(output_dir).glob("checkpoint-*")
+        if folder.name.rpartition("-")[2].isdigit()
+    ]
+    for _, folder in sorted(numbered, reverse=True):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return str(folder)
+    return None
 
 
 def leave_process_group() -> None:

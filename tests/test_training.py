@@ -120,8 +120,12 @@ def test_another_schedule_that_was_asked_for_is_kept(tmp_path):
 def test_the_last_checkpoint_is_found(tmp_path):
     assert last_checkpoint(tmp_path / "absent") is None
     assert last_checkpoint(tmp_path) is None
-    for step in (5, 10, 9):
+    for step in (5, 10, 9, 11, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-12" / "trainer_state.json").unlink()  # killed before its last file
+    (tmp_path / "checkpoint-11" / "trainer_state.json").write_text('{"epoch": 1.')  # and within it
+    (tmp_path / "checkpoint-old").mkdir()
     assert last_checkpoint(tmp_path).endswith("checkpoint-10")
 
 

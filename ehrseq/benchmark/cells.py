@@ -1,0 +1,399 @@
+"""The cells of a table: a pretrained model, a system with one seed. Each is a folder whose `result.json` comes last.
+
+A cell that has its result is not run again; one that was stopped goes on from Trainer's last checkpoint, and ends with
+what an undisturbed run ends with.
+
+    cells/<model_type>-pretrained/seed0/      model, result.json
+    cells/<system>/seed0/                     predictions.parquet, result.json
+        <trial>-<task or all>/                model, result.json
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import transformers
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+from transformers import AutoModelForSequenceClassification, set_seed
+from transformers.utils import logging
+
+from ehrseq._registration import register_all
+from ehrseq.benchmark.budget import Budget
+from ehrseq.benchmark.data import BenchmarkData, Source, load_data
+from ehrseq.benchmark.systems import SYSTEMS, System
+from ehrseq.data.masking import DataCollatorForMaskedEvents
+from ehrseq.data.mpf import PromptedDataset, balance_rows
+from ehrseq.data.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
+from ehrseq.data.shards import write_json, write_whole
+from ehrseq.data.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
+from ehrseq.training import (
+    ClassifierOfPrompts,
+    last_checkpoint,
+    quiet_loading,
+    quiet_trainer,
+    score_rows,
+    training_arguments,
+)
+
+logger = logging.get_logger(__name__)
+register_all()  # worker processes come without the package's own import
+
+RESULT = "result.json"
+PREDICTIONS = "predictions.parquet"
+SHARED_SHARE = 0.85
+"""Share of the finetuning tokens that a causal model reads as histories with all prompts in them; rows are the rest."""
+SHARED_BATCH = 4  # rows of a step per shared history: they are longer, and hold many labels
+CHECKPOINTS = 4  # of a stage: at most a fifth of it is lost when it is stopped
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class PretrainCell:
+    """Pretraining of one model.
+
+    Attributes:
+        source: The run's data.
+        budget: The run's budget.
+        model_type: Which model; the systems that share it start from the same weights.
+        seed: Seed of weights, order and masks.
+    """
+
+    source: Source
+    budget: Budget
+    model_type: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return Path(self.source.out) / "cells" / f"{self.model_type}-pretrained" / f"seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class SystemCell:
+    """Finetuning of one system, the choice among its trials, and its predictions.
+
+    Attributes:
+        source: The run's data.
+        budget: The run's budget.
+        system: Name of the system.
+        seed: Seed.
+    """
+
+    source: Source
+    budget: Budget
+    system: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return Path(self.source.out) / "cells" / self.system / f"seed{self.seed}"
+
+
+def pretrain_cell(cell: PretrainCell) -> dict[str, Any]:
+    """Pretrain a model, unless that is done. Returns the result."""
+    if (cell.folder / RESULT).is_file():
+        return _read(cell.folder)
+    budget, data = cell.budget, load_data(cell.source, cell.budget)
+    system = next(system for system in SYSTEMS.values() if system.model_type == cell.model_type)
+    config = system.config(budget, data.tokenizer, data.task_configs)
+    context = config.max_position_embeddings
+    windows = data.windows(context)
+    auto, collator = {
+        "ntp": (transformers.AutoModelForCausalLM, DataCollatorForPackedNextToken(data.tokenizer, context)),
+        "mlm": (transformers.AutoModelForMaskedLM, DataCollatorForMaskedEvents(data.tokenizer, context)),
+    }[str(system.objective)]
+    set_seed(cell.seed)
+    model = auto.from_config(config)
+    # One epoch may be more than the budget reads: steps are counted in tokens.
+    result = _train(
+        cell.folder / "trainer",
+        model,
+        PackableRows(windows),
+        collator,
+        tokens=budget.pretrain_tokens,
+        rows=budget.batch_rows,
+        rate=budget.pretrain_rate,
+        seed=cell.seed,
+    )
+    _finish(cell.folder, model, result | {"parameters": _size(model), "objective": system.objective})
+    return _read(cell.folder)
+
+
+def system_cell(cell: SystemCell) -> dict[str, Any]:
+    """Finetune a system for every trial, keep the best one on the tuning patients, and score the test rows."""
+    if (cell.folder / RESULT).is_file():
+        return _read(cell.folder)
+    data, system = load_data(cell.source, cell.budget), SYSTEMS[cell.system]
+    predict = _predict_neural if system.neural else _predict_counts
+    table, result = predict(cell, system, data)
+    write_whole(cell.folder / PREDICTIONS, table.write_parquet)
+    write_json(cell.folder / RESULT, result)
+    return result
+
+
+# -- neural systems ----------------------------------------------------------------------------------------------------
+
+
+def _predict_neural(cell: SystemCell, system: System, data: BenchmarkData) -> tuple[pl.DataFrame, dict[str, Any]]:
+    budget, names = cell.budget, list(cell.source.tasks)
+    pretrained = None
+    if system.objective is not None:
+        pretrained = PretrainCell(cell.source, budget, system.model_type, cell.seed).folder
+    context = system.config(budget, data.tokenizer, data.task_configs).max_position_embeddings
+    parts = {part: data.rows(part, context) for part in ("tuning", "test")}
+    scopes = [ALL] if system.multitask else names
+    trials: list[dict[str, Any]] = []
+    scores: list[dict[str, NDArray[np.float64]]] = []
+    for number, rate in enumerate(budget.finetune_rates):
+        found = {part: np.full(len(rows), np.nan) for part, rows in parts.items()}
+        entry: dict[str, Any] = {"learning_rate": rate, "seconds": 0.0, "tokens": 0, "parameters": 0}
+        for scope in scopes:
+            folder = cell.folder / f"{number}-{scope}"
+            stage = _finetune(folder, cell, system, data, pretrained, scope, rate, context, len(scopes))
+            with quiet_loading():
+                model = AutoModelForSequenceClassification.from_pretrained(folder)
+            for part, rows in parts.items():
+                own = np.arange(len(rows)) if scope == ALL else np.flatnonzero(rows.task_ids == names.index(scope))
+                found[part][own] = score_rows(model, data.tokenizer, rows.subset(own), batch_size=64)
+            entry = {name: entry[name] + stage[name] if name in stage else value for name, value in entry.items()}
+        trials.append(entry | {"tuning_auroc": _aurocs(parts["tuning"], found["tuning"], names)})
+        scores.append(found)
+    # One configuration for the multitask model; each task its own where each has a model of its own.
+    chosen = _choose([trial["tuning_auroc"] for trial in trials], names, together=system.multitask)
+    table = pl.concat(
+        _predictions(rows, _pick([found[part] for found in scores], rows, names, chosen), names, part)
+        for part, rows in parts.items()
+    )
+    result = {
+        "trials": trials,
+        "chosen": chosen,
+        "seconds": sum(trial["seconds"] for trial in trials),
+        "tokens": trials[0]["tokens"],
+        "parameters": trials[0]["parameters"] // len(scopes),
+        "models": len(scopes),
+        "pretraining": None if pretrained is None else _read(pretrained),
+        "context": context,
+    }
+    return table, result
+
+
+def _finetune(
+    folder: Path,
+    cell: SystemCell,
+    system: System,
+    data: BenchmarkData,
+    pretrained: Path | None,
+    scope: str,
+    rate: float,
+    context: int,
+    num_scopes: int,
+) -> dict[str, Any]:
+    """One finetuned model, of one task or of all."""
+    if (folder / RESULT).is_file():
+        return _read(folder)
+    budget, names = cell.budget, list(cell.source.tasks)
+    train = data.rows("train", context)
+    if scope != ALL:
+        train = train.subset(np.flatnonzero(train.task_ids == names.index(scope)))
+    set_seed(cell.seed)
+    with quiet_loading():  # the new head is expected
+        if pretrained is None:
+            config = system.config(budget, data.tokenizer, data.task_configs)
+            model = AutoModelForSequenceClassification.from_config(config)
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(pretrained, num_labels=2)
+    tokens = budget.finetune_tokens + (budget.pretrain_tokens if system.objective is None else 0)
+    tokens = max(1, tokens // num_scopes)
+    results: list[dict[str, Any]] = []
+    options: dict[str, Any] = {"rate": rate, "seed": cell.seed}
+    if system.shared_prompts:
+        results.append(_finetune_shared(folder, model, train, data, int(SHARED_SHARE * tokens), options, budget))
+        tokens -= int(SHARED_SHARE * tokens)
+    wanted = math.ceil(tokens / max(1.0, float(train.lengths.mean())))
+    sample = balance_rows(train.task_ids, train.labels, names, num_rows=wanted, seed=cell.seed)
+    results.append(
+        _train(
+            folder / "trainer",
+            model,
+            PackableRows(train.subset(sample.rows)),
+            DataCollatorForPackedPrompts(data.tokenizer, context),
+            tokens=tokens,
+            rows=budget.batch_rows,
+            **options,
+        )
+    )
+    total = {name: sum(result[name] for result in results) for name in ("seconds", "tokens", "steps")}
+    _finish(folder, model, total | {"stages": results, "parameters": _size(model)})
+    return _read(folder)
+
+
+def _finetune_shared(
+    folder: Path,
+    model: Any,
+    train: PromptedDataset,
+    data: BenchmarkData,
+    tokens: int,
+    options: Mapping[str, Any],
+    budget: Budget,
+) -> dict[str, Any]:
+    """The stage on histories that hold all their prompts; its weights stay in `model`."""
+    stage = folder / "shared"
+    shared = SharedPromptDataset(train.histories, train.index, train.max_length, seed=options["seed"])
+    if (stage / RESULT).is_file():
+        with quiet_loading():
+            model.load_state_dict(type(model).from_pretrained(stage).state_dict())
+        return _read(stage)
+    result = _train(
+        stage / "trainer",
+        ClassifierOfPrompts(model),
+        shared,
+        DataCollatorForSharedPrompts(data.tokenizer),
+        tokens=tokens,
+        rows=max(1, budget.batch_rows // SHARED_BATCH),
+        **options,
+    )
+    _finish(stage, model, result)
+    return result
+
+
+def _train(
+    folder: Path, model: Any, dataset: Any, collator: Any, *, tokens: int, rows: int, rate: float, seed: int
+) -> dict[str, Any]:
+    """Train for so many tokens, resumable."""
+    length = _mean_length(dataset)
+    steps = max(1, round(tokens / (rows * length)))
+    args = training_arguments(
+        folder,
+        max_steps=steps,
+        per_device_train_batch_size=rows,
+        learning_rate=rate,
+        seed=seed,
+        save_strategy="steps",
+        save_steps=max(1, math.ceil(steps / (CHECKPOINTS + 1))),
+        save_total_limit=1,
+        disable_tqdm=True,
+    )
+    trainer = quiet_trainer(model=model, args=args, train_dataset=dataset, data_collator=collator)
+    start = time.perf_counter()
+    resumed = last_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=resumed)
+    return {
+        "steps": steps,
+        "tokens": round(steps * rows * length),
+        "seconds": time.perf_counter() - start,
+        "resumed": resumed is not None,
+        "loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+    }
+
+
+def _mean_length(dataset: Any) -> float:
+    """Mean tokens of a row; of histories with prompts, which are assembled when asked for, of a few hundred."""
+    lengths = getattr(dataset, "lengths", None)
+    if lengths is None:
+        some = np.linspace(0, len(dataset) - 1, min(len(dataset), 256)).astype(int)
+        lengths = [len(dataset[int(row)]["input_ids"]) for row in some]
+    return float(np.mean(lengths))
+
+
+def _finish(folder: Path, model: Any, result: Mapping[str, Any]) -> None:
+    """Keep the model and the result, and drop what was there to resume from."""
+    with quiet_loading():
+        model.save_pretrained(folder)
+    write_json(folder / RESULT, result)
+    shutil.rmtree(folder / "trainer", ignore_errors=True)
+
+
+# -- count models ------------------------------------------------------------------------------------------------------
+
+
+def _predict_counts(cell: SystemCell, system: System, data: BenchmarkData) -> tuple[pl.DataFrame, dict[str, Any]]:
+    from ehrseq.baselines import BoostedCounts, LogisticCounts
+
+    names = list(cell.source.tasks)
+    parts = {part: data.rows(part, cell.budget.context) for part in ("train", "tuning", "test")}
+    scores = {part: np.full(len(parts[part]), np.nan) for part in ("tuning", "test")}
+    tried: dict[str, Any] = {}
+    start = time.perf_counter()
+    for task_id, name in enumerate(names):
+        own = {part: rows.subset(np.flatnonzero(rows.task_ids == task_id)) for part, rows in parts.items()}
+        made: Any = BoostedCounts if system.model_type == "boosting" else LogisticCounts
+        model = made(num_configurations=cell.budget.num_trials, seed=cell.seed).fit(own["train"], own["tuning"])
+        tried[name] = {"tried": model.tried, "chosen": model.chosen}
+        for part, values in scores.items():
+            if len(own[part]):
+                values[parts[part].task_ids == task_id] = model.predict_proba(own[part])[:, 1]
+    table = pl.concat(_predictions(parts[part], values, names, part) for part, values in scores.items())
+    result = {
+        "trials": tried,
+        "seconds": time.perf_counter() - start,
+        "tokens": None,
+        "parameters": None,
+        "models": len(names),
+        "pretraining": None,
+        "context": None,
+    }
+    return table, result
+
+
+# -- choices and tables ------------------------------------------------------------------------------------------------
+
+
+def _aurocs(rows: PromptedDataset, scores: NDArray[np.float64], names: Sequence[str]) -> dict[str, float | None]:
+    """AUROC by task, None where there is one class only."""
+    found: dict[str, float | None] = {}
+    for task_id, name in enumerate(names):
+        own = rows.task_ids == task_id
+        labels = rows.labels[own]
+        found[name] = float(roc_auc_score(labels, scores[own])) if 0 < labels.sum() < len(labels) else None
+    return found
+
+
+def _choose(trials: Sequence[Mapping[str, float | None]], names: Sequence[str], together: bool) -> dict[str, int]:
+    """Number of the trial that each task keeps."""
+
+    def mean(trial: Mapping[str, float | None], tasks: Sequence[str]) -> float:
+        known = [value for task in tasks if (value := trial[task]) is not None]
+        return float(np.mean(known)) if known else 0.5
+
+    return {name: int(np.argmax([mean(trial, names if together else [name]) for trial in trials])) for name in names}
+
+
+def _pick(
+    scores: Sequence[NDArray[np.float64]], rows: PromptedDataset, names: Sequence[str], chosen: Mapping[str, int]
+) -> NDArray[np.float64]:
+    """The scores of each task's trial."""
+    trial = np.array([chosen[name] for name in names], np.int64)[rows.task_ids]
+    return np.stack(scores)[trial, np.arange(len(rows))] if len(rows) else np.empty(0)
+
+
+def _predictions(rows: PromptedDataset, scores: NDArray[np.float64], names: Sequence[str], part: str) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "part": pl.Series([part] * len(rows), dtype=pl.String),
+            "task": pl.Series([names[task] for task in rows.task_ids], dtype=pl.String),
+            "subject_id": rows.subject_ids,
+            "prediction_time": rows.prediction_times,
+            "label": rows.labels == 1,
+            "score": scores,
+        }
+    ).sort("part", "task", "subject_id", "prediction_time")
+
+
+def _size(model: Any) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / RESULT).read_text(encoding="utf-8"))

@@ -1,0 +1,258 @@
+"""What all systems of a table read: one tokenizer, one set of labelled rows, the same patients in the same splits.
+
+The parent process fixes all of it once, as files of the run's folder; cells, perhaps in other processes, read it back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from transformers.utils import logging
+
+from ehrseq.benchmark.budget import Budget
+from ehrseq.data.dataset import EventDataset
+from ehrseq.data.mpf import PromptedDataset
+from ehrseq.data.shards import write_whole
+from ehrseq.tasks import label_events, list_tasks, load_task, read_labels
+from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
+from ehrseq.training import prompted_dataset
+
+logger = logging.get_logger(__name__)
+
+TASKS = ("mortality_30d", "long_stay_7d", "readmission_30d", "hypertension", "fluid_disorder", "lipid_disorder")
+"""The paper's six."""
+
+PARTS = ("train", "tuning", "test")
+SIMULATED_NAME = re.compile(r"ehrseq-simulated-seed-(\d+)")
+LABELS, TOKENIZER = "labels.parquet", "tokenizer"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a run's patients and labels come from.
+
+    Attributes:
+        out: The run's folder.
+        train: MEDS dataset with splits; its training and tuning patients.
+        test: Another dataset whose patients are all tested on; None = the held-out patients of `train`.
+        tasks: Names of the tasks.
+    """
+
+    out: str
+    train: str
+    test: str | None
+    tasks: tuple[str, ...]
+
+
+def prepare_data(source: Source, budget: Budget) -> dict[str, Any]:
+    """Label where there are no labels, draw the rows, train the tokenizer; what is there already is kept.
+
+    Returns:
+        What is told of the data in the report: patients and labels by part, coverage of the test events.
+
+    Raises:
+        ValueError: A dataset without splits, an unknown task, a task without labels in a part, or of one class in the
+            training or tuning part.
+    """
+    out = Path(source.out)
+    if not (out / LABELS).is_file():
+        labels = _labels(source, budget)
+        write_whole(out / LABELS, labels.write_parquet)
+    data = BenchmarkData(source, budget)
+    if not (out / TOKENIZER).is_dir():
+        logger.info("Training the tokenizer on the patients of pretrain and train")
+        events = EventDataset(source.train).events(_present(source.train, ("pretrain", "train")))
+        tokenizer = EhrTokenizer.train(events, tasks=data.task_configs, model_max_length=budget.context)
+        write_whole(out / TOKENIZER, tokenizer.save_pretrained)
+    return data.describe()
+
+
+class BenchmarkData:
+    """The rows of a prepared run.
+
+    Args:
+        source: Where they come from.
+        budget: Context and splits.
+    """
+
+    def __init__(self, source: Source, budget: Budget) -> None:
+        self.source = source
+        self.budget = budget
+
+    @property
+    def task_configs(self) -> list[dict[str, Any]]:
+        """`config.tasks` entries in the order of the tasks."""
+        return [task_config(name) for name in self.source.tasks]
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return EhrTokenizer.from_pretrained(Path(self.source.out) / TOKENIZER)
+
+    @cached_property
+    def labels(self) -> pl.DataFrame:
+        """part, task, subject_id, prediction_time, boolean_value, true_risk (null where unknown)."""
+        return pl.read_parquet(Path(self.source.out) / LABELS)
+
+    def rows(self, part: str, context: int) -> PromptedDataset:
+        """The labelled rows of a part, cut at a context."""
+        full = self._part(part)
+        return PromptedDataset(full.histories, full.index, context)
+
+    def windows(self, context: int) -> Any:
+        """The pretraining windows of the patients of pretrain and train."""
+        return self._pretraining.windows(context)
+
+    def events(self, part: str) -> pl.DataFrame:
+        """Events of the patients of a part."""
+        dataset, splits = _where(self.source, self.budget, part)
+        events = EventDataset(dataset).events(splits)
+        subjects = self.labels.filter(pl.col("part") == part)["subject_id"].unique()
+        return events.filter(pl.col("subject_id").is_in(subjects.implode()))
+
+    def describe(self) -> dict[str, Any]:
+        """Counts by part and task, and how much of the test events the tokenizer knows."""
+        counts = (
+            self.labels.group_by("part", "task")
+            .agg(labels=pl.len(), patients=pl.col("subject_id").n_unique(), positives=pl.col("boolean_value").sum())
+            .sort("part", "task")
+        )
+        return {
+            "rows": counts.to_dicts(),
+            "tokens": len(self.tokenizer),
+            "coverage of the test events": dict(self.tokenizer.coverage(self.events("test"))),
+        }
+
+    @cached_property
+    def _pretraining(self) -> Any:
+        dataset = EventDataset(self.source.train)
+        return self.tokenizer.encode_histories(dataset.events(_present(self.source.train, ("pretrain", "train"))))
+
+    def _part(self, part: str) -> PromptedDataset:
+        name = f"_rows_{part}"
+        if name not in self.__dict__:
+            own = self.labels.filter(pl.col("part") == part)
+            tables = {
+                task: own.filter(pl.col("task") == task).select("subject_id", "prediction_time", "boolean_value")
+                for task in self.source.tasks
+            }
+            self.__dict__[name] = prompted_dataset(self.tokenizer, self.events(part), tables, self.budget.context)
+        return self.__dict__[name]
+
+
+@lru_cache(maxsize=1)
+def load_data(source: Source, budget: Budget) -> BenchmarkData:
+    """The rows of a run, encoded once a process."""
+    return BenchmarkData(source, budget)
+
+
+def task_config(name: str) -> dict[str, Any]:
+    """`config.tasks` entry of a packaged task, or of somebody's own labels."""
+    if name in list_tasks(retrospective=None):
+        return load_task(name).to_config()
+    return {"name": name, "token": f"[{name.upper()}]", "definition": "labels of the dataset", "positive_label": name}
+
+
+def _where(source: Source, budget: Budget, part: str) -> tuple[str, list[str] | None]:
+    """Dataset and splits of a part; None = all its patients."""
+    if part == "test" and source.test is not None:
+        return source.test, None
+    wanted = {"train": budget.finetune_splits, "tuning": ("tuning",), "test": ("held_out",)}[part]
+    return source.train, _present(source.train, wanted)
+
+
+def _present(dataset: str, wanted: Sequence[str]) -> list[str]:
+    """Those of the splits that hold somebody.
+
+    Raises:
+        ValueError: None of them does.
+    """
+    known = EventDataset(dataset).splits["split"].unique().to_list()
+    present = [name for name in wanted if name in known]
+    if not present:
+        raise ValueError(
+            f"{dataset} has no patients in {' or '.join(wanted)}; its splits are {sorted(known) or 'none'}. "
+            "`ehrseq prepare` or `ehrseq split` make pretrain, train, tuning and held_out."
+        )
+    return present
+
+
+def _labels(source: Source, budget: Budget) -> pl.DataFrame:
+    """The rows of all parts, those that are only scored thinned out."""
+    tables = []
+    known = {dataset: _labels_of(dataset, source.tasks) for dataset in {source.train, source.test or source.train}}
+    for part in PARTS:
+        dataset, splits = _where(source, budget, part)
+        subjects = None
+        if splits is not None:
+            subjects = EventDataset(dataset).splits.filter(pl.col("split").is_in(splits))["subject_id"]
+        for task in source.tasks:
+            own = known[dataset][task].select("subject_id", "prediction_time", "boolean_value")
+            own = own if subjects is None else own.filter(pl.col("subject_id").is_in(subjects.implode()))
+            if part != "train" and budget.max_rows_per_task is not None:
+                own = own.sample(min(own.height, budget.max_rows_per_task), seed=0)
+            own = own.sort("subject_id", "prediction_time")
+            _check_classes(own, part, task, dataset)
+            risk = _true_risk(dataset, task, own) if part == "test" else None
+            best = pl.lit(None, pl.Float64) if risk is None else pl.Series(risk)
+            tables.append(own.with_columns(part=pl.lit(part), task=pl.lit(task), true_risk=best))
+    return pl.concat(tables)
+
+
+def _labels_of(dataset: str, tasks: Sequence[str]) -> dict[str, pl.DataFrame]:
+    """Labels that the dataset has, and labels of packaged tasks that it has not."""
+    folder = Path(dataset) / "labels"
+    there = [task for task in tasks if (folder / task).is_dir()]
+    labels = read_labels(dataset, there) if there else {}
+    missing = [task for task in tasks if task not in labels]
+    packaged = list_tasks(retrospective=None)
+    unknown = [task for task in missing if task not in packaged]
+    if unknown:
+        raise ValueError(
+            f"{dataset} has no labels of {unknown}, and these are no packaged tasks ({packaged}); put label tables at "
+            f"{folder}/<task>/, or name another task."
+        )
+    if missing:
+        cohort = simulated_cohort(dataset)
+        end = None if cohort is None else cohort.end_of_data
+        events = EventDataset(dataset).events()
+        labels |= label_events(events, [load_task(name) for name in missing], end_of_data=end).labels
+    return labels
+
+
+def _check_classes(rows: pl.DataFrame, part: str, task: str, dataset: str) -> None:
+    positives = int(rows["boolean_value"].sum())
+    if part != "test" and (positives == 0 or positives == rows.height):
+        raise ValueError(
+            f"{dataset}: the {part} patients have {rows.height:,} labels of {task}, {positives:,} of them positive; a "
+            "model needs both classes to learn from and to be chosen on. Leave the task out, or give more patients."
+        )
+
+
+def _true_risk(dataset: str, task: str, rows: pl.DataFrame) -> np.ndarray | None:
+    """The best possible score of each row, where the patients are simulated."""
+    from ehrseq.data.simulate import SIMULATED_TASKS
+
+    cohort = simulated_cohort(dataset)
+    if cohort is None or task not in SIMULATED_TASKS or rows.is_empty():
+        return None
+    return cohort.true_risk(task, rows["subject_id"], rows["prediction_time"])
+
+
+def simulated_cohort(dataset: str) -> Any | None:
+    """The simulation behind a dataset of `ehrseq simulate --format meds`, None behind any other."""
+    from ehrseq.data.simulate import simulate
+
+    events = EventDataset(dataset)
+    name = SIMULATED_NAME.fullmatch(str(events.metadata.get("dataset_name", "")))
+    if name is None or events.splits.is_empty():
+        return None
+    last = events.splits["subject_id"].max()
+    return simulate(int(last), int(name.group(1)), progress=False)  # type: ignore[arg-type]
