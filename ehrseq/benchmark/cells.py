@@ -10,9 +10,7 @@ what an undisturbed run ends with.
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,30 +28,22 @@ from transformers.utils import logging
 from ehrseq._registration import register_all
 from ehrseq.benchmark.budget import Budget
 from ehrseq.benchmark.data import BenchmarkData, Source, load_data
+from ehrseq.benchmark.stages import RESULT, finish_stage, read_result, train_for_tokens
 from ehrseq.benchmark.systems import SYSTEMS, System
 from ehrseq.data.masking import DataCollatorForMaskedEvents
 from ehrseq.data.mpf import PromptedDataset, balance_rows
 from ehrseq.data.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
 from ehrseq.data.shards import write_json, write_whole
 from ehrseq.data.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
-from ehrseq.training import (
-    ClassifierOfPrompts,
-    last_checkpoint,
-    quiet_loading,
-    quiet_trainer,
-    score_rows,
-    training_arguments,
-)
+from ehrseq.training import ClassifierOfPrompts, quiet_loading, score_rows
 
 logger = logging.get_logger(__name__)
 register_all()  # worker processes come without the package's own import
 
-RESULT = "result.json"
 PREDICTIONS = "predictions.parquet"
 SHARED_SHARE = 0.85
 """Share of the finetuning tokens that a causal model reads as histories with all prompts in them; rows are the rest."""
 SHARED_BATCH = 4  # rows of a step per shared history: they are longer, and hold many labels
-CHECKPOINTS = 4  # of a stage: at most a fifth of it is lost when it is stopped
 ALL = "all"
 
 
@@ -104,7 +94,7 @@ class SystemCell:
 def pretrain_cell(cell: PretrainCell) -> dict[str, Any]:
     """Pretrain a model, unless that is done. Returns the result."""
     if (cell.folder / RESULT).is_file():
-        return _read(cell.folder)
+        return read_result(cell.folder)
     budget, data = cell.budget, load_data(cell.source, cell.budget)
     system = next(system for system in SYSTEMS.values() if system.model_type == cell.model_type)
     config = system.config(budget, data.tokenizer, data.task_configs)
@@ -117,7 +107,7 @@ def pretrain_cell(cell: PretrainCell) -> dict[str, Any]:
     set_seed(cell.seed)
     model = auto.from_config(config)
     # One epoch may be more than the budget reads: steps are counted in tokens.
-    result = _train(
+    result = train_for_tokens(
         cell.folder / "trainer",
         model,
         PackableRows(windows),
@@ -127,14 +117,14 @@ def pretrain_cell(cell: PretrainCell) -> dict[str, Any]:
         rate=budget.pretrain_rate,
         seed=cell.seed,
     )
-    _finish(cell.folder, model, result | {"parameters": _size(model), "objective": system.objective})
-    return _read(cell.folder)
+    finish_stage(cell.folder, model, result | {"parameters": _size(model), "objective": system.objective})
+    return read_result(cell.folder)
 
 
 def system_cell(cell: SystemCell) -> dict[str, Any]:
     """Finetune a system for every trial, keep the best one on the tuning patients, and score the test rows."""
     if (cell.folder / RESULT).is_file():
-        return _read(cell.folder)
+        return read_result(cell.folder)
     data, system = load_data(cell.source, cell.budget), SYSTEMS[cell.system]
     predict = _predict_neural if system.neural else _predict_counts
     table, result = predict(cell, system, data)
@@ -183,7 +173,7 @@ def _predict_neural(cell: SystemCell, system: System, data: BenchmarkData) -> tu
         "tokens": trials[0]["tokens"],
         "parameters": trials[0]["parameters"] // len(scopes),
         "models": len(scopes),
-        "pretraining": None if pretrained is None else _read(pretrained),
+        "pretraining": None if pretrained is None else read_result(pretrained),
         "context": context,
     }
     return table, result
@@ -202,7 +192,7 @@ def _finetune(
 ) -> dict[str, Any]:
     """One finetuned model, of one task or of all."""
     if (folder / RESULT).is_file():
-        return _read(folder)
+        return read_result(folder)
     budget, names = cell.budget, list(cell.source.tasks)
     train = data.rows("train", context)
     if scope != ALL:
@@ -224,7 +214,7 @@ def _finetune(
     wanted = math.ceil(tokens / max(1.0, float(train.lengths.mean())))
     sample = balance_rows(train.task_ids, train.labels, names, num_rows=wanted, seed=cell.seed)
     results.append(
-        _train(
+        train_for_tokens(
             folder / "trainer",
             model,
             PackableRows(train.subset(sample.rows)),
@@ -235,8 +225,8 @@ def _finetune(
         )
     )
     total = {name: sum(result[name] for result in results) for name in ("seconds", "tokens", "steps")}
-    _finish(folder, model, total | {"stages": results, "parameters": _size(model)})
-    return _read(folder)
+    finish_stage(folder, model, total | {"stages": results, "parameters": _size(model)})
+    return read_result(folder)
 
 
 def _finetune_shared(
@@ -254,8 +244,8 @@ def _finetune_shared(
     if (stage / RESULT).is_file():
         with quiet_loading():
             model.load_state_dict(type(model).from_pretrained(stage).state_dict())
-        return _read(stage)
-    result = _train(
+        return read_result(stage)
+    result = train_for_tokens(
         stage / "trainer",
         ClassifierOfPrompts(model),
         shared,
@@ -264,55 +254,8 @@ def _finetune_shared(
         rows=max(1, budget.batch_rows // SHARED_BATCH),
         **options,
     )
-    _finish(stage, model, result)
+    finish_stage(stage, model, result)
     return result
-
-
-def _train(
-    folder: Path, model: Any, dataset: Any, collator: Any, *, tokens: int, rows: int, rate: float, seed: int
-) -> dict[str, Any]:
-    """Train for so many tokens, resumable."""
-    length = _mean_length(dataset)
-    steps = max(1, round(tokens / (rows * length)))
-    args = training_arguments(
-        folder,
-        max_steps=steps,
-        per_device_train_batch_size=rows,
-        learning_rate=rate,
-        seed=seed,
-        save_strategy="steps",
-        save_steps=max(1, math.ceil(steps / (CHECKPOINTS + 1))),
-        save_total_limit=1,
-        disable_tqdm=True,
-    )
-    trainer = quiet_trainer(model=model, args=args, train_dataset=dataset, data_collator=collator)
-    start = time.perf_counter()
-    resumed = last_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=resumed)
-    return {
-        "steps": steps,
-        "tokens": round(steps * rows * length),
-        "seconds": time.perf_counter() - start,
-        "resumed": resumed is not None,
-        "loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-    }
-
-
-def _mean_length(dataset: Any) -> float:
-    """Mean tokens of a row; of histories with prompts, which are assembled when asked for, of a few hundred."""
-    lengths = getattr(dataset, "lengths", None)
-    if lengths is None:
-        some = np.linspace(0, len(dataset) - 1, min(len(dataset), 256)).astype(int)
-        lengths = [len(dataset[int(row)]["input_ids"]) for row in some]
-    return float(np.mean(lengths))
-
-
-def _finish(folder: Path, model: Any, result: Mapping[str, Any]) -> None:
-    """Keep the model and the result, and drop what was there to resume from."""
-    with quiet_loading():
-        model.save_pretrained(folder)
-    write_json(folder / RESULT, result)
-    shutil.rmtree(folder / "trainer", ignore_errors=True)
 
 
 # -- count models ------------------------------------------------------------------------------------------------------
@@ -393,7 +336,3 @@ def _predictions(rows: PromptedDataset, scores: NDArray[np.float64], names: Sequ
 
 def _size(model: Any) -> int:
     return sum(weight.numel() for weight in model.parameters())
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / RESULT).read_text(encoding="utf-8"))

@@ -79,7 +79,8 @@ def _how(folder: Path, source: Source, budget: Budget, num_resamples: int) -> li
     return [
         f"Trained on {source.train}, reported on {tested}. Budget `{budget.name}`: width {budget.hidden_size}, "
         f"{layers} layers, {budget.pretrain_tokens:,} tokens of pretraining and {budget.finetune_tokens:,} of "
-        f"finetuning for each of {budget.num_trials} configuration(s); labels of {' and '.join(budget.finetune_splits)}.",
+        f"finetuning for each of {budget.num_trials} configuration(s); "
+        f"labels of {' and '.join(budget.finetune_splits)}.",
         "",
         f"Seeds: {seeds}. Intervals are 95 % by {num_resamples:,} bootstrap resamples of patients; what is over the "
         "reference is paired, on the same resamples; p is of a t-test over seeds.",

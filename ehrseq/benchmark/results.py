@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ehrseq.benchmark.cells import PREDICTIONS, RESULT
+from ehrseq.benchmark.cells import PREDICTIONS
+from ehrseq.benchmark.stages import RESULT, read_result
 from ehrseq.benchmark.systems import SYSTEMS
 from ehrseq.evaluation import Interval, Ranking, auroc, best_f1_threshold, bootstrap_intervals, f1_score, seed_test
 from ehrseq.evaluation.calibration import Calibration
@@ -190,7 +190,7 @@ def costs(folder: Path) -> list[dict[str, Any]]:
     """What each system's first cell cost: parameters, tokens, configurations tried, seconds."""
     found = []
     for name, paths in finished_cells(folder).items():
-        result = json.loads((paths[0] / RESULT).read_text(encoding="utf-8"))
+        result = read_result(paths[0])
         pretraining = result["pretraining"] or {}
         trials = result["trials"]
         tried = len(trials) if isinstance(trials, list) else len(next(iter(trials.values()))["tried"])
