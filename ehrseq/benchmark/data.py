@@ -43,12 +43,14 @@ class Source:
         train: MEDS dataset with splits; its training and tuning patients.
         test: Another dataset whose patients are all tested on; None = the held-out patients of `train`.
         tasks: Names of the tasks.
+        kinds: What enters a sequence: "all", or "paper" (procedures, medications, laboratory).
     """
 
     out: str
     train: str
     test: str | None
     tasks: tuple[str, ...]
+    kinds: str = "all"
 
 
 def prepare_data(source: Source, budget: Budget) -> dict[str, Any]:
@@ -69,7 +71,9 @@ def prepare_data(source: Source, budget: Budget) -> dict[str, Any]:
     if not (out / TOKENIZER).is_dir():
         logger.info("Training the tokenizer on the patients of pretrain and train")
         events = EventDataset(source.train).events(_present(source.train, ("pretrain", "train")))
-        tokenizer = EhrTokenizer.train(events, tasks=data.task_configs, model_max_length=budget.context)
+        tokenizer = EhrTokenizer.train(
+            events, tasks=data.task_configs, model_max_length=budget.context, input_kinds=source.kinds
+        )
         write_whole(out / TOKENIZER, tokenizer.save_pretrained)
     return data.describe()
 

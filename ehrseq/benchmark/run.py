@@ -17,6 +17,7 @@ from ehrseq.benchmark.report import write_report
 from ehrseq.benchmark.systems import REFERENCE, choose_systems
 from ehrseq.data.shards import remove_unfinished, write_json
 from ehrseq.engine import get_engine
+from ehrseq.tasks import list_tasks
 from ehrseq.version import __version__
 
 logger = logging.get_logger(__name__)
@@ -33,6 +34,7 @@ def run_benchmark(
     models: Sequence[str] | None = None,
     seeds: int = 1,
     budget: str | Path | Budget = "quick",
+    kinds: str = "all",
     reference: str = REFERENCE,
     workers: int | None = None,
     num_resamples: int = 1000,
@@ -48,6 +50,7 @@ def run_benchmark(
         models: Names of `SYSTEMS`; None = all. More may be added to a run later.
         seeds: Seeds, 0 to `seeds` - 1; more may be added later.
         budget: What each system may compute: `quick`, `full`, a YAML file.
+        kinds: What enters a sequence: "all", or "paper", which the paper's retrospective tasks need.
         reference: The system that the others are held against.
         workers: Cells at a time; None = one a core on a CPU, one on a GPU.
         num_resamples: Bootstrap resamples of patients.
@@ -67,10 +70,10 @@ def run_benchmark(
         raise ValueError(f"tasks got {list(names)}; expected names of tasks, each once.")
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise ValueError(f"seeds got {seeds!r}; expected a whole number of at least 1.")
+    _check_kinds(kinds, names)
     folder = Path(out).resolve()
-    source = Source(
-        str(folder), str(Path(dataset).resolve()), None if test is None else str(Path(test).resolve()), names
-    )
+    tested = None if test is None else str(Path(test).resolve())
+    source = Source(str(folder), str(Path(dataset).resolve()), tested, names, kinds)
     _claim(folder, source, allowed)
     if not report_only:
         remove_unfinished(folder)
@@ -87,6 +90,18 @@ def run_benchmark(
     return write_report(folder, source, allowed, reference=reference, num_resamples=num_resamples)
 
 
+def _check_kinds(kinds: str, tasks: Sequence[str]) -> None:
+    """Refuse to show a model the diagnoses that its label is made of."""
+    if kinds not in ("all", "paper"):
+        raise ValueError(f'kinds got {kinds!r}; expected "all" or "paper".')
+    retrospective = [name for name in tasks if name in list_tasks(retrospective=True)]
+    if retrospective and kinds != "paper":
+        raise ValueError(
+            f"{retrospective} are the paper's retrospective tasks, whose labels are made of diagnoses of the same "
+            'record; give kinds="paper" (--kinds paper), so that no diagnosis is read, or name the prospective tasks.'
+        )
+
+
 def _claim(folder: Path, source: Source, budget: Budget) -> None:
     """Make the folder this run's, or see that it is.
 
@@ -97,6 +112,7 @@ def _claim(folder: Path, source: Source, budget: Budget) -> None:
         "dataset": source.train,
         "test": source.test,
         "tasks": list(source.tasks),
+        "kinds": source.kinds,
         "budget": budget.to_dict(),
     }
     file = folder / RUN

@@ -307,6 +307,8 @@ def test_a_code_that_tells_the_label_is_found(tmp_path, models):
         (["--budget", "large"], "budget got 'large'"),
         (["--train", "a"], "give one DATASET, or both --train and --test"),
         (["--report-only"], "has no finished cell yet"),
+        (["--kinds", "few"], "kinds got 'few'"),
+        (["--tasks", "hypertension_paper"], "retrospective tasks"),
     ],
 )
 def test_bad_arguments_are_told(simulated, tmp_path, arguments, message):
