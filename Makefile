@@ -45,6 +45,7 @@ bench: install
 	$(BIN)/python benchmarks/bench_hymate.py --output $(BENCH)/hymate.json
 	$(BIN)/python benchmarks/bench_encode.py --output $(BENCH)/encode.json
 	$(BIN)/python benchmarks/bench_evaluation.py --output $(BENCH)/evaluation.json
+	$(BIN)/python benchmarks/bench_context.py --output $(BENCH)/context.json
 	$(BIN)/python benchmarks/bench_learning.py --output $(BENCH)/learning
 
 clean:

@@ -87,3 +87,23 @@ def test_one_command_prints_the_table_of_the_blocks(tmp_path):
     (tmp_path / "step.json").unlink()
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert again.stderr.count("bench_") == 1
+
+
+@pytest.mark.slow
+def test_the_context_benchmark_measures_models_of_equal_size_and_meets_its_limit(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "bench_context.py"
+    command = [sys.executable, str(script), "--quick", "--repeats", "1", "--threads", "1"]
+    subprocess.run([*command, "--output", str(tmp_path / "c.json")], check=True, capture_output=True)
+    found = json.loads((tmp_path / "c.json").read_text())
+    systems = found["by_length"]["512"]
+    assert list(systems) == ["ehrmamba", "bigbird", "dense"]
+    weights = [system["weights"] for system in systems.values()]
+    assert max(weights) / min(weights) < 1.01
+    assert all(system["tokens_per_second"] > 0 and system["peak_mib"] > 0 for system in systems.values())
+    ratio = systems["ehrmamba"]["tokens_per_second"] / systems["bigbird"]["tokens_per_second"]
+    assert found["ratios"]["512"]["speed over bigbird"] == pytest.approx(ratio)
+    # A row that does not fit is said to, not measured.
+    small = [*command, "--limit_gib", "1.2", "--output", str(tmp_path / "s.json")]
+    command = [word for word in small if word != "--quick"] + ["--lengths", "16384", "--layers", "2", "--steps", "1"]
+    subprocess.run([*command, "--width", "64"], check=True, capture_output=True)
+    assert json.loads((tmp_path / "s.json").read_text())["by_length"]["16384"]["bigbird"] is None
