@@ -89,6 +89,7 @@ class BenchmarkData:
     def __init__(self, source: Source, budget: Budget) -> None:
         self.source = source
         self.budget = budget
+        self._parts: dict[str, PromptedDataset] = {}
 
     @property
     def task_configs(self) -> list[dict[str, Any]]:
@@ -140,15 +141,14 @@ class BenchmarkData:
         return self.tokenizer.encode_histories(dataset.events(_present(self.source.train, ("pretrain", "train"))))
 
     def _part(self, part: str) -> PromptedDataset:
-        name = f"_rows_{part}"
-        if name not in self.__dict__:
+        if part not in self._parts:
             own = self.labels.filter(pl.col("part") == part)
             tables = {
                 task: own.filter(pl.col("task") == task).select("subject_id", "prediction_time", "boolean_value")
                 for task in self.source.tasks
             }
-            self.__dict__[name] = prompted_dataset(self.tokenizer, self.events(part), tables, self.budget.context)
-        return self.__dict__[name]
+            self._parts[part] = prompted_dataset(self.tokenizer, self.events(part), tables, self.budget.context)
+        return self._parts[part]
 
 
 @lru_cache(maxsize=1)
