@@ -68,6 +68,7 @@ def simulate(
     """Write the records of simulated patients."""
     _check_new_folder(output)
     from ehrseq.data.simulate import simulate as simulate_cohort
+    from ehrseq.data.simulate import simulated_name
 
     cohort = simulate_cohort(patients, seed)
     if format is EventFormat.fhir:
@@ -75,7 +76,7 @@ def simulate(
     else:
         from ehrseq.data.dataset import write_dataset
 
-        write_dataset(cohort.events(), output, dataset_name=f"ehrseq-simulated-seed-{seed}")
+        write_dataset(cohort.events(), output, dataset_name=simulated_name(seed))
     typer.echo(f"{patients:,} simulated patients (seed {seed}) in {output}")
 
 

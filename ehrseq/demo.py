@@ -191,12 +191,11 @@ def run_demo(
 def _prepare(output: Path, data: str | Path | None, settings: DemoSettings, steps: _Steps) -> tuple[EventDataset, Any]:
     """Read the events and write them as a MEDS dataset with splits. Returns it and the simulation, if there is one."""
     from ehrseq.data.dataset import load_events, write_dataset
+    from ehrseq.data.simulate import simulate, simulated_name
     from ehrseq.data.splits import assign_splits
 
     cohort = None
     if data is None:
-        from ehrseq.data.simulate import simulate
-
         steps.start("simulate", f"Simulating {settings.num_patients:,} patients as FHIR R4 (seed {settings.seed})")
         cohort = simulate(settings.num_patients, settings.seed)
         shutil.rmtree(output / "fhir", ignore_errors=True)
@@ -205,7 +204,7 @@ def _prepare(output: Path, data: str | Path | None, settings: DemoSettings, step
     steps.start("read", f"Reading {source}")
     events, report = load_events(source)
     steps.say(str(report))
-    name = f"ehrseq-simulated-seed-{settings.seed}" if cohort is not None else source.name
+    name = source.name if cohort is None else simulated_name(settings.seed)
     splits = assign_splits(
         events["subject_id"].unique(), seed=settings.seed, source_splits=getattr(report, "source_splits", None)
     )

@@ -21,7 +21,6 @@ import numpy as np
 import polars as pl
 import transformers
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForSequenceClassification, set_seed
 from transformers.utils import logging
 
@@ -35,6 +34,7 @@ from ehrseq.data.mpf import PromptedDataset, balance_rows
 from ehrseq.data.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
 from ehrseq.data.shards import write_json, write_whole
 from ehrseq.data.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
+from ehrseq.evaluation import auroc
 from ehrseq.training import ClassifierOfPrompts, quiet_loading, score_rows
 
 logger = logging.get_logger(__name__)
@@ -157,7 +157,8 @@ def _predict_neural(cell: SystemCell, system: System, data: BenchmarkData) -> tu
             for part, rows in parts.items():
                 own = np.arange(len(rows)) if scope == ALL else np.flatnonzero(rows.task_ids == names.index(scope))
                 found[part][own] = score_rows(model, data.tokenizer, rows.subset(own), batch_size=64)
-            entry = {name: entry[name] + stage[name] if name in stage else value for name, value in entry.items()}
+            for name in ("seconds", "tokens", "parameters"):
+                entry[name] += stage[name]
         trials.append(entry | {"tuning_auroc": _aurocs(parts["tuning"], found["tuning"], names)})
         scores.append(found)
     # One configuration for the multitask model; each task its own where each has a model of its own.
@@ -298,8 +299,8 @@ def _aurocs(rows: PromptedDataset, scores: NDArray[np.float64], names: Sequence[
     found: dict[str, float | None] = {}
     for task_id, name in enumerate(names):
         own = rows.task_ids == task_id
-        labels = rows.labels[own]
-        found[name] = float(roc_auc_score(labels, scores[own])) if 0 < labels.sum() < len(labels) else None
+        value = auroc(rows.labels[own], scores[own])
+        found[name] = value if math.isfinite(value) else None
     return found
 
 

@@ -5,7 +5,6 @@ The parent process fixes all of it once, as files of the run's folder; cells, pe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -19,19 +18,16 @@ from transformers.utils import logging
 from ehrseq.benchmark.budget import Budget
 from ehrseq.data.dataset import EventDataset
 from ehrseq.data.mpf import PromptedDataset
-from ehrseq.data.shards import write_whole
+from ehrseq.data.shards import write_json, write_whole
 from ehrseq.tasks import label_events, list_tasks, load_task, read_labels
+from ehrseq.tasks.storage import label_tokens
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from ehrseq.training import prompted_dataset
 
 logger = logging.get_logger(__name__)
 
-TASKS = ("mortality_30d", "long_stay_7d", "readmission_30d", "hypertension", "fluid_disorder", "lipid_disorder")
-"""The paper's six."""
-
 PARTS = ("train", "tuning", "test")
-SIMULATED_NAME = re.compile(r"ehrseq-simulated-seed-(\d+)")
-LABELS, TOKENIZER = "labels.parquet", "tokenizer"
+LABELS, TOKENIZER, DESCRIPTION = "labels.parquet", "tokenizer", "data.json"
 
 
 @dataclass(frozen=True)
@@ -53,11 +49,8 @@ class Source:
     kinds: str = "all"
 
 
-def prepare_data(source: Source, budget: Budget) -> dict[str, Any]:
-    """Label where there are no labels, draw the rows, train the tokenizer; what is there already is kept.
-
-    Returns:
-        What is told of the data in the report: patients and labels by part, coverage of the test events.
+def prepare_data(source: Source, budget: Budget) -> None:
+    """Label where there are no labels, draw the rows, train the tokenizer, describe it all; what is there is kept.
 
     Raises:
         ValueError: A dataset without splits, an unknown task, a task without labels in a part, or of one class in the
@@ -75,7 +68,8 @@ def prepare_data(source: Source, budget: Budget) -> dict[str, Any]:
             events, tasks=data.task_configs, model_max_length=budget.context, input_kinds=source.kinds
         )
         write_whole(out / TOKENIZER, tokenizer.save_pretrained)
-    return data.describe()
+    if not (out / DESCRIPTION).is_file():
+        write_json(out / DESCRIPTION, data.describe())
 
 
 class BenchmarkData:
@@ -91,10 +85,16 @@ class BenchmarkData:
         self.budget = budget
         self._parts: dict[str, PromptedDataset] = {}
 
-    @property
+    @cached_property
     def task_configs(self) -> list[dict[str, Any]]:
-        """`config.tasks` entries in the order of the tasks."""
-        return [task_config(name) for name in self.source.tasks]
+        """`config.tasks` entries in the order of the tasks: of packaged tasks, or of the dataset's own labels."""
+        packaged, tokens = list_tasks(retrospective=None), label_tokens(self.source.train)
+        return [
+            load_task(name).to_config()
+            if name in packaged
+            else {"name": name, "token": tokens[name], "definition": "labels of the dataset", "positive_label": name}
+            for name in self.source.tasks
+        ]
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -157,13 +157,6 @@ def load_data(source: Source, budget: Budget) -> BenchmarkData:
     return BenchmarkData(source, budget)
 
 
-def task_config(name: str) -> dict[str, Any]:
-    """`config.tasks` entry of a packaged task, or of somebody's own labels."""
-    if name in list_tasks(retrospective=None):
-        return load_task(name).to_config()
-    return {"name": name, "token": f"[{name.upper()}]", "definition": "labels of the dataset", "positive_label": name}
-
-
 def _where(source: Source, budget: Budget, part: str) -> tuple[str, list[str] | None]:
     """Dataset and splits of a part; None = all its patients."""
     if part == "test" and source.test is not None:
@@ -192,6 +185,7 @@ def _labels(source: Source, budget: Budget) -> pl.DataFrame:
     """The rows of all parts, those that are only scored thinned out."""
     tables = []
     known = {dataset: _labels_of(dataset, source.tasks) for dataset in {source.train, source.test or source.train}}
+    tested = simulated_cohort(source.test or source.train)
     for part in PARTS:
         dataset, splits = _where(source, budget, part)
         subjects = None
@@ -204,7 +198,7 @@ def _labels(source: Source, budget: Budget) -> pl.DataFrame:
                 own = own.sample(min(own.height, budget.max_rows_per_task), seed=0)
             own = own.sort("subject_id", "prediction_time")
             _check_classes(own, part, task, dataset)
-            risk = _true_risk(dataset, task, own) if part == "test" else None
+            risk = _true_risk(tested, task, own) if part == "test" else None
             best = pl.lit(None, pl.Float64) if risk is None else pl.Series(risk)
             tables.append(own.with_columns(part=pl.lit(part), task=pl.lit(task), true_risk=best))
     return pl.concat(tables)
@@ -240,11 +234,10 @@ def _check_classes(rows: pl.DataFrame, part: str, task: str, dataset: str) -> No
         )
 
 
-def _true_risk(dataset: str, task: str, rows: pl.DataFrame) -> np.ndarray | None:
+def _true_risk(cohort: Any | None, task: str, rows: pl.DataFrame) -> np.ndarray | None:
     """The best possible score of each row, where the patients are simulated."""
     from ehrseq.data.simulate import SIMULATED_TASKS
 
-    cohort = simulated_cohort(dataset)
     if cohort is None or task not in SIMULATED_TASKS or rows.is_empty():
         return None
     return cohort.true_risk(task, rows["subject_id"], rows["prediction_time"])
@@ -252,11 +245,10 @@ def _true_risk(dataset: str, task: str, rows: pl.DataFrame) -> np.ndarray | None
 
 def simulated_cohort(dataset: str) -> Any | None:
     """The simulation behind a dataset of `ehrseq simulate --format meds`, None behind any other."""
-    from ehrseq.data.simulate import simulate
+    from ehrseq.data.simulate import simulate, simulated_seed
 
     events = EventDataset(dataset)
-    name = SIMULATED_NAME.fullmatch(str(events.metadata.get("dataset_name", "")))
-    if name is None or events.splits.is_empty():
+    seed = simulated_seed(str(events.metadata.get("dataset_name", "")))
+    if seed is None or events.splits.is_empty():
         return None
-    last = events.splits["subject_id"].max()
-    return simulate(int(last), int(name.group(1)), progress=False)  # type: ignore[arg-type]
+    return simulate(int(events.splits["subject_id"].max()), seed, progress=False)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ def task_curves(scores: TaskScores) -> str:
 
     def draw(axes: Sequence[Any]) -> None:
         roc, recall, calibration, decisions = axes
-        for colour, (name, by_seed) in zip(_colours(), scores.scores.items(), strict=False):
+        for colour, (name, by_seed) in zip(COLOURS, scores.scores.items(), strict=False):
             line: dict[str, Any] = {"color": colour, "lw": 1.2, "label": SYSTEMS[name].title}
             mean = by_seed.mean(axis=0)
             share_false, share_true, _ = roc_curve(truth, mean)
@@ -72,10 +72,6 @@ def subgroup_forest(groups: Sequence[Subgroup]) -> str:
         axis.set_xlabel("AUROC minus that of the other patients")
 
     return figure(draw, height=0.8 + 0.24 * len(shown))
-
-
-def _colours() -> list[str]:
-    return [COLOURS[number % len(COLOURS)] for number in range(len(SYSTEMS))]
 
 
 def _thin(x: Any, y: Any, points: int = 400) -> tuple[Any, Any]:

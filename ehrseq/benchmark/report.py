@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ehrseq.benchmark.budget import Budget
-from ehrseq.benchmark.data import Source, load_data
+from ehrseq.benchmark.data import DESCRIPTION, Source, load_data
 from ehrseq.benchmark.plots import subgroup_forest, task_curves
 from ehrseq.benchmark.results import TaskResult, TaskScores, costs, finished_cells, read_scores, task_result
 from ehrseq.benchmark.systems import SYSTEMS
@@ -52,7 +52,7 @@ def write_report(
         task_result(each, reference, num_resamples=num_resamples, seed=seed)
         for each in tqdm(scores, desc="Evaluating", unit="task", disable=not shown)
     ]
-    described = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     tables = [
         overview(results),
         *(task_table(result, reference) for result in results),
@@ -95,10 +95,10 @@ def _write(file: Path, text: str) -> None:
 
 def _write_predictions(folder: Path, scores: Sequence[TaskScores]) -> None:
     """`predictions/<system>/seed<k>/<task>.parquet` in the schema of MEDS evaluation."""
+    cells = finished_cells(folder)
     for each in scores:
         for system, by_seed in each.scores.items():
-            paths = finished_cells(folder)[system]
-            for path, values, limit in zip(paths, by_seed, each.thresholds[system], strict=True):
+            for path, values, limit in zip(cells[system], by_seed, each.thresholds[system], strict=True):
                 table = each.rows.select("subject_id", "prediction_time", "label").with_columns(score=pl.Series(values))
                 file = folder / "predictions" / system / path.name / f"{each.task}.parquet"
                 write_meds_predictions(table, file, threshold=limit)

@@ -163,9 +163,7 @@ def task_result(scores: TaskScores, reference: str, *, num_resamples: int = 1000
                     ours, theirs = ways[f"{system} {metric}"], ways[f"{reference} {metric}"]
                     ways[f"{system} {metric} difference"] = _minus(ours, theirs)
     found = bootstrap_intervals(ways, subjects, num_resamples=num_resamples, seed=seed)
-    seeds = {
-        name: [float(Ranking(truth, each).auroc()[0]) for each in values] for name, values in scores.scores.items()
-    }
+    seeds = {name: [auroc(truth, each) for each in values] for name, values in scores.scores.items()}
     systems = {}
     for system, values in seeds.items():
         tested = system != reference and min(len(values), len(seeds.get(reference, []))) >= 2

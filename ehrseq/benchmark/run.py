@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ehrseq.benchmark.budget import Budget
 from ehrseq.benchmark.cells import PretrainCell, SystemCell, pretrain_cell, system_cell
-from ehrseq.benchmark.data import TASKS, Source, prepare_data
+from ehrseq.benchmark.data import Source, prepare_data
 from ehrseq.benchmark.report import write_report
 from ehrseq.benchmark.systems import REFERENCE, choose_systems
 from ehrseq.data.shards import remove_unfinished, write_json
@@ -65,7 +65,7 @@ def run_benchmark(
     systems = choose_systems(models)
     allowed = budget if isinstance(budget, Budget) else Budget.read(budget)
     choose_systems([reference])
-    names = tuple(TASKS if tasks is None else tasks)
+    names = tuple(list_tasks() if tasks is None else tasks)
     if not names or len(set(names)) != len(names):
         raise ValueError(f"tasks got {list(names)}; expected names of tasks, each once.")
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
@@ -77,8 +77,7 @@ def run_benchmark(
     _claim(folder, source, allowed)
     if not report_only:
         remove_unfinished(folder)
-        described = prepare_data(source, allowed)
-        write_json(folder / "data.json", described)
+        prepare_data(source, allowed)
         types = dict.fromkeys(system.model_type for system in systems if system.objective is not None)
         pretraining = [PretrainCell(source, allowed, name, seed) for seed in range(seeds) for name in types]
         cells = [SystemCell(source, allowed, system.name, seed) for seed in range(seeds) for system in systems]

@@ -65,6 +65,7 @@ def _rank_of(code: str) -> int:
     return order[code.split("//")[0]]
 
 
+_NAME = "ehrseq-simulated-seed-"
 _RANKS = np.array([_rank_of(code) for code in VOCABULARY.codes])
 
 
@@ -96,6 +97,17 @@ def simulate(
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name} got {value!r}; expected an integer of at least {least}.")
     return Simulation(int(num_patients), int(seed), int(first_patient), int(chunk_size), progress)
+
+
+def simulated_name(seed: int) -> str:
+    """Name of a dataset of simulated patients, from which `simulated_seed` tells them again."""
+    return f"{_NAME}{seed}"
+
+
+def simulated_seed(dataset_name: str) -> int | None:
+    """Seed of the patients of a dataset of this name, None where they are not simulated."""
+    seed = dataset_name.removeprefix(_NAME)
+    return int(seed) if seed != dataset_name and seed.isdecimal() else None
 
 
 class Simulation:

@@ -8,6 +8,7 @@ those of `EhrTokenizer`, all [b, l]: see ehr_embeddings.py.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -100,19 +101,6 @@ class EventPreTrainedModel(EhrHubMixin, PreTrainedModel):
             init.xavier_uniform_(module.phi)
 
 
-@dataclass
-class EmbeddedEvents:
-    """What an encoder starts from.
-
-    Attributes:
-        hidden_states: Embeddings, [b, l, d].
-        real: bool [b, l], False at padding; None where there is none.
-    """
-
-    hidden_states: Tensor
-    real: Tensor | None
-
-
 def embed_events(
     embeddings: EhrEmbeddings,
     config: EhrEventConfig,
@@ -121,7 +109,7 @@ def embed_events(
     attention_mask: Tensor | None,
     segment_ids: Tensor | None,
     **channels: Tensor | None,
-) -> EmbeddedEvents:
+) -> tuple[Tensor, Tensor]:
     """Check the channels of a batch and embed them.
 
     Args:
@@ -132,6 +120,9 @@ def embed_events(
         attention_mask: 1 at real tokens, [b, l]; None: no padding.
         segment_ids: Packed sequences, [b, l]; None: one a row.
         channels: token_type_ids, times, ages, visit_orders, visit_segments, [b, l] each; None means 0 everywhere.
+
+    Returns:
+        Embeddings [b, l, d], and which tokens are real, bool [b, l].
 
     Raises:
         ValueError: As `check_channels`; both or none of `input_ids` and `inputs_embeds`.
@@ -148,7 +139,8 @@ def embed_events(
     real = real_tokens(attention_mask, segment_ids)
     starts = None if segment_ids is None else segment_starts(segment_ids)
     differences = time_differences(values.pop("times"), real, starts)
-    return EmbeddedEvents(embeddings(concepts, differences, **values), real)
+    hidden_states = embeddings(concepts, differences, **values)
+    return hidden_states, torch.ones_like(nothing, dtype=torch.bool) if real is None else real
 
 
 @dataclass
@@ -191,7 +183,7 @@ class EventSequences:
         return out.masked_scatter(self.real[..., None], tokens[self.sequence, self.place])
 
 
-class EventEncoderModel(EventPreTrainedModel):
+class EventEncoderModel(ABC, EventPreTrainedModel):
     """The EHR embedding layer, and layers that see one sequence at a time.
 
     Subclasses make their layers in `__init__`, after `self.embeddings`, and run them in `encode`.
@@ -201,6 +193,7 @@ class EventEncoderModel(EventPreTrainedModel):
         super().__init__(config)
         self.embeddings = EhrEmbeddings(config)
 
+    @abstractmethod
     def encode(
         self, tokens: Tensor, lengths: Tensor, output_attentions: bool
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -214,7 +207,6 @@ class EventEncoderModel(EventPreTrainedModel):
         Yields:
             Of each layer its output [n, m, d], and its attention weights [n, heads, m, m] or None.
         """
-        raise NotImplementedError
 
     @can_return_tuple
     def forward(
@@ -256,7 +248,7 @@ class EventEncoderModel(EventPreTrainedModel):
         if output_attentions is None:
             output_attentions = bool(self.config.output_attentions)
         # 1. Embeddings.
-        embedded = embed_events(
+        hidden_states, real = embed_events(
             self.embeddings,
             self.config,
             input_ids,
@@ -269,9 +261,6 @@ class EventEncoderModel(EventPreTrainedModel):
             visit_orders=visit_orders,
             visit_segments=visit_segments,
         )
-        hidden_states = embedded.hidden_states
-        everything = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
-        real = everything if embedded.real is None else embedded.real
         if not bool(real.any()):
             raise ValueError("All rows hold padding only (attention_mask is 0): there is nothing to read.")
         all_hidden_states, attentions = [hidden_states], []
@@ -453,7 +442,6 @@ class EventForSequenceClassification(EventClassifierMixin, RiskScoresMixin, Even
 
 
 __all__ = [
-    "EmbeddedEvents",
     "EventEncoderModel",
     "EventEncoderOutput",
     "EventForMaskedLM",
