@@ -5,12 +5,10 @@ Upstream's tests of `generate` and of export are not in its source distribution:
 the former.
 """
 
-import re
 import unittest
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
-from transformers.models.auto import modeling_auto
 
 from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
 from ehrseq.modeling.modeling_ehrmamba import (
@@ -18,7 +16,7 @@ from ehrseq.modeling.modeling_ehrmamba import (
     EhrMambaForSequenceClassification,
     EhrMambaModel,
 )
-from tests.modeling.upstream import upstream
+from tests.modeling.upstream import UpstreamSuite, upstream
 
 common = upstream("test_modeling_common")
 config_common = upstream("test_configuration_common")
@@ -78,10 +76,10 @@ class EhrMambaModelTester:
         }
 
 
-class EhrMambaModelTest(common.ModelTesterMixin, common.GenerationTesterMixin, unittest.TestCase):
+class EhrMambaModelTest(UpstreamSuite, common.ModelTesterMixin, common.GenerationTesterMixin, unittest.TestCase):
+    model_type, tables, explained = "ehrmamba", TABLES, EXPLAINED
     all_model_classes = (EhrMambaModel, EhrMambaForCausalLM, EhrMambaForSequenceClassification)
     has_attentions = False
-    test_can_init_all_missing_weights_before_2023 = True  # asks for that test; it reads the year in the file's header
 
     @classmethod
     def setUpClass(cls):
@@ -89,14 +87,7 @@ class EhrMambaModelTest(common.ModelTesterMixin, common.GenerationTesterMixin, u
         AutoModel.register(EhrMambaConfig, EhrMambaModel, exist_ok=True)
         AutoModelForCausalLM.register(EhrMambaConfig, EhrMambaForCausalLM, exist_ok=True)
         AutoModelForSequenceClassification.register(EhrMambaConfig, EhrMambaForSequenceClassification, exist_ok=True)
-        # By these tables upstream decides which labels a class takes.
-        for table, name in TABLES.items():
-            getattr(modeling_auto, table)["ehrmamba"] = name
-
-    @classmethod
-    def tearDownClass(cls):
-        for table in TABLES:
-            getattr(modeling_auto, table).pop("ehrmamba")
+        super().setUpClass()
 
     def setUp(self):
         self.model_tester = EhrMambaModelTester(self)
@@ -106,20 +97,3 @@ class EhrMambaModelTest(common.ModelTesterMixin, common.GenerationTesterMixin, u
             common_properties=["hidden_size", "num_hidden_layers", "state_size", "vocab_size"],
             hidden_size=32,
         )
-
-    def skipTest(self, reason):
-        if not is_explained(reason):
-            self.fail(f"a skip that EXPLAINED does not cover: {reason}")
-        super().skipTest(reason)
-
-    def test_config(self):
-        self.config_tester.run_common_tests()
-
-    def test_skips_decided_before_the_run_are_explained(self):
-        methods = [getattr(self, name) for name in dir(self) if name.startswith("test_")]
-        reasons = {method.__unittest_skip_why__ for method in methods if getattr(method, "__unittest_skip__", False)}
-        assert not [reason for reason in reasons if not is_explained(reason)]
-
-
-def is_explained(reason):
-    return any(re.search(pattern, reason) for pattern in EXPLAINED)

@@ -3,11 +3,7 @@
 Tests that skip themselves do so for a reason of the table `EXPLAINED`, another one fails.
 """
 
-import re
 import unittest
-
-import torch
-from transformers.models.auto import modeling_auto
 
 import ehrseq  # noqa: F401  (registers the classes)
 from ehrseq.modeling.configuration_cehrbert import CehrBertConfig
@@ -20,7 +16,8 @@ from ehrseq.modeling.modeling_ehr_bigbird import (
     EhrBigBirdModel,
 )
 from ehrseq.modeling.modeling_ehr_lstm import EhrLstmForSequenceClassification, EhrLstmModel
-from tests.modeling.upstream import upstream
+from tests.modeling.test_upstream_suite import EhrMambaModelTester
+from tests.modeling.upstream import UpstreamSuite, upstream
 
 common = upstream("test_modeling_common")
 config_common = upstream("test_configuration_common")
@@ -42,16 +39,11 @@ EXPLAINED = {
 }
 
 
-class BaselineTester:
-    """Tiny configuration and inputs in the form that the mixin asks for."""
+class BaselineTester(EhrMambaModelTester):
+    """The inputs are EhrMamba's; the configuration is the family's."""
 
-    batch_size, seq_length, num_hidden_layers, hidden_size = 3, 7, 2, 32
-    is_training = True
     config_class: type
     options: dict = {}
-
-    def __init__(self, parent):
-        self.parent = parent
 
     def get_config(self):
         return self.config_class(
@@ -62,19 +54,6 @@ class BaselineTester:
             max_num_visits=16,
             **self.options,
         )
-
-    def prepare_config_and_inputs_for_common(self):
-        config, shape = self.get_config(), (self.batch_size, self.seq_length)
-        times = torch.rand(shape).cumsum(1)
-        return config, {
-            "input_ids": torch.randint(1, config.vocab_size, shape),
-            "attention_mask": torch.ones(shape, dtype=torch.long),
-            "token_type_ids": torch.randint(0, config.type_vocab_size, shape),
-            "times": times,
-            "ages": 50 + times / 52,
-            "visit_orders": torch.randint(0, config.max_num_visits, shape),
-            "visit_segments": torch.randint(0, config.visit_segment_size, shape),
-        }
 
 
 class LstmTester(BaselineTester):
@@ -92,22 +71,11 @@ class BigBirdTester(CehrBertTester):
     options = {**CehrBertTester.options, "block_size": 4, "num_random_blocks": 1}
 
 
-class UpstreamTests(common.ModelTesterMixin):
-    """What the suites of all baselines do alike; `tables` are those by which upstream knows a class's labels."""
+class BaselineSuite(UpstreamSuite, common.ModelTesterMixin):
+    """What the suites of all baselines do alike."""
 
     case: type
-    tables: dict
-    test_can_init_all_missing_weights_before_2023 = True  # asks for that test; it reads the year in the file's header
-
-    @classmethod
-    def setUpClass(cls):
-        for table, name in cls.tables.items():
-            getattr(modeling_auto, table)[cls.case.config_class.model_type] = name
-
-    @classmethod
-    def tearDownClass(cls):
-        for table in cls.tables:
-            getattr(modeling_auto, table).pop(cls.case.config_class.model_type)
+    explained = EXPLAINED
 
     def setUp(self):
         self.model_tester = self.case(self)
@@ -118,22 +86,9 @@ class UpstreamTests(common.ModelTesterMixin):
             hidden_size=48,
         )
 
-    def skipTest(self, reason):
-        if not is_explained(reason):
-            self.fail(f"a skip that EXPLAINED does not cover: {reason}")
-        super().skipTest(reason)
 
-    def test_config(self):
-        self.config_tester.run_common_tests()
-
-    def test_skips_decided_before_the_run_are_explained(self):
-        methods = [getattr(self, name) for name in dir(self) if name.startswith("test_")]
-        reasons = {method.__unittest_skip_why__ for method in methods if getattr(method, "__unittest_skip__", False)}
-        assert not [reason for reason in reasons if not is_explained(reason)]
-
-
-class EhrLstmTest(UpstreamTests, unittest.TestCase):
-    case = LstmTester
+class EhrLstmTest(BaselineSuite, unittest.TestCase):
+    case, model_type = LstmTester, "ehr_lstm"
     tables = {
         "MODEL_MAPPING_NAMES": "EhrLstmModel",
         "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": "EhrLstmForSequenceClassification",
@@ -142,8 +97,8 @@ class EhrLstmTest(UpstreamTests, unittest.TestCase):
     has_attentions = False
 
 
-class CehrBertTest(UpstreamTests, unittest.TestCase):
-    case = CehrBertTester
+class CehrBertTest(BaselineSuite, unittest.TestCase):
+    case, model_type = CehrBertTester, "cehrbert"
     tables = {
         "MODEL_MAPPING_NAMES": "CehrBertModel",
         "MODEL_FOR_MASKED_LM_MAPPING_NAMES": "CehrBertForMaskedLM",
@@ -152,8 +107,8 @@ class CehrBertTest(UpstreamTests, unittest.TestCase):
     all_model_classes = (CehrBertModel, CehrBertForMaskedLM, CehrBertForSequenceClassification)
 
 
-class EhrBigBirdTest(UpstreamTests, unittest.TestCase):
-    case = BigBirdTester
+class EhrBigBirdTest(BaselineSuite, unittest.TestCase):
+    case, model_type = BigBirdTester, "ehr_bigbird"
     tables = {
         "MODEL_MAPPING_NAMES": "EhrBigBirdModel",
         "MODEL_FOR_MASKED_LM_MAPPING_NAMES": "EhrBigBirdForMaskedLM",
@@ -163,7 +118,3 @@ class EhrBigBirdTest(UpstreamTests, unittest.TestCase):
         common.ModelTesterMixin.test_retain_grad_hidden_states_attentions
     )
     all_model_classes = (EhrBigBirdModel, EhrBigBirdForMaskedLM, EhrBigBirdForSequenceClassification)
-
-
-def is_explained(reason):
-    return any(re.search(pattern, reason) for pattern in EXPLAINED)

@@ -4,19 +4,17 @@ One switch is thrown by hand (`test_resize_embeddings`); tests that skip themsel
 `EXPLAINED`, another one fails.
 """
 
-import re
 import tempfile
 import unittest
 
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
-from transformers.models.auto import modeling_auto
 
 import ehrseq  # noqa: F401  (registers the classes)
 from ehrseq.modeling.configuration_hymate import HyMaTEConfig
 from ehrseq.modeling.modeling_hymate import HyMaTEForPreTraining, HyMaTEForSequenceClassification, HyMaTEModel
-from tests.modeling.upstream import upstream
+from tests.modeling.upstream import UpstreamSuite, upstream
 
 common = upstream("test_modeling_common")
 config_common = upstream("test_configuration_common")
@@ -94,23 +92,12 @@ class HyMaTEBeyondThePaperTester(HyMaTEModelTester):
     }
 
 
-class HyMaTEModelTest(common.ModelTesterMixin, unittest.TestCase):
+class HyMaTEModelTest(UpstreamSuite, common.ModelTesterMixin, unittest.TestCase):
+    model_type, tables, explained = "hymate", TABLES, EXPLAINED
     case_class = HyMaTEModelTester
     all_model_classes = (HyMaTEModel, HyMaTEForPreTraining, HyMaTEForSequenceClassification)
     additional_model_inputs = ("times", "values", "static_values")
     test_resize_embeddings = False
-    test_can_init_all_missing_weights_before_2023 = True  # asks for that test; it reads the year in the file's header
-
-    @classmethod
-    def setUpClass(cls):
-        # By these tables upstream decides which labels a class takes.
-        for table, name in TABLES.items():
-            getattr(modeling_auto, table)["hymate"] = name
-
-    @classmethod
-    def tearDownClass(cls):
-        for table in TABLES:
-            getattr(modeling_auto, table).pop("hymate")
 
     def setUp(self):
         self.model_tester = self.case_class(self)
@@ -145,23 +132,6 @@ class HyMaTEModelTest(common.ModelTesterMixin, unittest.TestCase):
                 answer = model(**inputs)
                 assert not changes or answer.logits.shape[1] == 42
 
-    def skipTest(self, reason):
-        if not is_explained(reason):
-            self.fail(f"a skip that EXPLAINED does not cover: {reason}")
-        super().skipTest(reason)
-
-    def test_config(self):
-        self.config_tester.run_common_tests()
-
-    def test_skips_decided_before_the_run_are_explained(self):
-        methods = [getattr(self, name) for name in dir(self) if name.startswith("test_")]
-        reasons = {method.__unittest_skip_why__ for method in methods if getattr(method, "__unittest_skip__", False)}
-        assert not [reason for reason in reasons if not is_explained(reason)]
-
 
 class HyMaTEBeyondThePaperTest(HyMaTEModelTest):
     case_class = HyMaTEBeyondThePaperTester
-
-
-def is_explained(reason):
-    return any(re.search(pattern, reason) for pattern in EXPLAINED)

@@ -6,6 +6,7 @@ rest be imported: there are no generation and export tests in it, and `config_co
 """
 
 import importlib
+import re
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import transformers
+from transformers.models.auto import modeling_auto
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 PACKAGE = f"transformers_tests_{transformers.__version__.replace('.', '_')}"
@@ -33,6 +35,45 @@ STUBS = {
         '    "label2id": {"label": "0"}, "problem_type": "regression"}\n'
     ),
 }
+
+
+class UpstreamSuite:
+    """What the suites of all families do alike; first base of a test class, before upstream's mixins.
+
+    `model_type` and `tables` (those by which upstream decides which labels a class takes) say whose suite it is.
+    `explained` maps what upstream's skips say to why that is right for the family: another skip fails.
+    """
+
+    model_type: str
+    tables: dict
+    explained: dict
+    test_can_init_all_missing_weights_before_2023 = True  # asks for that test; it reads the year in the file's header
+
+    @classmethod
+    def setUpClass(cls):
+        for table, name in cls.tables.items():
+            getattr(modeling_auto, table)[cls.model_type] = name
+
+    @classmethod
+    def tearDownClass(cls):
+        for table in cls.tables:
+            getattr(modeling_auto, table).pop(cls.model_type)
+
+    def is_explained(self, reason):
+        return any(re.search(pattern, reason) for pattern in self.explained)
+
+    def skipTest(self, reason):
+        if not self.is_explained(reason):
+            self.fail(f"a skip that `explained` does not cover: {reason}")
+        super().skipTest(reason)
+
+    def test_config(self):
+        self.config_tester.run_common_tests()
+
+    def test_skips_decided_before_the_run_are_explained(self):
+        methods = [getattr(self, name) for name in dir(self) if name.startswith("test_")]
+        reasons = {method.__unittest_skip_why__ for method in methods if getattr(method, "__unittest_skip__", False)}
+        assert not [reason for reason in reasons if not self.is_explained(reason)]
 
 
 def upstream(module):
