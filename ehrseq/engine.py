@@ -281,18 +281,34 @@ def _drive(
 
 
 def serve() -> None:
-    """Loop of a worker process: a function's name, then tasks, from stdin; results to stdout."""
+    """Loop of a worker process: a function's name, then tasks, from stdin; results to stdout.
+
+    Stdin ends when the process that started this one does, however it ended; the worker then leaves its task at once:
+    it may be begun anew by another run, and the files of one task must not have two writers.
+    """
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # what a library prints must not run into the results
     path, name = receive(source)
     sys.path[:] = path
-    while (task := receive(source)) is not None:
+    tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_read_tasks, args=(source, tasks), daemon=True).start()
+    while True:
+        task = tasks.get()
         result, failure = None, None
         try:
             result = _function(name)(task)
         except Exception as error:
             failure = _portable(error)
         send(sink, (result, failure))
+
+
+def _read_tasks(source: Any, tasks: queue.SimpleQueue[Any]) -> None:
+    """Take tasks from a stream; end the process where the stream ends, or holds what cannot be read."""
+    try:
+        while (task := receive(source)) is not None:
+            tasks.put(task)
+    finally:
+        os._exit(0)
 
 
 def _portable(error: Exception) -> Exception:

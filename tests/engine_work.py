@@ -66,3 +66,9 @@ def lazy_attribute(_: int) -> str:
     import ehrseq
 
     return ehrseq.__version__
+
+
+def work_long(folder: str) -> None:
+    """Say which process works, then work for as long as a model is trained."""
+    Path(folder, str(os.getpid())).touch()
+    time.sleep(120)

@@ -100,6 +100,23 @@ def test_workers_need_no_main_guard(tmp_path):
     assert done.stdout.strip() == "[0, 1, 4, 9]"
 
 
+def test_workers_end_with_a_killed_parent_in_the_middle_of_a_task(tmp_path):
+    """Else the same command, given again, would write beside them."""
+    call = (
+        "from ehrseq.engine import LocalEngine; from tests.engine_work import work_long; "
+        f"list(LocalEngine(2).map(work_long, [{str(tmp_path)!r}] * 2, desc='x'))"
+    )
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = {**os.environ, "PYTHONPATH": root}
+    parent = subprocess.Popen([sys.executable, "-c", call], env=environment, stderr=subprocess.PIPE)
+    end = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    parent.kill()
+    parent.communicate(timeout=60)  # the workers hold stderr too: it ends when they have ended
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -145,28 +145,24 @@ def _predict_neural(cell: SystemCell, system: System, data: BenchmarkData) -> tu
     parts = {part: data.rows(part, context) for part in ("tuning", "test")}
     scopes = [ALL] if system.multitask else names
     trials: list[dict[str, Any]] = []
-    scores: list[dict[str, NDArray[np.float64]]] = []
+    tuned: list[NDArray[np.float64]] = []
     for number, rate in enumerate(budget.finetune_rates):
-        found = {part: np.full(len(rows), np.nan) for part, rows in parts.items()}
         entry: dict[str, Any] = {"learning_rate": rate, "seconds": 0.0, "tokens": 0, "parameters": 0}
         for scope in scopes:
             folder = cell.folder / f"{number}-{scope}"
             stage = _finetune(folder, cell, system, data, pretrained, scope, rate, context, len(scopes))
-            with quiet_loading():
-                model = AutoModelForSequenceClassification.from_pretrained(folder)
-            for part, rows in parts.items():
-                own = np.arange(len(rows)) if scope == ALL else np.flatnonzero(rows.task_ids == names.index(scope))
-                found[part][own] = score_rows(model, data.tokenizer, rows.subset(own), batch_size=64)
             for name in ("seconds", "tokens", "parameters"):
                 entry[name] += stage[name]
-        trials.append(entry | {"tuning_auroc": _aurocs(parts["tuning"], found["tuning"], names)})
-        scores.append(found)
+        found = _score(cell.folder, dict.fromkeys(names, number), scopes, parts["tuning"], data.tokenizer, names)
+        trials.append(entry | {"tuning_auroc": _aurocs(parts["tuning"], found, names)})
+        tuned.append(found)
     # One configuration for the multitask model; each task its own where each has a model of its own.
     chosen = _choose([trial["tuning_auroc"] for trial in trials], names, together=system.multitask)
-    table = pl.concat(
-        _predictions(rows, _pick([found[part] for found in scores], rows, names, chosen), names, part)
-        for part, rows in parts.items()
-    )
+    scores = {
+        "tuning": _pick(tuned, parts["tuning"], names, chosen),
+        "test": _score(cell.folder, chosen, scopes, parts["test"], data.tokenizer, names),
+    }
+    table = pl.concat(_predictions(rows, scores[part], names, part) for part, rows in parts.items())
     result = {
         "trials": trials,
         "chosen": chosen,
@@ -178,6 +174,26 @@ def _predict_neural(cell: SystemCell, system: System, data: BenchmarkData) -> tu
         "context": context,
     }
     return table, result
+
+
+def _score(
+    folder: Path,
+    trials: Mapping[str, int],
+    scopes: Sequence[str],
+    rows: PromptedDataset,
+    tokenizer: Any,
+    names: Sequence[str],
+) -> NDArray[np.float64]:
+    """Probability of each row by the finetuned model of its task, of the trial that `trials` names for the task."""
+    scores = np.full(len(rows), np.nan)
+    for scope in scopes:
+        own = np.arange(len(rows)) if scope == ALL else np.flatnonzero(rows.task_ids == names.index(scope))
+        with quiet_loading():
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder / f"{trials[names[0] if scope == ALL else scope]}-{scope}"
+            )
+        scores[own] = score_rows(model, tokenizer, rows.subset(own), batch_size=64)
+    return scores
 
 
 def _finetune(
