@@ -10,7 +10,7 @@ import yaml
 
 from ehrseq.baselines.summary_models import MAX_CONFIGURATIONS
 
-BUDGETS = ("quick", "simulated", "full")
+BUDGETS = ("quick", "simulated", "simulated_long", "full")
 FOLDER = Path(__file__).parent / "budgets"
 
 
@@ -19,7 +19,7 @@ class Budget:
     """One compute budget.
 
     Attributes:
-        name: `quick`, `simulated`, `full`, or the name of a file.
+        name: `quick`, `simulated`, `simulated_long`, `full`, or the name of a file.
         hidden_size: Width of every neural model.
         num_layers: Layers of every neural model; None = each one's own default, the paper's.
         context: Most tokens that a model reads; a model whose own context is shorter keeps that.
