@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from transformers.utils import logging
 
 from ehrseq.benchmark.budget import Budget
 from ehrseq.benchmark.cells import PretrainCell, SystemCell, pretrain_cell, system_cell
 from ehrseq.benchmark.data import Source, prepare_data
 from ehrseq.benchmark.report import write_report
-from ehrseq.benchmark.systems import REFERENCE, choose_systems
+from ehrseq.benchmark.systems import REFERENCE, System, choose_systems
 from ehrseq.data.shards import remove_unfinished, write_json
 from ehrseq.engine import get_engine
 from ehrseq.tasks import list_tasks
@@ -23,6 +25,7 @@ from ehrseq.version import __version__
 logger = logging.get_logger(__name__)
 
 RUN = "run.json"
+LOCK = ".lock"
 
 
 def run_benchmark(
@@ -60,7 +63,8 @@ def run_benchmark(
         The results as Markdown.
 
     Raises:
-        ValueError: Data, tasks, models or budget that cannot be used; a folder of another run; nothing to report.
+        ValueError: Data, tasks, models or budget that cannot be used; a folder of another run, or
+            one that another process is writing; nothing to report.
     """
     systems = choose_systems(models)
     allowed = budget if isinstance(budget, Budget) else Budget.read(budget)
@@ -76,17 +80,43 @@ def run_benchmark(
     source = Source(str(folder), str(Path(dataset).resolve()), tested, names, kinds)
     _claim(folder, source, allowed)
     if not report_only:
-        remove_unfinished(folder)
-        prepare_data(source, allowed)
-        types = dict.fromkeys(system.model_type for system in systems if system.objective is not None)
-        pretraining = [PretrainCell(source, allowed, name, seed) for seed in range(seeds) for name in types]
-        cells = [SystemCell(source, allowed, system.name, seed) for seed in range(seeds) for system in systems]
-        engine = get_engine("local", num_workers=_workers(workers))
-        for _ in engine.map(pretrain_cell, pretraining, desc="Pretraining"):
-            pass
-        for _ in engine.map(system_cell, cells, desc="Finetuning and scoring"):
-            pass
+        with _alone(folder):
+            _run_cells(source, allowed, systems, seeds, workers)
     return write_report(folder, source, allowed, reference=reference, num_resamples=num_resamples)
+
+
+def _run_cells(source: Source, budget: Budget, systems: Sequence[System], seeds: int, workers: int | None) -> None:
+    """Prepare the data, pretrain, finetune and score: all that is not there yet."""
+    remove_unfinished(Path(source.out))
+    prepare_data(source, budget)
+    types = dict.fromkeys(system.model_type for system in systems if system.objective is not None)
+    pretraining = [PretrainCell(source, budget, name, seed) for seed in range(seeds) for name in types]
+    cells = [SystemCell(source, budget, system.name, seed) for seed in range(seeds) for system in systems]
+    engine = get_engine("local", num_workers=_workers(workers))
+    for _ in engine.map(pretrain_cell, pretraining, desc="Pretraining"):
+        pass
+    for _ in engine.map(system_cell, cells, desc="Finetuning and scoring"):
+        pass
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder; the system lets go of it when this one ends, however it does.
+
+    Raises:
+        ValueError: Another process is at work there: it would write the same cells, and lose its unfinished files.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"{folder} is being written by another `ehrseq benchmark`; wait for it, or name another folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _check_kinds(kinds: str, tasks: Sequence[str]) -> None:

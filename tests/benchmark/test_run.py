@@ -250,6 +250,24 @@ def test_killed_and_begun_again_it_ends_with_the_same_scores(simulated, tmp_path
     assert not list((tmp_path / "killed").rglob("checkpoint-*"))
 
 
+def test_a_folder_that_another_process_writes_is_let_alone(simulated, tmp_path):
+    options = {"out": tmp_path / "out", "tasks": TASKS[:1], "budget": write_budget(tmp_path), "num_resamples": 20}
+    options |= {"models": ["logistic"], "reference": "logistic", "workers": 1}
+    first = run_benchmark(simulated, **options)
+    hold = "import sys, filelock as f; x = f.FileLock(sys.argv[1]); x.acquire(); print('held', flush=True); input()"
+    command = [sys.executable, "-c", hold, str(tmp_path / "out" / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        unfinished = tmp_path / "out" / "cells" / "logistic" / "seed0" / ".result.json.writing-1"
+        unfinished.touch()
+        with pytest.raises(ValueError, match="another `ehrseq benchmark`"):
+            run_benchmark(simulated, **options)
+        assert unfinished.exists()
+        assert run_benchmark(simulated, report_only=True, **options) == first
+        other.kill()
+    assert run_benchmark(simulated, **options) == first
+
+
 def test_another_system_of_records_is_reported_on(simulated, tmp_path):
     other = write_simulated(tmp_path / "other", patients=60, seed=6)
     budget = write_budget(tmp_path)
