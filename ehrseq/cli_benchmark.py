@@ -26,7 +26,7 @@ def benchmark(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; more can be added later.")] = 1,
     budget: Annotated[
-        str, typer.Option(help="quick, simulated, full, or a YAML file: what each system may compute.")
+        str, typer.Option(help="quick, simulated, simulated_long, full, or a YAML file: what each system may compute.")
     ] = "quick",
     kinds: Annotated[str, typer.Option(help="What enters a sequence: all, or paper (for the *_paper tasks).")] = "all",
     reference: Annotated[str, typer.Option(help="The system that the others are held against.")] = "ehrmamba",

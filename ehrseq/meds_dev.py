@@ -202,7 +202,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--split", default="held_out", help="split to predict")
     parser.add_argument("--demo", default="False", help="True: a model and a training that take seconds")
-    parser.add_argument("--budget", default="full", help="`ehrseq benchmark`'s: quick, full, or a YAML file")
+    parser.add_argument(
+        "--budget", default="full", help="`ehrseq benchmark`'s: quick, simulated, simulated_long, full, or a YAML file"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     needed = () if options.command == "pretrain" else ("labels_dir", "model_initialization_dir")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,8 @@ from ehrseq.engine import LocalEngine, available_cores, get_engine
 from tests import engine_work as work
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
+FROM_HERE = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+"""The environment of a process that imports `tests`."""
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed (extra ehrseq[ray])")
 
 
@@ -93,10 +96,7 @@ def test_workers_need_no_main_guard(tmp_path):
         "from tests.engine_work import square\n"
         "print(list(LocalEngine(2).map(square, range(4), desc='x')))\n"
     )
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, check=True
-    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=FROM_HERE, check=True)
     assert done.stdout.strip() == "[0, 1, 4, 9]"
 
 
@@ -106,9 +106,7 @@ def test_workers_end_with_a_killed_parent_in_the_middle_of_a_task(tmp_path):
         "from ehrseq.engine import LocalEngine; from tests.engine_work import work_long; "
         f"list(LocalEngine(2).map(work_long, [{str(tmp_path)!r}] * 2, desc='x'))"
     )
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    environment = {**os.environ, "PYTHONPATH": root}
-    parent = subprocess.Popen([sys.executable, "-c", call], env=environment, stderr=subprocess.PIPE)
+    parent = subprocess.Popen([sys.executable, "-c", call], env=FROM_HERE, stderr=subprocess.PIPE)
     end = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) < 2:
         assert time.monotonic() < end

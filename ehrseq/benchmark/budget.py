@@ -19,7 +19,7 @@ class Budget:
     """One compute budget.
 
     Attributes:
-        name: `quick`, `simulated`, `simulated_long`, `full`, or the name of a file.
+        name: One of `BUDGETS`, or the name of a file.
         hidden_size: Width of every neural model.
         num_layers: Layers of every neural model; None = each one's own default, the paper's.
         context: Most tokens that a model reads; a model whose own context is shorter keeps that.

@@ -145,22 +145,24 @@ def _predict_neural(cell: SystemCell, system: System, data: BenchmarkData) -> tu
     parts = {part: data.rows(part, context) for part in ("tuning", "test")}
     scopes = [ALL] if system.multitask else names
     trials: list[dict[str, Any]] = []
+    folders: list[dict[str, Path]] = []
     tuned: list[NDArray[np.float64]] = []
     for number, rate in enumerate(budget.finetune_rates):
         entry: dict[str, Any] = {"learning_rate": rate, "seconds": 0.0, "tokens": 0, "parameters": 0}
-        for scope in scopes:
-            folder = cell.folder / f"{number}-{scope}"
+        folders.append({scope: cell.folder / f"{number}-{scope}" for scope in scopes})
+        for scope, folder in folders[-1].items():
             stage = _finetune(folder, cell, system, data, pretrained, scope, rate, context, len(scopes))
             for name in ("seconds", "tokens", "parameters"):
                 entry[name] += stage[name]
-        found = _score(cell.folder, dict.fromkeys(names, number), scopes, parts["tuning"], data.tokenizer, names)
+        found = _score(folders[-1], parts["tuning"], data.tokenizer, names)
         trials.append(entry | {"tuning_auroc": _aurocs(parts["tuning"], found, names)})
         tuned.append(found)
     # One configuration for the multitask model; each task its own where each has a model of its own.
     chosen = _choose([trial["tuning_auroc"] for trial in trials], names, together=system.multitask)
+    best = {scope: folders[chosen[names[0] if scope == ALL else scope]][scope] for scope in scopes}
     scores = {
         "tuning": _pick(tuned, parts["tuning"], names, chosen),
-        "test": _score(cell.folder, chosen, scopes, parts["test"], data.tokenizer, names),
+        "test": _score(best, parts["test"], data.tokenizer, names),
     }
     table = pl.concat(_predictions(rows, scores[part], names, part) for part, rows in parts.items())
     result = {
@@ -177,21 +179,14 @@ def _predict_neural(cell: SystemCell, system: System, data: BenchmarkData) -> tu
 
 
 def _score(
-    folder: Path,
-    trials: Mapping[str, int],
-    scopes: Sequence[str],
-    rows: PromptedDataset,
-    tokenizer: Any,
-    names: Sequence[str],
+    folders: Mapping[str, Path], rows: PromptedDataset, tokenizer: Any, names: Sequence[str]
 ) -> NDArray[np.float64]:
-    """Probability of each row by the finetuned model of its task, of the trial that `trials` names for the task."""
+    """Probability of each row by the finetuned model of its task, or the one of all tasks."""
     scores = np.full(len(rows), np.nan)
-    for scope in scopes:
+    for scope, folder in folders.items():
         own = np.arange(len(rows)) if scope == ALL else np.flatnonzero(rows.task_ids == names.index(scope))
         with quiet_loading():
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder / f"{trials[names[0] if scope == ALL else scope]}-{scope}"
-            )
+            model = AutoModelForSequenceClassification.from_pretrained(folder)
         scores[own] = score_rows(model, tokenizer, rows.subset(own), batch_size=64)
     return scores
 

@@ -52,7 +52,7 @@ def run_benchmark(
         tasks: Tasks, packaged ones or label tables of the dataset; None = the paper's six.
         models: Names of `SYSTEMS`; None = all. More may be added to a run later.
         seeds: Seeds, 0 to `seeds` - 1; more may be added later.
-        budget: What each system may compute: `quick`, `simulated`, `simulated_long`, `full`, or a YAML file.
+        budget: What each system may compute: one of `BUDGETS`, or a YAML file.
         kinds: What enters a sequence: "all", or "paper", which the paper's retrospective tasks need.
         reference: The system that the others are held against.
         workers: Cells at a time; None = one a core on a CPU, one on a GPU.
