@@ -17,7 +17,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -28,6 +28,9 @@ Result = TypeVar("Result")
 
 ENGINES = ("local", "ray")
 _MAX_NAME = 160  # characters of a task in messages
+
+# glibc's own names (mallopt(3)): no request is large enough for a mapping of its own, nor the heap for trimming.
+_KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 # The package under its name, without its __init__ (which loads torch to register the models) until something of it is
 # asked for: a worker that only reads files starts in a quarter of a second and takes 80 MB.
@@ -67,7 +70,7 @@ class Engine(Protocol):
         ...
 
 
-def get_engine(name: str = "local", *, num_workers: int | None = None) -> Engine:
+def get_engine(name: str = "local", *, num_workers: int | None = None, keep_freed_memory: bool = False) -> Engine:
     """The engine of a name.
 
     Args:
@@ -75,6 +78,8 @@ def get_engine(name: str = "local", *, num_workers: int | None = None) -> Engine
             (extra `ehrseq[ray]`).
         num_workers: Tasks at a time. Default: one a core (local), all that the cluster has room for (ray). With 1 the
             local engine works in this process.
+        keep_freed_memory: For tasks that train: worker processes hold what they freed until they end (glibc). Every
+            step asks for the same large tensors, and the system would zero their pages each time.
 
     Raises:
         ValueError: An unknown name, less than one worker.
@@ -87,8 +92,8 @@ def get_engine(name: str = "local", *, num_workers: int | None = None) -> Engine
     ):
         raise ValueError(f"num_workers must be a whole number from 1 on, got {num_workers!r}.")
     if name == "ray":
-        return RayEngine(num_workers)
-    return LocalEngine(num_workers or available_cores())
+        return RayEngine(num_workers, keep_freed_memory=keep_freed_memory)
+    return LocalEngine(num_workers or available_cores(), keep_freed_memory=keep_freed_memory)
 
 
 def available_cores() -> int:
@@ -105,16 +110,20 @@ class LocalEngine:
 
     Args:
         num_workers: Processes at a time.
+        keep_freed_memory: See `get_engine`.
     """
 
-    def __init__(self, num_workers: int) -> None:
+    def __init__(self, num_workers: int, *, keep_freed_memory: bool = False) -> None:
         self.num_workers = num_workers
+        self.keep_freed_memory = keep_freed_memory
 
     def map(self, work: Callable[[Task], Result], tasks: Sequence[Task], *, desc: str) -> Iterator[Result]:
         """See `Engine.map`."""
         workers = min(self.num_workers, len(tasks))
-        results = _here(work, tasks, desc) if workers <= 1 else _in_processes(work, tasks, desc, workers)
-        return _with_progress(results, len(tasks), desc)
+        if workers <= 1:
+            return _with_progress(_here(work, tasks, desc), len(tasks), desc)
+        environment = {**os.environ, **_limits(max(1, available_cores() // workers), self.keep_freed_memory)}
+        return _with_progress(_in_processes(work, tasks, desc, workers, environment), len(tasks), desc)
 
 
 class RayEngine:
@@ -122,12 +131,14 @@ class RayEngine:
 
     Args:
         num_workers: Tasks at a time; None for as many as the cluster has cores.
+        keep_freed_memory: See `get_engine`.
 
     Raises:
         ImportError: Ray is not installed.
     """
 
-    def __init__(self, num_workers: int | None = None) -> None:
+    def __init__(self, num_workers: int | None = None, *, keep_freed_memory: bool = False) -> None:
+        self.keep_freed_memory = keep_freed_memory
         try:
             self._ray = importlib.import_module("ray")
         except ImportError as error:
@@ -144,7 +155,7 @@ class RayEngine:
 
     def _results(self, work: Callable[[Task], Result], tasks: Sequence[Task], desc: str) -> Iterator[Result]:
         ray = self._ray
-        environment = {"env_vars": _limits(1)}
+        environment = {"env_vars": _limits(1, self.keep_freed_memory)}
         remote = ray.remote(num_cpus=1, runtime_env=environment)(_call_by_name)
         name = _name_of(work)
         waiting = iter(enumerate(tasks))
@@ -201,13 +212,15 @@ def _here(work: Callable[[Task], Result], tasks: Sequence[Task], desc: str) -> I
         yield result
 
 
-def _in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], desc: str, workers: int) -> Iterator[Result]:
+def _in_processes(
+    work: Callable[[Task], Result], tasks: Sequence[Task], desc: str, workers: int, environment: Mapping[str, str]
+) -> Iterator[Result]:
     name = _name_of(work)
     waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     for number in [*range(len(tasks)), *[None] * workers]:
         waiting.put(number)
     results: queue.SimpleQueue[tuple[int, Any, Exception | None]] = queue.SimpleQueue()
-    processes = [_start(workers) for _ in range(workers)]
+    processes = [_start(environment) for _ in range(workers)]
     threads = [
         threading.Thread(target=_drive, args=(process, name, tasks, waiting, results), daemon=True)
         for process in processes
@@ -237,24 +250,24 @@ def _in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], desc: s
                         continue
 
 
-def _start(workers: int) -> subprocess.Popen[bytes]:
+def _start(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     package = str(Path(__file__).resolve().parent)
-    threads = max(1, available_cores() // workers)
     return subprocess.Popen(
         [sys.executable, "-c", _WORKER, package],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, **_limits(threads), "TQDM_DISABLE": "1"},
+        env={**environment, "TQDM_DISABLE": "1"},
     )
 
 
-def _limits(threads: int) -> dict[str, str]:
+def _limits(threads: int, keep_freed_memory: bool) -> dict[str, str]:
     """Environment of a worker: together the workers have as many threads as there are cores.
 
     A core of its own is no reason to keep freed memory: glibc would hold up to eight arenas a core.
     """
+    kept = _KEPT_MEMORY if keep_freed_memory else {}
     names = ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
-    return {**dict.fromkeys(names, str(threads)), "MALLOC_ARENA_MAX": "2"}
+    return {**dict.fromkeys(names, str(threads)), "MALLOC_ARENA_MAX": "2", **kept}
 
 
 def _drive(

@@ -5,6 +5,8 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
+
 
 def square(number: int) -> int:
     time.sleep(0.02 * (5 - number % 5))  # later tasks finish first
@@ -72,3 +74,15 @@ def work_long(folder: str) -> None:
     """Say which process works, then work for as long as a model is trained."""
     Path(folder, str(os.getpid())).touch()
     time.sleep(120)
+
+
+def pages_fetched_again(_: int) -> tuple[int, int]:
+    """Pages that the system hands over for two tensors of 64 MiB, the second in the place of the first."""
+    import resource
+
+    def fetched() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        np.ones(2**23)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    return fetched(), fetched()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -37,6 +38,14 @@ def test_workers_are_other_processes_and_share_the_cores():
     assert len({process for process, _ in results}) == 2
     assert os.getpid() not in {process for process, _ in results}
     assert {threads for _, threads in results} == {str(max(1, available_cores() // 2))}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+@pytest.mark.parametrize("keep", [True, False])
+def test_workers_that_train_keep_the_memory_that_they_freed(keep):
+    engine = get_engine(num_workers=2, keep_freed_memory=keep)
+    for first, second in engine.map(work.pages_fetched_again, range(2), desc="Pages"):
+        assert (second < first / 100) if keep else (second > first / 2)
 
 
 def test_a_worker_starts_without_torch_and_finds_the_package_when_it_asks():

@@ -92,7 +92,7 @@ def _run_cells(source: Source, budget: Budget, systems: Sequence[System], seeds:
     types = dict.fromkeys(system.model_type for system in systems if system.objective is not None)
     pretraining = [PretrainCell(source, budget, name, seed) for seed in range(seeds) for name in types]
     cells = [SystemCell(source, budget, system.name, seed) for seed in range(seeds) for system in systems]
-    engine = get_engine("local", num_workers=_workers(workers))
+    engine = get_engine("local", num_workers=_workers(workers), keep_freed_memory=True)
     for _ in engine.map(pretrain_cell, pretraining, desc="Pretraining"):
         pass
     for _ in engine.map(system_cell, cells, desc="Finetuning and scoring"):
