@@ -25,10 +25,10 @@ demo: install
 	$(BIN)/ehrseq demo --output $(OUT) $(if $(DATA),--data $(DATA)) $(if $(PATIENTS),--patients $(PATIENTS))
 
 test: install
-	$(BIN)/python -m pytest -n 2 -m "not slow" --durations=15
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations=15
 
 test-full: install
-	$(BIN)/python -m pytest -n 2 --durations=30
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=30
 
 lint: install
 	$(BIN)/ruff check .

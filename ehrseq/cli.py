@@ -13,7 +13,11 @@ from typing import Annotated
 
 import typer
 
-from ehrseq import cli_audit, cli_benchmark, cli_encode, cli_evaluate, cli_prepare
+from ehrseq.cli_audit import audit, stats
+from ehrseq.cli_benchmark import benchmark
+from ehrseq.cli_encode import EngineName, EngineOption, Workers, label, tokenize
+from ehrseq.cli_evaluate import evaluate
+from ehrseq.cli_prepare import prepare, split
 from ehrseq.version import __version__
 
 app = typer.Typer(
@@ -25,14 +29,14 @@ app = typer.Typer(
 )
 
 
-app.command()(cli_prepare.prepare)
-app.command()(cli_prepare.split)
-app.command()(cli_encode.label)
-app.command()(cli_encode.tokenize)
-app.command()(cli_audit.audit)
-app.command()(cli_audit.stats)
-app.command()(cli_evaluate.evaluate)
-app.command()(cli_benchmark.benchmark)
+app.command()(prepare)
+app.command()(split)
+app.command()(label)
+app.command()(tokenize)
+app.command()(audit)
+app.command()(stats)
+app.command()(evaluate)
+app.command()(benchmark)
 
 
 class EventFormat(StrEnum):
@@ -104,8 +108,10 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the patients and of training.")] = 0,
 ) -> None:
     """From records to risks in a few minutes: train a small model, evaluate it, score patients, draw one."""
+    from ehrseq._registration import register_all
     from ehrseq.demo import DemoSettings, run_demo
 
+    register_all()  # the command comes without the package's own import
     _check_folder(output)
     settings = DemoSettings(seed=seed) if patients is None else DemoSettings(seed=seed, num_patients=patients)
     run_demo(output, data=data, settings=settings, say=typer.echo)
@@ -127,8 +133,8 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows (patient, task) in one forward pass.")] = 32,
     skip_bad_lines: Annotated[bool, typer.Option(help="FHIR: count and skip unreadable resources.")] = False,
-    engine: cli_encode.EngineOption = cli_encode.EngineName.local,
-    workers: cli_encode.Workers = None,
+    engine: EngineOption = EngineName.local,
+    workers: Workers = None,
 ) -> None:
     """Write the risk of every patient (or stay): subject_id, prediction_time, task, label, score, reason.
 
@@ -152,7 +158,7 @@ def predict(
             batch_size=batch_size,
             engine=get_engine(engine.value, num_workers=workers),
         )
-    elif engine is not cli_encode.EngineName.local or workers is not None:
+    elif engine is not EngineName.local or workers is not None:
         raise ValueError(f"--engine and --workers need a dataset in files; run `ehrseq prepare {data} FOLDER` first.")
     else:
         risks, report = predict_risks(
@@ -221,7 +227,3 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

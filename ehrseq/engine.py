@@ -18,10 +18,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ehrseq.data.fhir_pool import receive, send
+from ehrseq_command import worker_command
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -31,23 +31,6 @@ _MAX_NAME = 160  # characters of a task in messages
 
 # glibc's own names (mallopt(3)): no request is large enough for a mapping of its own, nor the heap for trimming.
 _KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-
-# The package under its name, without its __init__ (which loads torch to register the models) until something of it is
-# asked for: a worker that only reads files starts in a quarter of a second and takes 80 MB.
-_WORKER = """
-import sys, types, importlib
-class Package(types.ModuleType):
-    def __getattr__(self, name):
-        if name.startswith("__") and name != "__version__":
-            raise AttributeError(name)
-        del sys.modules["ehrseq"]
-        return getattr(importlib.import_module("ehrseq"), name)
-package = Package("ehrseq")
-package.__path__ = [sys.argv[1]]
-sys.modules["ehrseq"] = package
-from ehrseq.engine import serve
-serve()
-"""
 
 
 class Engine(Protocol):
@@ -251,9 +234,8 @@ def _in_processes(
 
 
 def _start(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    package = str(Path(__file__).resolve().parent)
     return subprocess.Popen(
-        [sys.executable, "-c", _WORKER, package],
+        worker_command("ehrseq.engine", "serve"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**environment, "TQDM_DISABLE": "1"},

@@ -36,7 +36,7 @@ def test_its_commands_run(tmp_path):
         if words[1] == "benchmark":
             words = [str(budget) if word == "full" else "1" if word == "3" else word for word in words] + quick
         done = subprocess.run(
-            [sys.executable, "-m", "ehrseq.cli", *words[1:]], cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, "-m", "ehrseq_command", *words[1:]], cwd=tmp_path, capture_output=True, text=True
         )
         told = f"{words}: {done.stdout[-1500:]} {done.stderr[-1500:]}"
         if words[1] == "audit":  # as the page says, the paper's own tasks are found out, and nothing else is

@@ -67,7 +67,7 @@ def commands(block: str) -> list[list[str]]:
 def test_each_command_of_the_readme_runs(block: str, demo_folder: Path) -> None:
     shutil.copytree(ROOT / "examples", demo_folder / "examples", dirs_exist_ok=True)
     for words in commands(block):
-        program = {"python": [sys.executable], "ehrseq": [sys.executable, "-m", "ehrseq.cli"]}[words[0]]
+        program = {"python": [sys.executable], "ehrseq": [sys.executable, "-m", "ehrseq_command"]}[words[0]]
         done = subprocess.run([*program, *words[1:]], cwd=demo_folder, capture_output=True, text=True)
         assert done.returncode == 0, f"{words}: {done.stderr[-2000:]}"
 

@@ -14,20 +14,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 from ehrseq.data.fhir_blocks import Block, Task, read_task
-
-# The package under its name, without running its __init__ (which registers models with transformers).
-_WORKER = """
-import sys, types
-package = types.ModuleType("ehrseq")
-package.__path__ = [sys.argv[1]]
-sys.modules["ehrseq"] = package
-from ehrseq.data.fhir_pool import work
-work()
-"""
+from ehrseq_command import worker_command
 
 
 def work() -> None:
@@ -112,8 +102,8 @@ def _read_waiting(waiting: queue.SimpleQueue[Task | None], skip_errors: bool) ->
 
 
 def _start() -> subprocess.Popen[bytes]:
-    package = str(Path(__file__).resolve().parent.parent)
-    return subprocess.Popen([sys.executable, "-c", _WORKER, package], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = worker_command("ehrseq.data.fhir_pool", "work")
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def _drive(

@@ -202,7 +202,7 @@ def test_hymate_goes_from_stays_to_a_table_of_scores(tmp_path):
     # Without reported stays: the same checkpoint, which one command applies to a folder of stays.
     assert "seed0/outcome is ready" in run("06_hymate_train.py", *options[:2], *options[4:], "--recipe", recipe)
     model, out = tmp_path / "out" / "seed0" / "outcome", tmp_path / "predictions.parquet"
-    command = ["-m", "ehrseq.cli", "predict", "--model", model, "--data", tmp_path / "test", "--out", out]
+    command = ["-m", "ehrseq_command", "predict", "--model", model, "--data", tmp_path / "test", "--out", out]
     subprocess.run([sys.executable, *command], check=True, capture_output=True)
     predicted = pl.read_parquet(out).join(scores, on="subject_id")
     assert len(predicted) == len(scores)

@@ -1,0 +1,39 @@
+"""The command starts without torch and knows every model where one is loaded."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = "{'torch', 'transformers', 'polars'} & set(sys.modules)"
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["prepare", "--help"], ["benchmark", "--help"], ["--version"]])
+def test_it_answers_without_what_it_does_not_use(arguments):
+    done = python(
+        f"import sys, ehrseq_command\nsys.argv = ['ehrseq', *{arguments}]\n"
+        f"try: ehrseq_command.main()\nfinally: print('loaded', {HEAVY}, file=sys.stderr)"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "loaded set()"
+    assert "ehrseq" in done.stdout
+
+
+def test_asked_for_a_name_of_the_package_it_imports_the_whole():
+    done = python(
+        "import ehrseq_command\nehrseq_command.import_lightly()\nimport sys, ehrseq.version\n"
+        "assert 'torch' not in sys.modules\nfrom ehrseq import EhrMambaConfig\n"
+        "from transformers import AutoConfig\nprint(type(AutoConfig.for_model('ehrmamba')) is EhrMambaConfig)"
+    )
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_a_package_that_was_imported_stays_as_it_is():
+    done = python(
+        "import ehrseq, ehrseq_command, sys\nehrseq_command.import_lightly()\nprint(sys.modules['ehrseq'] is ehrseq)"
+    )
+    assert done.stdout.strip() == "True", done.stderr
