@@ -1,9 +1,10 @@
 """The `ehrseq` command: it starts without what it does not use.
 
 `import ehrseq` registers the models with transformers and so loads torch and transformers, which takes seconds. The
-command, and the worker processes of `ehrseq.engine`, begin with the package's name alone and import its modules one by
-one; what loads a model calls `register_all` itself. This module stands beside the package because importing anything
-inside of it would import the whole.
+command, and the worker processes of `ehrseq.engine` and `ehrseq.data.fhir_pool`, begin with the package's name alone
+and import its modules one by one; what loads a model by an Auto class, or saves a model or tokenizer, calls
+`register_all` itself. This module stands beside the package because importing anything inside of it would import the
+whole.
 """
 
 import importlib

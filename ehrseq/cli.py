@@ -108,10 +108,8 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the patients and of training.")] = 0,
 ) -> None:
     """From records to risks in a few minutes: train a small model, evaluate it, score patients, draw one."""
-    from ehrseq._registration import register_all
     from ehrseq.demo import DemoSettings, run_demo
 
-    register_all()  # the command comes without the package's own import
     _check_folder(output)
     settings = DemoSettings(seed=seed) if patients is None else DemoSettings(seed=seed, num_patients=patients)
     run_demo(output, data=data, settings=settings, say=typer.echo)

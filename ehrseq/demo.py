@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 from transformers.utils import logging
 
+from ehrseq._registration import register_all
 from ehrseq.data.mpf import PromptedDataset, balance_rows
 from ehrseq.evaluation import TaskMetrics, auroc, choose_thresholds, evaluate_tasks, metrics_table
 from ehrseq.training import (
@@ -150,6 +151,7 @@ def run_demo(
     Raises:
         ValueError: Unreadable data, or data from which no task can be labelled.
     """
+    register_all()  # the command comes without the package's own import
     settings = settings or DemoSettings()
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from ehrseq.data.fhir_pool import receive, send
@@ -104,9 +104,10 @@ class LocalEngine:
         """See `Engine.map`."""
         workers = min(self.num_workers, len(tasks))
         if workers <= 1:
-            return _with_progress(_here(work, tasks, desc), len(tasks), desc)
-        environment = {**os.environ, **_limits(max(1, available_cores() // workers), self.keep_freed_memory)}
-        return _with_progress(_in_processes(work, tasks, desc, workers, environment), len(tasks), desc)
+            results = _here(work, tasks, desc)
+        else:
+            results = _in_processes(work, tasks, desc, workers, self.keep_freed_memory)
+        return _with_progress(results, len(tasks), desc)
 
 
 class RayEngine:
@@ -196,14 +197,14 @@ def _here(work: Callable[[Task], Result], tasks: Sequence[Task], desc: str) -> I
 
 
 def _in_processes(
-    work: Callable[[Task], Result], tasks: Sequence[Task], desc: str, workers: int, environment: Mapping[str, str]
+    work: Callable[[Task], Result], tasks: Sequence[Task], desc: str, workers: int, keep_freed_memory: bool
 ) -> Iterator[Result]:
     name = _name_of(work)
     waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     for number in [*range(len(tasks)), *[None] * workers]:
         waiting.put(number)
     results: queue.SimpleQueue[tuple[int, Any, Exception | None]] = queue.SimpleQueue()
-    processes = [_start(environment) for _ in range(workers)]
+    processes = [_start(workers, keep_freed_memory) for _ in range(workers)]
     threads = [
         threading.Thread(target=_drive, args=(process, name, tasks, waiting, results), daemon=True)
         for process in processes
@@ -233,12 +234,13 @@ def _in_processes(
                         continue
 
 
-def _start(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _start(workers: int, keep_freed_memory: bool) -> subprocess.Popen[bytes]:
+    threads = max(1, available_cores() // workers)
     return subprocess.Popen(
         worker_command("ehrseq.engine", "serve"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**environment, "TQDM_DISABLE": "1"},
+        env={**os.environ, **_limits(threads, keep_freed_memory), "TQDM_DISABLE": "1"},
     )
 
 

@@ -1,9 +1,13 @@
 """The command starts without torch and knows every model where one is loaded."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+
+from ehrseq import EhrTokenizer, simulate
+from ehrseq.prepare import prepare_dataset
 
 HEAVY = "{'torch', 'transformers', 'polars'} & set(sys.modules)"
 
@@ -37,3 +41,16 @@ def test_a_package_that_was_imported_stays_as_it_is():
         "import ehrseq, ehrseq_command, sys\nehrseq_command.import_lightly()\nprint(sys.modules['ehrseq'] is ehrseq)"
     )
     assert done.stdout.strip() == "True", done.stderr
+
+
+def test_the_tokenizer_of_the_command_brings_its_code(tmp_path):
+    simulate(40, seed=0).write_fhir(tmp_path / "fhir")
+    prepare_dataset(tmp_path / "fhir", tmp_path / "dataset")
+    command = ["-m", "ehrseq_command", "tokenize", str(tmp_path / "dataset"), "--workers", "1"]
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    written = tmp_path / "dataset" / "encoded" / "tokenizer"
+    EhrTokenizer.from_pretrained(written).save_pretrained(tmp_path / "here")
+    names = {path.name for path in written.iterdir()} - {"fitted_on.json"}
+    assert "tokenization_ehr.py" in names
+    assert names == {path.name for path in (tmp_path / "here").iterdir()}
+    assert "auto_map" in json.loads((written / "tokenizer_config.json").read_text())

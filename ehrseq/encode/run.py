@@ -75,6 +75,9 @@ def tokenize_dataset(
         record["sources"] = _digests(shards, runner)
 
         def write(temporary: Path) -> None:
+            from ehrseq._registration import register_all
+
+            register_all()  # the command comes without it; only a registered class is saved with its code
             fitted.save_pretrained(temporary)
             (temporary / FITTED_ON).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
