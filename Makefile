@@ -36,17 +36,17 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python benchmarks/bench_import.py --output $(BENCH)/import.json
-	$(BIN)/python benchmarks/bench_fhir.py --output $(BENCH)/fhir.json
-	$(BIN)/python benchmarks/bench_prepare.py --output $(BENCH)/prepare.json
-	$(BIN)/python benchmarks/bench_tokenizer.py --output $(BENCH)/tokenizer.json
-	$(BIN)/python benchmarks/bench_scan.py --output $(BENCH)/scan.json
-	$(BIN)/python benchmarks/mamba_table.py --output $(BENCH)
-	$(BIN)/python benchmarks/bench_hymate.py --output $(BENCH)/hymate.json
-	$(BIN)/python benchmarks/bench_encode.py --output $(BENCH)/encode.json
-	$(BIN)/python benchmarks/bench_evaluation.py --output $(BENCH)/evaluation.json
-	$(BIN)/python benchmarks/bench_context.py --output $(BENCH)/context.json
-	$(BIN)/python benchmarks/bench_learning.py --output $(BENCH)/learning
+	$(BIN)/python -m benchmarks.speed.bench_import --output $(BENCH)/import.json
+	$(BIN)/python -m benchmarks.speed.bench_fhir --output $(BENCH)/fhir.json
+	$(BIN)/python -m benchmarks.speed.bench_prepare --output $(BENCH)/prepare.json
+	$(BIN)/python -m benchmarks.speed.bench_tokenizer --output $(BENCH)/tokenizer.json
+	$(BIN)/python -m benchmarks.speed.bench_scan --output $(BENCH)/scan.json
+	$(BIN)/python -m benchmarks.tables.mamba_table --output $(BENCH)
+	$(BIN)/python -m benchmarks.speed.bench_hymate --output $(BENCH)/hymate.json
+	$(BIN)/python -m benchmarks.speed.bench_encode --output $(BENCH)/encode.json
+	$(BIN)/python -m benchmarks.speed.bench_evaluation --output $(BENCH)/evaluation.json
+	$(BIN)/python -m benchmarks.speed.bench_context --output $(BENCH)/context.json
+	$(BIN)/python -m benchmarks.tables.bench_learning --output $(BENCH)/learning
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import ehrseq
-from ehrseq.data.simulate import simulate
+from ehrseq.data.simulate.cohort import simulate
 from ehrseq.tasks import list_tasks, load_task
 
 events = simulate(num_patients=8, seed=0).events()

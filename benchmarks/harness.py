@@ -3,7 +3,7 @@
 Peers are measured in turns in one run, so that a busy machine slows all alike, and ratios of CPU seconds are what
 compares machines. A benchmark in this folder reads:
 
-    from harness import benchmark_parser, finish, in_turns
+    from benchmarks.harness import benchmark_parser, finish, in_turns
 
     options = benchmark_parser(__doc__, repeats=5).parse_args()
     costs = in_turns({"peer": peer, "ehrseq": ours}, options.repeats)

@@ -1,7 +1,8 @@
 """ehrseq: risks from a patient's whole record.
 
-Importing the package registers its models, its tokenizer and `pipeline("ehr-risk")` with transformers. Everything else
-is loaded when it is first used.
+With the package imported, transformers knows its models, its tokenizer and `pipeline("ehr-risk")`, in whichever order
+the two are imported. The import itself loads neither torch nor transformers: everything is loaded when it is first
+used.
 
 Example:
     ```python
@@ -16,7 +17,8 @@ Example:
 from typing import TYPE_CHECKING
 
 from ehrseq._lazy import lazy_exports
-from ehrseq._registration import register_all
+from ehrseq._on_import import call_when_imported
+from ehrseq.hub.families import registered_classes
 from ehrseq.version import __version__
 
 if TYPE_CHECKING:
@@ -29,14 +31,14 @@ if TYPE_CHECKING:
         read_meds,
         write_dataset,
     )
-    from ehrseq.data.simulate import simulate
-    from ehrseq.hub import EhrModelCard, push_to_hub
+    from ehrseq.data.simulate.cohort import simulate
+    from ehrseq.hub.cards import EhrModelCard, push_to_hub
+    from ehrseq.hub.convert_odyssey import convert_odyssey_checkpoint
     from ehrseq.modeling.configuration_cehrbert import CehrBertConfig
     from ehrseq.modeling.configuration_ehr_bigbird import EhrBigBirdConfig
     from ehrseq.modeling.configuration_ehr_lstm import EhrLstmConfig
     from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
     from ehrseq.modeling.configuration_hymate import HyMaTEConfig
-    from ehrseq.modeling.convert_odyssey import convert_odyssey_checkpoint
     from ehrseq.modeling.modeling_cehrbert import (
         CehrBertForMaskedLM,
         CehrBertForSequenceClassification,
@@ -68,37 +70,19 @@ _EXPORTS = {
     "read_fhir": "data",
     "read_meds": "data",
     "write_dataset": "data",
-    "simulate": "data.simulate",
-    "EhrModelCard": "hub",
-    "push_to_hub": "hub",
-    "CehrBertConfig": "modeling.configuration_cehrbert",
-    "CehrBertForMaskedLM": "modeling.modeling_cehrbert",
-    "CehrBertForSequenceClassification": "modeling.modeling_cehrbert",
-    "CehrBertModel": "modeling.modeling_cehrbert",
-    "EhrBigBirdConfig": "modeling.configuration_ehr_bigbird",
-    "EhrBigBirdForMaskedLM": "modeling.modeling_ehr_bigbird",
-    "EhrBigBirdForSequenceClassification": "modeling.modeling_ehr_bigbird",
-    "EhrBigBirdModel": "modeling.modeling_ehr_bigbird",
-    "EhrLstmConfig": "modeling.configuration_ehr_lstm",
-    "EhrLstmForSequenceClassification": "modeling.modeling_ehr_lstm",
-    "EhrLstmModel": "modeling.modeling_ehr_lstm",
-    "EhrMambaConfig": "modeling.configuration_ehrmamba",
-    "EhrMambaModel": "modeling.modeling_ehrmamba",
-    "EhrMambaForCausalLM": "modeling.modeling_ehrmamba",
-    "EhrMambaForSequenceClassification": "modeling.modeling_ehrmamba",
-    "convert_odyssey_checkpoint": "modeling.convert_odyssey",
-    "HyMaTEFeatureExtractor": "tokenization.feature_extraction_hymate",
-    "HyMaTEConfig": "modeling.configuration_hymate",
-    "HyMaTEModel": "modeling.modeling_hymate",
-    "HyMaTEForPreTraining": "modeling.modeling_hymate",
-    "HyMaTEForSequenceClassification": "modeling.modeling_hymate",
-    "EhrRiskPipeline": "pipelines.ehr_risk",
+    "simulate": "data.simulate.cohort",
+    "EhrModelCard": "hub.cards",
+    "push_to_hub": "hub.cards",
+    "convert_odyssey_checkpoint": "hub.convert_odyssey",
     "label_events": "tasks",
     "list_tasks": "tasks",
     "load_task": "tasks",
-    "EhrTokenizer": "tokenization.tokenization_ehr",
+    **{name: module for module, _, name in (path.partition(":") for path in registered_classes())},
 }
-_SUBPACKAGES = ("baselines", "data", "evaluation", "hub", "modeling", "pipelines", "tasks", "tokenization")
+_SUBPACKAGES = (
+    *("audit", "baselines", "batches", "benchmark", "data", "encode", "evaluation", "hub", "modeling", "pipelines"),
+    *("prediction", "prepare", "stats", "tasks", "tokenization", "training"),
+)
 
 __all__ = [
     "CehrBertConfig",
@@ -141,4 +125,11 @@ __all__ = [
 ]
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS, _SUBPACKAGES)
 
-register_all()
+
+def _register() -> None:
+    from ehrseq.hub.registration import register_all
+
+    register_all()
+
+
+call_when_imported("transformers", {f"ehrseq.{path.partition(':')[0]}" for path in registered_classes()}, _register)

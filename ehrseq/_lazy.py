@@ -15,7 +15,7 @@ def lazy_exports(
 
     Args:
         package: The package's `__name__`.
-        exports: Public name -> module of the package that defines it.
+        exports: Public name -> module of the package that defines it, or the whole name of one elsewhere (`ehrseq...`).
         subpackages: Modules that are attributes themselves, imported when asked for.
 
     Returns:
@@ -25,7 +25,8 @@ def lazy_exports(
 
     def load(name: str) -> Any:
         if name in exports:
-            value = getattr(import_module(f"{package}.{exports[name]}"), name)
+            module = exports[name]
+            value = getattr(import_module(module if module.startswith("ehrseq.") else f"{package}.{module}"), name)
             setattr(sys.modules[package], name, value)
             return value
         if name in modules:

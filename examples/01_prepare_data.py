@@ -11,8 +11,9 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from ehrseq.data.dataset import load_events, write_dataset
-from ehrseq.data.simulate import simulate
+from ehrseq.data.dataset import write_dataset
+from ehrseq.data.simulate.cohort import simulate
+from ehrseq.data.sources import load_events
 from ehrseq.data.splits import assign_splits
 from ehrseq.tasks import label_events, load_task, write_labels
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer

@@ -14,12 +14,12 @@ from pathlib import Path
 from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 import ehrseq  # noqa: F401  registers the classes with the Auto classes
+from ehrseq.batches.packing import DataCollatorForPackedNextToken, PackableRows
 from ehrseq.data.dataset import EventDataset
-from ehrseq.data.packing import DataCollatorForPackedNextToken, PackableRows
 from ehrseq.encode import EncodedDataset, is_encoded
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
 from ehrseq.tasks import load_task
-from ehrseq.training import last_checkpoint, leave_process_group, model_config, use_paper_recipe
+from ehrseq.training.trainer import last_checkpoint, leave_process_group, model_config, use_paper_recipe
 
 
 @dataclass

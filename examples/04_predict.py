@@ -15,7 +15,7 @@ import ehrseq  # noqa: F401  registers pipeline("ehr-risk")
 from ehrseq.data.dataset import EventDataset
 from ehrseq.evaluation import choose_thresholds, evaluate_tasks, metrics_table
 from ehrseq.tasks import read_labels
-from ehrseq.training import prompted_dataset, score_rows
+from ehrseq.training.trainer import prompted_dataset, score_rows
 
 
 @dataclass

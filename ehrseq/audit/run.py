@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime
@@ -10,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from transformers.utils import logging
 
 from ehrseq.audit.codes import MOMENT_FEATURES, add_up
 from ehrseq.audit.findings import KINDS, Accepted, AuditReport, Finding, read_accepted
 from ehrseq.audit.fit import Fitted, fit_findings, read_fitted
-from ehrseq.audit.labels import AuditedTask, label_rows, read_audited
+from ehrseq.audit.labels import label_rows
 from ehrseq.audit.rows import RowSource, encoding_findings, is_encoded_folder, row_sources, time_findings
 from ehrseq.audit.shard import TABLES, ShardWork, audit_shard, write_rows
 from ehrseq.audit.statistics import LEAST_ROWS, Totals, code_findings, gap_findings, value_findings
 from ehrseq.data.meds import read_parquet, read_splits
 from ehrseq.data.shards import Shard, dataset_shards, latest_time, scan_shard
-from ehrseq.engine import Engine, get_engine
+from ehrseq.tasks.label_sources import AuditedTask, read_audited
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.timeline import as_instant
+from ehrseq.work.engine import Engine, get_engine
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _DRAWN = 20  # rows of a task and class that are encoded again
 _EXAMPLES = 30  # findings about codes for which a patient is looked up

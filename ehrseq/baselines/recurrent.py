@@ -12,6 +12,7 @@ was trained: it is not fitted again on all stays.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,19 +22,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers.utils import logging
 
 from ehrseq.baselines.summary_models import MAX_CONFIGURATIONS
-from ehrseq.data.triplet_rows import TripletRows
-from ehrseq.data.triplets import TripletTable
+from ehrseq.batches.triplet_rows import TripletRows
+from ehrseq.encode.triplets import TripletTable
 from ehrseq.evaluation import auroc, average_precision
 from ehrseq.modeling.configuration_hymate import HyMaTEConfig
 from ehrseq.modeling.hymate_embeddings import BinnedEmbeddings
 from ehrseq.modeling.hymate_layout import TripletLayout
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
-from ehrseq.triplet_training import hold_out_stays
+from ehrseq.training.triplets import hold_out_stays
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 DEFAULTS: dict[str, Any] = {
     "hidden_size": 64,

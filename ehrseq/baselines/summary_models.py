@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ehrseq.baselines.summary_statistics import summarise
-from ehrseq.data.triplets import TripletTable
+from ehrseq.encode.triplets import TripletTable
 
 MAX_CONFIGURATIONS = 8
 """Configurations that a baseline may compare: the tuning budget of every model in a table."""

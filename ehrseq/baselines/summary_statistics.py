@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ehrseq.data.triplets import TripletTable
+from ehrseq.encode.triplets import TripletTable
 
 SUMMARIES = (
     "min",

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ehrseq.data.mpf import PromptedDataset
+from ehrseq.batches.prompts import PromptedDataset
 
 AGE_COLUMNS = ("age at the first event", "age at the last event")
 TOKENS_AT_ONCE = 8_000_000  # what is unrolled at once: bounds the memory for any number of rows

@@ -10,6 +10,7 @@ what an undisturbed run ends with.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -22,23 +23,21 @@ import polars as pl
 import transformers
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, set_seed
-from transformers.utils import logging
 
-from ehrseq._registration import register_all
+from ehrseq.batches.balance import balance_rows
+from ehrseq.batches.masking import DataCollatorForMaskedEvents
+from ehrseq.batches.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
+from ehrseq.batches.prompts import PromptedDataset
+from ehrseq.batches.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
 from ehrseq.benchmark.budget import Budget
 from ehrseq.benchmark.data import BenchmarkData, Source, load_data
-from ehrseq.benchmark.stages import RESULT, finish_stage, read_result, train_for_tokens
 from ehrseq.benchmark.systems import SYSTEMS, System
-from ehrseq.data.masking import DataCollatorForMaskedEvents
-from ehrseq.data.mpf import PromptedDataset, balance_rows
-from ehrseq.data.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
-from ehrseq.data.shards import write_json, write_whole
-from ehrseq.data.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
 from ehrseq.evaluation import auroc
-from ehrseq.training import ClassifierOfPrompts, quiet_loading, score_rows
+from ehrseq.training.stages import RESULT, finish_stage, read_result, train_for_tokens
+from ehrseq.training.trainer import ClassifierOfPrompts, quiet_loading, score_rows
+from ehrseq.work.files import write_json, write_whole
 
-logger = logging.get_logger(__name__)
-register_all()  # worker processes come without the package's own import
+logger = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.parquet"
 SHARED_SHARE = 0.85

@@ -5,6 +5,7 @@ The parent process fixes all of it once, as files of the run's folder; cells, pe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -13,18 +14,17 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from transformers.utils import logging
 
+from ehrseq.batches.prompts import PromptedDataset
 from ehrseq.benchmark.budget import Budget
 from ehrseq.data.dataset import EventDataset
-from ehrseq.data.mpf import PromptedDataset
-from ehrseq.data.shards import write_json, write_whole
 from ehrseq.tasks import label_events, list_tasks, load_task, read_labels
 from ehrseq.tasks.storage import label_tokens
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
-from ehrseq.training import prompted_dataset
+from ehrseq.training.trainer import prompted_dataset
+from ehrseq.work.files import write_json, write_whole
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 PARTS = ("train", "tuning", "test")
 LABELS, TOKENIZER, DESCRIPTION = "labels.parquet", "tokenizer", "data.json"
@@ -236,7 +236,7 @@ def _check_classes(rows: pl.DataFrame, part: str, task: str, dataset: str) -> No
 
 def _true_risk(cohort: Any | None, task: str, rows: pl.DataFrame) -> np.ndarray | None:
     """The best possible score of each row, where the patients are simulated."""
-    from ehrseq.data.simulate import SIMULATED_TASKS
+    from ehrseq.data.simulate.cohort import SIMULATED_TASKS
 
     if cohort is None or task not in SIMULATED_TASKS or rows.is_empty():
         return None
@@ -245,7 +245,7 @@ def _true_risk(cohort: Any | None, task: str, rows: pl.DataFrame) -> np.ndarray 
 
 def simulated_cohort(dataset: str) -> Any | None:
     """The simulation behind a dataset of `ehrseq simulate --format meds`, None behind any other."""
-    from ehrseq.data.simulate import simulate, simulated_seed
+    from ehrseq.data.simulate.cohort import simulate, simulated_seed
 
     events = EventDataset(dataset)
     seed = simulated_seed(str(events.metadata.get("dataset_name", "")))

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from ehrseq._html import COLOURS, figure
 from ehrseq.benchmark.results import TaskScores
 from ehrseq.benchmark.systems import SYSTEMS
 from ehrseq.evaluation import Subgroup, calibration_curve, decision_curve
-from ehrseq.html_page import COLOURS, figure
 
 
 def task_curves(scores: TaskScores) -> str:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from tqdm.auto import tqdm
-from transformers.utils import logging
 
+from ehrseq._html import html_page, note
 from ehrseq.benchmark.budget import Budget
 from ehrseq.benchmark.data import DESCRIPTION, Source, load_data
 from ehrseq.benchmark.plots import subgroup_forest, task_curves
 from ehrseq.benchmark.results import TaskResult, TaskScores, costs, finished_cells, read_scores, task_result
 from ehrseq.benchmark.systems import SYSTEMS
 from ehrseq.benchmark.tables import Table, cost_table, data_table, long_table, overview, task_table
-from ehrseq.data.shards import write_whole
 from ehrseq.evaluation import assess_subgroups, row_attributes, write_meds_predictions
-from ehrseq.html_page import html_page, note
 from ehrseq.version import __version__
+from ehrseq.work.files import write_whole
+from ehrseq.work.progress import progress_bar
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 SUBGROUP_RESAMPLES = 300  # of each of many cells
 
@@ -47,10 +47,9 @@ def write_report(
         ValueError: There is no finished cell.
     """
     scores = read_scores(folder, source.tasks)
-    shown = logging.is_progress_bar_enabled()
     results = [
         task_result(each, reference, num_resamples=num_resamples, seed=seed)
-        for each in tqdm(scores, desc="Evaluating", unit="task", disable=not shown)
+        for each in progress_bar(scores, desc="Evaluating", unit="task")
     ]
     described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     tables = [

@@ -12,12 +12,12 @@ import numpy as np
 import polars as pl
 
 from ehrseq.benchmark.cells import PREDICTIONS
-from ehrseq.benchmark.stages import RESULT, read_result
 from ehrseq.benchmark.systems import SYSTEMS
 from ehrseq.evaluation import Interval, Ranking, auroc, best_f1_threshold, bootstrap_intervals, f1_score, seed_test
 from ehrseq.evaluation.calibration import Calibration
 from ehrseq.evaluation.metrics import FloatArray
 from ehrseq.evaluation.reports import MIN_CLASS_COUNT, not_estimable
+from ehrseq.training.stages import RESULT, read_result
 
 METRICS = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "brier": "Brier score", "ece": "calibration error"}
 KEYS = ("subject_id", "prediction_time")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from transformers.utils import logging
 
 from ehrseq.benchmark.budget import Budget
 from ehrseq.benchmark.cells import PretrainCell, SystemCell, pretrain_cell, system_cell
 from ehrseq.benchmark.data import Source, prepare_data
 from ehrseq.benchmark.report import write_report
 from ehrseq.benchmark.systems import REFERENCE, System, choose_systems
-from ehrseq.data.shards import remove_unfinished, write_json
-from ehrseq.engine import get_engine
 from ehrseq.tasks import list_tasks
 from ehrseq.version import __version__
+from ehrseq.work.engine import get_engine
+from ehrseq.work.files import remove_unfinished, write_json
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 RUN = "run.json"
 LOCK = ".lock"

@@ -25,7 +25,7 @@ class System:
         objective: Pretraining: next token, masked events, or none.
         multitask: One prompted model for all tasks (MPF); else one model a task.
         shared_prompts: Finetuned at all prompts of a history at once before its rows, which causal models can be
-            (`ehrseq.data.shared_prompts`).
+            (`ehrseq.batches.shared_prompts`).
         context: Tokens that it reads at most; the budget may allow fewer.
     """
 

@@ -2,16 +2,16 @@
 
 from ehrseq._lazy import lazy_exports
 
-# Name -> module of this package that defines it.
+# Name -> module of this package that defines it; the whole name where it stands elsewhere today.
 _EXPORTS = {
     "EventDataset": "dataset",
-    "load_events": "dataset",
+    "load_events": "sources",
     "write_dataset": "dataset",
     "patient_from_bundle": "fhir",
     "read_fhir": "fhir",
     "read_meds": "meds",
     "load_physionet2012": "physionet2012",
-    "DataCollatorForMaskedEvents": "masking",
+    "DataCollatorForMaskedEvents": "ehrseq.batches.masking",
     "ConversionReport": "report",
     "EVENT_COLUMNS": "schema",
     "EVENT_SCHEMA": "schema",
@@ -19,18 +19,18 @@ _EXPORTS = {
     "validate_events": "schema",
     "validate_labels": "schema",
     "assign_splits": "splits",
-    "PHYSIONET2012": "triplets",
-    "StaticFeature": "triplets",
-    "TripletSpec": "triplets",
-    "TripletTable": "triplets",
-    "build_triplets": "triplets",
-    "select_variables": "triplets",
-    "ForecastRows": "triplet_rows",
-    "TripletRows": "triplet_rows",
-    "forecast_baselines": "triplet_rows",
-    "DataCollatorForPackedTriplets": "triplet_collation",
-    "DataCollatorForTriplets": "triplet_collation",
-    "PackableTriplets": "triplet_collation",
+    "PHYSIONET2012": "ehrseq.encode.triplets",
+    "StaticFeature": "ehrseq.encode.triplets",
+    "TripletSpec": "ehrseq.encode.triplets",
+    "TripletTable": "ehrseq.encode.triplets",
+    "build_triplets": "ehrseq.encode.triplets",
+    "select_variables": "ehrseq.encode.triplets",
+    "ForecastRows": "ehrseq.batches.triplet_rows",
+    "TripletRows": "ehrseq.batches.triplet_rows",
+    "forecast_baselines": "ehrseq.batches.triplet_rows",
+    "DataCollatorForPackedTriplets": "ehrseq.batches.triplet_collation",
+    "DataCollatorForTriplets": "ehrseq.batches.triplet_collation",
+    "PackableTriplets": "ehrseq.batches.triplet_collation",
 }
 
 __all__ = list(_EXPORTS)

@@ -226,7 +226,7 @@ def _cast_time(column: pl.Series, source: str) -> pl.Series:
 
 
 def _parse_iso(column: pl.Series, source: str) -> pl.Series:
-    from ehrseq.data.fhir_time import parse_instant
+    from ehrseq.data.fhir.time import parse_instant
 
     unique = column.unique().drop_nulls()
     micros: list[int] = []
@@ -246,9 +246,9 @@ def _without_non_finite(events: pl.DataFrame, source: str) -> pl.DataFrame:
     bad = int((~events["numeric_value"].is_finite()).sum())
     if not bad:
         return events
-    from transformers.utils import logging
+    import logging
 
-    logging.get_logger(__name__).warning(
+    logging.getLogger(__name__).warning(
         f"{source}: {bad} value(s) are NaN, infinite or beyond float32; they are read as missing."
     )
     value = pl.col("numeric_value")

@@ -9,6 +9,10 @@ _EXPORTS = {
     "is_encoded": "dataset",
     "fit_tokenizer": "fitting",
     "tokenize_dataset": "run",
+    "PHYSIONET2012": "triplets",
+    "TripletTable": "triplets",
+    "build_triplets": "triplets",
+    "select_variables": "triplets",
 }
 
 __all__ = list(_EXPORTS)

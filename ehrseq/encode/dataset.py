@@ -25,9 +25,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
 from ehrseq.encode.files import first_times, from_batch, is_open, open_batches, row_times
+from ehrseq.encode.labels import label_rows, rows_until
 from ehrseq.encode.shards import SUMMARY
 from ehrseq.tokenization.ehr_histories import window_statics
-from ehrseq.tokenization.ehr_labels import label_rows, rows_until
 from ehrseq.tokenization.ehr_sequence import check_context
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ehrseq.tokenization.ehr_columns import NO_TIME
+from ehrseq.encode.columns import NO_TIME
 from ehrseq.tokenization.ehr_rows import HistoryRows
 
 FORMATS = ("arrow", "parquet")

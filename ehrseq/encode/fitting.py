@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ehrseq.data.shards import Shard, dataset_shards, file_digest, read_blocks, remove_unfinished, write_whole
-from ehrseq.engine import Engine, get_engine
-from ehrseq.tokenization.ehr_counts import EventCounts
-from ehrseq.tokenization.ehr_sketches import EXACT_VALUES
+from ehrseq.data.shards import Shard, dataset_shards, read_blocks
+from ehrseq.encode.counts import EventCounts
+from ehrseq.encode.sketches import EXACT_VALUES
+from ehrseq.work.engine import Engine, get_engine
+from ehrseq.work.files import file_digest, remove_unfinished, write_whole
 
 if TYPE_CHECKING:
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ehrseq.data.shards import dataset_shards, file_digest, remove, write_whole
+from ehrseq.data.shards import dataset_shards
 from ehrseq.encode.fitting import FITTED_SPLITS, fit_tokenizer
 from ehrseq.encode.shards import check_output, encode_dataset
-from ehrseq.engine import Engine, get_engine
 from ehrseq.tasks.storage import label_tokens
 from ehrseq.version import __version__
+from ehrseq.work.engine import Engine, get_engine
+from ehrseq.work.files import file_digest, remove, write_whole
 
 FITTED_ON = "fitted_on.json"
 """Beside a tokenizer that was fitted here: its settings, and the digests of the files that it was fitted on."""
@@ -75,9 +76,6 @@ def tokenize_dataset(
         record["sources"] = _digests(shards, runner)
 
         def write(temporary: Path) -> None:
-            from ehrseq._registration import register_all
-
-            register_all()  # the command comes without it; only a registered class is saved with its code
             fitted.save_pretrained(temporary)
             (temporary / FITTED_ON).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

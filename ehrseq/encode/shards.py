@@ -20,20 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ehrseq.data.shards import (
-    BLOCK_ROWS,
-    Shard,
-    dataset_shards,
-    file_digest,
-    read_blocks,
-    remove,
-    remove_unfinished,
-    write_whole,
-)
+from ehrseq.data.shards import BLOCK_ROWS, Shard, dataset_shards, read_blocks
+from ehrseq.encode.encoder import read_rows
 from ehrseq.encode.files import FORMATS, FileWriter, file_schema, made_of, stream_batches
-from ehrseq.engine import Engine, get_engine
-from ehrseq.tokenization.ehr_encoding import read_rows
 from ehrseq.tokenization.ehr_vocabulary import SPECIAL_TOKENS, UNK, EventVocabulary
+from ehrseq.work.engine import Engine, get_engine
+from ehrseq.work.files import file_digest, remove, remove_unfinished, write_whole
 
 if TYPE_CHECKING:
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer

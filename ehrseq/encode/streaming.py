@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ehrseq.data.packing import SEGMENTS
+from ehrseq.batches.packing import SEGMENTS
 from ehrseq.encode.files import from_batch, stream_batches
 
 _passes: Counter[tuple[str, str]] = Counter()

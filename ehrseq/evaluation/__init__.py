@@ -74,4 +74,4 @@ def ehr_risk_path() -> str:
     """File of the Hugging Face `evaluate` module: `evaluate.load(ehr_risk_path())` needs no network."""
     from pathlib import Path
 
-    return str(Path(__file__).parent / "ehr_risk" / "ehr_risk.py")
+    return str(Path(__file__).parent / "risk_metric" / "risk_metric.py")

@@ -6,15 +6,15 @@ prediction_time, boolean_value, predicted_boolean_value, predicted_boolean_proba
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import polars as pl
-from transformers.utils import logging
 
-from ehrseq.data.shards import write_whole
 from ehrseq.evaluation.calibration import check_probabilities
+from ehrseq.work.files import write_whole
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 KEYS = ("subject_id", "prediction_time")
 PROBABILITY = "predicted_boolean_probability"

@@ -49,6 +49,8 @@ def is_remote_code() -> bool:
 class EhrConfigMixin(_ConfigBase):
     """First base of every configuration class of the package; see the module's text for why."""
 
+    _auto_class: ClassVar[str | None] = "AutoConfig"  # so that what saves it carries its code
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a config as `PreTrainedConfig.from_dict` does, without `custom_pipelines` inside the package."""

@@ -79,6 +79,8 @@ class CehrBertPreTrainedModel(EventPreTrainedModel):
 class CehrBertModel(CehrBertPreTrainedModel, EventEncoderModel):
     """The EHR embedding layer with places, and BERT's layers."""
 
+    _auto_class = "AutoModel"  # so that what saves it carries its code
+
     def __init__(self, config: CehrBertConfig):
         super().__init__(config)
         self.positions = PositionEmbedding(config)
@@ -127,12 +129,16 @@ def plain_layer(layer: BertLayer, tokens: Tensor, mask: Tensor | None) -> tuple[
 class CehrBertForMaskedLM(CehrBertPreTrainedModel, EventForMaskedLM):
     """Masked events foretold from both sides."""
 
+    _auto_class = "AutoModelForMaskedLM"  # so that what saves it carries its code
+
     def __init__(self, config: CehrBertConfig):
         EventForMaskedLM.__init__(self, config, CehrBertModel(config))
 
 
 class CehrBertForSequenceClassification(CehrBertPreTrainedModel, TransformerForSequenceClassification):
     """The clinical head on CEHR-BERT."""
+
+    _auto_class = "AutoModelForSequenceClassification"  # so that what saves it carries its code
 
     def __init__(self, config: CehrBertConfig):
         EventForSequenceClassification.__init__(self, config, CehrBertModel(config))

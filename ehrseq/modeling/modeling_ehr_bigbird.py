@@ -95,6 +95,8 @@ class EhrBigBirdPreTrainedModel(EventPreTrainedModel):
 class EhrBigBirdModel(EhrBigBirdPreTrainedModel, EventEncoderModel):
     """The EHR embedding layer with places, and BigBird's layers."""
 
+    _auto_class = "AutoModel"  # so that what saves it carries its code
+
     def __init__(self, config: EhrBigBirdConfig):
         super().__init__(config)
         self.positions = PositionEmbedding(config)
@@ -137,12 +139,16 @@ def padded_length(length: int, block_size: int) -> int:
 class EhrBigBirdForMaskedLM(EhrBigBirdPreTrainedModel, EventForMaskedLM):
     """Masked events foretold from both sides."""
 
+    _auto_class = "AutoModelForMaskedLM"  # so that what saves it carries its code
+
     def __init__(self, config: EhrBigBirdConfig):
         EventForMaskedLM.__init__(self, config, EhrBigBirdModel(config))
 
 
 class EhrBigBirdForSequenceClassification(EhrBigBirdPreTrainedModel, TransformerForSequenceClassification):
     """The clinical head on BigBird; with prompts of several tasks it is MultiBird."""
+
+    _auto_class = "AutoModelForSequenceClassification"  # so that what saves it carries its code
 
     def __init__(self, config: EhrBigBirdConfig):
         EventForSequenceClassification.__init__(self, config, EhrBigBirdModel(config))

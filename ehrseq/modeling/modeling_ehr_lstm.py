@@ -48,6 +48,8 @@ class EhrLstmPreTrainedModel(EventPreTrainedModel):
 class EhrLstmModel(EhrLstmPreTrainedModel, EventEncoderModel):
     """The EHR embedding layer and the bidirectional layers."""
 
+    _auto_class = "AutoModel"  # so that what saves it carries its code
+
     def __init__(self, config: EhrLstmConfig):
         super().__init__(config)
         self.layers = nn.ModuleList(
@@ -71,6 +73,8 @@ class EhrLstmModel(EhrLstmPreTrainedModel, EventEncoderModel):
 
 class EhrLstmForSequenceClassification(EhrLstmPreTrainedModel, EventForSequenceClassification):
     """The clinical head on the bi-LSTM: it reads the last state of each direction."""
+
+    _auto_class = "AutoModelForSequenceClassification"  # so that what saves it carries its code
 
     def __init__(self, config: EhrLstmConfig):
         EventForSequenceClassification.__init__(self, config, EhrLstmModel(config))

@@ -133,6 +133,8 @@ class EhrMambaPreTrainedModel(EhrHubMixin, PreTrainedModel):
 class EhrMambaModel(EhrMambaPreTrainedModel):
     """The EHR embedding layer, the Mamba blocks and a final norm."""
 
+    _auto_class = "AutoModel"  # so that what saves it carries its code
+
     def __init__(self, config: EhrMambaConfig):
         super().__init__(config)
         self.embeddings = EhrEmbeddings(config)
@@ -282,6 +284,8 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
 class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaGenerationMixin):
     """Next-token prediction: pretraining, and forecasting with `generate`. The head is not tied to the embeddings."""
 
+    _auto_class = "AutoModelForCausalLM"  # so that what saves it carries its code
+
     def __init__(self, config: EhrMambaConfig):
         super().__init__(config)
         self.model = EhrMambaModel(config)
@@ -353,6 +357,8 @@ class EhrMambaForSequenceClassification(EventClassifierMixin, RiskScoresMixin, E
 
     Class 1 is the task's positive outcome. Use `risk_scores` to turn logits into probabilities.
     """
+
+    _auto_class = "AutoModelForSequenceClassification"  # so that what saves it carries its code
 
     # `forward` of the causal model takes loss kwargs, this one does not: Trainer must divide by the accumulation steps
     # itself.

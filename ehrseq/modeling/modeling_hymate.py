@@ -177,6 +177,8 @@ class HyMaTEPreTrainedModel(EhrHubMixin, PreTrainedModel):
 class HyMaTEModel(HyMaTEPreTrainedModel):
     """From triplets and static values to one vector for each patient."""
 
+    _auto_class = "AutoModel"  # so that what saves it carries its code
+
     def __init__(self, config: HyMaTEConfig):
         super().__init__(config)
         binned = config.embedding_mode == "binned"
@@ -316,6 +318,8 @@ class HyMaTEModel(HyMaTEPreTrainedModel):
 class HyMaTEForPreTraining(HyMaTEPreTrainedModel):
     """Masked forecasting: the next value of each variable in the window (or windows) after the triplets."""
 
+    _auto_class = "AutoModelForPreTraining"  # so that what saves it carries its code
+
     def __init__(self, config: HyMaTEConfig):
         super().__init__(config)
         self.model = HyMaTEModel(config)
@@ -373,6 +377,8 @@ class HyMaTEForSequenceClassification(RiskScoresMixin, HyMaTEPreTrainedModel):
 
     Class 1 is the task's positive outcome. Use `risk_scores` to turn logits into probabilities.
     """
+
+    _auto_class = "AutoModelForSequenceClassification"  # so that what saves it carries its code
 
     _keys_to_ignore_on_load_unexpected = [r"^forecast_head\."]  # of pretraining, where the head does not read it
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ehrseq.data.fhir_blocks import MAX_ERRORS, Block, Task, read_task
-from ehrseq.data.fhir_versions import version_columns
-from ehrseq.data.shards import write_json
+from ehrseq.data.fhir.blocks import MAX_ERRORS, Block, Task, read_task
+from ehrseq.data.fhir.versions import version_columns
 from ehrseq.prepare.spill import partition_of_keys, write_piece, write_table
+from ehrseq.work.files import write_json
 
 PIECE_ROWS = 400_000
 """Rows of a piece, about: what is held before it is written."""

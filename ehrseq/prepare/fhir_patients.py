@@ -19,15 +19,15 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ehrseq.data.fhir_assemble import Assembler, source_ids, subject_ids_of
-from ehrseq.data.fhir_references import Resolver
-from ehrseq.data.fhir_resources import MEDICATION_REFERENCE
-from ehrseq.data.fhir_versions import last_versions
+from ehrseq.data.fhir.assemble import Assembler, source_ids, subject_ids_of
+from ehrseq.data.fhir.references import Resolver
+from ehrseq.data.fhir.resources import MEDICATION_REFERENCE
+from ehrseq.data.fhir.versions import last_versions
 from ehrseq.data.report import ConversionReport
-from ehrseq.data.shards import write_json
 from ehrseq.prepare.fhir_parts import NUMBERS, TABLES
 from ehrseq.prepare.shard_files import ShardPlan, is_done, write_shards
 from ehrseq.prepare.spill import codes_of, partition_of_keys, read_partition, write_piece, write_table
+from ehrseq.work.files import write_json
 
 _DICTIONARIES = tuple(TABLES)
 

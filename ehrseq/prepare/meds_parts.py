@@ -12,9 +12,9 @@ import polars as pl
 from ehrseq.data.meds import collect_meds, deaths_at_the_end_of_their_day, scan_meds_file
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, sort_events, validate_events
-from ehrseq.data.shards import write_json
 from ehrseq.prepare.shard_files import ShardPlan, is_done, write_shards
 from ehrseq.prepare.spill import partition_of_subjects, read_partition, write_piece
+from ehrseq.work.files import write_json
 
 PART_ROWS = 1_000_000
 """Rows of a file that are read at once."""

@@ -12,8 +12,8 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from ehrseq.data.fhir import size_of
-from ehrseq.data.fhir_blocks import Task, is_ndjson
+from ehrseq.data.fhir.blocks import Task, is_ndjson
+from ehrseq.data.fhir.reader import size_of
 from ehrseq.prepare.fhir_parts import FhirPart
 
 BYTES_PER_EVENT = 430

@@ -8,6 +8,7 @@ replaced when all of it is ready; a run that was stopped leaves the old one, or 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +16,18 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from transformers.utils import logging
 
 from ehrseq.data.dataset import make_folder, write_splits
 from ehrseq.data.schema import arrow_schema
-from ehrseq.data.shards import Shard, dataset_shards, remove, scan_shard
+from ehrseq.data.shards import Shard, dataset_shards, scan_shard
 from ehrseq.data.splits import DEFAULT_FRACTIONS, assign_splits, uniform_of
-from ehrseq.engine import Engine, get_engine
 from ehrseq.prepare.shard_files import check_split_name
 from ehrseq.prepare.spill import write_table
 from ehrseq.tasks.storage import read_labels
+from ehrseq.work.engine import Engine, get_engine
+from ehrseq.work.files import remove
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

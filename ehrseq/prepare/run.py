@@ -22,18 +22,19 @@ from typing import Any
 
 import polars as pl
 
-from ehrseq.data.dataset import make_folder, source_format, write_metadata
-from ehrseq.data.fhir import fhir_files
+from ehrseq.data.dataset import make_folder, write_metadata
+from ehrseq.data.fhir.reader import fhir_files
 from ehrseq.data.meds import meds_files, read_descriptions, read_splits, scan_meds_file, written_by_us
 from ehrseq.data.report import ConversionReport
-from ehrseq.data.shards import remove, remove_unfinished, write_json, write_whole
+from ehrseq.data.sources import source_format
 from ehrseq.data.splits import DEFAULT_FRACTIONS, assign_splits
-from ehrseq.engine import Engine, get_engine
 from ehrseq.prepare import fhir_parts as stage1
 from ehrseq.prepare import fhir_patients as stage2
 from ehrseq.prepare import meds_parts, shard_files
 from ehrseq.prepare.plan import DEFAULT_SHARD_ROWS, fhir_parts
 from ehrseq.version import __version__
+from ehrseq.work.engine import Engine, get_engine
+from ehrseq.work.files import remove, remove_unfinished, write_json, write_whole
 
 _LAYOUT = 1  # of the hidden folder: one that another version began is not continued
 
@@ -252,7 +253,7 @@ class _Preparation:
             return 0
 
     def _challenge(self, plan: shard_files.ShardPlan, report: ConversionReport) -> list[str]:
-        from ehrseq.data.physionet2012 import load_physionet2012
+        from ehrseq.data.physionet2012.reader import load_physionet2012
 
         stays = load_physionet2012(self.source, on_error="skip" if self.skip_errors else "raise")
         record = plan.record(0)

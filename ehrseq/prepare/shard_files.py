@@ -11,9 +11,9 @@ import polars as pl
 
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, arrow_schema
-from ehrseq.data.shards import write_json
 from ehrseq.data.splits import SPLIT_SCHEMA, assign_splits
 from ehrseq.prepare.spill import write_table
+from ehrseq.work.files import write_json
 
 _COUNTERS = ("skipped", "unresolved_references", "time_from_encounter_end", "notes")
 

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ehrseq.data.fhir_references import bare_id
-from ehrseq.data.shards import write_whole
+from ehrseq.data.fhir.references import bare_id
+from ehrseq.work.files import write_whole
 
 _MASK = np.uint64(0xFFFFFFFF)
 

@@ -12,8 +12,8 @@ from typing import Any
 import polars as pl
 
 from ehrseq.data.shards import Shard, dataset_shards, read_blocks, scan_shard
-from ehrseq.engine import Engine, get_engine
 from ehrseq.tokenization.ehr_codes import code_kinds, split_kind
+from ehrseq.work.engine import Engine, get_engine
 
 _TABLES = ("codes", "kinds", "patients", "calendar")
 _COUNTS = (
@@ -237,7 +237,7 @@ def _prevalences(labels: str | Path | None) -> pl.DataFrame:
 def _label_tables(labels: str | Path | None) -> Iterator[tuple[str, pl.DataFrame]]:
     if labels is None:
         return
-    from ehrseq.audit.labels import read_audited
+    from ehrseq.tasks.label_sources import read_audited
 
     for task in read_audited(labels):
         yield task.name, task.labels

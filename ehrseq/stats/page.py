@@ -10,10 +10,10 @@ from typing import Any
 
 import polars as pl
 
-from ehrseq.data.shards import write_whole
-from ehrseq.html_page import COLOURS, figure, html_page, note
+from ehrseq._html import COLOURS, figure, html_page, note
 from ehrseq.stats.counting import DatasetStatistics
 from ehrseq.stats.privacy import hide_few
+from ehrseq.work.files import write_whole
 
 _CODES_SHOWN = 60
 

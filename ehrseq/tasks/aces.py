@@ -21,8 +21,9 @@ import polars as pl
 import yaml
 
 from ehrseq.data.schema import LABEL_SCHEMA
-from ehrseq.data.shards import Shard, dataset_shards, file_digest, remove, remove_unfinished, scan_shard, write_whole
-from ehrseq.engine import Engine, get_engine
+from ehrseq.data.shards import Shard, dataset_shards, scan_shard
+from ehrseq.work.engine import Engine, get_engine
+from ehrseq.work.files import file_digest, remove, remove_unfinished, write_whole
 
 _SOURCE = b"ehrseq.labels"
 """Key of the digest of a part's source in the metadata of its Parquet file."""

@@ -14,13 +14,13 @@ discharge that it caused, and because some sources date such discharges at midni
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
 
 import polars as pl
-from transformers.utils import logging
 
 from ehrseq.data.schema import LABEL_SCHEMA
 from ehrseq.tasks.admissions import CLOSED, END_UNKNOWN, IN_PROGRESS
@@ -28,8 +28,9 @@ from ehrseq.tasks.measures import value_columns
 from ehrseq.tasks.registry import load_task
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.timeline import Timeline, read_timeline
+from ehrseq.work.progress import progress_bar
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _STAYS = {"admission": "admissions", "icu": "stays in intensive care", "visit": "visits"}
 _YEAR_US = 31_557_600_000_000  # 365.25 days
@@ -154,9 +155,7 @@ def label_events(
     chosen = resolve_tasks(tasks)
     timeline = read_timeline(events, list(chosen.values()), end_of_data=end_of_data, code_map=code_map)
     result = LabelResult({}, {}, {}, {}, timeline.notes, timeline.end_of_data, chosen)
-    bar = logging.tqdm(
-        chosen.values(), desc="Labelling", unit="task", delay=1.0, disable=True if not progress else None
-    )
+    bar = progress_bar(chosen.values(), desc="Labelling", unit="task", delay=1.0, disable=not progress)
     for task in bar:
         judged = judge(timeline, task)
         kept = judged.filter(pl.col("dropped").is_null())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -15,26 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from transformers.utils import logging
 
 from ehrseq.data.schema import LABEL_SCHEMA
-from ehrseq.data.shards import (
-    Shard,
-    dataset_shards,
-    file_digest,
-    latest_time,
-    read_blocks,
-    remove,
-    remove_unfinished,
-    write_whole,
-)
-from ehrseq.engine import Engine, get_engine
+from ehrseq.data.shards import Shard, dataset_shards, latest_time, read_blocks
 from ehrseq.tasks.labelling import LabelResult, label_events, resolve_tasks
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.storage import write_labels
 from ehrseq.tasks.timeline import as_instant
+from ehrseq.work.engine import Engine, get_engine
+from ehrseq.work.files import file_digest, remove, remove_unfinished, write_whole
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _REPORT = b"ehrseq.labels"
 """Key of the counts in the metadata of a part's Parquet file."""

@@ -6,12 +6,12 @@ of admissions and not of events; a `LazyFrame` is never collected whole.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 
 import polars as pl
-from transformers.utils import logging
 
 from ehrseq.tasks.admissions import (
     END_UNKNOWN,
@@ -26,7 +26,7 @@ from ehrseq.tasks.schema import Task
 from ehrseq.tokenization.ehr_codes import EXPIRED, code_kinds, split_kind
 from ehrseq.tokenization.ehr_visits import encounters
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _UNTIMED_CODE = datetime(1, 1, 1)
 """Time of a code without one (a static fact): known before everything else."""

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .ehr_columns import NO_TIME
-from .ehr_labels import label_rows, rows_until
+from ehrseq.data.tables import in_threads, require
+from ehrseq.encode.columns import NO_TIME
+from ehrseq.encode.labels import label_rows, rows_until
+
 from .ehr_plans import PromptIndex, RowPlan
 from .ehr_sequence import MAX_STATIC_SHARE, WEEK_US, YEAR_US, check_context
-from .ehr_tables import in_threads, require
 from .ehr_vocabulary import (
     CLS,
     REG,

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .ehr_columns import NO_TIME
+from ehrseq.encode.columns import NO_TIME
+
 from .ehr_sequence import WEEK_US, YEAR_US
 from .ehr_vocabulary import (
     DAY_US,

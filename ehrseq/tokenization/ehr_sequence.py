@@ -202,7 +202,7 @@ def patient_of_table(given: Any) -> Any:
     if len(subjects) > 1:
         raise ValueError(
             f"a table of one subject was expected, this one holds {len(subjects)}; split it by subject_id, or read it "
-            "whole (EhrTokenizer.encode_table, ehrseq.data.triplets.build_triplets)."
+            "whole (EhrTokenizer.encode_table, ehrseq.encode.triplets.build_triplets)."
         )
     return {"subject_id": next(iter(subjects), None), "events": rows}
 

@@ -18,8 +18,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ehrseq.data.tables import as_column, check_columns, microseconds, require
+
 from .ehr_codes import INPATIENT_CLASSES, code_kinds, split_kind
-from .ehr_tables import as_column, check_columns, microseconds, require
 from .ehr_vocabulary import DAY_US
 
 if TYPE_CHECKING:

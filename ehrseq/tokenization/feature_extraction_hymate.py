@@ -1,9 +1,9 @@
 """`HyMaTEFeatureExtractor`: a stay's triplets -> the channels that HyMaTE reads, with the Hugging Face contract.
 
-    table = build_triplets(events, PHYSIONET2012, labels)                 # ehrseq.data.triplets
+    table = build_triplets(events, PHYSIONET2012, labels)                 # ehrseq.encode.triplets
     extractor = HyMaTEFeatureExtractor.fit(table.of_subjects(train))      # training stays only
     inputs = extractor(patient, return_tensors="pt")                      # one patient or stay, or many
-    rows = TripletRows(table, extractor)                                  # whole tables, ehrseq.data.triplet_rows
+    rows = TripletRows(table, extractor)                                  # whole tables, ehrseq.batches.triplet_rows
 
 Values are clipped to the training stays' 0.1 and 99.9 percentiles before they are standardised: a single pH of 735
 would widen its standard deviation 62 times.
@@ -53,6 +53,8 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
         padding_side: "right" or "left"; every channel is padded with 0.
         kwargs: As in every feature extractor.
     """
+
+    _auto_class = "AutoFeatureExtractor"  # so that what saves it carries its code
 
     model_input_names = [*CHANNELS, "static_values"]
 

@@ -20,10 +20,12 @@ from transformers import BatchEncoding
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy, logging
 
+from ehrseq.data.tables import check_columns, require
+from ehrseq.encode.counts import EventCounts
+from ehrseq.encode.encoder import Encoder, coverage_of
+from ehrseq.encode.vocabulary import PAPER_TASK_TOKENS, check_settings, fit_vocabulary
+
 from .ehr_anchors import REASONS, UNANSWERABLE, reasons_against
-from .ehr_counts import EventCounts
-from .ehr_encoding import Encoder, coverage_of
-from .ehr_fitting import PAPER_TASK_TOKENS, check_settings, fit_vocabulary
 from .ehr_histories import EncodedHistories, channel_columns
 from .ehr_sequence import (
     CHANNEL_DTYPES,
@@ -36,7 +38,6 @@ from .ehr_sequence import (
     subjects_digest,
     walk,
 )
-from .ehr_tables import check_columns, require
 from .ehr_vocabulary import (
     CLS,
     LONG_TERM,
@@ -71,6 +72,8 @@ class EhrTokenizer(TokenizersBackend):
     Everything beyond the token ids (value bins, code map, token types, tasks, settings) is one JSON object,
     `event_vocabulary` in `tokenizer_config.json`.
     """
+
+    _auto_class = "AutoTokenizer"  # so that what saves it carries its code
 
     # No __init__ here: transformers would rebuild the backend from the bare vocabulary, as BPE, when the tokenizer is
     # loaded.

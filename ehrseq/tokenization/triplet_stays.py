@@ -4,7 +4,7 @@ A **stay** is a window of a subject's record: it begins at an admission (or the 
 prediction) and lasts `window_hours`, but never beyond the prediction time. Its numeric rows of the chosen variables are
 its triplets, with times in minutes since the window's start; its static values are what is known of the subject then.
 
-`read_stay` is the readable twin of the columnar `ehrseq.data.triplets`; both give the same numbers. It needs nothing
+`read_stay` is the readable twin of the columnar `ehrseq.encode.triplets`; both give the same numbers. It needs nothing
 but numpy, so that a checkpoint can score a patient wherever transformers runs.
 """
 

@@ -15,15 +15,15 @@ from typer.testing import CliRunner
 from ehrseq.audit import audit_dataset
 from ehrseq.audit.findings import KINDS
 from ehrseq.audit.rows import encoding_findings
-from ehrseq.cli import app
+from ehrseq.cli.app import app
 from ehrseq.data import read_meds
 from ehrseq.data.dataset import write_dataset
 from ehrseq.data.shards import dataset_shards
-from ehrseq.data.simulate import simulate
+from ehrseq.data.simulate.cohort import simulate
 from ehrseq.encode import tokenize_dataset
-from ehrseq.engine import get_engine
 from ehrseq.tasks import label_events, list_tasks, load_task, write_labels
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
+from ehrseq.work.engine import get_engine
 
 TASKS = list_tasks()
 NEW = "of_my_own"  # a task that the package does not know

@@ -5,9 +5,9 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ehrseq.baselines import BoostedSummaries, LogisticSummaries
+from ehrseq.batches.triplet_rows import ForecastRows, forecast_baselines
 from ehrseq.data import load_physionet2012
-from ehrseq.data.triplet_rows import ForecastRows, forecast_baselines
-from ehrseq.data.triplets import PHYSIONET2012, build_triplets
+from ehrseq.encode.triplets import PHYSIONET2012, build_triplets
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
 
 pytestmark = pytest.mark.slow

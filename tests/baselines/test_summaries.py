@@ -8,9 +8,9 @@ from sklearn.metrics import roc_auc_score
 
 from ehrseq.baselines import SUMMARIES, BoostedSummaries, LogisticSummaries, summarise
 from ehrseq.data import load_physionet2012
-from ehrseq.data.simulate_stays import simulate_stays
-from ehrseq.data.triplets import PHYSIONET2012, build_triplets
-from tests.data.triplet_samples import SPEC, event, random_records, table
+from ehrseq.data.simulate.stays import simulate_stays
+from ehrseq.encode.triplets import PHYSIONET2012, build_triplets
+from tests.encode.triplet_samples import SPEC, event, random_records, table
 
 SMALL_GRID = ({"max_depth": 2, "n_estimators": 40}, {"max_depth": 3, "n_estimators": 40})
 

@@ -8,7 +8,7 @@ import polars as pl
 
 from ehrseq.data.dataset import write_dataset
 from ehrseq.data.schema import EVENT_SCHEMA
-from ehrseq.data.simulate import simulate
+from ehrseq.data.simulate.cohort import simulate
 
 FIELDS = {
     "hidden_size": 32,

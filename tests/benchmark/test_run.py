@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from ehrseq.benchmark import SYSTEMS, run_benchmark
 from ehrseq.benchmark.results import finished_cells
-from ehrseq.cli import app
+from ehrseq.cli.app import app
 from ehrseq.data.dataset import EventDataset
-from ehrseq.data.simulate import simulate
+from ehrseq.data.simulate.cohort import simulate
 from ehrseq.evaluation import best_f1_threshold
 from tests.benchmark.cohorts import write_budget, write_known, write_simulated
 
@@ -221,7 +221,7 @@ def test_what_is_done_is_not_done_again_and_more_can_be_added(simulated, tmp_pat
 
 def test_killed_and_begun_again_it_ends_with_the_same_scores(simulated, tmp_path):
     budget = write_budget(tmp_path, finetune_tokens=20_000)
-    command = [sys.executable, "-m", "ehrseq_command", "benchmark", str(simulated), "--budget", str(budget)]
+    command = [sys.executable, "-m", "ehrseq.cli.app", "benchmark", str(simulated), "--budget", str(budget)]
     command += ["--tasks", TASKS[0], "--models", "ehrmamba", "--workers", "1", "--resamples", "20", "--out"]
     process = subprocess.Popen(
         [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

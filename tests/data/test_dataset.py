@@ -11,8 +11,8 @@ from meds import CodeMetadataSchema, DataSchema, DatasetMetadataSchema, SubjectS
 from ehrseq.data import EventDataset, load_events, write_dataset
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_SCHEMA, validate_events
-from ehrseq.data.simulate import simulate
-from tests.data.fhir_samples import encounter, observation, patient, write_ndjson
+from ehrseq.data.simulate.cohort import simulate
+from tests.data.fhir.samples import encounter, observation, patient, write_ndjson
 
 START = datetime(2020, 1, 1)
 

@@ -12,14 +12,14 @@ import numpy as np
 import polars as pl
 import pytest
 
+from ehrseq.batches.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
+from ehrseq.batches.prompts import PromptedDataset
 from ehrseq.data.dataset import EventDataset, write_dataset
-from ehrseq.data.mpf import PromptedDataset
-from ehrseq.data.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
-from ehrseq.data.simulate import simulate
+from ehrseq.data.simulate.cohort import simulate
 from ehrseq.encode import EncodedDataset, encode_dataset, fit_tokenizer
 from ehrseq.encode.files import open_batches
-from ehrseq.engine import get_engine
 from ehrseq.tasks import label_events
+from ehrseq.work.engine import get_engine
 
 TASKS = ["mortality_30d", "readmission_30d", "hypertension"]
 ONE = get_engine(num_workers=1)
@@ -225,7 +225,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
 from ehrseq.encode import EncodedDataset
-from ehrseq.data.collation import DataCollatorForNextToken
+from ehrseq.batches.collation import DataCollatorForNextToken
 
 data = EncodedDataset(sys.argv[1])
 accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=False))

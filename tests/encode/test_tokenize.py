@@ -15,16 +15,16 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from ehrseq.cli import app
+from ehrseq.cli.app import app
 from ehrseq.data.dataset import EventDataset, write_dataset
 from ehrseq.data.shards import dataset_shards
-from ehrseq.data.simulate import simulate
+from ehrseq.data.simulate.cohort import simulate
 from ehrseq.encode import EncodedDataset, encode_dataset, fitting, shards, tokenize_dataset
 from ehrseq.encode.shards import read_vocabulary
-from ehrseq.engine import get_engine
 from ehrseq.tasks.shards import label_dataset
 from ehrseq.tokenization.ehr_sequence import subjects_digest
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
+from ehrseq.work.engine import get_engine
 
 ONE = get_engine(num_workers=1)
 TRAINING = ["pretrain", "train"]
@@ -211,7 +211,7 @@ def test_files_of_another_form_or_of_no_shard_go(dataset):
 SCRIPT = """
 import sys
 from ehrseq.encode import tokenize_dataset
-from ehrseq.engine import get_engine
+from ehrseq.work.engine import get_engine
 tokenize_dataset(sys.argv[1], sys.argv[2], engine=get_engine(num_workers=2))
 """
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ehrseq.evaluation import assess, ehr_risk_path
-from ehrseq.evaluation.ehr_risk import EhrRisk
+from ehrseq.evaluation.risk_metric import EhrRisk
 from tests.evaluation.tables import scored_table
 
 

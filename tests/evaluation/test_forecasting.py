@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ehrseq.evaluation.forecasting import evaluate_forecast, token_frequencies
+from ehrseq.forecasting.evaluation import evaluate_forecast, token_frequencies
 from ehrseq.modeling.configuration_ehrmamba import INTERVAL_DAYS
 
 # Ids: 0 pad, 1 CLS, 2 VS, 3 VE, 4 REG, 5.. interval tokens, then events.
@@ -111,11 +111,11 @@ def test_batches_and_padding_change_nothing():
 
 
 def test_a_trained_model_is_asked_on_real_rows(tmp_path):
-    from ehrseq.data.collation import DataCollatorForNextToken
-    from ehrseq.data.simulate import simulate
+    from ehrseq.batches.collation import DataCollatorForNextToken
+    from ehrseq.data.simulate.cohort import simulate
     from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
-    from ehrseq.training import model_config
+    from ehrseq.training.trainer import model_config
 
     events = simulate(8, seed=0, progress=False).events()
     tokenizer = EhrTokenizer.train(events, tasks=[])

@@ -18,11 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ehrseq.data.simulate_stays import simulate_stays
+from ehrseq.data.simulate.stays import simulate_stays
 from ehrseq.encode import encode_dataset
-from ehrseq.engine import get_engine
 from ehrseq.modeling.configuration_hymate import HyMaTEConfig
-from ehrseq.triplet_training import TripletRecipe
+from ehrseq.training.triplets import TripletRecipe
+from ehrseq.work.engine import get_engine
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 QUIET = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "True"]
@@ -202,7 +202,7 @@ def test_hymate_goes_from_stays_to_a_table_of_scores(tmp_path):
     # Without reported stays: the same checkpoint, which one command applies to a folder of stays.
     assert "seed0/outcome is ready" in run("06_hymate_train.py", *options[:2], *options[4:], "--recipe", recipe)
     model, out = tmp_path / "out" / "seed0" / "outcome", tmp_path / "predictions.parquet"
-    command = ["-m", "ehrseq_command", "predict", "--model", model, "--data", tmp_path / "test", "--out", out]
+    command = ["-m", "ehrseq.cli.app", "predict", "--model", model, "--data", tmp_path / "test", "--out", out]
     subprocess.run([sys.executable, *command], check=True, capture_output=True)
     predicted = pl.read_parquet(out).join(scores, on="subject_id")
     assert len(predicted) == len(scores)

@@ -40,7 +40,7 @@ def train_hymate(folder: Path, steps: int = 6) -> Path:
 
     from ehrseq import HyMaTEConfig, HyMaTEFeatureExtractor, HyMaTEForSequenceClassification
     from ehrseq.data.schema import EVENT_SCHEMA
-    from ehrseq.data.triplets import build_triplets
+    from ehrseq.encode.triplets import build_triplets
     from ehrseq.tokenization.triplet_stays import StaticFeature, TripletSpec
 
     set_seed(0)

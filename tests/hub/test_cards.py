@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from ehrseq.evaluation import Interval, TaskMetrics
-from ehrseq.hub import (
+from ehrseq.hub.cards import (
     CARD_MARKER,
     STOCK_CARD,
     DataDescription,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from ehrseq.predict import predict_risks
+from ehrseq.prediction.risks import predict_risks
 from tests.hub.bare_interpreter import link_packages, run_python
 from tests.hub.checkpoints import TASKS, is_sick, make_patient, make_table, train_checkpoint
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ehrseq.cli import app
+from ehrseq.cli.app import app
 from ehrseq.kernels import cpu_library, doctor
 from ehrseq.modeling import causal_conv, selective_scan
 from tests.kernels.inputs import needs_cpu_library

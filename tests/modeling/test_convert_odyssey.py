@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ehrseq.modeling.convert_odyssey import convert_odyssey_checkpoint
+from ehrseq.hub.convert_odyssey import convert_odyssey_checkpoint
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM, EhrMambaForSequenceClassification
 from tests.modeling.common import assert_close
 

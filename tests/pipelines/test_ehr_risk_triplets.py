@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from ehrseq.data import load_physionet2012
-from ehrseq.data.physionet2012_codes import TASK
-from ehrseq.data.simulate_stays import simulate_stays
-from ehrseq.data.triplets import PHYSIONET2012, build_triplets
+from ehrseq.data.physionet2012.codes import TASK
+from ehrseq.data.simulate.stays import simulate_stays
+from ehrseq.encode.triplets import PHYSIONET2012, build_triplets
 from ehrseq.modeling.configuration_hymate import HyMaTEConfig
 from ehrseq.modeling.modeling_hymate import HyMaTEForSequenceClassification
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor

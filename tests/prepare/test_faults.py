@@ -13,12 +13,12 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from ehrseq.cli import app
+from ehrseq.cli.app import app
 from ehrseq.data import EventDataset, read_fhir
 from ehrseq.data.meds import read_meds_with_report
-from ehrseq.engine import get_engine
 from ehrseq.prepare import prepare_dataset
-from tests.data.fhir_samples import bundle, concept, encounter, observation, patient, resource, write_ndjson
+from ehrseq.work.engine import get_engine
+from tests.data.fhir.samples import bundle, concept, encounter, observation, patient, resource, write_ndjson
 
 ONE = get_engine(num_workers=1)
 LINES = [json.dumps(observation(id=f"o{i}", value=float(i))).encode() for i in range(200)]
@@ -118,7 +118,7 @@ def test_faults_of_meds_files(tmp_path, damage):
 
 _FULL_DISK = """
 import resource, sys
-from ehrseq.cli import main
+from ehrseq.cli.app import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 sys.argv = ["ehrseq", "prepare", sys.argv[1], sys.argv[2], "--workers", "1", "--on-error", "skip"]
 main()

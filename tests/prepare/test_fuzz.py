@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from ehrseq.data import EventDataset, read_fhir, validate_events
 from ehrseq.data.meds import read_meds_with_report
 from ehrseq.data.schema import EVENT_SCHEMA
-from ehrseq.engine import get_engine
 from ehrseq.prepare import prepare_dataset
+from ehrseq.work.engine import get_engine
 
 ONE = get_engine(num_workers=1)
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)

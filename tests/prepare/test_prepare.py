@@ -9,13 +9,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from ehrseq.data import EventDataset, fhir_blocks, load_events, write_dataset
-from ehrseq.data.fhir import fhir_files
+from ehrseq.data import EventDataset, load_events, write_dataset
+from ehrseq.data.fhir import blocks as fhir_blocks
+from ehrseq.data.fhir.reader import fhir_files
 from ehrseq.data.meds import read_splits
 from ehrseq.data.shards import dataset_shards
-from ehrseq.data.simulate import simulate
-from ehrseq.engine import get_engine
+from ehrseq.data.simulate.cohort import simulate
 from ehrseq.prepare import plan, prepare_dataset
+from ehrseq.work.engine import get_engine
 
 ONE = get_engine(num_workers=1)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from ehrseq.data.simulate import simulate
-from ehrseq.engine import get_engine
+from ehrseq.data.simulate.cohort import simulate
 from ehrseq.prepare import plan, prepare_dataset
+from ehrseq.work.engine import get_engine
 
 ONE = get_engine(num_workers=1)
 ROWS = 2000
@@ -144,7 +144,7 @@ def test_a_run_that_was_stopped_after_the_dataset_was_there_is_complete(source, 
 
 _SCRIPT = f"""
 import sys
-from ehrseq.engine import get_engine
+from ehrseq.work.engine import get_engine
 from ehrseq.prepare import plan, prepare_dataset
 plan.PART_BYTES = 1 << 20
 prepare_dataset(sys.argv[1], sys.argv[2], engine=get_engine(num_workers=2), shard_rows={ROWS})

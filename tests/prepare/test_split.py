@@ -6,13 +6,13 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from ehrseq.cli import app
+from ehrseq.cli.app import app
 from ehrseq.data import EventDataset, assign_splits
 from ehrseq.data.shards import dataset_shards
-from ehrseq.data.simulate import simulate
-from ehrseq.engine import get_engine
+from ehrseq.data.simulate.cohort import simulate
 from ehrseq.prepare import prepare_dataset, resplit, split_dataset
 from ehrseq.tasks import label_events, write_labels
+from ehrseq.work.engine import get_engine
 
 ONE = get_engine(num_workers=1)
 HALVES = {"train": 0.5, "held_out": 0.5}

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 
 from ehrseq.data.dataset import write_dataset
-from ehrseq.data.simulate import simulate
-from ehrseq.engine import get_engine
+from ehrseq.data.simulate.cohort import simulate
 from ehrseq.tasks import read_labels
 from ehrseq.tasks.aces import is_aces_file, label_dataset_aces
+from ehrseq.work.engine import get_engine
 
 HAS_ACES = importlib.util.find_spec("aces") is not None
 needs_aces = pytest.mark.skipif(not HAS_ACES, reason="ACES is not installed (extra ehrseq[aces])")

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from ehrseq.data import read_meds
 from ehrseq.data.dataset import write_dataset
-from ehrseq.data.simulate import simulate
-from ehrseq.engine import get_engine
+from ehrseq.data.simulate.cohort import simulate
 from ehrseq.tasks import Task, label_events, list_tasks, load_task, read_labels
 from ehrseq.tasks.shards import label_dataset
+from ehrseq.work.engine import get_engine
 from tests.tasks.naive import naive_labels
 from tests.tasks.test_labelling_naive import BASE, SCHEMA, _history, moments, patient
 from tests.tasks.timelines import ED_STAY, ICU_STAY, at, stay

@@ -10,12 +10,12 @@ import pytest
 
 from ehrseq.data.dataset import write_dataset
 from ehrseq.data.shards import dataset_shards
-from ehrseq.data.simulate import simulate
-from ehrseq.engine import get_engine
+from ehrseq.data.simulate.cohort import simulate
 from ehrseq.tasks import label_events, list_tasks, read_labels
 from ehrseq.tasks import shards as label_shards
 from ehrseq.tasks import timeline as timeline_module
 from ehrseq.tasks.shards import label_dataset
+from ehrseq.work.engine import get_engine
 from tests.tasks.timelines import END_OF_DATA, stay
 from tests.tasks.timelines import events as timeline
 

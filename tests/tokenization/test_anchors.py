@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from ehrseq.data.simulate import simulate
+from ehrseq.data.simulate.cohort import simulate
 from ehrseq.tasks import label_events, list_tasks, load_task
 from ehrseq.tasks.labelling import judge
 from ehrseq.tasks.timeline import read_timeline

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoFeatureExtractor, DataCollatorWithPadding
 
-from ehrseq.data.triplets import TripletSpec, build_triplets
+from ehrseq.encode.triplets import TripletSpec, build_triplets
 from ehrseq.tokenization.ehr_sequence import subjects_digest
 from ehrseq.tokenization.feature_extraction_hymate import CHANNELS, HyMaTEFeatureExtractor
-from tests.data.triplet_samples import SPEC, at, event, random_records, table
+from tests.encode.triplet_samples import SPEC, at, event, random_records, table
 from tests.hub.bare_interpreter import link_packages, run_python
 
 RECORDS = random_records(60, seed=3)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ehrseq.tokenization import ehr_encoding, ehr_histories
+from ehrseq.encode import encoder as ehr_encoding
+from ehrseq.tokenization import ehr_histories
 from ehrseq.tokenization.ehr_sequence import CHANNELS
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 

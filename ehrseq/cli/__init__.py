@@ -1,0 +1,1 @@
+"""The `ehrseq` command, one file a group of commands."""

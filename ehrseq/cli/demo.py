@@ -1,0 +1,26 @@
+"""`ehrseq demo`: from records to risks in a few minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ehrseq.cli.options import check_folder
+
+
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="FHIR or MEDS folder to use instead of simulated patients.", exists=False)
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path("demo_output"),
+    patients: Annotated[int | None, typer.Option(min=50, help="Number of simulated patients.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the patients and of training.")] = 0,
+) -> None:
+    """From records to risks in a few minutes: train a small model, evaluate it, score patients, draw one."""
+    from ehrseq.demo.run import DemoSettings, run_demo
+
+    check_folder(output)
+    settings = DemoSettings(seed=seed) if patients is None else DemoSettings(seed=seed, num_patients=patients)
+    run_demo(output, data=data, settings=settings, say=typer.echo)

@@ -1,0 +1,24 @@
+"""`ehrseq doctor`: which fast kernels this machine has."""
+
+from __future__ import annotations
+
+import typer
+
+
+def doctor() -> None:
+    """Say which fast kernels this machine has, and test them for two seconds."""
+    import torch
+
+    from ehrseq.kernels.doctor import check_backends, describe_machine, report_checks, report_machine
+    from ehrseq.modeling import causal_conv, selective_scan
+
+    typer.echo(report_machine(describe_machine()))
+    operators = selective_scan.selective_scan, causal_conv.causal_conv1d
+    tables = selective_scan.backend_table(), causal_conv.backend_table()
+    wrong = False
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        checks = check_backends(*operators, *tables, device)
+        typer.echo("\n" + report_checks(checks, device))
+        wrong |= any(check.wrong for check in checks)
+    if wrong:
+        raise typer.Exit(code=1)

@@ -1,0 +1,129 @@
+"""Encounters of many patients: which of them a row's reference means, what visit that is part of, when it ended.
+
+An encounter belongs to its patient: rows of another patient do not meet it, and two patients may each have an encounter
+`1`. One that names no patient is anybody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ehrseq.data.fhir.references import Resolver, bare_id
+from ehrseq.data.fhir.resources import NO_TIME
+from ehrseq.data.fhir.versions import GivenVisit, last_versions
+from ehrseq.data.report import ConversionReport
+
+ANYBODY = -2
+"""Stands for the patient of an encounter that names none."""
+
+
+class Encounters:
+    """The encounters of some patients.
+
+    Args:
+        given: The encounters, with the subject_id of their patient (`ANYBODY`: none was named); several versions of one
+            count once.
+        report: Takes what is not resolved.
+        uncounted: subject_id whose encounters somebody else counts.
+
+    Attributes:
+        names: Ids of the visits.
+        offsets: subject_id -> UTC offset in minutes of its latest encounter that states one.
+    """
+
+    def __init__(self, given: Sequence[GivenVisit], report: ConversionReport, uncounted: int | None = None) -> None:
+        self._visits = last_versions(given, key=lambda visit: (visit[0][0], visit[2]))
+        self._report = report
+        self._owners = [owner for _, _, owner, *_ in self._visits]
+        self._all = Resolver("Encounter", [keys for keys, *_ in self._visits])
+        self._contested = self._find_contested()
+        self._own: dict[int, tuple[Resolver, list[int]]] = {}
+        counted = [owner != uncounted for owner in self._owners]
+        parents = self._parents(counted)
+        names: dict[str, int] = {}
+        roots = [self._root(number, parents, counted[number]) for number in range(len(self._visits))]
+        self._named = [names.setdefault(self._visits[root][1], len(names)) for root in roots]
+        self.names = list(names)
+        self.offsets = self._offsets()
+
+    def find(self, owner: int, key: str) -> int:
+        """Number of the encounter that a reference of a patient's resource means, -1 where there is none."""
+        if bare_id(key) in self._contested:
+            if owner not in self._own:
+                numbers = [n for n, whose in enumerate(self._owners) if whose in (owner, ANYBODY)]
+                self._own[owner] = Resolver("Encounter", [self._visits[n][0] for n in numbers]), numbers
+            resolver, numbers = self._own[owner]
+            found = resolver.find(key)
+            return numbers[found] if found >= 0 else -1
+        found = self._all.find(key)
+        return found if found >= 0 and self._owners[found] in (owner, ANYBODY) else -1
+
+    def resolve(self, owners: np.ndarray, keys: np.ndarray, table: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Visit and end of encounter of many rows.
+
+        Args:
+            owners: int64 `[n]`, subject_id of each row.
+            keys: int32 `[n]`, number of each row's key.
+            table: Key -> number; "" is 0.
+
+        Returns:
+            int32 `[n]`, position of the visit in `names` or -1; int64 `[n]`, end of the encounter or `NO_TIME`.
+        """
+        number = np.full(len(table), -1, dtype=np.int64)
+        contested = np.zeros(len(table), dtype=bool)
+        for key, place in table.items():
+            if key:
+                contested[place] = bare_id(key) in self._contested
+                number[place] = -1 if contested[place] else self._all.find(key)
+        found = number[keys]
+        whose = np.array([*self._owners, ANYBODY], dtype=np.int64)[found]
+        found = np.where((whose == owners) | (whose == ANYBODY), found, -1)
+        rows = np.flatnonzero(contested[keys])
+        if len(rows):
+            names = list(table)
+            pairs, inverse = np.unique(np.stack([owners[rows], keys[rows]], axis=1), axis=0, return_inverse=True)
+            meant = [self.find(owner, names[key]) for owner, key in pairs.tolist()]
+            found[rows] = np.array(meant, dtype=np.int64)[inverse.reshape(-1)]
+        visit = np.array([*self._named, -1], dtype=np.int32)[found]
+        end = np.array([*(visit[4] for visit in self._visits), NO_TIME], dtype=np.int64)[found]
+        return visit, end
+
+    def _find_contested(self) -> set[str]:
+        """Ids inside keys of encounters of several patients."""
+        owner_of: dict[str, int] = {}
+        contested: set[str] = set()
+        for (keys, *_), owner in zip(self._visits, self._owners, strict=True):
+            for key in keys:
+                if owner_of.setdefault(bare_id(key), owner) != owner:
+                    contested.add(bare_id(key))
+        return contested
+
+    def _parents(self, counted: list[bool]) -> list[int]:
+        parents = []
+        missing = 0
+        for owner, count, (*_, part_of, _) in zip(self._owners, counted, self._visits, strict=True):
+            parents.append(self.find(owner, part_of) if part_of else -1)
+            missing += count and bool(part_of) and parents[-1] < 0
+        if missing:
+            self._report.unresolved_references["Encounter (partOf)"] += missing
+        return parents
+
+    def _root(self, number: int, parents: list[int], counted: bool) -> int:
+        """Topmost encounter; a circle of partOf (HL7's own example has one) ends where it closes."""
+        seen = {number}
+        while parents[number] >= 0 and parents[number] not in seen:
+            number = parents[number]
+            seen.add(number)
+        if parents[number] >= 0 and counted:
+            self._report.notes["encounters that are part of themselves"] += 1
+        return number
+
+    def _offsets(self) -> dict[int, int]:
+        latest: dict[int, tuple[int, int]] = {}
+        for _, _, owner, start, end, offset, _, _ in self._visits:
+            moment = start if start != NO_TIME else end
+            if offset is not None and moment >= latest.get(owner, (NO_TIME, 0))[0]:
+                latest[owner] = (moment, offset)
+        return {owner: offset for owner, (_, offset) in latest.items()}

@@ -1,0 +1,220 @@
+"""FHIR R4 in: folders of Bulk Data NDJSON, Bundles and single resources, as events.
+
+What each resource becomes stands in `ehrseq.data.fhir.resources`, how codes are named in `fhir_codes`, how references
+are followed in `fhir_references`, how dates are read in `fhir_time`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ehrseq.data.fhir.assemble import Assembler
+from ehrseq.data.fhir.blocks import Block, Task, block_of, file_size, is_ndjson, read_task
+from ehrseq.data.fhir.elements import MALFORMED, explain
+from ehrseq.data.fhir.pool import read_in_parallel
+from ehrseq.data.fhir.resources import Extractor
+from ehrseq.data.report import ConversionReport
+
+_ENDINGS = (".ndjson", ".jsonl", ".json")
+# Names of files beside FHIR resources in packages and exports that are no resources themselves.
+_NOT_RESOURCES = frozenset({"package.json", ".index.json", "manifest.json"})
+_PARALLEL_FROM = 64 << 20  # bytes: below, starting workers takes longer than it saves
+_PLAIN_TASK = 64 << 20
+_OVER_SHARE = 0.25  # of a worker's share: what it rather reads in addition than has decompressed twice
+_PROGRESS_FROM = 100 << 20  # about a second of reading
+_MAX_WORKERS = 8
+
+
+def read_fhir(
+    path: str | Path, *, on_error: str = "raise", progress: bool = True, num_workers: int | None = None
+) -> tuple[pl.DataFrame, ConversionReport]:
+    """Read FHIR R4 as events.
+
+    Args:
+        path: A folder (searched with its subfolders) or file of NDJSON (`.ndjson`, `.jsonl`) or JSON (`.json`: a
+            Bundle, one resource or a list), each perhaps gzipped (`.gz`).
+        on_error: `raise`: a line that is no FHIR resource is an error that names file and line; `skip`: it is counted
+            and left out.
+        progress: Show a progress bar where reading takes longer than about a second.
+        num_workers: Processes that read; default: as many as there are cores (up to 8), one where there is little to
+            read.
+
+    Returns:
+        Events (see `ehrseq.data.schema`), and the report of what was read, skipped and not resolved.
+
+    Raises:
+        ValueError: Nothing to read, a malformed line or file, no Patient.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}.")
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give a folder or file of FHIR R4 NDJSON or Bundles.")
+    files = fhir_files(path)
+    if not files:
+        raise ValueError(f"{path} holds no FHIR files; expected {', '.join(_ENDINGS)}, each perhaps with .gz.")
+    report = ConversionReport(source=path.name, format="fhir", files=len(files))
+    sizes = [size_of(file) for file in files]
+    workers = _worker_count(num_workers, sum(sizes))
+    tasks = _plan(files, sizes, workers)
+    assembler = Assembler(report)
+    for block in _with_progress(_blocks(tasks, workers, on_error == "skip"), sizes, progress):
+        assembler.add(block)
+    return assembler.events(), report
+
+
+def fhir_files(path: Path) -> list[Path]:
+    """FHIR files at a path, sorted by name; hidden files and package manifests are left out."""
+    if path.is_file():
+        return [path] if path.name.removesuffix(".gz").endswith(_ENDINGS) else []
+    found = (file for file in path.rglob("*") if file.name.removesuffix(".gz").endswith(_ENDINGS) and file.is_file())
+    return sorted(file for file in found if file.name not in _NOT_RESOURCES and not file.name.startswith("."))
+
+
+def size_of(file: Path) -> int:
+    """Bytes of uncompressed text of a file, about; 0 of one that cannot be read, which reading it then says."""
+    try:
+        return file_size(file)
+    except OSError:
+        return 0
+
+
+def events_from_bundle(bundle: dict[str, Any]) -> tuple[pl.DataFrame, ConversionReport]:
+    """Events of one Bundle in memory.
+
+    Raises:
+        ValueError: It is no Bundle, holds no Patient, or an entry is malformed.
+    """
+    if not isinstance(bundle, dict) or bundle.get("resourceType") != "Bundle":
+        got = (
+            bundle.get("resourceType", "an object without resourceType")
+            if isinstance(bundle, dict)
+            else type(bundle).__name__
+        )
+        raise ValueError(f"Expected a FHIR R4 Bundle (a dict with resourceType 'Bundle'), got {got!r}.")
+    report = ConversionReport(source="Bundle", format="fhir")
+    extractor = Extractor()
+    try:
+        extractor.read(bundle)
+    except MALFORMED as error:
+        raise ValueError(f"Bundle: {explain(error)}") from error
+    assembler = Assembler(report)
+    assembler.add(block_of(extractor))
+    return assembler.events(), report
+
+
+def patient_from_bundle(bundle: dict[str, Any]) -> dict[str, Any]:
+    """The one patient of a Bundle as a patient dict, ready for the tokenizer and `pipeline("ehr-risk")`.
+
+    Args:
+        bundle: A FHIR R4 Bundle with exactly one Patient.
+
+    Returns:
+        `{"subject_id", "events": [{"time": datetime | None, "code", "numeric_value"?, "text_value"?, "visit_id"?,
+        "unit"?}]}`, sorted; the events are those of `read_fhir`. What is left out or not resolved is a warning.
+
+    Raises:
+        ValueError: No Bundle, no Patient or several, a malformed entry.
+    """
+    events, report = events_from_bundle(bundle)
+    subjects = events["subject_id"].unique().to_list()
+    patients = report.resources_read["Patient"]
+    if patients != 1:
+        raise ValueError(
+            f"The Bundle holds {patients} Patient resources; expected exactly one. Read several with read_fhir."
+        )
+    if not subjects:
+        raise ValueError("The Bundle holds no event of its Patient (no birth date, gender or dated resource).")
+    left_out = {**report.skipped, **report.unresolved_references}
+    without = "bundle entries without a resource"
+    if report.notes[without]:
+        left_out[without] = report.notes[without]
+    if left_out:
+        import logging
+
+        logging.getLogger(__name__).warning(f"Bundle of subject {subjects[0]}, left out or not resolved: {left_out}.")
+    rows = events.drop("subject_id").to_dicts()
+    return {
+        "subject_id": subjects[0],
+        "events": [{name: value for name, value in row.items() if value is not None or name == "time"} for row in rows],
+    }
+
+
+def _worker_count(num_workers: int | None, size: int) -> int:
+    if num_workers is not None:
+        if num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1, got {num_workers}.")
+        return num_workers
+    if size < _PARALLEL_FROM:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _MAX_WORKERS))
+
+
+def _plan(files: list[Path], sizes: list[int], workers: int) -> list[Task]:
+    """Tasks of about equal cost, large ones first."""
+    tasks: list[Task] = []
+    share = max(1, sum(sizes) // workers)
+    for index, (file, size) in enumerate(zip(files, sizes, strict=True)):
+        if workers == 1 or not is_ndjson(str(file)):
+            tasks.append(Task(index, str(file), cost=size))
+        elif file.suffix != ".gz":
+            bounds = _line_starts(file, size)
+            tasks += [
+                Task(index, str(file), start, stop, cost=stop - start) for start, stop in itertools.pairwise(bounds)
+            ]
+        else:
+            # What is more than a worker's share is parsed by several; each of them decompresses all of it.
+            stripes = max(1, min(workers, math.ceil(size / share - _OVER_SHARE))) if size > _PLAIN_TASK // 2 else 1
+            tasks += [
+                Task(index, str(file), stripe=stripe, stripes=stripes, cost=size // stripes)
+                for stripe in range(stripes)
+            ]
+    return tasks if workers == 1 else sorted(tasks, key=lambda task: -task.cost)
+
+
+def _line_starts(file: Path, size: int) -> list[int]:
+    """Offsets that cut a plain file into parts of whole lines."""
+    bounds = [0]
+    with file.open("rb") as stream:
+        while bounds[-1] + _PLAIN_TASK < size:
+            stream.seek(bounds[-1] + _PLAIN_TASK)
+            stream.readline()
+            bounds.append(stream.tell())
+    if bounds[-1] < size or len(bounds) == 1:
+        bounds.append(size)
+    return bounds
+
+
+def _blocks(tasks: list[Task], workers: int, skip_errors: bool) -> Iterator[Block]:
+    if workers > 1:
+        yield from read_in_parallel(tasks, min(workers, len(tasks)), skip_errors=skip_errors)
+        return
+    for task in tasks:
+        yield from read_task(task, skip_errors=skip_errors)
+
+
+def _with_progress(blocks: Iterator[Block], sizes: list[int], progress: bool) -> Iterator[Block]:
+    """The blocks, with a bar in bytes of uncompressed text; reading mends what was estimated of gzip files."""
+    if not progress or sum(sizes) < _PROGRESS_FROM:
+        yield from blocks
+        return
+    from ehrseq.work.progress import progress_bar
+
+    read = [0] * len(sizes)
+    with progress_bar(total=sum(sizes), unit="B", unit_scale=True, desc="FHIR") as bar:
+        for block in blocks:
+            yield block
+            file = block.order[0]
+            before, read[file] = read[file], read[file] + block.bytes_read
+            bar.total += max(0, read[file] - max(sizes[file], before))
+            bar.update(block.bytes_read)
+        bar.total = sum(read)
+        bar.refresh()

@@ -1,0 +1,317 @@
+"""Simulated patients: a seeded cohort as MEDS rows or FHIR R4, with every patient's true risk.
+
+    cohort = simulate(2000, seed=7)
+    events = cohort.events()                               # the MEDS table
+    cohort.write_fhir("fhir/")                             # the same as NDJSON, with duplicates
+    cohort.true_risk("mortality_30d", subject_ids, times)  # P(positive label | what is recorded up to then)
+
+The disease process is documented in `simulate_process` (what happens), `simulate_risk` (with which probability) and
+`simulate_history` (what a risk at any time means).
+Patient k of a seed is the same whatever the number of patients.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ehrseq.data.simulate.codes import VOCABULARY
+from ehrseq.data.simulate.history import RecordedHistory
+from ehrseq.data.simulate.process import DiseaseProcess
+from ehrseq.data.simulate.random import PatientStreams
+from ehrseq.data.simulate.risk import ORDER_DEPENDENT_TASKS, SCORES
+from ehrseq.data.simulate.state import EXTRACTION, STATIC, TEXTS, UNITS, Block
+from ehrseq.work.progress import progress_bar
+
+logger = logging.getLogger(__name__)
+
+SIMULATOR_VERSION = "1.0"
+"""Changes whenever a seed gives other patients."""
+
+SIMULATED_TASKS = SCORES
+"""Tasks whose true risk is known."""
+
+__all__ = ["ORDER_DEPENDENT_TASKS", "SIMULATED_TASKS", "SIMULATOR_VERSION", "Simulation", "simulate"]
+
+_EPOCH = datetime(1970, 1, 1)
+_MINUTE_US = 60_000_000
+_CODES = pl.Series("code", VOCABULARY.codes, dtype=pl.String)
+_UNIT_NAMES = pl.Series("unit", [None, *UNITS[1:]], dtype=pl.String)
+_TEXT_NAMES = pl.Series("text_value", [None, *TEXTS[1:]], dtype=pl.String)
+
+
+def _rank_of(code: str) -> int:
+    """Place of a row among the rows of one instant: the contract's order, and inside it the order of the FHIR files."""
+    order = {
+        "GENDER": 0,
+        "RACE": 1,
+        "MEDS_BIRTH": 2,
+        "VISIT_START": 3,
+        "DIAGNOSIS": 4,
+        "IMMUNIZATION": 5,
+        "MEDICATION": 6,
+        "LAB": 7,
+        "VITAL": 7,
+        "PROCEDURE": 8,
+        "VISIT_END": 9,
+        "MEDS_DEATH": 10,
+    }
+    return order[code.split("//")[0]]
+
+
+_NAME = "ehrseq-simulated-seed-"
+_RANKS = np.array([_rank_of(code) for code in VOCABULARY.codes])
+
+
+def simulate(
+    num_patients: int, seed: int = 0, *, first_patient: int = 0, chunk_size: int = 2000, progress: bool = True
+) -> Simulation:
+    """A cohort of simulated patients; nothing is computed before it is asked for.
+
+    Args:
+        num_patients: Number of patients.
+        seed: Seed; with the number of a patient it fixes that patient.
+        first_patient: Number of the first patient, so that cohorts of one seed can be drawn disjoint. The subject_id
+            is the number + 1.
+        chunk_size: Patients simulated at a time; it changes memory and speed only.
+        progress: Whether long work shows a progress bar.
+
+    Returns:
+        The cohort.
+
+    Raises:
+        ValueError: A number is negative, not an integer, or no patient is asked for.
+    """
+    for name, value, least in (
+        ("num_patients", num_patients, 1),
+        ("seed", seed, 0),
+        ("first_patient", first_patient, 0),
+        ("chunk_size", chunk_size, 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            raise ValueError(f"{name} got {value!r}; expected an integer of at least {least}.")
+    return Simulation(int(num_patients), int(seed), int(first_patient), int(chunk_size), progress)
+
+
+def simulated_name(seed: int) -> str:
+    """Name of a dataset of simulated patients, from which `simulated_seed` tells them again."""
+    return f"{_NAME}{seed}"
+
+
+def simulated_seed(dataset_name: str) -> int | None:
+    """Seed of the patients of a dataset of this name, None where they are not simulated."""
+    seed = dataset_name.removeprefix(_NAME)
+    return int(seed) if seed != dataset_name and seed.isdecimal() else None
+
+
+class Simulation:
+    """A simulated cohort, see `simulate`.
+
+    Attributes:
+        num_patients: Number of patients.
+        seed: Seed.
+        first_patient: Number of the first patient.
+        end_of_data: The extraction date; pass it to the labelling engine as the end of follow-up.
+    """
+
+    def __init__(self, num_patients: int, seed: int, first_patient: int, chunk_size: int, progress: bool) -> None:
+        self.num_patients = num_patients
+        self.seed = seed
+        self.first_patient = first_patient
+        self.chunk_size = chunk_size
+        self.progress = progress
+        self.end_of_data = _EPOCH + timedelta(minutes=EXTRACTION)
+        self._admissions: pl.DataFrame | None = None
+        self._histories: dict[int, RecordedHistory] = {}
+
+    def __repr__(self) -> str:
+        return f"Simulation(num_patients={self.num_patients}, seed={self.seed}, first_patient={self.first_patient})"
+
+    def iter_blocks(self) -> Iterator[tuple[np.ndarray, Block]]:
+        """(subject_ids int64 `[n]`, block) for each chunk of patients."""
+        chunks = range(-(-self.num_patients // self.chunk_size))
+        tables = []
+        for chunk in self._in_sight(chunks):
+            subject_ids, block = self._chunk(chunk)
+            tables.append(_admission_table(subject_ids, block))
+            yield subject_ids, block
+        self._admissions = pl.concat(tables)
+
+    def _chunk(self, chunk: int) -> tuple[np.ndarray, Block]:
+        """subject_ids and block of one chunk of patients."""
+        first = self.first_patient + chunk * self.chunk_size
+        patients = np.arange(first, min(first + self.chunk_size, self.first_patient + self.num_patients))
+        return patients + 1, DiseaseProcess(PatientStreams(self.seed, patients), len(patients)).run()
+
+    def _in_sight(self, chunks: Sequence[int]) -> Iterable[int]:
+        """The chunks under a progress bar, where there are several."""
+        return progress_bar(chunks, desc="Simulating", unit="chunk", disable=not self.progress or len(chunks) <= 1)
+
+    def iter_events(self) -> Iterator[pl.DataFrame]:
+        """The MEDS table chunk by chunk: nobody need hold a large cohort in memory."""
+        for subject_ids, block in self.iter_blocks():
+            yield block_events(subject_ids, block)
+
+    def events(self) -> pl.DataFrame:
+        """The MEDS table of the cohort in the contract's order, without the duplicates of the FHIR files."""
+        return pl.concat(list(self.iter_events()), rechunk=True)
+
+    def admissions(self) -> pl.DataFrame:
+        """One row an admission, with the true risks.
+
+        Returns:
+            `subject_id`, `visit_start` (of the overlapping emergency visit, else of the admission), `start`, `end`,
+            `alive` (discharged alive before the extraction), and a column per task: the probability of the positive
+            label at 24 hours (long_stay_7d) or at the discharge (the others), null where there is no label.
+        """
+        if self._admissions is None:
+            for _ in self.iter_blocks():
+                pass
+        if self._admissions is None:
+            raise RuntimeError("the simulation ended before its last patient; ask again for admissions()")
+        return self._admissions
+
+    def true_risk(
+        self,
+        task: str,
+        subject_ids: Sequence[int] | np.ndarray | pl.Series,
+        times: Sequence[datetime] | np.ndarray | pl.Series,
+    ) -> np.ndarray:
+        """P(positive label of the question asked at t | everything recorded up to t), in closed form, at any time.
+
+        At a task's own prediction times (a discharge alive; 24 hours after an admission) this is the exact risk of the
+        label. At another time t the question is asked as `simulate_history` defines it: the discharge tasks as if the
+        latest admission ended at t with a discharge alive, `long_stay_7d` as if the first 24 hours were over at t, or,
+        after them, given that the stay goes on. So a line through the times of a patient meets the risk of every label,
+        moves with each row that bears on it, and is what a model that is asked at t can be held against.
+
+        The asked patients' chunks are simulated once and about 5 kB a patient are kept for further questions.
+
+        Args:
+            task: One of `SIMULATED_TASKS`.
+            subject_ids: `[n]`, patients of this cohort.
+            times: `[n]`, UTC (naive, or with a time zone); read to the whole minute, the simulator's clock.
+
+        Returns:
+            float64 `[n]`, NaN where there is no answer: from the patient's death on, after `end_of_data`, before the
+            first admission begins, for a new condition from its first diagnosis on, and for long_stay_7d outside of an
+            admission and where the stay has lasted 168 hours.
+
+        Raises:
+            ValueError: An unknown task, lengths that differ, somebody who is not in the cohort, or no time.
+        """
+        if task not in SIMULATED_TASKS:
+            raise ValueError(f"true_risk got task {task!r}; expected one of {list(SIMULATED_TASKS)}.")
+        patients, minutes = self._asked(subject_ids, times)
+        chunks = (patients - self.first_patient) // self.chunk_size
+        asked = np.unique(chunks)
+        for chunk in self._in_sight([chunk for chunk in asked.tolist() if chunk not in self._histories]):
+            ids, block = self._chunk(chunk)
+            self._histories[chunk] = RecordedHistory(block.events, len(ids))
+        risks = np.full(len(patients), np.nan)
+        for chunk in asked.tolist():
+            own = np.flatnonzero(chunks == chunk)
+            rows = patients[own] - self.first_patient - chunk * self.chunk_size
+            risks[own] = self._histories[chunk].risk(task, rows, minutes[own])
+        return risks
+
+    def _asked(self, subject_ids: Any, times: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the patients and whole minutes since 1970, int64 `[n]` each."""
+        subjects, moments = pl.Series("subject_id", subject_ids), pl.Series("time", times)
+        if len(moments) != len(subjects):
+            raise ValueError(
+                f"true_risk got {len(subjects)} subject_ids and {len(moments)} times; expected as many of each."
+            )
+        if len(subjects) == 0:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        if not subjects.dtype.is_integer() or subjects.null_count():
+            raise ValueError(f"true_risk got subject_ids of type {subjects.dtype}; expected integers without nulls.")
+        if not isinstance(moments.dtype, pl.Datetime) or moments.null_count():
+            raise ValueError(
+                f"true_risk got times of type {moments.dtype}, {moments.null_count()} of {len(moments)} null; expected "
+                "a date and a time each (datetime, datetime64 or polars Datetime)."
+            )
+        patients = subjects.cast(pl.Int64).to_numpy() - 1
+        strangers = (patients < self.first_patient) | (patients >= self.first_patient + self.num_patients)
+        if strangers.any():
+            raise ValueError(
+                f"true_risk got {np.unique(patients[strangers]).size} subject_ids that are not in this cohort, the "
+                f"first: {patients[strangers][0] + 1}; expected {self.first_patient + 1} to "
+                f"{self.first_patient + self.num_patients}."
+            )
+        return patients, moments.dt.epoch("us").to_numpy() // _MINUTE_US
+
+    def write_fhir(self, folder: str | Path, *, compress: bool = False) -> Path:
+        """Write the cohort as FHIR R4 NDJSON, see `simulate_fhir.write_fhir`."""
+        from ehrseq.data.simulate.fhir import write_fhir
+
+        return write_fhir(self, folder, compress=compress)
+
+
+def _times(minutes: np.ndarray, none: int) -> pl.Series:
+    """Datetime("us") of minutes since 1970, null where they equal `none`."""
+    absent = minutes == none
+    microseconds = np.where(absent, 0, minutes) * _MINUTE_US
+    series = pl.Series(microseconds).cast(pl.Datetime("us"))
+    return (
+        series if not absent.any() else series.zip_with(pl.Series(~absent), pl.Series([None], dtype=pl.Datetime("us")))
+    )
+
+
+def block_events(subject_ids: np.ndarray, block: Block) -> pl.DataFrame:
+    """MEDS rows of a block, in the contract's order, exact duplicates removed.
+
+    Args:
+        subject_ids: int64 `[n]`.
+        block: What the process left of these patients.
+    """
+    events = ordered_events(block)
+    subjects = subject_ids[events["row"]]
+    encounter = pl.Series(events["encounter"])
+    frame = pl.DataFrame(
+        {
+            "subject_id": pl.Series(subjects, dtype=pl.Int64),
+            "time": _times(events["minutes"], int(STATIC)),
+            "code": _CODES.gather(events["code"]),
+            "numeric_value": pl.Series(events["value"]).fill_nan(None).cast(pl.Float32),
+            "text_value": _TEXT_NAMES.gather(events["text"]),
+            "visit_id": encounter,
+            "unit": _UNIT_NAMES.gather(events["unit"]),
+        }
+    )
+    visit = pl.format("{}-{}", "subject_id", "visit_id")
+    return frame.with_columns(pl.when(pl.col("visit_id") >= 0).then(visit).alias("visit_id"))
+
+
+def ordered_events(block: Block) -> dict[str, np.ndarray]:
+    """Columns of a block's events sorted by patient, time, the contract's order, and code; exact duplicates removed."""
+    events = block.events
+    order = np.lexsort((events["value"], events["code"], _RANKS[events["code"]], events["minutes"], events["row"]))
+    events = {name: column[order] for name, column in events.items()}
+    same = np.ones(max(len(order) - 1, 0), dtype=bool)
+    for name in ("row", "minutes", "code", "unit", "text", "encounter"):
+        same &= events[name][1:] == events[name][:-1]
+    same &= (events["value"][1:] == events["value"][:-1]) | (
+        np.isnan(events["value"][1:]) & np.isnan(events["value"][:-1])
+    )
+    keep = np.concatenate([np.ones(min(len(order), 1), dtype=bool), ~same])
+    return {name: column[keep] for name, column in events.items()}
+
+
+def _admission_table(subject_ids: np.ndarray, block: Block) -> pl.DataFrame:
+    table = block.admissions
+    times = {name: table[name] for name in ("visit_start", "start", "end")}
+    return pl.DataFrame(
+        {
+            "subject_id": pl.Series(subject_ids[table["row"]], dtype=pl.Int64),
+            **{name: _times(column, int(STATIC)) for name, column in times.items()},
+            "alive": table["alive"],
+            **{task: pl.Series(table[task]).fill_nan(None) for task in SIMULATED_TASKS},
+        }
+    ).sort("subject_id", "start")

@@ -1,0 +1,93 @@
+"""Which format a folder or file has, and its events, whatever the format."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import polars as pl
+
+from ehrseq.data.meds import read_meds_with_report
+from ehrseq.data.report import ConversionReport
+
+logger = logging.getLogger(__name__)
+
+
+def load_events(
+    path: str | Path, *, on_error: str = "raise", progress: bool = True
+) -> tuple[pl.DataFrame, ConversionReport]:
+    """Read FHIR, MEDS or the PhysioNet challenge 2012, whichever `path` holds.
+
+    Args:
+        path: Folder or file. Parquet or CSV is read as MEDS; `.ndjson`, `.jsonl` and `.json` (also gzipped) as FHIR R4;
+            text files of the challenge, or an archive of them, as `load_physionet2012` does.
+        on_error: FHIR and the challenge only, see `read_fhir`.
+        progress: Show a progress bar where reading takes long.
+
+    Returns:
+        Events and the report of the conversion (with `source_splits` where the source has its own splits).
+
+    Raises:
+        ValueError: `path` holds none of them, or an argument is none of what is named here.
+    """
+    from ehrseq.data.fhir.reader import fhir_files, read_fhir
+
+    if not isinstance(path, str | Path) or not str(path).strip():
+        raise ValueError(f"path got {path!r}; expected the name of a folder or file of FHIR R4 or MEDS.")
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}.")
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(
+            f"{path} does not exist; give a folder or file of FHIR R4 (NDJSON, Bundles) or MEDS (Parquet)."
+        )
+    kind = source_format(path)
+    if kind == "meds":
+        events, report = read_meds_with_report(path)
+        # JSON lies beside MEDS data as metadata; NDJSON is somebody's records.
+        beside = [] if path.is_file() else [file for file in path.rglob("*.ndjson*") if fhir_files(file)]
+        if beside:
+            report.notes["FHIR files beside the MEDS data, not read"] = len(beside)
+            logger.warning(f"{path} holds MEDS data, which were read, and {len(beside)} NDJSON files, which were not.")
+        return events, report
+    if kind == "fhir":
+        return read_fhir(path, on_error=on_error, progress=progress)
+    from ehrseq.data.physionet2012.reader import load_physionet2012
+
+    stays = load_physionet2012(path, on_error=on_error)
+    return stays.events, stays.report
+
+
+def source_format(path: Path) -> str:
+    """`meds`, `fhir` or `physionet2012`: what a folder or file holds.
+
+    Raises:
+        ValueError: None of them.
+    """
+    from ehrseq.data.fhir.reader import fhir_files
+    from ehrseq.data.physionet2012.files import is_challenge_data
+
+    if path.is_file():
+        is_meds = path.suffix in (".parquet", ".csv")
+    else:
+        is_meds = (
+            next((path / "data").rglob("*.parquet"), None) is not None or next(path.glob("*.parquet"), None) is not None
+        )
+    if is_meds:
+        return "meds"
+    if fhir_files(path):
+        return "fhir"
+    if is_challenge_data(path):
+        return "physionet2012"
+    endings = sorted(
+        {
+            "".join(file.suffixes[-2:]) or file.name
+            for file in ([path] if path.is_file() else path.rglob("*"))
+            if file.is_file()
+        }
+    )
+    raise ValueError(
+        f"{path} holds neither FHIR (.ndjson, .jsonl, .json, each also .gz) nor MEDS (data/**/*.parquet); it holds "
+        f"{endings[:8] or 'no files'}. "
+        "Convert MIMIC-IV or OMOP tables to MEDS first (MIMIC_IV_MEDS, meds_etl)."
+    )

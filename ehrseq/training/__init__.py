@@ -1,0 +1,29 @@
+"""Training by the unmodified Trainer: recipes, stages, EhrMamba and HyMaTE. Attributes are loaded when first used."""
+
+from ehrseq._lazy import lazy_exports
+
+# Name -> module of this package that defines it.
+_EXPORTS = {
+    "ClassifierOfPrompts": "trainer",
+    "count_training_steps": "trainer",
+    "last_checkpoint": "trainer",
+    "leave_process_group": "trainer",
+    "model_config": "trainer",
+    "paper_schedule": "trainer",
+    "prompted_dataset": "trainer",
+    "quiet_loading": "trainer",
+    "quiet_trainer": "trainer",
+    "save_checkpoint": "trainer",
+    "score_rows": "trainer",
+    "training_arguments": "trainer",
+    "use_paper_recipe": "trainer",
+    "Stage": "triplets",
+    "TripletRecipe": "triplets",
+    "finetune": "triplets",
+    "hold_out_stays": "triplets",
+    "pretrain": "triplets",
+    "score_stays": "triplets",
+}
+
+__all__ = list(_EXPORTS)
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

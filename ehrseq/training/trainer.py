@@ -1,0 +1,359 @@
+"""What the example scripts, the demo and the learning benchmark share around the unmodified Hugging Face Trainer.
+
+The recipe is the paper's: AdamW, gradients clipped at norm 1, the learning rate rising linearly over the first tenth
+of training from 1 % of its peak and falling linearly back to 1 %. Trainer can do that schedule itself (its
+warm-up-stable-decay schedule without a stable phase), so a recipe is a set of `TrainingArguments` and nothing else.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from ehrseq.batches.collation import IGNORED_LABEL, DataCollatorForPrompts
+from ehrseq.batches.prompts import PromptedDataset
+from ehrseq.evaluation.trainer_metrics import LABEL_NAMES
+from ehrseq.work.progress import bars_are_shown, progress_bar
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
+
+WARMUP_SHARE = 0.1
+FLOOR = 0.01
+
+
+def paper_schedule(
+    num_training_steps: int, *, warmup_share: float = WARMUP_SHARE, floor: float = FLOOR
+) -> dict[str, Any]:
+    """The paper's learning-rate schedule as keyword arguments of `TrainingArguments`.
+
+    Args:
+        num_training_steps: Optimiser steps of the whole run; `count_training_steps` tells them before training.
+        warmup_share: Share of the steps in which the rate rises from `floor * lr` to `lr`.
+        floor: The lowest rate, as a share of the peak; reached again at the end.
+
+    Returns:
+        `lr_scheduler_type`, `warmup_steps` and `lr_scheduler_kwargs`.
+
+    Raises:
+        ValueError: No steps, or a share outside [0, 1].
+
+    Example:
+        ```python
+        TrainingArguments("out", max_steps=1000, learning_rate=5e-5, **paper_schedule(1000))
+        ```
+    """
+    if num_training_steps < 1 or not 0 <= warmup_share <= 1 or not 0 <= floor <= 1:
+        raise ValueError(
+            f"expected num_training_steps >= 1 and shares in [0, 1], got num_training_steps={num_training_steps}, "
+            f"warmup_share={warmup_share}, floor={floor}."
+        )
+    warmup = round(num_training_steps * warmup_share)
+    return {
+        "lr_scheduler_type": "warmup_stable_decay",
+        "warmup_steps": warmup,
+        "lr_scheduler_kwargs": {
+            "num_decay_steps": num_training_steps - warmup,
+            "decay_type": "linear",
+            "min_lr_ratio": floor,
+        },
+    }
+
+
+def count_training_steps(num_rows: int, args: TrainingArguments) -> int:
+    """Optimiser steps that Trainer will make on a dataset of this length.
+
+    Args:
+        num_rows: Length of the training dataset.
+        args: Batch size, accumulation, processes, epochs and `max_steps` are read from it.
+
+    Returns:
+        Number of steps.
+    """
+    if args.max_steps > 0:
+        return args.max_steps
+    batches = num_rows / args.train_batch_size
+    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+    per_process = math.ceil(batches / max(1, args.world_size))
+    per_epoch = max(1, math.ceil(per_process / args.gradient_accumulation_steps))
+    return max(1, math.ceil(args.num_train_epochs * per_epoch))
+
+
+def use_paper_recipe(args: TrainingArguments, num_rows: int) -> TrainingArguments:
+    """Complete `TrainingArguments` with the paper's recipe, in place.
+
+    The schedule is set unless another `lr_scheduler_type` than the default was asked for; `task_ids` is kept beside
+    the labels for metrics per task. AdamW and clipping at 1.0 are Trainer's defaults already.
+
+    Args:
+        args: Parsed arguments.
+        num_rows: Length of the training dataset.
+
+    Returns:
+        The same object.
+    """
+    if str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) == "linear":
+        from transformers import SchedulerType
+
+        schedule = paper_schedule(count_training_steps(num_rows, args))
+        args.lr_scheduler_type = SchedulerType(schedule["lr_scheduler_type"])
+        args.lr_scheduler_kwargs = schedule["lr_scheduler_kwargs"]
+        # Trainer reads a value below 1 as a share: a run too short for a warm-up has 0 steps of it.
+        args.warmup_steps = schedule["warmup_steps"]
+    if args.label_names is None:
+        args.label_names = list(LABEL_NAMES)
+    return args
+
+
+def last_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest whole checkpoint of an interrupted run to resume from, None when there is none.
+
+    A run that was killed while it wrote leaves a checkpoint without `trainer_state.json`, which Trainer writes last, or
+    with half of it: such a one is passed over.
+    """
+    numbered = [
+        (int(folder.name.rpartition("-")[2]), folder)
+        for folder in Path(output_dir).glob("checkpoint-*")
+        if folder.name.rpartition("-")[2].isdigit()
+    ]
+    for _, folder in sorted(numbered, reverse=True):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return str(folder)
+    return None
+
+
+def leave_process_group() -> None:
+    """Last line of a script that torchrun may start: leave torch.distributed before the interpreter ends.
+
+    Without it, threads of the CPU backend (gloo) that still hold tensors now and then abort a process on its way out
+    ("terminate called without an active exception"). To be called where no Trainer or wrapped model is in reach any
+    more, that is behind `main()`: if a wrapped model is what frees the group, it waits for such a thread for good.
+    Does nothing in a script that runs alone.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # models that only a cycle keeps
+        torch.distributed.destroy_process_group()
+
+
+def model_config(tokenizer: Any, *, tasks: Sequence[Mapping[str, Any]] = (), **sizes: Any) -> EhrMambaConfig:
+    """An EhrMamba configuration that fits a tokenizer.
+
+    Args:
+        tokenizer: A trained `EhrTokenizer`.
+        tasks: `config.tasks` entries (`Task.to_config()`).
+        sizes: Further fields, e.g. `hidden_size=64, num_hidden_layers=2, max_position_embeddings=256`.
+
+    Returns:
+        The configuration, with what generation needs of the vocabulary.
+    """
+    from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
+
+    config = EhrMambaConfig(vocab_size=len(tokenizer), tasks=[dict(task) for task in tasks], **sizes)
+    config.update_from_tokenizer(tokenizer)
+    return config
+
+
+def prompted_dataset(
+    tokenizer: Any, events: pl.DataFrame, labels: Mapping[str, pl.DataFrame], max_length: int
+) -> PromptedDataset:
+    """The MPF rows of some patients, encoded once and cut lazily.
+
+    Args:
+        tokenizer: A trained `EhrTokenizer` that knows the tasks.
+        events: Events of these patients (others than the labels' are skipped).
+        labels: Label table (subject_id, prediction_time, boolean_value) by task; labels of other patients are skipped.
+        max_length: Context length.
+
+    Returns:
+        The dataset; empty when no label is about these patients.
+    """
+    subjects = events["subject_id"].unique()
+    own = {task: table.filter(pl.col("subject_id").is_in(subjects.implode())) for task, table in labels.items()}
+    labelled = pl.concat([table["subject_id"] for table in own.values()]).unique() if own else subjects.head(0)
+    histories = tokenizer.encode_histories(events.filter(pl.col("subject_id").is_in(labelled.implode())))
+    return PromptedDataset(histories, histories.index_labels(own), max_length)
+
+
+class ClassifierOfPrompts(nn.Module):
+    """A prompted classifier that is trained at all prompts of a history at once (`ehrseq.batches.shared_prompts`).
+
+    It holds the classifier and adds no weights: Trainer trains this, then the classifier is used as always.
+
+    Args:
+        classifier: An `EhrMambaForSequenceClassification`.
+    """
+
+    accepts_loss_kwargs = False  # the loss is the mean over the labels of a batch
+
+    def __init__(self, classifier: Any) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        segment_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        times: Tensor | None = None,
+        ages: Tensor | None = None,
+        visit_orders: Tensor | None = None,
+        visit_segments: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Mean cross-entropy over the prompts.
+
+        Args:
+            input_ids: [b, l], as all channels; see `EhrMambaModel.forward`.
+            labels: 0 or 1 at each task token that asks, -100 elsewhere, [b, l].
+            segment_ids: 1 .. S, 0 = padding, [b, l].
+
+        Returns:
+            `loss` and `logits` [prompts, 2], in the order of the batch.
+        """
+        states = self.classifier.model(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            times=times,
+            ages=ages,
+            visit_orders=visit_orders,
+            visit_segments=visit_segments,
+            segment_ids=segment_ids,
+        ).last_hidden_state
+        asked = labels != IGNORED_LABEL
+        logits = self.classifier.classifier(states[asked]).float()
+        weights = self.classifier.config.class_weights
+        loss = F.cross_entropy(logits, labels[asked], weight=None if weights is None else logits.new_tensor(weights))
+        return {"loss": loss, "logits": logits}
+
+
+def score_rows(
+    model: Any, tokenizer: Any, dataset: PromptedDataset, *, batch_size: int = 64, progress: bool = True
+) -> NDArray[np.float64]:
+    """P(positive) of every row, in the dataset's order.
+
+    Rows are batched by length, which saves most of the padding.
+
+    Args:
+        model: A prompted classifier with `risk_scores`.
+        tokenizer: Its tokenizer.
+        dataset: Rows.
+        batch_size: Rows in one forward pass.
+        progress: Show a progress bar.
+
+    Returns:
+        `[n]` scores.
+
+    Raises:
+        ValueError: The tokenizer has a task that the model does not know, or `batch_size` is no number of rows.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size got {batch_size!r}; expected a whole number of at least 1.")
+    collate = DataCollatorForPrompts(tokenizer)
+    # The rows count tasks as the tokenizer does, the shifts of the log-odds stand in the order of the config.
+    known = [task["name"] for task in model.config.tasks]
+    strangers = [name for name in tokenizer.tasks if name not in known]
+    if strangers:
+        raise ValueError(f"the model's config.tasks {known} lack the tokenizer's {strangers}: they belong apart.")
+    config_ids = np.array([known.index(name) for name in tokenizer.tasks], np.int64)[dataset.task_ids]
+    # Tokens known at the prediction time, cut at the context: the row's length but for a few static and task tokens.
+    ends = np.minimum(dataset.index.end, dataset.max_length)
+    order = np.argsort(ends, kind="stable")
+    scores = np.empty(len(dataset), np.float64)
+    model.eval()
+    hidden = not progress or len(order) < 20 * batch_size
+    with torch.inference_mode(), progress_bar(total=len(order), desc="Scoring", unit="row", disable=hidden) as bar:
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
+            batch = collate([dataset[int(row)] for row in rows])
+            batch.pop("labels")
+            batch["task_ids"] = torch.from_numpy(config_ids[rows])
+            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            scores[rows] = model.risk_scores(model(**batch).logits, batch["task_ids"]).float().cpu().numpy()
+            bar.update(len(rows))
+    return scores
+
+
+def training_arguments(output_dir: str | Path, *, max_steps: int, **options: Any) -> TrainingArguments:
+    """`TrainingArguments` of a short run without checkpoints, with the paper's recipe.
+
+    Args:
+        output_dir: Folder that Trainer wants.
+        max_steps: Optimiser steps.
+        options: Further arguments, which win over the defaults here.
+
+    Returns:
+        The arguments. The random state is seeded, so that a model built next depends on the seed alone.
+    """
+    from transformers import TrainingArguments, set_seed
+
+    defaults: dict[str, Any] = {
+        "max_steps": max_steps,
+        "weight_decay": 0.01,
+        "save_strategy": "no",
+        "logging_steps": max(1, max_steps // 20),
+        "report_to": [],
+        "label_names": list(LABEL_NAMES),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        **paper_schedule(max_steps),
+    }
+    args = TrainingArguments(str(output_dir), **(defaults | options))
+    set_seed(args.seed)
+    return args
+
+
+def quiet_trainer(**options: Any) -> Any:
+    """A Trainer whose progress bar carries the loss, instead of a printed dictionary per logging step."""
+    from transformers import Trainer
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    class LossInBar(ProgressCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
+                self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
+
+    trainer = Trainer(**options)
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback) is not None and bars_are_shown():
+        trainer.add_callback(LossInBar)
+    return trainer
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No bars for a second's work and no warning that a head is new, while a checkpoint is read or written."""
+    verbosity, bars = logging.get_verbosity(), bars_are_shown()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def save_checkpoint(folder: str | Path, model: Any, tokenizer: Any) -> None:
+    """Write model and tokenizer into one folder."""
+    with quiet_loading():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
