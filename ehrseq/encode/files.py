@@ -27,8 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ehrseq.encode.columns import NO_TIME
-from ehrseq.tokenization.ehr_rows import HistoryRows
+from ehrseq.tokenization.ehr_rows import NO_TIME, HistoryRows
 
 FORMATS = ("arrow", "parquet")
 _KEY = b"ehrseq.encoded"

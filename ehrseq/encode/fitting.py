@@ -2,7 +2,7 @@
 
 Every file is counted by itself, the counts are merged in the order of the files: the tokenizer depends neither on who
 works nor on how many. It equals `EhrTokenizer.train` on the whole table where no (code, unit) has more than
-`ehr_sketches.EXACT_VALUES` distinct values; beyond, its bins' edges are off by no more than the stored
+`sketches.EXACT_VALUES` distinct values; beyond, its bins' edges are off by no more than the stored
 `bin_rank_error`.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 from ehrseq.data.shards import Shard, dataset_shards, read_blocks
 from ehrseq.encode.counts import EventCounts
 from ehrseq.encode.sketches import EXACT_VALUES
+from ehrseq.encode.vocabulary import check_settings
 from ehrseq.work.engine import Engine, get_engine
 from ehrseq.work.files import file_digest, remove_unfinished, write_whole
 
@@ -87,7 +88,7 @@ def fit_tokenizer(
     Raises:
         ValueError: No prepared dataset, no patients in these splits, or what `EhrTokenizer.train` refuses.
     """
-    from ehrseq.tokenization.tokenization_ehr import EhrTokenizer, check_settings
+    from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
     known = {"num_value_bins": 1, "min_count": 1, "min_text_subjects": 1, "max_vocab_size": None, "tasks": ()}
     check_settings(**{**known, **settings})
