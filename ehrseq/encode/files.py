@@ -36,12 +36,12 @@ _SECOND = 1_000_000  # microseconds
 _OPENS, _OPEN, _TYPE = 1 << 4, 1 << 5, 15
 
 
-def file_schema(vocab_size: int, made_of: Mapping[str, Any]) -> pa.Schema:
+def file_schema(vocab_size: int, provenance: Mapping[str, Any]) -> pa.Schema:
     """Schema of a file.
 
     Args:
         vocab_size: Tokens of the tokenizer.
-        made_of: What the file is made of (digests), kept in it.
+        provenance: What the file is made of (digests), kept in it.
     """
     ids = pa.uint16() if vocab_size <= 1 << 16 else pa.int32()
     fields = {
@@ -55,7 +55,7 @@ def file_schema(vocab_size: int, made_of: Mapping[str, Any]) -> pa.Schema:
         "flags": pa.list_(pa.uint8()),
         "tokens": pa.int32(),
     }
-    return pa.schema(list(fields.items()), metadata={_KEY: json.dumps(made_of, sort_keys=True)})
+    return pa.schema(list(fields.items()), metadata={_KEY: json.dumps(provenance, sort_keys=True)})
 
 
 def to_batch(rows: HistoryRows, schema: pa.Schema) -> pa.RecordBatch:
@@ -171,7 +171,7 @@ class FileWriter:
         self._writer.write_batch(to_batch(rows, self._schema))
 
 
-def made_of(path: str | Path) -> dict[str, Any]:
+def provenance_of(path: str | Path) -> dict[str, Any]:
     """What a file says that it is made of; empty where it is no such file.
 
     Reads no more than its schema.
