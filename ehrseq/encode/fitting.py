@@ -18,7 +18,6 @@ import numpy as np
 from ehrseq.data.shards import ShardPart, dataset_shards, read_blocks
 from ehrseq.encode.counts import EventCounts
 from ehrseq.encode.sketches import EXACT_VALUES
-from ehrseq.version import __version__
 from ehrseq.work.engine import Engine
 from ehrseq.work.files import write_whole
 from ehrseq.work.parts import run_parts, settings_key
@@ -113,7 +112,7 @@ def fit_tokenizer(
         "max_values": max_values,
     }
     counts = EventCounts(**counting)  # says what is wrong with a setting before anything is read
-    folder = Path(parts) / settings_key([__version__, counting])
+    folder = Path(parts) / settings_key(counting)
     work = [CountPart(shard, str(folder), **counting) for shard in shards]
     reports = run_parts(work, desc="Counting codes and values", folder=parts, engine=engine)
     for part, _ in zip(work, reports, strict=True):

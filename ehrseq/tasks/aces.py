@@ -21,7 +21,6 @@ import yaml
 
 from ehrseq.data.schema import LABEL_SCHEMA
 from ehrseq.data.shards import ShardPart, dataset_shards, scan_shard
-from ehrseq.version import __version__
 from ehrseq.work.engine import Engine
 from ehrseq.work.files import write_whole
 from ehrseq.work.parts import kept_parts, run_parts
@@ -78,10 +77,9 @@ def label_dataset_aces(
     name = Path(config).stem
     shards = dataset_shards(dataset)
     root = Path(dataset) / "labels"
-    with kept_parts(root / ".parts", [__version__, text]) as folder:
+    with kept_parts(root / ".parts", text) as folder:
         parts = [AcesPart(shard, str(folder), str(Path(config).resolve())) for shard in shards]
-        for _ in run_parts(parts, desc=f"Labelling {name}", folder=folder, engine=engine):
-            pass
+        list(run_parts(parts, desc=f"Labelling {name}", folder=folder, engine=engine))
         labels = pl.concat([pl.read_parquet(part.beside(".parquet"), hive_partitioning=False) for part in parts])
         labels = labels.sort("subject_id", "prediction_time", maintain_order=True)
         report = {

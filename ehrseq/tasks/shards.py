@@ -16,12 +16,11 @@ from typing import TypedDict
 import polars as pl
 
 from ehrseq.data.schema import LABEL_SCHEMA
-from ehrseq.data.shards import ShardPart, dataset_shards, latest_time, read_blocks
+from ehrseq.data.shards import BLOCK_ROWS, ShardPart, dataset_shards, latest_time, read_blocks
 from ehrseq.tasks.labelling import LabelResult, label_events, resolve_tasks
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.storage import write_labels
 from ehrseq.tasks.timeline import as_instant
-from ehrseq.version import __version__
 from ehrseq.work.engine import Engine
 from ehrseq.work.files import write_whole
 from ehrseq.work.parts import kept_parts, run_parts
@@ -29,7 +28,6 @@ from ehrseq.work.parts import kept_parts, run_parts
 logger = logging.getLogger(__name__)
 
 _LATE = "events_after_end_of_data"
-_BLOCK_ROWS = 2_000_000  # rows labelled at once: bounds the memory of a worker
 
 
 class LabelCounts(TypedDict):
@@ -62,7 +60,7 @@ class LabelPart(ShardPart[LabelCounts]):
         in_time = pl.col("time").is_null() | (pl.col("time") <= self.end_of_data)
         values = ("numeric_value", "unit") if any(task.measures for task in self.tasks) else ()
         columns = ("subject_id", "time", "code", *values[:1], "visit_id", *values[1:])
-        for block in read_blocks(self.shard, rows=_BLOCK_ROWS, columns=columns):
+        for block in read_blocks(self.shard, rows=BLOCK_ROWS, columns=columns):
             # What comes too late is left out here and counted: the warning is for the whole dataset to give, once.
             known = block.filter(in_time)
             labelled = label_events(
@@ -116,7 +114,6 @@ def label_dataset(
             "extracted at a known date, give it: otherwise the last labels are censored at the wrong moment."
         )
     settings = [
-        __version__,
         [{**task.to_config(), "all": repr(task)} for task in chosen.values()],
         end.isoformat(),
         rules,

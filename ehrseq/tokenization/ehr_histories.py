@@ -20,7 +20,7 @@ from ehrseq.encode.columns import NO_TIME
 from ehrseq.encode.labels import label_rows, rows_until
 
 from .ehr_plans import PromptIndex, RowPlan
-from .ehr_sequence import MAX_STATIC_SHARE, WEEK_US, YEAR_US, check_context
+from .ehr_sequence import MAX_STATIC_SHARE, check_context
 from .ehr_vocabulary import (
     CLS,
     REG,
@@ -32,6 +32,8 @@ from .ehr_vocabulary import (
     TYPE_VS,
     VE,
     VS,
+    WEEK_US,
+    YEAR_US,
     EventVocabulary,
 )
 

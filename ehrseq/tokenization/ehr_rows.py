@@ -14,7 +14,6 @@ import numpy as np
 
 from ehrseq.encode.columns import NO_TIME
 
-from .ehr_sequence import WEEK_US, YEAR_US
 from .ehr_vocabulary import (
     DAY_US,
     LONG_TERM,
@@ -26,7 +25,9 @@ from .ehr_vocabulary import (
     TYPE_VS,
     VE,
     VS,
+    WEEK_US,
     WEEKS,
+    YEAR_US,
     EventVocabulary,
 )
 
