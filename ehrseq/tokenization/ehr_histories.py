@@ -17,7 +17,7 @@ import numpy as np
 
 from .ehr_plans import PromptIndex, RowPlan
 from .ehr_rows import NO_TIME
-from .ehr_sequence import MAX_STATIC_SHARE, WEEK_US, YEAR_US, check_context
+from .ehr_sequence import MAX_STATIC_SHARE, check_context
 from .ehr_vocabulary import (
     CLS,
     REG,
@@ -30,6 +30,8 @@ from .ehr_vocabulary import (
     TYPE_VS,
     VE,
     VS,
+    WEEK_US,
+    YEAR_US,
     EventVocabulary,
 )
 

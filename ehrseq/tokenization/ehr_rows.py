@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from .ehr_sequence import WEEK_US, YEAR_US
 from .ehr_vocabulary import (
     DAY_US,
     LONG_TERM,
@@ -24,7 +23,9 @@ from .ehr_vocabulary import (
     TYPE_VS,
     VE,
     VS,
+    WEEK_US,
     WEEKS,
+    YEAR_US,
     EventVocabulary,
 )
 

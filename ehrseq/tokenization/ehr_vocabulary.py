@@ -57,7 +57,13 @@ SPECIAL_TYPES = {PAD: TYPE_PAD, CLS: TYPE_CLS, VS: TYPE_VS, VE: TYPE_VE, REG: TY
     [*WEEKS, *MONTHS, LONG_TERM], TYPE_INTERVAL
 )
 
-DAY_US = 86_400_000_000
+SECOND_US = 1_000_000
+"""Microseconds, in which all instants and spans are counted; and so on."""
+MINUTE_US = 60 * SECOND_US
+HOUR_US = 60 * MINUTE_US
+DAY_US = 24 * HOUR_US
+WEEK_US = 7 * DAY_US
+YEAR_US = 365.25 * DAY_US
 MAX_TEXT_LENGTH = 64
 """Longer text results are prose, not results: the row keeps its bare code."""
 
