@@ -7,7 +7,6 @@ same to the last bit whoever works.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +18,7 @@ import polars as pl
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.shards import ShardPart, dataset_shards, read_blocks, scan_shard
 from ehrseq.encode.triplets import NoStayError
+from ehrseq.hub.checkpoints import checkpoint_digest, load_checkpoint
 from ehrseq.prediction.risks import (
     RISK_SCHEMA,
     asked_tasks,
@@ -26,11 +26,10 @@ from ehrseq.prediction.risks import (
     check_request,
     checked_risks,
     checked_times,
-    load_checkpoint,
     score_events,
 )
 from ehrseq.work.engine import Engine
-from ehrseq.work.files import file_digest, remove, write_whole
+from ehrseq.work.files import remove, write_whole
 from ehrseq.work.parts import kept_parts, run_parts, table_digest
 
 
@@ -60,7 +59,7 @@ class RiskPart(ShardPart[RiskCounts]):
 
     def make(self) -> RiskCounts:
         """See `RecordedPart.make`."""
-        model, encoder = _load(self.checkpoint, _checkpoint_digest(self.checkpoint))
+        model, encoder = _load(self.checkpoint, checkpoint_digest(self.checkpoint))
         tasks = asked_tasks(model, self.checkpoint, self.tasks)
         times = None if self.times is None else pl.read_parquet(self.times)
         report = ConversionReport()
@@ -105,13 +104,13 @@ def predict_dataset(
     """
     check_request(dataset, tasks, prediction_times, batch_size)
     shards = dataset_shards(dataset)
-    model, _ = _load(str(checkpoint), _checkpoint_digest(checkpoint))
+    model, _ = _load(str(checkpoint), checkpoint_digest(checkpoint))
     asked = asked_tasks(model, checkpoint, tasks)
     times = None if prediction_times is None else checked_times(prediction_times)
     if times is not None:
         subjects = [scan_shard(shard).select(pl.col("subject_id").unique()).collect() for shard in shards]
         check_known(times, pl.concat(subjects)["subject_id"])
-    settings = [str(Path(dataset).resolve()), _checkpoint_digest(checkpoint), list(asked), batch_size]
+    settings = [str(Path(dataset).resolve()), checkpoint_digest(checkpoint), list(asked), batch_size]
     settings.append(None if times is None else table_digest(times))
     report = ConversionReport(source=str(dataset), format="meds", files=len(shards))
     frames = []
@@ -158,15 +157,6 @@ def _score_block(
             score=pl.lit(None, pl.Float64), reason=pl.lit("no_stay")
         )
     return risks.match_to_schema(pl.Schema(RISK_SCHEMA))
-
-
-def _checkpoint_digest(checkpoint: str | Path) -> str:
-    """What a checkpoint is: its files; of one on the Hub its name."""
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        return str(checkpoint)
-    files = [file for file in sorted(folder.iterdir()) if file.suffix in (".json", ".safetensors", ".bin")]
-    return hashlib.sha256("".join(file_digest(file) for file in files).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)
