@@ -7,18 +7,24 @@ tests in the first line of a code block (`norun: why`, `file: name`) are taken o
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Callable, Iterator
+from enum import Enum
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
+from mkdocs.utils import get_relative_url
+from typer.models import ArgumentInfo, OptionInfo
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ehrseq"
 MARK = re.compile(r"^(\s*```\w+) (?:norun|file):.*$", re.MULTILINE)
 REQUEST = re.compile(r"^<!-- generate: (\S+)(?: (\S+))? -->$", re.MULTILINE)
+
+ELSEWHERE = "https://unpkg.com/iframe-worker/shim"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -27,56 +33,66 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return REQUEST.sub(lambda match: GENERATORS[match[1]](*filter(None, match.groups()[1:])), markdown)
 
 
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """A page after it is rendered: the one script that the theme would fetch from elsewhere lies beside it."""
+    return output.replace(ELSEWHERE, get_relative_url("img/iframe-worker.js", page.url))
+
+
+def on_post_template(output_content: str, **_: Any) -> str:
+    """The same for pages without a place, such as 404.html."""
+    return output_content.replace(ELSEWHERE, "/img/iframe-worker.js")
+
+
 # -- the command line ------------------------------------------------------------------------------------------------
 
 
 def command_line() -> str:
-    """Every command with its arguments and options, from the typer application itself."""
-    import typer.main
-
+    """Every command with its arguments and options, read from the functions that typer runs."""
     from ehrseq.cli.app import app
 
-    group = typer.main.get_command(app)
-    context = group.make_context("ehrseq", [], resilient_parsing=True)
-    parts = []
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        arguments = [p for p in command.params if p.param_type_name == "argument"]
-        options = [p for p in command.params if p.param_type_name == "option"]
-        usage = " ".join(["ehrseq", name, *(_argument(p) for p in arguments), *(["[OPTIONS]"] if options else [])])
-        parts += [f"## ehrseq {name}", _plain(command.help or ""), f"```text\n{usage}\n```"]
-        if arguments:
-            rows = [(f"`{_argument(p)}`", _plain(getattr(p, "help", "") or "")) for p in arguments]
-            parts.append(_table(("argument", "what it is"), rows))
-        if options:
-            parts.append(_table(("option", "value", "default", "what it is"), [_option(p) for p in options]))
+    return "\n\n".join(_command(info.name, info.callback) for info in app.registered_commands)
+
+
+def _command(name: str | None, function: Callable[..., Any]) -> str:
+    hints = get_type_hints(function, include_extras=True)
+    arguments, options = [], []
+    for parameter in inspect.signature(function).parameters.values():
+        kind, *notes = get_args(hints[parameter.name])
+        note = next(note for note in notes if isinstance(note, OptionInfo | ArgumentInfo))
+        required = parameter.default is inspect.Parameter.empty
+        if isinstance(note, ArgumentInfo):
+            word = parameter.name.upper()
+            arguments.append((word if required else f"[{word}]", _plain(note.help or "")))
+        else:
+            names = note.param_decls or [f"--{parameter.name.replace('_', '-')}"]
+            default = "required" if required else _default(parameter.default)
+            shown = ", ".join(f"`{option}`" for option in names)
+            options.append((shown, _value(kind), default, _plain(note.help or "")))
+    name = name or function.__name__.replace("_", "-")
+    usage = " ".join(["ehrseq", name, *(word for word, _ in arguments), *(["[OPTIONS]"] if options else [])])
+    parts = [f"## ehrseq {name}", inspect.cleandoc(function.__doc__ or ""), f"```text\n{usage}\n```"]
+    if arguments:
+        parts.append(_table(("argument", "what it is"), [(f"`{word}`", text) for word, text in arguments]))
+    if options:
+        parts.append(_table(("option", "value", "default", "what it is"), options))
     return "\n\n".join(parts)
 
 
-def _argument(parameter: Any) -> str:
-    name = (parameter.metavar or parameter.name).upper()
-    return name if parameter.required else f"[{name}]"
+def _value(kind: Any) -> str:
+    """What an option takes, in a word."""
+    kinds = [part for part in get_args(kind) if part is not type(None)] if type(None) in get_args(kind) else [kind]
+    kind = kinds[0]
+    if get_origin(kind) is list:
+        return f"{_value(get_args(kind)[0])}, repeat"
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return " or ".join(f"`{member.value}`" for member in kind)
+    return {int: "number", float: "number", Path: "path", str: "text", bool: ""}.get(kind, str(kind))
 
 
-def _option(parameter: Any) -> tuple[str, str, str, str]:
-    names = ", ".join(f"`{name}`" for name in [*parameter.opts, *parameter.secondary_opts])
-    choices = getattr(parameter.type, "choices", None)
-    value = " or ".join(f"`{getattr(c, 'value', c)}`" for c in choices) if choices else _type(parameter)
-    default = parameter.default() if callable(parameter.default) else parameter.default
-    default = getattr(default, "value", default)
-    if parameter.required:
-        shown = "required"
-    else:
-        shown = "" if default in (None, False, (), []) or parameter.is_flag else f"`{default}`"
-    repeat = " (repeat)" if parameter.multiple else ""
-    return names, value + repeat, shown, _plain(parameter.help or "")
-
-
-def _type(parameter: Any) -> str:
-    if parameter.is_flag:
+def _default(value: Any) -> str:
+    if value is None or value is False or value == []:
         return ""
-    words = {"integer": "number", "integer range": "number", "float": "number", "path": "path", "text": "text"}
-    return words.get(parameter.type.name, parameter.type.name)
+    return f"`{value.value if isinstance(value, Enum) else value}`"
 
 
 # -- tasks, budgets, reasons ------------------------------------------------------------------------------------------
@@ -129,8 +145,9 @@ def tables(module: str) -> str:
 
 
 def public_names(face: str) -> str:
-    """A request to mkdocstrings for everything that a package hands out, each from the module that defines it."""
-    return "\n\n".join(f"::: {path}" for path in sorted(_exports(face), key=lambda path: path.rpartition(".")[2]))
+    """A request to mkdocstrings for everything that a package defines and hands out; what it hands on is elsewhere."""
+    paths = {path for path in _exports(face) if path.startswith(f"{face}.")}
+    return "\n\n".join(f"::: {path}" for path in sorted(paths, key=lambda path: path.rpartition(".")[2]))
 
 
 def _exports(face: str) -> Iterator[str]:
