@@ -22,6 +22,7 @@ from typer.models import ArgumentInfo, OptionInfo
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ehrseq"
 MARK = re.compile(r"^(\s*```\w+) (?:norun|file):.*$", re.MULTILINE)
+INTERVAL = re.compile(r"(-?\d[\d.]*) \[(-?[\d.]+), (-?[\d.]+)\]")
 REQUEST = re.compile(r"^<!-- generate: (\S+)(?: (\S+))? -->$", re.MULTILINE)
 
 ELSEWHERE = "https://unpkg.com/iframe-worker/shim"
@@ -30,6 +31,10 @@ ELSEWHERE = "https://unpkg.com/iframe-worker/shim"
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """A page before it is rendered: marks taken off, requests answered."""
     markdown = MARK.sub(r"\1", markdown)
+    lines = [
+        INTERVAL.sub(r"\1<br>[\2,&nbsp;\3]", line) if line.startswith("|") else line for line in markdown.split("\n")
+    ]
+    markdown = "\n".join(lines)  # in tables a number stands above its interval
     return REQUEST.sub(lambda match: GENERATORS[match[1]](*filter(None, match.groups()[1:])), markdown)
 
 
@@ -64,7 +69,10 @@ def _command(name: str | None, function: Callable[..., Any]) -> str:
             word = parameter.name.upper()
             arguments.append((word if required else f"[{word}]", _plain(note.help or "")))
         else:
-            names = note.param_decls or [f"--{parameter.name.replace('_', '-')}"]
+            first = [note.default] if isinstance(note.default, str) else []  # typer.Option("--patients", "-n")
+            names = [*first, *(note.param_decls or ())]
+            if not any(name.startswith("--") for name in names):
+                names.insert(0, f"--{parameter.name.replace('_', '-')}")
             default = "required" if required else _default(parameter.default)
             shown = ", ".join(f"`{option}`" for option in names)
             options.append((shown, _value(kind), default, _plain(note.help or "")))
@@ -101,7 +109,8 @@ def _default(value: Any) -> str:
 def packaged_tasks() -> str:
     """The tasks that come with the package, from their YAML files."""
     rows = []
-    for path in sorted((PACKAGE / "tasks" / "definitions").glob("*.yaml")):
+    files = (PACKAGE / "tasks" / "definitions").glob("*.yaml")
+    for path in sorted(files, key=lambda path: (path.stem.endswith("_paper"), path.stem)):
         task = yaml.safe_load(path.read_text(encoding="utf-8"))
         rows.append((f"`{task['name']}`", _plain(task["definition"]), _plain(task["positive_label"])))
     return _table(("task", "what is asked, when and of whom", "label 1"), rows)
@@ -159,8 +168,9 @@ def _exports(face: str) -> Iterator[str]:
                 yield _definition(module if module.startswith("ehrseq.") else f"{face}.{module}", name)
             return
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ehrseq.") and "_lazy" not in node.module:
-            yield from (_definition(node.module, alias.name) for alias in node.names)
+        module = getattr(node, "module", None) or ""
+        if isinstance(node, ast.ImportFrom) and module.startswith("ehrseq.") and module != "ehrseq._lazy":
+            yield from (_definition(module, alias.name) for alias in node.names)
 
 
 def _definition(module: str, name: str) -> str:
