@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ehrseq.training.trainer import last_checkpoint, quiet_loading, quiet_trainer, training_arguments
+from ehrseq.hub.checkpoints import quiet_loading
+from ehrseq.training.trainer import last_checkpoint, quiet_trainer, training_arguments
 from ehrseq.work.files import write_json
 
 RESULT = "result.json"

@@ -4,7 +4,7 @@ A killed run, or one that met a full disk, goes on where it was; changed setting
 done by itself, by whatever worker, and keeps its result in files of its own. It is done again unless these say that
 they were made of the same sources (`provenance`) with the same settings (which name the folder, see `kept_parts`).
 
-    with kept_parts("out/.parts", settings={"version": 1, "seed": 0}) as folder:
+    with kept_parts("out/.parts", settings={"seed": 0}) as folder:
         parts = [CountPart(source, str(folder)) for source in sources]
         for part, report in zip(parts, run_parts(parts, desc="Counting", folder=folder)):
             ...
@@ -19,10 +19,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from ehrseq.version import __version__
 from ehrseq.work.engine import Engine, get_engine
 from ehrseq.work.files import remove, remove_unfinished, write_json
+
+if TYPE_CHECKING:
+    import polars as pl
 
 Report = TypeVar("Report", bound=Mapping[str, object])
 
@@ -124,7 +128,7 @@ def kept_parts(folder: str | Path | None, settings: object) -> Iterator[Path]:
     Args:
         folder: Its path, to which a key of the settings is added: runs with other settings do not meet. None: a
             temporary folder, so that a run that was stopped begins anew.
-        settings: What decides the results of all parts, the version of the package among it.
+        settings: What decides the results of all parts, see `settings_key`.
 
     Yields:
         The folder; whatever writes into it makes it.
@@ -139,8 +143,18 @@ def kept_parts(folder: str | Path | None, settings: object) -> Iterator[Path]:
 
 
 def settings_key(settings: object) -> str:
-    """A name for settings: equal where these are (as JSON; what JSON does not know, by its `repr`)."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:16]
+    """A name for settings: equal where these and the version of the package are.
+
+    Args:
+        settings: What JSON holds; anything else counts by its `repr`.
+    """
+    text = json.dumps([__version__, settings], sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def table_digest(table: pl.DataFrame) -> str:
+    """SHA-256 over the rows of a table, in whatever order they stand."""
+    return hashlib.sha256(table.hash_rows().sort().to_numpy().tobytes()).hexdigest()
 
 
 def _as_json(content: Mapping[str, object]) -> dict[str, Any]:
