@@ -34,7 +34,7 @@ from ehrseq.data.fhir.versions import (
 )
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, code_rank
-from ehrseq.tokenization.ehr_vocabulary import DAY_US, MINUTE_US
+from ehrseq.tokenization.ehr_codes import DAY_US, MINUTE_US
 
 _MAX_INT64 = 2**63 - 1
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from ehrseq.tokenization.ehr_vocabulary import DAY_US
+from ehrseq.tokenization.ehr_codes import DAY_US
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

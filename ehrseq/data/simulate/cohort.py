@@ -27,7 +27,7 @@ from ehrseq.data.simulate.process import DiseaseProcess
 from ehrseq.data.simulate.random import PatientStreams
 from ehrseq.data.simulate.risk import ORDER_DEPENDENT_TASKS, SCORES
 from ehrseq.data.simulate.state import EXTRACTION, STATIC, TEXTS, UNITS, Block
-from ehrseq.tokenization.ehr_vocabulary import MINUTE_US
+from ehrseq.tokenization.ehr_codes import MINUTE_US
 from ehrseq.work.progress import progress_bar
 
 logger = logging.getLogger(__name__)
