@@ -22,7 +22,6 @@ from ehrseq.data.fhir.rows import (
     TIME_FROM_ENCOUNTER,
     TIME_STATIC,
 )
-from ehrseq.data.fhir.time import LOCAL_TICK
 from ehrseq.data.fhir.versions import (
     MedicationVersion,
     PatientVersion,
@@ -32,6 +31,7 @@ from ehrseq.data.fhir.versions import (
     old_versions,
     version_columns,
 )
+from ehrseq.data.instants import LOCAL_TICK
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, code_rank
 from ehrseq.tokenization.ehr_codes import DAY_US, MINUTE_US

@@ -1,7 +1,7 @@
 """FHIR R4 in: folders of Bulk Data NDJSON, Bundles and single resources, as events.
 
-What each resource becomes stands in `ehrseq.data.fhir.resources`, how codes are named in `fhir_codes`, how references
-are followed in `fhir_references`, how dates are read in `fhir_time`.
+What each resource becomes stands in `ehrseq.data.fhir.resources`, how codes are named in `codes`, how references are
+followed in `references`, how dates are read in `ehrseq.data.instants`.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ from ehrseq.data.fhir.rows import (
     Times,
     Visit,
 )
-from ehrseq.data.fhir.time import offset_minutes, parse_birth
+from ehrseq.data.instants import offset_minutes, parse_birth
 
 _NAN = float("nan")
 MAX_FLOAT32 = 3.4028234663852886e38

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ehrseq.data.fhir.time import parse_instant
+from ehrseq.data.instants import parse_instant
 
 RESOURCE_TYPES = (
     "Patient",

@@ -501,7 +501,7 @@ def test_whole_number_ids_stay_and_others_are_hashed_stably(tmp_path):
     assert patient_from_bundle(bundle(patient("x")))["subject_id"] == report.subject_ids["x"]
 
 
-@pytest.mark.parametrize("module", ["fhir.time", "fhir.assemble"])
+@pytest.mark.parametrize("module", ["instants", "fhir.assemble"])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(import_module(f"ehrseq.data.{module}")).failed == 0
 
