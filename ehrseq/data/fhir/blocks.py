@@ -67,6 +67,7 @@ class ReadTask:
         stripe, stripes: Of a gzip file, read the blocks whose number leaves `stripe` when divided by `stripes`.
         cost: Bytes to read, about; for progress and for dealing out the work.
         skip_errors: Count lines that cannot be read and go on.
+        block_bytes: Bytes of text of a block; one number for all stripes of a file, which tell blocks by their number.
     """
 
     file_index: int
@@ -77,6 +78,7 @@ class ReadTask:
     stripes: int = 1
     cost: int = 0
     skip_errors: bool = False
+    block_bytes: int = field(default_factory=lambda: BLOCK_BYTES)
 
     @property
     def name(self) -> str:
@@ -247,7 +249,7 @@ def _blocks(task: ReadTask, extractor: Extractor) -> Iterator[tuple[int, int, by
     with open_text(task.path) as stream:
         stream.seek(task.start)
         while True:
-            wanted = BLOCK_BYTES if remaining is None else min(BLOCK_BYTES, remaining)
+            wanted = task.block_bytes if remaining is None else min(task.block_bytes, remaining)
             text, broken = _read_chunk(stream, wanted, task.path, carry)
             read = len(text) - len(carry)
             if remaining is not None:
