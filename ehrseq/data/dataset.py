@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -18,6 +18,9 @@ from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, arrow_schema, valida
 from ehrseq.data.splits import DEFAULT_FRACTIONS, SPLIT_SCHEMA, assign_splits, patients_needed
 from ehrseq.version import __version__
 from ehrseq.work.files import write_whole
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +266,7 @@ def _write_shards(events: pl.DataFrame, splits: pl.DataFrame, folder: Path, shar
             first += height
 
 
-def write_parquet(table: Any, file: Path) -> None:
+def write_parquet(table: pa.Table, file: Path) -> None:
     """Write an Arrow table as the files of a dataset are written."""
     import pyarrow.parquet as pq
 

@@ -262,7 +262,7 @@ class _Preparation:
     def _height(self, file: Path) -> int:
         """Rows of a file; 0 of one that cannot be read, which reading it then says."""
         try:
-            return scan_meds_file(file).select(pl.len()).collect().item()
+            return int(scan_meds_file(file).select(pl.len()).collect().item())
         except (ValueError, pl.exceptions.PolarsError, OSError):
             return 0
 

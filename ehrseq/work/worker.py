@@ -59,7 +59,7 @@ def work_of(function: Callable[..., Any], *, streams: bool) -> Work:
     return Work(module, name, streams)
 
 
-def results_of(function: Callable[[Any], Any], streams: bool, task: Any) -> Iterator[Any]:
+def results_of(function: Callable[[Any], Any], streams: bool, task: object) -> Iterator[Any]:
     """What a function makes of a task, one by one."""
     if streams:
         yield from function(task)
@@ -67,7 +67,7 @@ def results_of(function: Callable[[Any], Any], streams: bool, task: Any) -> Iter
         yield function(task)
 
 
-def messages_of(work: Work, task: Any) -> Iterator[Message]:
+def messages_of(work: Work, task: object) -> Iterator[Message]:
     """The results of a task, then how it ended, in a form that another process can take."""
     try:
         function = getattr(importlib.import_module(work.module), work.function)

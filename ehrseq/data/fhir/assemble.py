@@ -298,12 +298,14 @@ class Assembler:
         rows = rows.with_columns(old).unique(subset=facts, keep="first", maintain_order=True)
         self.report.duplicates_dropped = count - rows.height
         if old.any():
-            # What only an earlier version of its resource said; what both say stays where it was said first.
-            said = whole.filter(~old)
-            gone = rows.with_row_index("row").filter("old").join(said, on=facts, how="anti", nulls_equal=True)["row"]
-            if len(gone):
-                self.report.skipped["facts that a later version of their resource no longer states"] += len(gone)
-                rows = rows.with_row_index("row").filter(~pl.col("row").is_in(gone.implode())).drop("row")
+            # What only an earlier version of its resource stated; what both say stays where it was stated first.
+            stated = whole.filter(~old)
+            outdated = (
+                rows.with_row_index("row").filter("old").join(stated, on=facts, how="anti", nulls_equal=True)["row"]
+            )
+            if len(outdated):
+                self.report.skipped["facts that a later version of their resource no longer states"] += len(outdated)
+                rows = rows.with_row_index("row").filter(~pl.col("row").is_in(outdated.implode())).drop("row")
         # Static rows carry the smallest time: they come first, before any null handling.
         rows = rows.sort(["subject_id", "time", "rank"], maintain_order=True)
         events = rows.select(

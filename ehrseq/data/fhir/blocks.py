@@ -17,7 +17,7 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -173,14 +173,11 @@ def open_text(path: str) -> IO[bytes]:
     """
     if not path.endswith(".gz"):
         return open(path, "rb")
-    return _gzip_module().open(path, "rb")
-
-
-def _gzip_module() -> Any:
-    try:
-        return importlib.import_module("isal.igzip")
-    except ImportError:
-        return gzip
+    library: Any = gzip
+    with suppress(ImportError):
+        library = importlib.import_module("isal.igzip")
+    stream: IO[bytes] = library.open(path, "rb")
+    return stream
 
 
 def _gzip_errors() -> tuple[type[Exception], ...]:

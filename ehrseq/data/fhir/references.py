@@ -41,7 +41,7 @@ def reference_key(reference: str, server: str = "") -> str:
     return name if kind in ("", "Patient", "Encounter", "Medication") else reference
 
 
-def key_of(holder: Any, server: str = "") -> str:
+def key_of(holder: dict[str, Any] | None, server: str = "") -> str:
     """Key of a Reference element; `NOTHING` where it is absent or only a display text.
 
     Raises:
@@ -57,7 +57,7 @@ def key_of(holder: Any, server: str = "") -> str:
     return identifier_key(holder.get("identifier")) if "identifier" in holder else NOTHING
 
 
-def identifier_key(identifier: Any) -> str:
+def identifier_key(identifier: object) -> str:
     """Key of an Identifier; `NOTHING` where it has no system or value: a value alone identifies nobody."""
     if not isinstance(identifier, dict) or not identifier.get("system") or not identifier.get("value"):
         return NOTHING

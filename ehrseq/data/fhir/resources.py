@@ -486,7 +486,7 @@ class Extractor:
                 text = resource.get("effectiveInstant")
         return self.times[text] if text else otherwise
 
-    def subject_of(self, holder: Any, resource: dict[str, Any]) -> int:
+    def subject_of(self, holder: dict[str, Any] | None, resource: dict[str, Any]) -> int:
         """Index of the subject that a Reference of a resource names, 0 where there is none."""
         if holder is None:
             return 0
@@ -512,7 +512,7 @@ class Extractor:
                         return key
         return NOTHING
 
-    def encounter_of(self, holder: Any) -> int:
+    def encounter_of(self, holder: dict[str, Any] | None) -> int:
         """Index of the encounter that a Reference names, 0 where there is none."""
         if holder is None:
             return 0
@@ -526,14 +526,14 @@ class Extractor:
                 self._seen_encounters[raw] = number
         return number
 
-    def _code(self, kind: str, concept: Any, resource_type: str) -> int:
+    def _code(self, kind: str, concept: dict[str, Any] | None, resource_type: str) -> int:
         """Index of a concept's code, 0 where it has none (counted)."""
         number = self.find_code(kind, concept)
         if not number:
             self.counts["skipped", f"{resource_type}: no code"] += 1
         return number
 
-    def find_code(self, kind: str, concept: Any) -> int:
+    def find_code(self, kind: str, concept: dict[str, Any] | None) -> int:
         """Index of a concept's code, 0 where it has none."""
         if concept is None:
             return 0

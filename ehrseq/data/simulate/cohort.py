@@ -124,7 +124,9 @@ class Simulation:
 
     def _in_sight(self, chunks: Sequence[int]) -> Iterable[int]:
         """The chunks under a progress bar, where there are several."""
-        return progress_bar(chunks, desc="Simulating", unit="chunk", disable=not self.progress or len(chunks) <= 1)
+        hidden = not self.progress or len(chunks) <= 1
+        shown: Iterable[int] = progress_bar(chunks, desc="Simulating", unit="chunk", disable=hidden)
+        return shown
 
     def iter_events(self) -> Iterator[pl.DataFrame]:
         """The MEDS table chunk by chunk: nobody need hold a large cohort in memory."""

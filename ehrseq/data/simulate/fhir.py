@@ -126,7 +126,7 @@ def block_lines(subject_ids: np.ndarray, block: SimulatedBlock) -> dict[str, lis
 def _instants(minutes: np.ndarray) -> list[str]:
     """`2010-07-11T14:33:00Z` of minutes since 1970; a wrong but harmless text where the time is none."""
     sensible = np.where((minutes == STATIC) | (minutes == NEVER), 0, minutes)
-    return (np.datetime_as_string(sensible.astype("datetime64[m]"), unit="s").astype(object) + "Z").tolist()
+    return [f"{text}Z" for text in np.datetime_as_string(sensible.astype("datetime64[m]"), unit="s").tolist()]
 
 
 def _patients(subject_ids: np.ndarray, block: SimulatedBlock) -> Iterator[str]:

@@ -338,7 +338,8 @@ class DiseaseProcess:
         """Which channels are read in this phase of a stay: the more chronic diseases are coded, the more."""
         burden = self.coded_chronic[rows].sum(axis=1, keepdims=True)
         chance = np.clip(_MEASURED + _INFORMATIVE * burden, 0.05, 0.97)
-        return self.random.uniform(rows, phase, name + "measured", N_CHANNELS) < chance
+        measured: np.ndarray = self.random.uniform(rows, phase, name + "measured", N_CHANNELS) < chance
+        return measured
 
     def _later_days(
         self, rows: np.ndarray, begin: np.ndarray, end: np.ndarray, encounter: np.ndarray, phase: int
@@ -460,7 +461,7 @@ class DiseaseProcess:
 
     def _open(self, rows: np.ndarray, code: np.ndarray | int, time: np.ndarray) -> np.ndarray:
         """Start an encounter; returns its number within the patient."""
-        number = self.encounter_count[rows].copy()
+        number: np.ndarray = self.encounter_count[rows].copy()
         self.encounter_count[rows] += 1
         self.events.add(rows, time, code, np.nan, 0, 0, number)
         return number
@@ -558,9 +559,9 @@ class DiseaseProcess:
             return
         row, place = np.nonzero(np.arange(widest) < number[:, None])
         picks = draw.uniform(rows, phase, name + "background codes", widest)[row, place]
-        own = picks < 0.5
+        is_personal = picks < 0.5
         index = np.minimum((picks * 16).astype(np.int64), 7)
-        picks = np.where(own, self.personal[rows[row], index], 2 * picks - 1)
+        picks = np.where(is_personal, self.personal[rows[row], index], 2 * picks - 1)
         rank = np.searchsorted(VOCABULARY.cumulative, np.maximum(picks, 0.0))
         offset = draw.uniform(rows, phase, name + "background times", widest)[row, place]
         minutes = begin[row] + (np.maximum(length[row], 1) * offset).astype(np.int64)

@@ -190,13 +190,13 @@ def simulate_stays(
     hidden, series = [], []
     block = max(1, _BLOCK // density)
     for first in range(0, num_stays, block):
-        own = slice(first, first + block)
-        draws = [_draw(np.random.default_rng((seed, int(record))), density) for record in records[own]]
+        here = slice(first, first + block)
+        draws = [_draw(np.random.default_rng((seed, int(record))), density) for record in records[here]]
         *parts, severity, measured, minute, noise, habit, oddity, without = (
             np.stack(column) for column in zip(*draws, strict=True)
         )
         hidden.append((*parts, severity))
-        rows = _rows(severity, shocks[own], measured, minute, noise, habit, oddity, without)
+        rows = _rows(severity, shocks[here], measured, minute, noise, habit, oddity, without)
         series.append(rows.with_columns(pl.col("stay") + first))
     static, death, severity = (np.concatenate(column) for column in zip(*hidden, strict=True))
     late, early = severity[:, -12:].mean(1), severity[:, :12].mean(1)
