@@ -107,7 +107,7 @@ def _is_share(share: Any) -> bool:
     return isinstance(share, int | float | np.number) and not isinstance(share, bool) and bool(np.isfinite(share))
 
 
-def _unique_ids(subject_ids: object) -> pl.Series:
+def _unique_ids(subject_ids: pl.Series | np.ndarray | Sequence[int]) -> pl.Series:
     try:
         ids = pl.Series("subject_id", subject_ids)
     except (TypeError, pl.exceptions.PolarsError) as error:

@@ -139,8 +139,8 @@ class Extractor:
         self.errors: list[str] = []
         self._server = ""
         # Raw references and codings -> index, without working out the key or code again.
-        self._seen_subjects: dict[str, int] = {}
-        self._seen_encounters: dict[str, int] = {}
+        self._seen_subjects: dict[str | None, int] = {}
+        self._seen_encounters: dict[str | None, int] = {}
         self._seen_codes: dict[tuple[str, Any, Any], int] = {}
         if len(self.times) > _TIME_CACHE_SIZE:
             self.times.clear()
