@@ -15,7 +15,6 @@ at first and last event, on the same patients and labels.
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,6 +45,7 @@ from ehrseq.training.trainer import (
     quiet_trainer,
     training_arguments,
 )
+from ehrseq.work.engine import available_cores
 
 MIN_POSITIVES = 100
 
@@ -182,7 +182,7 @@ def main() -> None:
     if known is not None and known | {"output": "", "threads": 0} != asdict(arguments) | {"output": "", "threads": 0}:
         raise SystemExit(f"{arguments.output} holds a run with other options: {known}. Give another --output.")
     stages.write("arguments", asdict(arguments))
-    threads = arguments.threads or os.cpu_count() or 1
+    threads = arguments.threads or available_cores()
     torch.set_num_threads(threads)
 
     if stages.read("report") is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +41,7 @@ def audit(
     """
     from ehrseq.audit import audit_dataset
     from ehrseq.work.engine import get_engine
-    from ehrseq.work.files import write_whole
+    from ehrseq.work.files import write_json
 
     report = audit_dataset(
         dataset,
@@ -58,8 +57,7 @@ def audit(
     )
     typer.echo(str(report))
     if out is not None:
-        text = json.dumps(report.to_dict(), indent=2) + "\n"
-        write_whole(out, lambda file: file.write_text(text, encoding="utf-8"))
+        write_json(out, report.to_dict(), indent=2)
     if report.open:
         raise typer.Exit(code=1)
 

@@ -37,6 +37,7 @@ def predict(
     from ehrseq.prediction.datasets import predict_dataset
     from ehrseq.prediction.risks import predict_risks
     from ehrseq.work.engine import get_engine
+    from ehrseq.work.files import write_whole
 
     if out.is_dir() or out.suffix != ".parquet" or not is_writable(out.parent):
         raise ValueError(f"{out} cannot be written; give the name of a .parquet file in a folder of yours.")
@@ -61,10 +62,7 @@ def predict(
             batch_size=batch_size,
             on_error="skip" if skip_bad_lines else "raise",
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(out.name + ".part")
-    risks.write_parquet(unfinished)
-    unfinished.replace(out)
+    write_whole(out, risks.write_parquet)
     typer.echo(str(report))
     scored = risks.height - risks["score"].null_count()
     typer.echo(

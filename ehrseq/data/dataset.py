@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -19,6 +17,7 @@ from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, arrow_schema, validate_events
 from ehrseq.data.splits import DEFAULT_FRACTIONS, SPLIT_SCHEMA, assign_splits, patients_needed
 from ehrseq.version import __version__
+from ehrseq.work.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -73,25 +72,20 @@ def write_dataset(
         raise ValueError("There are no events to write; a dataset needs at least one.")
     table = _splits_for(checked, splits, report)
     make_folder(path.parent)
-    temporary = path.parent / f".{path.name}.writing-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        _write_shards(checked, table, temporary / "data", shard_size)
+    created_at = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def write(folder: Path) -> None:
+        _write_shards(checked, table, folder / "data", shard_size)
         write_metadata(
-            temporary / "metadata",
+            folder / "metadata",
             dataset_name=dataset_name,
             codes=checked["code"].unique().sort().to_list(),
             splits=table,
             report=report,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            created_at=created_at,
         )
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.exists():
-            path.unlink()
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    write_whole(path, write)
     return EventDataset(path)
 
 

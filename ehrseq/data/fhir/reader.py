@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ehrseq.data.fhir.elements import MALFORMED, explain
 from ehrseq.data.fhir.pool import read_in_parallel
 from ehrseq.data.fhir.resources import Extractor
 from ehrseq.data.report import ConversionReport
+from ehrseq.work.engine import available_cores
 
 _ENDINGS = (".ndjson", ".jsonl", ".json")
 # Names of files beside FHIR resources in packages and exports that are no resources themselves.
@@ -154,8 +154,7 @@ def _worker_count(num_workers: int | None, size: int) -> int:
         return num_workers
     if size < _PARALLEL_FROM:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, _MAX_WORKERS))
+    return max(1, min(available_cores(), _MAX_WORKERS))
 
 
 def _plan(files: list[Path], sizes: list[int], workers: int) -> list[Task]:

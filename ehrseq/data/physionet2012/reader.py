@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import shutil
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
@@ -51,6 +49,7 @@ from ehrseq.data.physionet2012.codes import (
 from ehrseq.data.physionet2012.files import ChallengeFiles, find_files, parse_stays
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, LABEL_SCHEMA, sort_events, validate_labels
+from ehrseq.work.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -110,19 +109,12 @@ class Physionet2012:
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())) and not overwrite:
             raise ValueError(f"{path} exists; give another path, remove it, or pass overwrite=True.")
-        temporary = path.parent / f".{path.name}.complete-{os.getpid()}"
-        try:
-            write_dataset(
-                self.events, temporary, dataset_name=dataset_name, splits=splits, report=self.report, overwrite=True
-            )
-            self.write_beside(temporary)
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.exists():
-                path.unlink()
-            os.replace(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+        def write(folder: Path) -> None:
+            write_dataset(self.events, folder, dataset_name=dataset_name, splits=splits, report=self.report)
+            self.write_beside(folder)
+
+        write_whole(path, write)
         return EventDataset(path)
 
     def write_beside(self, dataset: Path) -> None:

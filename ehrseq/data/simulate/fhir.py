@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 from ehrseq.data.dataset import make_folder
 from ehrseq.data.simulate.codes import CULTURE_CODE, RACES, VOCABULARY
 from ehrseq.data.simulate.state import NEVER, STATIC, TEXTS, UNITS, Block
+from ehrseq.work.files import write_whole
 
 if TYPE_CHECKING:
     from ehrseq.data.simulate.cohort import Simulation
@@ -75,8 +74,9 @@ def write_fhir(cohort: Simulation, folder: str | Path, *, compress: bool = False
             f"write_fhir got {str(target)!r}, which holds something already; give a new or an empty folder."
         )
     make_folder(target.parent)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+
+    def write(unfinished: Path) -> None:
+        unfinished.mkdir()
         with ExitStack() as stack:
             files = {
                 name: stack.enter_context(_open(unfinished / f"{name}.ndjson", compress)) for name in RESOURCE_FILES
@@ -85,13 +85,8 @@ def write_fhir(cohort: Simulation, folder: str | Path, *, compress: bool = False
                 for name, lines in block_lines(subject_ids, block).items():
                     if lines:
                         files[name].write("\n".join(lines) + "\n")
-        unfinished.chmod(0o755)
-        if target.is_dir():
-            target.rmdir()
-        unfinished.rename(target)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+
+    write_whole(target, write)
     return target
 
 
