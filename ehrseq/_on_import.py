@@ -12,12 +12,11 @@ import importlib
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
-class _Watch(MetaPathFinder):
+class _Watch:
     """Calls back behind the import of some modules."""
 
     def __init__(self, modules: frozenset[str], call: Callable[[], None]) -> None:

@@ -32,7 +32,8 @@ from ehrseq.batches.packing import DataCollatorForPackedNextToken, DataCollatorF
 from ehrseq.batches.prompts import PromptedDataset, prompted_dataset
 from ehrseq.batches.scoring import score_rows
 from ehrseq.batches.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
-from ehrseq.data.simulate.cohort import ORDER_DEPENDENT_TASKS, simulate
+from ehrseq.data.simulate.cohort import simulate
+from ehrseq.data.simulate.risk import ORDER_DEPENDENT_TASKS
 from ehrseq.demo.run import TASKS, true_risks
 from ehrseq.evaluation import Ranking, bootstrap_interval
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM

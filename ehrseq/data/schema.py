@@ -20,6 +20,8 @@ from typing import Any
 
 import polars as pl
 
+from ehrseq.data.instants import parse_instant
+
 EVENT_SCHEMA: dict[str, pl.DataType] = {
     "subject_id": pl.Int64(),
     "time": pl.Datetime("us"),
@@ -226,8 +228,6 @@ def _cast_time(column: pl.Series, source: str) -> pl.Series:
 
 
 def _parse_iso(column: pl.Series, source: str) -> pl.Series:
-    from ehrseq.data.fhir.time import parse_instant
-
     unique = column.unique().drop_nulls()
     micros: list[int] = []
     for text in unique.to_list():

@@ -31,17 +31,17 @@ def write_labels(result: LabelResult, dataset_path: str | Path) -> list[Path]:
     """
     root = _dataset(dataset_path) / "labels"
     for name, labels in result.labels.items():
-        checked = validate_labels(labels, source=f"labels of {name}")
-        write_label_folder(root / name, checked, _report(result, name))
+        write_label_folder(root / name, labels, _report(result, name))
     return [root / name for name in result.labels]
 
 
 def write_label_folder(folder: Path, labels: pl.DataFrame, report: Mapping[str, Any]) -> None:
     """Write the labels of one task and what is to stand in `report.json`, whole or not at all."""
+    checked = validate_labels(labels, source=f"labels of {folder.name}")
 
     def write(temporary: Path) -> None:
         temporary.mkdir()
-        labels.write_parquet(temporary / "labels.parquet")
+        checked.write_parquet(temporary / "labels.parquet")
         (temporary / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
     write_whole(folder, write)

@@ -19,6 +19,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .ehr_codes import DAY_US as DAY_US
+from .ehr_codes import HOUR_US as HOUR_US
+from .ehr_codes import MINUTE_US as MINUTE_US
+from .ehr_codes import SECOND_US as SECOND_US
+from .ehr_codes import WEEK_US as WEEK_US
+from .ehr_codes import YEAR_US as YEAR_US
 from .ehr_codes import code_kinds, code_parents, split_kind
 
 PAD, UNK, MASK, CLS, VS, VE, REG = "[PAD]", "[UNK]", "[MASK]", "[CLS]", "[VS]", "[VE]", "[REG]"
@@ -57,13 +63,6 @@ SPECIAL_TYPES = {PAD: TYPE_PAD, CLS: TYPE_CLS, VS: TYPE_VS, VE: TYPE_VE, REG: TY
     [*WEEKS, *MONTHS, LONG_TERM], TYPE_INTERVAL
 )
 
-SECOND_US = 1_000_000
-"""Microseconds, in which all instants and spans are counted; and so on."""
-MINUTE_US = 60 * SECOND_US
-HOUR_US = 60 * MINUTE_US
-DAY_US = 24 * HOUR_US
-WEEK_US = 7 * DAY_US
-YEAR_US = 365.25 * DAY_US
 MAX_TEXT_LENGTH = 64
 """Longer text results are prose, not results: the row keeps its bare code."""
 

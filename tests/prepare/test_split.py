@@ -108,11 +108,10 @@ def test_a_killed_run_is_gone_on_with_unless_the_splits_are_others(dataset, monk
 
     original = resplit.write_table
     monkeypatch.setattr(resplit, "write_table", write)
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(resplit, "_take_along", killed)
         patch.setattr(resplit, "remove", lambda path: None)  # nothing of a killed process tidies up
-        with pytest.raises(KilledError):
-            split_dataset(dataset, fractions=HALVES, engine=ONE)
+        split_dataset(dataset, fractions=HALVES, engine=ONE)
     files = len(written)
     assert files > 4
     split_dataset(dataset, fractions=HALVES, engine=ONE, **change)

@@ -4,7 +4,7 @@ A task's question is defined at one kind of moment; at another time t it is aske
 nothing but the rows recorded up to t:
 
 - The discharge tasks: *if the latest admission ended at t with a discharge alive*. The process draws what follows a
-  discharge from the features at that minute and from nothing else (`simulate_risk`), so this is what a discharge at t
+  discharge from the features at that minute and from nothing else (`risk`), so this is what a discharge at t
   would draw: in hospital the risk moves with each reading, at the discharge it is the label's own, and at home it fades
   with the age of the readings and moves with those of outpatient visits. It is not the chance that what an earlier
   discharge has drawn is still to come: that fate is settled, whatever is recorded after it.
@@ -99,7 +99,7 @@ class RecordedHistory:
     """What is recorded of a block of patients, ready for questions at any time.
 
     Args:
-        events: Columns of a `Block`'s events, in any order; rows after a time never bear on an answer at that time.
+        events: `events` of a `SimulatedBlock`, in any order; rows after a time never bear on an answer at that time.
         count: Number of patients.
     """
 
