@@ -113,8 +113,9 @@ def checkpoint_digest(checkpoint: str | Path) -> str:
 @contextmanager
 def quiet_loading() -> Iterator[None]:
     """No bars for a second's work and no warning that a head is new, while a checkpoint is read or written."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
+    logging: Any = transformers_logging  # its functions are not typed
     verbosity, bars = logging.get_verbosity(), bars_are_shown()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
