@@ -92,7 +92,9 @@ def write_shards(events: pl.DataFrame, report: ConversionReport, plan: ShardPlan
     else:
         events = pl.DataFrame(schema=EVENT_SCHEMA)
     # Not as datetimes: a date of the year 9999 may fall into the next one in another zone.
-    times = events["time"].cast(pl.Int64)
+    first, last = events.select(
+        pl.col("time").cast(pl.Int64).min().alias("first"), pl.col("time").cast(pl.Int64).max().alias("last")
+    ).row(0)
     units = events.select(pl.col("unit").drop_nulls().value_counts()).unnest("unit")
     return {
         "counters": {name: dict(getattr(report, name)) for name in _COUNTERS},
@@ -101,8 +103,8 @@ def write_shards(events: pl.DataFrame, report: ConversionReport, plan: ShardPlan
         "splits": sizes,
         "codes": events["code"].unique().sort().to_list(),
         "units": dict(sorted(units.iter_rows())),
-        "first": times.min(),
-        "last": times.max(),
+        "first": first,
+        "last": last,
         "visits": events.filter(pl.col("visit_id").is_not_null()).select("subject_id", "visit_id").unique().height,
     }
 
