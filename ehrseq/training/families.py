@@ -257,8 +257,8 @@ def scored_rows(tasks: Sequence[str], subjects: Any, times: Any, labels: Any, sc
 def _in_words(result: Mapping[str, Any]) -> str:
     """One line about a finished stage."""
     parts = [f"{result['steps']:,} steps in {result['seconds']:.0f} s"]
-    if result["loss"]:
-        parts.append(f"loss {result['loss'][0]:.3f} -> {result['loss'][-1]:.3f}")
+    if result["training_loss"]:
+        parts.append(f"loss {result['training_loss'][0]:.3f} -> {result['training_loss'][-1]:.3f}")
     parts += [f"{name} {result[name]:.3f}" for name in ("forecast_mse", "last_value_mse", "auroc") if name in result]
     return "  " + ", ".join(parts) + (", resumed" if result["resumed"] else "")
 

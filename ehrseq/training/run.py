@@ -270,7 +270,7 @@ def _write(
     def build(temporary: Path) -> None:
         shutil.copytree(training.checkpoint, temporary, ignore=shutil.ignore_patterns("steps", "*result.json"))
         shutil.copytree(pages, temporary / EVALUATION, ignore=shutil.ignore_patterns(key))
-        card.save(temporary, repo_id=out.absolute().name)
+        card.save(temporary, repo_id=str(out))
         (temporary / THRESHOLDS).write_text(json.dumps(thresholds, indent=2) + "\n", encoding="utf-8")
         (temporary / TRAINING).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -162,7 +162,7 @@ def run_stage(
         result = {
             "settings": settings,
             "steps": trainer.state.global_step,
-            "loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+            "training_loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
             **({} if tuning is None else _reached(trainer, tuning)),
             "seconds": time.perf_counter() - start,
             "resumed": resumed is not None,
