@@ -23,11 +23,12 @@ from transformers import (
 import ehrseq  # noqa: F401  registers the classes with the Auto classes
 from ehrseq.batches.balance import balance_rows
 from ehrseq.batches.packing import DataCollatorForPackedPrompts, PackableRows, evaluation_order
+from ehrseq.batches.prompts import prompted_dataset
 from ehrseq.data.dataset import EventDataset
 from ehrseq.encode import EncodedDataset, is_encoded
 from ehrseq.evaluation import ComputeTaskMetrics
 from ehrseq.tasks import read_labels
-from ehrseq.training.trainer import last_checkpoint, leave_process_group, prompted_dataset, use_paper_recipe
+from ehrseq.training.trainer import last_checkpoint, leave_process_group, use_paper_recipe
 
 
 @dataclass

@@ -12,10 +12,11 @@ import polars as pl
 from transformers import HfArgumentParser, pipeline
 
 import ehrseq  # noqa: F401  registers pipeline("ehr-risk")
+from ehrseq.batches.prompts import prompted_dataset
+from ehrseq.batches.scoring import score_rows
 from ehrseq.data.dataset import EventDataset
 from ehrseq.evaluation import choose_thresholds, evaluate_tasks, metrics_table
 from ehrseq.tasks import read_labels
-from ehrseq.training.trainer import prompted_dataset, score_rows
 
 
 @dataclass

@@ -23,12 +23,13 @@ from transformers import AutoModelForSequenceClassification, HfArgumentParser
 
 import ehrseq  # noqa: F401  registers the classes with the Auto classes
 from ehrseq.baselines import BoostedSummaries
+from ehrseq.batches.scoring import score_stays
 from ehrseq.data.physionet2012.codes import TASK_CONFIG
 from ehrseq.data.physionet2012.reader import load_physionet2012
 from ehrseq.encode.triplets import PHYSIONET2012, build_triplets
 from ehrseq.evaluation import evaluate_tasks, metrics_table
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
-from ehrseq.training.triplets import TripletRecipe, finetune, hold_out_stays, pretrain, score_stays
+from ehrseq.training.triplets import TripletRecipe, finetune, hold_out_stays, pretrain
 
 RECIPES = Path(__file__).parent / "recipes"
 

@@ -30,7 +30,8 @@ from benchmarks.harness import machine, write_json, write_parquet
 from ehrseq.baselines import BoostedCounts
 from ehrseq.batches.balance import balance_rows
 from ehrseq.batches.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
-from ehrseq.batches.prompts import PromptedDataset
+from ehrseq.batches.prompts import PromptedDataset, prompted_dataset
+from ehrseq.batches.scoring import score_rows
 from ehrseq.batches.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
 from ehrseq.data.simulate.cohort import ORDER_DEPENDENT_TASKS, simulate
 from ehrseq.demo.run import TASKS, true_risks
@@ -42,9 +43,7 @@ from ehrseq.training.trainer import (
     ClassifierOfPrompts,
     last_checkpoint,
     model_config,
-    prompted_dataset,
     quiet_trainer,
-    score_rows,
     training_arguments,
 )
 

@@ -34,6 +34,7 @@ from benchmarks.tables.bench_memory import MIB, peak_of
 from transformers import AutoModelForSequenceClassification
 
 from benchmarks.harness import Costs, machine, write_json, write_parquet
+from ehrseq.batches.scoring import score_stays
 from ehrseq.batches.triplet_collation import DataCollatorForTriplets
 from ehrseq.data.physionet2012.codes import TASK_CONFIG
 from ehrseq.data.physionet2012.reader import load_physionet2012
@@ -51,7 +52,7 @@ from ehrseq.evaluation.metrics import Ranking
 from ehrseq.modeling.configuration_hymate import HyMaTEConfig
 from ehrseq.modeling.modeling_hymate import HyMaTEForSequenceClassification
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
-from ehrseq.training.triplets import Stage, TripletRecipe, finetune, hold_out_stays, score_stays
+from ehrseq.training.triplets import Stage, TripletRecipe, finetune, hold_out_stays
 
 LENGTHS = (1000, 2000, 4000, 8000)
 ROWS = {"mamba": 0, "mamba_attention": 1}  # self-attention blocks behind the Mamba blocks

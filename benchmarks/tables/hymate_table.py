@@ -28,13 +28,14 @@ from transformers import AutoModelForSequenceClassification
 import ehrseq  # noqa: F401  registers the classes with the Auto classes
 from benchmarks.harness import write_json, write_parquet
 from ehrseq.baselines import BoostedSummaries, HourlyGRU, LogisticSummaries
+from ehrseq.batches.scoring import score_stays
 from ehrseq.data.physionet2012.codes import TASK_CONFIG
 from ehrseq.data.physionet2012.reader import Physionet2012, load_physionet2012
 from ehrseq.encode.triplets import PHYSIONET2012, TripletTable, build_triplets
 from ehrseq.evaluation import Interval, auroc, average_precision, bootstrap_interval
 from ehrseq.evaluation.metrics import Ranking
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
-from ehrseq.training.triplets import TripletRecipe, finetune, hold_out_stays, pretrain, score_stays
+from ehrseq.training.triplets import TripletRecipe, finetune, hold_out_stays, pretrain
 
 BASELINES: dict[str, Any] = {"boosting": BoostedSummaries, "logistic": LogisticSummaries, "gru": HourlyGRU}
 DIRECTIONS = ("b-a", "a-b")

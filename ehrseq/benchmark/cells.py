@@ -28,13 +28,15 @@ from ehrseq.batches.balance import balance_rows
 from ehrseq.batches.masking import DataCollatorForMaskedEvents
 from ehrseq.batches.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
 from ehrseq.batches.prompts import PromptedDataset
+from ehrseq.batches.scoring import score_rows
 from ehrseq.batches.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
 from ehrseq.benchmark.budget import Budget
 from ehrseq.benchmark.data import BenchmarkData, Source, load_data
 from ehrseq.benchmark.systems import SYSTEMS, System
 from ehrseq.evaluation import auroc
+from ehrseq.hub.checkpoints import quiet_loading
 from ehrseq.training.stages import RESULT, finish_stage, read_result, train_for_tokens
-from ehrseq.training.trainer import ClassifierOfPrompts, quiet_loading, score_rows
+from ehrseq.training.trainer import ClassifierOfPrompts
 from ehrseq.work.files import write_json, write_whole
 
 logger = logging.getLogger(__name__)

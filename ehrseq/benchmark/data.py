@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ehrseq.batches.prompts import PromptedDataset
+from ehrseq.batches.prompts import PromptedDataset, prompted_dataset
 from ehrseq.benchmark.budget import Budget
 from ehrseq.data.dataset import EventDataset
 from ehrseq.data.simulate.cohort import simulated_cohort
 from ehrseq.tasks import label_events, list_tasks, load_task, read_labels
 from ehrseq.tasks.storage import label_tokens
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
-from ehrseq.training.trainer import prompted_dataset
 from ehrseq.work.files import write_json, write_whole
 
 logger = logging.getLogger(__name__)

@@ -25,15 +25,16 @@ import polars as pl
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 
 from ehrseq.batches.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
-from ehrseq.batches.prompts import PromptedDataset
+from ehrseq.batches.prompts import PromptedDataset, prompted_dataset
+from ehrseq.batches.scoring import score_rows
 from ehrseq.benchmark.budget import Budget
 from ehrseq.benchmark.systems import SYSTEMS
 from ehrseq.data.dataset import EventDataset
 from ehrseq.evaluation import best_f1_threshold, write_meds_predictions
+from ehrseq.hub.checkpoints import quiet_loading
 from ehrseq.tasks.storage import read_label_table
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from ehrseq.training.stages import RESULT, finish_stage, read_result, train_for_tokens
-from ehrseq.training.trainer import prompted_dataset, quiet_loading, score_rows
 
 logger = logging.getLogger(__name__)
 

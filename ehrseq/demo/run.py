@@ -22,18 +22,11 @@ import numpy as np
 import polars as pl
 
 from ehrseq.batches.balance import balance_rows
-from ehrseq.batches.prompts import PromptedDataset
+from ehrseq.batches.prompts import PromptedDataset, prompted_dataset
+from ehrseq.batches.scoring import score_rows
 from ehrseq.evaluation import TaskMetrics, auroc, choose_thresholds, evaluate_tasks, metrics_table
-from ehrseq.training.trainer import (
-    ClassifierOfPrompts,
-    model_config,
-    prompted_dataset,
-    quiet_loading,
-    quiet_trainer,
-    save_checkpoint,
-    score_rows,
-    training_arguments,
-)
+from ehrseq.hub.checkpoints import quiet_loading, save_checkpoint
+from ehrseq.training.trainer import ClassifierOfPrompts, model_config, quiet_trainer, training_arguments
 
 if TYPE_CHECKING:
     from ehrseq.data.dataset import EventDataset
@@ -431,13 +424,14 @@ def _risks_of_a_few(
     say: Callable[[str], Any],
 ) -> Path | None:
     """Reload the checkpoint, score three patients by the pipeline, and draw the one with the most to show."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+    from transformers import AutoModelForSequenceClassification, pipeline
 
     from ehrseq.demo.picture import draw_patient
+    from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
     with quiet_loading():
         model = AutoModelForSequenceClassification.from_pretrained(checkpoint)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer = EhrTokenizer.from_pretrained(checkpoint)
     build: Any = pipeline  # its overloads list the tasks of transformers only
     risk = build("ehr-risk", model=model, tokenizer=tokenizer)
     if len(test) == 0:

@@ -11,6 +11,10 @@ _EXPORTS = {
     "ensure_card": "cards",
     "push_to_hub": "cards",
     "use_card": "cards",
+    "checkpoint_digest": "checkpoints",
+    "load_checkpoint": "checkpoints",
+    "quiet_loading": "checkpoints",
+    "save_checkpoint": "checkpoints",
     "convert_odyssey_checkpoint": "convert_odyssey",
     "register_all": "registration",
 }

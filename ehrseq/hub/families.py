@@ -26,6 +26,11 @@ class Family:
     tokenizer: str | None = None
     feature_extractor: str | None = None
 
+    @property
+    def encoder(self) -> str:
+        """The class that turns records into rows of these models; the baselines share EhrMamba's tokenizer."""
+        return self.feature_extractor or self.tokenizer or "tokenization.tokenization_ehr:EhrTokenizer"
+
 
 @dataclass(frozen=True)
 class RegisteredPipeline:

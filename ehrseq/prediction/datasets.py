@@ -20,6 +20,7 @@ import polars as pl
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.shards import Shard, dataset_shards, read_blocks, scan_shard
 from ehrseq.encode.triplets import NoStayError
+from ehrseq.hub.checkpoints import checkpoint_digest, load_checkpoint
 from ehrseq.prediction.risks import (
     RISK_SCHEMA,
     asked_tasks,
@@ -27,7 +28,6 @@ from ehrseq.prediction.risks import (
     check_request,
     checked_risks,
     checked_times,
-    load_checkpoint,
     score_events,
 )
 from ehrseq.version import __version__
@@ -92,14 +92,14 @@ def predict_dataset(
     """
     check_request(dataset, tasks, prediction_times, batch_size)
     shards = dataset_shards(dataset)
-    model, _ = _load(str(checkpoint), _checkpoint_digest(checkpoint))
+    model, _ = _load(str(checkpoint), checkpoint_digest(checkpoint))
     asked = asked_tasks(model, checkpoint, tasks)
     times = None if prediction_times is None else checked_times(prediction_times)
     if times is not None:
         subjects = [scan_shard(shard).select(pl.col("subject_id").unique()).collect() for shard in shards]
         check_known(times, pl.concat(subjects)["subject_id"])
     folder = Path(parts)
-    request = [__version__, _checkpoint_digest(checkpoint), list(asked), batch_size]
+    request = [__version__, checkpoint_digest(checkpoint), list(asked), batch_size]
     request.append(None if times is None else times.hash_rows().sort().to_list())
     key = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:16]
     times_file = None
@@ -143,7 +143,7 @@ def score_shard(work: ScoreWork) -> str:
     part = Path(work.part)
     if part.is_file() and _read_counts(work.part).get("source") == source:
         return work.part
-    model, encoder = _load(work.checkpoint, _checkpoint_digest(work.checkpoint))
+    model, encoder = _load(work.checkpoint, checkpoint_digest(work.checkpoint))
     tasks = asked_tasks(model, work.checkpoint, work.tasks)
     times = None if work.times is None else pl.read_parquet(work.times)
     report = ConversionReport()
@@ -198,15 +198,6 @@ def _read_counts(part: str) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     return json.loads((pq.read_schema(part).metadata or {}).get(_KEY, b"{}"))
-
-
-def _checkpoint_digest(checkpoint: str | Path) -> str:
-    """What a checkpoint is: its files; of one on the Hub its name."""
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        return str(checkpoint)
-    files = [file for file in sorted(folder.iterdir()) if file.suffix in (".json", ".safetensors", ".bin")]
-    return hashlib.sha256("".join(file_digest(file) for file in files).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)

@@ -13,14 +13,14 @@ A checkpoint of HyMaTE has a feature extractor in the place of the tokenizer and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from huggingface_hub.errors import StrictDataclassError
+
+from ehrseq.hub.checkpoints import load_checkpoint
 
 RISK_SCHEMA: dict[str, Any] = {
     "subject_id": pl.Int64,
@@ -67,7 +67,7 @@ def predict_risks(
     from ehrseq.data.sources import load_events
 
     check_request(data, tasks, prediction_times, batch_size)
-    model, encoder = load_checkpoint(str(checkpoint))
+    model, encoder = load_checkpoint(checkpoint)
     asked = asked_tasks(model, checkpoint, tasks)
     if isinstance(data, pl.DataFrame):
         events, report = validate_events(data), ConversionReport()
@@ -181,7 +181,8 @@ def _prompted_risks(
     progress: bool,
 ) -> pl.DataFrame:
     """Risks (`RISK_SCHEMA`) of a model that is prompted: every task at every time."""
-    from ehrseq.training.trainer import prompted_dataset, score_rows
+    from ehrseq.batches.prompts import prompted_dataset
+    from ehrseq.batches.scoring import score_rows
 
     rows = times.with_columns(boolean_value=pl.lit(False))
     dataset = prompted_dataset(tokenizer, events, dict.fromkeys(tasks, rows), model.config.max_position_embeddings)
@@ -237,77 +238,6 @@ def _reasons(
 
 def _microseconds(times: np.ndarray) -> list[int]:
     return times.astype("datetime64[us]").astype(np.int64).tolist()
-
-
-def load_checkpoint(checkpoint: str) -> tuple[Any, Any]:
-    """Model of a finetuned checkpoint, and its tokenizer or feature extractor.
-
-    Raises:
-        ValueError: A file is missing or damaged, or the head was never trained.
-        OSError: The Hub does not give it.
-    """
-    from safetensors import SafetensorError
-    from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification, AutoTokenizer
-
-    from ehrseq.training.trainer import quiet_loading
-
-    _check_checkpoint(checkpoint)
-    try:
-        with quiet_loading():
-            # The registered classes need no trust; without this, a folder of somebody else's would ask for it.
-            model = AutoModelForSequenceClassification.from_pretrained(checkpoint, trust_remote_code=False)
-            reads_stays = model.config.model_type == "hymate"
-            encoder_class = AutoFeatureExtractor if reads_stays else AutoTokenizer
-            encoder = encoder_class.from_pretrained(checkpoint, trust_remote_code=False)
-    except (SafetensorError, StrictDataclassError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{checkpoint} cannot be loaded, a file of it is damaged or of another model: {reason}"
-        ) from error
-    untrained = model.untrained_weights() if hasattr(model, "untrained_weights") else []
-    if untrained:
-        raise ValueError(
-            f"{checkpoint} lacks {untrained}: it is a pretrained model; finetune it, or give a finetuned one."
-        )
-    if not hasattr(model, "risk_scores") or not (hasattr(encoder, "task_tokens") or reads_stays):
-        raise ValueError(
-            f"{checkpoint} holds a {type(model).__name__} and a {type(encoder).__name__}; expected a risk classifier "
-            "of ehrseq with its EhrTokenizer or HyMaTEFeatureExtractor."
-        )
-    return model, encoder
-
-
-def _check_checkpoint(checkpoint: str) -> None:
-    """Say in our own words what transformers would say about its classes."""
-    folder = Path(checkpoint)
-    if not checkpoint.strip():
-        raise ValueError("the checkpoint has an empty name; give a folder that save_pretrained wrote, or owner/name.")
-    if not folder.is_dir():
-        if folder.exists() or folder.is_absolute() or checkpoint.count("/") != 1:
-            raise ValueError(
-                f"no checkpoint folder {checkpoint}; give a folder that save_pretrained wrote, or owner/name."
-            )
-        return
-    needed = {"config.json": "model"}
-    if (folder / "config.json").is_file() and _model_type(folder / "config.json") == "hymate":
-        needed |= {"preprocessor_config.json": "extractor"}
-    else:
-        needed |= {"tokenizer.json": "tokenizer", "tokenizer_config.json": "tokenizer"}
-    for file, part in needed.items():
-        if not (folder / file).is_file():
-            raise ValueError(
-                f"{checkpoint} is no whole checkpoint: it has no {file}; save the {part} that it was trained with "
-                f"into the same folder ({part}.save_pretrained(folder))."
-            )
-
-
-def _model_type(config: Path) -> Any:
-    """`model_type` of a config file; None where it cannot be read, which loading says better."""
-    try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    return values.get("model_type") if isinstance(values, dict) else None
 
 
 def _last_times(events: pl.DataFrame) -> pl.DataFrame:

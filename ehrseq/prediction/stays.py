@@ -49,8 +49,8 @@ def stay_risks(
     Raises:
         ValueError: No stay begins in these events, or none holds a triplet.
     """
+    from ehrseq.batches.scoring import score_stays
     from ehrseq.encode.triplets import build_triplets
-    from ehrseq.training.triplets import score_stays
 
     table = build_triplets(events, extractor.spec, times, keep_empty=True)
     for reason, count in table.skipped.items():

@@ -10,11 +10,11 @@ _EXPORTS = {
     "leave_process_group": "trainer",
     "model_config": "trainer",
     "paper_schedule": "trainer",
-    "prompted_dataset": "trainer",
-    "quiet_loading": "trainer",
+    "prompted_dataset": "ehrseq.batches.prompts",
+    "quiet_loading": "ehrseq.hub.checkpoints",
     "quiet_trainer": "trainer",
-    "save_checkpoint": "trainer",
-    "score_rows": "trainer",
+    "save_checkpoint": "ehrseq.hub.checkpoints",
+    "score_rows": "ehrseq.batches.scoring",
     "training_arguments": "trainer",
     "use_paper_recipe": "trainer",
     "Recipe": "recipe",
@@ -27,7 +27,7 @@ _EXPORTS = {
     "finetune": "triplets",
     "hold_out_stays": "triplets",
     "pretrain": "triplets",
-    "score_stays": "triplets",
+    "score_stays": "ehrseq.batches.scoring",
 }
 
 __all__ = list(_EXPORTS)

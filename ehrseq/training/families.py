@@ -11,10 +11,11 @@ import numpy as np
 import polars as pl
 
 from ehrseq.batches.balance import limit_rows
+from ehrseq.batches.scoring import score_rows, score_stays
 from ehrseq.data.dataset import EventDataset
+from ehrseq.hub.checkpoints import load_checkpoint
 from ehrseq.training.prompt_recipe import SPLITS, PromptRecipe
 from ehrseq.training.recipe import Recipe
-from ehrseq.training.trainer import quiet_loading, score_rows
 from ehrseq.training.triplet_recipe import TripletRecipe
 
 if TYPE_CHECKING:
@@ -124,12 +125,9 @@ class PromptTraining:
 
     def score(self, split: str) -> pl.DataFrame:
         """Scores of the labels of a split's patients, at most `max_rows_per_task` of each task."""
-        from transformers import AutoModelForSequenceClassification
-
         rows = self.rows.prompts(self.data.labels, self.context, [split])
         rows = limit_rows(rows, self.recipe.max_rows_per_task, self.seed)
-        with quiet_loading():
-            model = AutoModelForSequenceClassification.from_pretrained(self.checkpoint)
+        model = load_checkpoint(self.checkpoint).model
         names = np.asarray(self.rows.tokenizer.tasks, dtype=object)
         return scored_rows(
             names[rows.task_ids].tolist(),
@@ -202,13 +200,8 @@ class TripletTraining:
 
     def score(self, split: str) -> pl.DataFrame:
         """Scores of a split's stays."""
-        from transformers import AutoModelForSequenceClassification
-
-        from ehrseq.training.triplets import score_stays
-
         table = self._stays(split)
-        with quiet_loading():
-            model = AutoModelForSequenceClassification.from_pretrained(self.checkpoint)
+        model = load_checkpoint(self.checkpoint).model
         scores = score_stays(model, self.extractor, table, max_length=self.recipe.max_length)
         labels: Any = table.labels
         task = [self.data.names[0]] * len(table)
@@ -261,5 +254,3 @@ def _in_words(result: Mapping[str, Any]) -> str:
         parts.append(f"loss {result['training_loss'][0]:.3f} -> {result['training_loss'][-1]:.3f}")
     parts += [f"{name} {result[name]:.3f}" for name in ("forecast_mse", "last_value_mse", "auroc") if name in result]
     return "  " + ", ".join(parts) + (", resumed" if result["resumed"] else "")
-
-

@@ -20,20 +20,23 @@ from numpy.typing import ArrayLike, NDArray
 
 from ehrseq.batches.balance import balance_rows, limit_rows
 from ehrseq.batches.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
+from ehrseq.batches.prompts import prompted_dataset
 from ehrseq.batches.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
 from ehrseq.data.dataset import EventDataset
 from ehrseq.encode import EncodedDataset, is_encoded
 from ehrseq.evaluation.trainer_metrics import ComputeTaskMetrics
+from ehrseq.hub.checkpoints import quiet_loading
 from ehrseq.training.prompt_recipe import SPLITS, PromptRecipe
 from ehrseq.training.recipe import Stage
 from ehrseq.training.stages import TuningRows, mean_length, resumable_arguments, run_stage
 from ehrseq.training.trainer import (
     ClassifierOfPrompts,
+    is_main_process,
     model_config,
     num_processes,
-    prompted_dataset,
-    quiet_loading,
+    wait_for_all,
 )
+from ehrseq.work.files import write_whole
 
 if TYPE_CHECKING:
     import polars as pl
@@ -109,8 +112,6 @@ def load_rows(dataset: str | Path, folder: Path, tasks: Sequence[Mapping[str, An
         ValueError: The encoded files were made without one of the tasks.
     """
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
-    from ehrseq.training.trainer import is_main_process, wait_for_all
-    from ehrseq.work.files import write_whole
 
     files = Path(dataset) / "encoded"
     if is_encoded(files):

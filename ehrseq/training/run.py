@@ -257,7 +257,9 @@ def _write(
         )
     cohort = simulated_cohort(data.dataset)
     best = None if cohort is None else _best_possible(cohort, held_out, names)
-    card = _card(training, data, metrics, best, stages, settings, simulated=cohort is not None, name=out.absolute().name)
+    card = _card(
+        training, data, metrics, best, stages, settings, simulated=cohort is not None, name=out.absolute().name
+    )
     content = {
         "settings": settings,
         "metrics": {name: asdict(result) for name, result in metrics.items()},

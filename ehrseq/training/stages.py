@@ -33,14 +33,8 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ehrseq.training.trainer import (
-    is_main_process,
-    last_checkpoint,
-    quiet_loading,
-    quiet_trainer,
-    training_arguments,
-    wait_for_all,
-)
+from ehrseq.hub.checkpoints import quiet_loading
+from ehrseq.training.trainer import is_main_process, last_checkpoint, quiet_trainer, training_arguments, wait_for_all
 from ehrseq.work.files import remove, write_json
 
 if TYPE_CHECKING:

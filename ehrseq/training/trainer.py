@@ -11,23 +11,17 @@ import gc
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import polars as pl
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers.utils import logging
 
-from ehrseq.batches.collation import IGNORED_LABEL, DataCollatorForPrompts
-from ehrseq.batches.prompts import PromptedDataset
+from ehrseq.batches.collation import IGNORED_LABEL
 from ehrseq.evaluation.trainer_metrics import LABEL_NAMES
-from ehrseq.work.progress import bars_are_shown, progress_bar
+from ehrseq.work.progress import bars_are_shown
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -196,27 +190,6 @@ def model_config(tokenizer: Any, *, tasks: Sequence[Mapping[str, Any]] = (), **s
     return config
 
 
-def prompted_dataset(
-    tokenizer: Any, events: pl.DataFrame, labels: Mapping[str, pl.DataFrame], max_length: int
-) -> PromptedDataset:
-    """The MPF rows of some patients, encoded once and cut lazily.
-
-    Args:
-        tokenizer: A trained `EhrTokenizer` that knows the tasks.
-        events: Events of these patients (others than the labels' are skipped).
-        labels: Label table (subject_id, prediction_time, boolean_value) by task; labels of other patients are skipped.
-        max_length: Context length.
-
-    Returns:
-        The dataset; empty when no label is about these patients.
-    """
-    subjects = events["subject_id"].unique()
-    own = {task: table.filter(pl.col("subject_id").is_in(subjects.implode())) for task, table in labels.items()}
-    labelled = pl.concat([table["subject_id"] for table in own.values()]).unique() if own else subjects.head(0)
-    histories = tokenizer.encode_histories(events.filter(pl.col("subject_id").is_in(labelled.implode())))
-    return PromptedDataset(histories, histories.index_labels(own), max_length)
-
-
 class ClassifierOfPrompts(nn.Module):
     """A prompted classifier that is trained at all prompts of a history at once (`ehrseq.batches.shared_prompts`).
 
@@ -271,53 +244,6 @@ class ClassifierOfPrompts(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
-def score_rows(
-    model: Any, tokenizer: Any, dataset: PromptedDataset, *, batch_size: int = 64, progress: bool = True
-) -> NDArray[np.float64]:
-    """P(positive) of every row, in the dataset's order.
-
-    Rows are batched by length, which saves most of the padding.
-
-    Args:
-        model: A prompted classifier with `risk_scores`.
-        tokenizer: Its tokenizer.
-        dataset: Rows.
-        batch_size: Rows in one forward pass.
-        progress: Show a progress bar.
-
-    Returns:
-        `[n]` scores.
-
-    Raises:
-        ValueError: The tokenizer has a task that the model does not know, or `batch_size` is no number of rows.
-    """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size got {batch_size!r}; expected a whole number of at least 1.")
-    collate = DataCollatorForPrompts(tokenizer)
-    # The rows count tasks as the tokenizer does, the shifts of the log-odds stand in the order of the config.
-    known = [task["name"] for task in model.config.tasks]
-    strangers = [name for name in tokenizer.tasks if name not in known]
-    if strangers:
-        raise ValueError(f"the model's config.tasks {known} lack the tokenizer's {strangers}: they belong apart.")
-    config_ids = np.array([known.index(name) for name in tokenizer.tasks], np.int64)[dataset.task_ids]
-    # Tokens known at the prediction time, cut at the context: the row's length but for a few static and task tokens.
-    ends = np.minimum(dataset.index.end, dataset.max_length)
-    order = np.argsort(ends, kind="stable")
-    scores = np.empty(len(dataset), np.float64)
-    model.eval()
-    hidden = not progress or len(order) < 20 * batch_size
-    with torch.inference_mode(), progress_bar(total=len(order), desc="Scoring", unit="row", disable=hidden) as bar:
-        for first in range(0, len(order), batch_size):
-            rows = order[first : first + batch_size]
-            batch = collate([dataset[int(row)] for row in rows])
-            batch.pop("labels")
-            batch["task_ids"] = torch.from_numpy(config_ids[rows])
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            scores[rows] = model.risk_scores(model(**batch).logits, batch["task_ids"]).float().cpu().numpy()
-            bar.update(len(rows))
-    return scores
-
-
 def training_arguments(output_dir: str | Path, *, max_steps: int, **options: Any) -> TrainingArguments:
     """`TrainingArguments` of a short run without checkpoints, with the paper's recipe.
 
@@ -364,24 +290,3 @@ def quiet_trainer(**options: Any) -> Any:
     if trainer.pop_callback(ProgressCallback) is not None and bars_are_shown():
         trainer.add_callback(LossInBar)
     return trainer
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """No bars for a second's work and no warning that a head is new, while a checkpoint is read or written."""
-    verbosity, bars = logging.get_verbosity(), bars_are_shown()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def save_checkpoint(folder: str | Path, model: Any, tokenizer: Any) -> None:
-    """Write model and tokenizer into one folder."""
-    with quiet_loading():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)

@@ -30,11 +30,11 @@ from numpy.typing import ArrayLike, NDArray
 from ehrseq.batches.triplet_collation import DataCollatorForTriplets
 from ehrseq.batches.triplet_rows import EpochOfRows, ForecastRows, TripletRows, forecast_baselines
 from ehrseq.evaluation import auroc, average_precision
+from ehrseq.hub.checkpoints import quiet_loading
 from ehrseq.training.recipe import Stage
 from ehrseq.training.stages import TuningRows, run_stage
-from ehrseq.training.trainer import count_training_steps, num_processes, paper_schedule, quiet_loading
+from ehrseq.training.trainer import count_training_steps, num_processes, paper_schedule
 from ehrseq.training.triplet_recipe import TripletRecipe
-from ehrseq.work.progress import progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -244,49 +244,6 @@ def finetune(
         report=dict,
         changed=changed,
     )
-
-
-def score_stays(
-    model: Any,
-    extractor: HyMaTEFeatureExtractor,
-    table: TripletTable,
-    *,
-    max_length: int | None = None,
-    batch_size: int = 64,
-    progress: bool = True,
-) -> NDArray[np.float64]:
-    """P(positive) of every stay, in the table's order.
-
-    Args:
-        model: A trained `HyMaTEForSequenceClassification`.
-        extractor: Its feature extractor.
-        table: Stays; labels are not needed.
-        max_length: Triplets read of a stay at most, the most recent ones; None = all.
-        batch_size: Stays in one forward pass.
-        progress: Show a progress bar.
-
-    Returns:
-        `[s]` scores.
-
-    Raises:
-        ValueError: `batch_size` is no number of stays, or a stay has no triplet that the extractor knows.
-    """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size got {batch_size!r}; expected a whole number of at least 1.")
-    rows = TripletRows(dataclasses.replace(table, labels=None), extractor, max_length=max_length)
-    collate = DataCollatorForTriplets(extractor)
-    order = np.argsort(rows.lengths, kind="stable")
-    scores = np.empty(len(rows), np.float64)
-    model.eval()
-    hidden = not progress or len(order) < 20 * batch_size
-    with torch.inference_mode(), progress_bar(total=len(order), desc="Scoring", unit="stay", disable=hidden) as bar:
-        for first in range(0, len(order), batch_size):
-            stays = order[first : first + batch_size]
-            batch = collate([rows[int(stay)] for stay in stays])
-            logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits
-            scores[stays] = model.risk_scores(logits).float().cpu().numpy()
-            bar.update(len(stays))
-    return scores
 
 
 def _sizes(recipe: TripletRecipe, extractor: HyMaTEFeatureExtractor) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 
 from ehrseq.baselines import BoostedCounts, LogisticCounts, count_tokens, token_counts
+from ehrseq.batches.prompts import prompted_dataset
 from ehrseq.data.simulate.cohort import simulate
 from ehrseq.tasks import label_events, load_task
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
-from ehrseq.training.trainer import prompted_dataset
 
 TASKS = ("long_stay_7d", "readmission_30d")
 

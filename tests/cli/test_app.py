@@ -17,11 +17,12 @@ from ehrseq.data.dataset import EventDataset
 from ehrseq.data.schema import EVENT_SCHEMA
 from ehrseq.data.simulate.cohort import simulate
 from ehrseq.data.sources import load_events
+from ehrseq.hub.checkpoints import save_checkpoint
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM, EhrMambaForSequenceClassification
 from ehrseq.prediction.risks import predict_risks
 from ehrseq.tasks import load_task
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
-from ehrseq.training.trainer import model_config, save_checkpoint
+from ehrseq.training.trainer import model_config
 
 TASKS = ["readmission_30d", "mortality_30d"]  # not in alphabetical order
 

@@ -18,6 +18,7 @@ from ehrseq.data.shards import dataset_shards
 from ehrseq.data.simulate.cohort import simulate
 from ehrseq.data.simulate.stays import simulate_stays
 from ehrseq.encode.triplets import PHYSIONET2012, build_triplets
+from ehrseq.hub.checkpoints import save_checkpoint
 from ehrseq.modeling.configuration_hymate import HyMaTEConfig
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForSequenceClassification
 from ehrseq.modeling.modeling_hymate import HyMaTEForSequenceClassification
@@ -27,7 +28,7 @@ from ehrseq.prediction.risks import predict_risks
 from ehrseq.tasks import load_task
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
-from ehrseq.training.trainer import model_config, save_checkpoint
+from ehrseq.training.trainer import model_config
 from ehrseq.work.engine import get_engine
 
 TASKS = ["readmission_30d", "mortality_30d"]

@@ -8,6 +8,7 @@ import pytest
 from transformers import pipeline
 from typer.testing import CliRunner
 
+from ehrseq.batches.scoring import score_stays
 from ehrseq.cli.app import app
 from ehrseq.data.physionet2012.codes import ADMISSION_CODE, TASK_CONFIG
 from ehrseq.data.physionet2012.reader import load_physionet2012
@@ -16,7 +17,6 @@ from ehrseq.modeling.configuration_hymate import HyMaTEConfig
 from ehrseq.modeling.modeling_hymate import HyMaTEForSequenceClassification
 from ehrseq.prediction.risks import RISK_SCHEMA, predict_risks
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
-from ehrseq.training.triplets import score_stays
 
 NAME = TASK_CONFIG["name"]
 

@@ -11,12 +11,12 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.trainer_callback import TrainerCallback
 
+from ehrseq.batches.scoring import score_rows
 from ehrseq.training.trainer import (
     count_training_steps,
     last_checkpoint,
     leave_process_group,
     paper_schedule,
-    score_rows,
     use_paper_recipe,
 )
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification
 
+from ehrseq.batches.scoring import score_stays
 from ehrseq.data.physionet2012.reader import load_physionet2012
 from ehrseq.data.simulate.stays import simulate_stays
 from ehrseq.encode.triplets import PHYSIONET2012, build_triplets
 from ehrseq.evaluation import auroc
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
-from ehrseq.training import Stage, TripletRecipe, finetune, hold_out_stays, pretrain, score_stays
+from ehrseq.training import Stage, TripletRecipe, finetune, hold_out_stays, pretrain
 
 RECIPE = TripletRecipe(
     name="tiny",
