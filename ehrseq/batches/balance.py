@@ -152,9 +152,11 @@ class TaskRows(Protocol):
     """
 
     @property
-    def task_ids(self) -> NDArray[np.int64]: ...
+    def task_ids(self) -> NDArray[np.int64]:
+        """See above."""
 
-    def subset(self, rows: ArrayLike) -> Self: ...
+    def subset(self, rows: ArrayLike) -> Self:
+        """The rows at these places."""
 
 
 Limited = TypeVar("Limited", bound=TaskRows)

@@ -1,4 +1,4 @@
-"""What `ehrseq train` does for each family of models: its stages, and the scores of the patients it did not learn from."""
+"""What `ehrseq train` does for each family of models: its stages, and the scores of other patients."""
 
 from __future__ import annotations
 

@@ -13,10 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import TYPE_CHECKING, Any
 
 from ehrseq.batches.balance import balance_rows, limit_rows
 from ehrseq.batches.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
@@ -42,36 +39,14 @@ if TYPE_CHECKING:
     import polars as pl
     from transformers import PreTrainedModel, TrainingArguments
 
+    from ehrseq.batches.prompts import PromptedDataset
+    from ehrseq.encode.dataset import EncodedPrompts, EncodedWindows
+    from ehrseq.tokenization.ehr_histories import HistoryWindows
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
 EVALUATIONS = 10  # of a stage that keeps its best weights
 
 Labels = Mapping[str, "pl.DataFrame"]
-
-
-class PromptRows(Protocol):
-    """Rows of MPF: one label of a patient each (`PromptedDataset`, `EncodedPrompts`)."""
-
-    @property
-    def subject_ids(self) -> NDArray[np.int64]: ...
-
-    @property
-    def prediction_times(self) -> NDArray[np.datetime64]: ...
-
-    @property
-    def task_ids(self) -> NDArray[np.int64]: ...
-
-    @property
-    def labels(self) -> NDArray[np.int64]: ...
-
-    @property
-    def lengths(self) -> NDArray[np.int64]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, row: int) -> dict[str, Any]: ...
-
-    def subset(self, rows: ArrayLike) -> Self: ...
 
 
 class EventRows:
@@ -86,13 +61,13 @@ class EventRows:
     def __init__(self, dataset: str | Path, tokenizer: EhrTokenizer, encoded: EncodedDataset | None = None) -> None:
         self.dataset, self.tokenizer, self.encoded = EventDataset(dataset), tokenizer, encoded
 
-    def windows(self, context: int, splits: Sequence[str]) -> Any:
+    def windows(self, context: int, splits: Sequence[str]) -> HistoryWindows | EncodedWindows:
         """Pretraining rows of the patients of some splits."""
         if self.encoded is not None:
             return self.encoded.windows(context, splits)
         return self.tokenizer.encode_histories(self.dataset.events(splits)).windows(context)
 
-    def prompts(self, labels: Labels, context: int, splits: Sequence[str]) -> Any:
+    def prompts(self, labels: Labels, context: int, splits: Sequence[str]) -> PromptedDataset | EncodedPrompts:
         """MPF rows of the labels of the patients of some splits."""
         if self.encoded is not None:
             return self.encoded.prompts(labels, context, splits)

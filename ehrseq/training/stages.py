@@ -27,13 +27,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ehrseq.hub.checkpoints import quiet_loading
+from ehrseq.hub.checkpoints import Savable, quiet_loading
 from ehrseq.training.trainer import is_main_process, last_checkpoint, quiet_trainer, training_arguments, wait_for_all
 from ehrseq.work.files import remove, write_json
 
@@ -50,12 +50,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Rows = Dataset[dict[str, Any]]
 Collate = Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
-
-
-class Encoder(Protocol):
-    """A tokenizer or a feature extractor."""
-
-    def save_pretrained(self, save_directory: str) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -83,7 +77,7 @@ def run_stage(
     rows: Rows,
     collate: Collate,
     settings: Mapping[str, Any],
-    encoder: Encoder | None = None,
+    encoder: Savable | None = None,
     wrap: Callable[[PreTrainedModel], nn.Module] | None = None,
     tuning: TuningRows | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -166,7 +160,7 @@ def run_stage(
             with quiet_loading():
                 model.save_pretrained(folder)
                 if encoder is not None:
-                    encoder.save_pretrained(str(folder))
+                    encoder.save_pretrained(folder)
             write_json(file, result)
             shutil.rmtree(steps, ignore_errors=True)
         wait_for_all()
@@ -183,6 +177,55 @@ def resumable_arguments(folder: str | Path, *, max_steps: int, **options: Any) -
     saving = {"save_strategy": "steps", "save_steps": max(1, math.ceil(max_steps / (CHECKPOINTS + 1)))}
     defaults = {**saving, "save_total_limit": 1, "disable_tqdm": True}
     return training_arguments(folder, max_steps=max_steps, **defaults | options)
+
+
+def train_for_tokens(
+    folder: Path,
+    make_model: Callable[[], PreTrainedModel],
+    rows: Rows,
+    collate: Collate,
+    *,
+    tokens: int,
+    batch_size: int,
+    rate: float,
+    seed: int,
+    wrap: Callable[[PreTrainedModel], nn.Module] | None = None,
+    encoder: Savable | None = None,
+    report: Callable[[PreTrainedModel], Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """A stage of so many tokens, as comparisons have them.
+
+    Args:
+        folder: As of `run_stage`, as are `make_model`, `collate`, `wrap`, `encoder` and `report`.
+        make_model: See above.
+        rows: Training rows.
+        collate: See above.
+        tokens: Tokens to see, rounded to whole steps.
+        batch_size: Rows of a step.
+        rate: Peak learning rate.
+        seed: Seed of weights, order and dropout.
+        wrap: See above.
+        encoder: See above.
+        report: See above.
+
+    Returns:
+        What `run_stage` returns, and `tokens`, those that were seen.
+    """
+    length = mean_length(rows)
+    steps = max(1, round(tokens / (batch_size * length)))
+    seen = {"tokens": round(steps * batch_size * length)}
+    options = {"per_device_train_batch_size": batch_size, "learning_rate": rate, "seed": seed}
+    return run_stage(
+        folder,
+        make_model=make_model,
+        arguments=lambda steps_folder: resumable_arguments(steps_folder, max_steps=steps, **options),
+        rows=rows,
+        collate=collate,
+        settings={"tokens": tokens, "batch_size": batch_size, "rate": rate, "seed": seed, "rows": len(rows)},  # type: ignore[arg-type]
+        encoder=encoder,
+        wrap=wrap,
+        report=lambda model: seen | dict(report(model) if report is not None else {}),
+    )
 
 
 def mean_length(rows: Any) -> float:

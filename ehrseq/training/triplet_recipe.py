@@ -39,9 +39,7 @@ class TripletRecipe(Recipe):
         for name in self.stage_names:
             stage: Stage | None = getattr(self, name)
             if stage is not None and (stage.epochs is None or stage.rows or stage.tokens):
-                raise ValueError(
-                    f"{name}: HyMaTE counts its stages in epochs; expected epochs, without rows or tokens."
-                )
+                raise ValueError(f"{name}: a stage of HyMaTE is counted in epochs; expected no rows or tokens.")
         if self.max_length is not None:
             check_number("max_length", self.max_length, 1, whole=True)
         check_number("variable_dropout", self.variable_dropout, 0)
