@@ -132,9 +132,9 @@ def _value_class(value: pl.Expr) -> pl.Expr:
     return value.map_batches(classes, return_dtype=pl.Int32)
 
 
-def _tally(found: pl.DataFrame, marks: pl.DataFrame, names: pl.DataFrame | None, key: str) -> pl.DataFrame:
+def _tally(coded: pl.DataFrame, marks: pl.DataFrame, names: pl.DataFrame | None, key: str) -> pl.DataFrame:
     code = "c" if names is not None else "code"
-    counts = found.join(marks, on="moment").group_by("task", code, key, "label").agg(pl.len().cast(pl.Int64).alias("n"))
+    counts = coded.join(marks, on="moment").group_by("task", code, key, "label").agg(pl.len().cast(pl.Int64).alias("n"))
     if names is not None:
         counts = counts.join(names, on="c", how="left")
     return counts.select("task", "code", key, "label", "n")
@@ -189,7 +189,7 @@ def _ahead(coded: pl.DataFrame, rows: pl.DataFrame, names: pl.DataFrame) -> pl.D
         .join(last, on="subject_id")
         .filter(pl.col("last") > pl.col("prediction_time"))
     )
-    found = pairs.sort("prediction_time").join_asof(
+    following = pairs.sort("prediction_time").join_asof(
         coded.select("subject_id", "c", "time"),
         left_on="prediction_time",
         right_on="time",
@@ -200,7 +200,7 @@ def _ahead(coded: pl.DataFrame, rows: pl.DataFrame, names: pl.DataFrame) -> pl.D
         check_sortedness=False,
     )
     return (
-        found.group_by(
+        following.group_by(
             "task", "c", (pl.col("time") - pl.col("prediction_time")).dt.total_seconds().alias("seconds"), "label"
         )
         .agg(pl.len().cast(pl.Int64).alias("n"))

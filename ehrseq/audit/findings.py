@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,13 +182,12 @@ class AuditReport:
         used: set[str] = set()
         marked = []
         for finding in self.findings:
-            found = next((entry for entry in accepted if entry.covers(finding)), None)
-            if found is None:
+            covering = next((entry for entry in accepted if entry.covers(finding)), None)
+            if covering is None:
                 marked.append(finding)
                 continue
-            used.add(found.key)
-            values = {**vars(finding), "accepted": found.reason or f"accepted as {found.key}"}
-            marked.append(Finding(**values))
+            used.add(covering.key)
+            marked.append(replace(finding, accepted=covering.reason or f"accepted as {covering.key}"))
         order = {kind: k for k, kind in enumerate(KINDS)}
         self.findings = sorted(marked, key=lambda finding: (order[finding.kind], finding.task, -finding.count))
         self.unused = [entry.key for entry in accepted if entry.key not in used]

@@ -1,4 +1,4 @@
-"""On whom a tokenizer or a feature extractor was fitted, told from the digest of its patients that it stores."""
+"""On whom a tokenizer or a feature extractor was fitted: read from the digest of its patients that it stores."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from typing import Any
 import orjson
 
 from ehrseq.audit.findings import Finding
+from ehrseq.encode.fitting import FITTED_SPLITS
 from ehrseq.tokenization.ehr_sequence import subjects_digest
-
-FITTED_SPLITS = ("pretrain", "train")
-"""Splits that anything may be fitted on."""
 
 _MOST_SPLITS = 8  # beyond, combinations are too many to try
 
@@ -77,7 +75,7 @@ def fit_findings(fitted: Fitted, splits: Mapping[str, Sequence[int]], model: str
     Args:
         fitted: What the checkpoint stores.
         splits: Split -> subject ids of the dataset.
-        model: Its name, as given.
+        model: Its name, for the texts.
     """
     names = sorted(splits, key=lambda name: (name not in FITTED_SPLITS, name))
     allowed = [name for name in names if name in FITTED_SPLITS]

@@ -24,7 +24,7 @@ _FEW_AHEAD = 2_000
 """Rows of a class that are enough to see a gap that is always the same."""
 
 
-def label_rows(tasks: Sequence[AuditedTask], per_class: int) -> pl.DataFrame:
+def audit_rows(tasks: Sequence[AuditedTask], per_class: int) -> pl.DataFrame:
     """The labels of all tasks as one table of `ROW_SCHEMA`, sorted by subject and time.
 
     Args:

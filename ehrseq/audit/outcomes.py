@@ -4,9 +4,9 @@ dead, prediction times that are no moments of the task, labels that the task wou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import TypedDict
 
 import polars as pl
 
@@ -19,6 +19,32 @@ _KNOWN_BEFORE = ("earlier_code", "earlier_value")
 """Reasons of the labelling engine that say that the outcome was recorded by the time of the prediction."""
 
 
+class RowFinding(TypedDict):
+    """Label rows of one task with the same fault: how many, how many of them positive, and the first as an example."""
+
+    kind: str
+    task: str
+    item: str
+    count: int
+    positives: int
+    subject_id: int
+    prediction_time: str
+    text: str
+
+
+def merged(findings: Iterable[RowFinding]) -> list[RowFinding]:
+    """One finding for each kind, task and item, in the order of the first ones."""
+    whole: dict[tuple[str, str, str], RowFinding] = {}
+    for one in findings:
+        key = (one["kind"], one["task"], one["item"])
+        if key in whole:
+            whole[key]["count"] += one["count"]
+            whole[key]["positives"] += one["positives"]
+        else:
+            whole[key] = one.copy()
+    return list(whole.values())
+
+
 def outcome_findings(
     events: pl.DataFrame,
     rows: pl.DataFrame,
@@ -26,8 +52,8 @@ def outcome_findings(
     definitions: Mapping[int, tuple[Task, datetime]],
     kinds: pl.DataFrame,
     code_map: tuple[tuple[str, ...], ...] | None,
-) -> Iterator[dict[str, Any]]:
-    """Findings of one block of patients, as mappings kind, task, item, count, subject_id, prediction_time, text.
+) -> Iterator[RowFinding]:
+    """Findings of one block of patients.
 
     Args:
         events: Rows of the event table.
@@ -43,7 +69,7 @@ def outcome_findings(
         in_time = events.filter(pl.col("time").is_null() | (pl.col("time") <= end))
         timeline = read_timeline(in_time, list(numbers.values()), end_of_data=end, code_map=code_map)
         for number, task in numbers.items():
-            given = rows.filter(pl.col("task") == number)
+            labelled = rows.filter(pl.col("task") == number)
             judged = (
                 judge(timeline, task)
                 .filter(pl.col("prediction_time").is_not_null())
@@ -51,11 +77,11 @@ def outcome_findings(
                 .sort("dropped", nulls_last=False)
                 .unique(["subject_id", "prediction_time"], keep="first", maintain_order=True)
             )
-            held = given.join(judged, on=["subject_id", "prediction_time"], how="left")
+            held = labelled.join(judged, on=["subject_id", "prediction_time"], how="left")
             yield from _held(held, names[number], task)
 
 
-def _held(held: pl.DataFrame, name: str, task: Task) -> Iterator[dict[str, Any]]:
+def _held(held: pl.DataFrame, name: str, task: Task) -> Iterator[RowFinding]:
     """What is wrong with labels beside what the task says of their moments."""
     dropped, unknown = pl.col("dropped"), pl.col("expected").is_null()
     excluded = sorted(held["dropped"].drop_nulls().unique().to_list())
@@ -83,7 +109,7 @@ def _held(held: pl.DataFrame, name: str, task: Task) -> Iterator[dict[str, Any]]
 
 def _after_death(
     events: pl.DataFrame, rows: pl.DataFrame, names: list[str], known: set[int], kinds: pl.DataFrame
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[RowFinding]:
     """Rows of tasks of unknown definition whose patient is dead; a recorded death wins over a discharge's word."""
     marked = kinds.with_columns(
         (pl.col("kind").eq("visit_end") & pl.col("code").str.contains(EXPIRED)).alias("expired")
@@ -101,11 +127,12 @@ def _after_death(
     late = rows.join(deaths, on="subject_id").filter(pl.col("death") <= pl.col("prediction_time"))
     for number in late["task"].unique().sort().to_list():
         if number not in known:
-            own = late.filter(pl.col("task") == number)
-            yield from _finding(own, "prediction_after_death", names[number], "died", f"died at {own['death'][0]}")
+            of_task = late.filter(pl.col("task") == number)
+            text = f"died at {of_task['death'][0]}"
+            yield from _finding(of_task, "prediction_after_death", names[number], "died", text)
 
 
-def _finding(rows: pl.DataFrame, kind: str, name: str, item: str, text: str) -> Iterator[dict[str, Any]]:
+def _finding(rows: pl.DataFrame, kind: str, name: str, item: str, text: str) -> Iterator[RowFinding]:
     if rows.is_empty():
         return
     first = rows.row(0, named=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ import numpy as np
 import polars as pl
 
 from ehrseq.audit.findings import Finding, display_path
+from ehrseq.audit.outcomes import RowFinding
 from ehrseq.data.shards import Shard, scan_shard
+from ehrseq.tokenization.ehr_vocabulary import MINUTE_US, WEEK_US
 
-_WEEK_US = 7 * 86_400 * 1_000_000
-_TOLERANCE_US = 60_000_000  # and what float32 cannot tell apart
+_TOLERANCE_US = MINUTE_US  # and what float32 cannot tell apart
 _BATCH = 4_096
 _COLUMNS = ("subject_id", "prediction_time", "times")
 _RECENT = 256  # tokens of a prompt cut from encoded patients: a later event would stand among the last
@@ -75,7 +77,7 @@ def _prompts(path: Path, labels: Mapping[str, pl.DataFrame]) -> Iterator[pl.Data
         yield _frame(table.select([*_COLUMNS, "input_ids", "task"]))
 
 
-def time_findings(sources: Sequence[RowSource], first: pl.DataFrame) -> Iterator[dict[str, Any]]:
+def time_findings(sources: Sequence[RowSource], first: pl.DataFrame) -> Iterator[RowFinding]:
     """Rows whose tokens lie after the prediction time.
 
     Args:
@@ -83,19 +85,19 @@ def time_findings(sources: Sequence[RowSource], first: pl.DataFrame) -> Iterator
         first: subject_id, first: each patient's first timed event after birth.
 
     Returns:
-        Mappings as those of `outcome_findings`, one for each source with such rows.
+        One finding for each source with such rows.
 
     Raises:
         ValueError: A file without the columns that are needed.
     """
     for source in sources:
-        late: dict[str, Any] | None = None
+        late: RowFinding | None = None
         for batch in source.batches():
             table = batch.join(first, on="subject_id", how="left").with_columns(
                 pl.col("times").list.max().cast(pl.Float64).alias("latest"),
-                ((pl.col("prediction_time") - pl.col("first")).dt.total_microseconds() / _WEEK_US).alias("bound"),
+                ((pl.col("prediction_time") - pl.col("first")).dt.total_microseconds() / WEEK_US).alias("bound"),
             )
-            slack = _TOLERANCE_US / _WEEK_US + pl.col("latest").abs() * 2.0 * float(np.finfo(np.float32).eps)
+            slack = _TOLERANCE_US / WEEK_US + pl.col("latest").abs() * 2.0 * float(np.finfo(np.float32).eps)
             beyond = table.filter(pl.col("latest") > pl.max_horizontal("bound", pl.lit(0.0)) + slack)
             if beyond.is_empty():
                 continue
@@ -136,17 +138,17 @@ def encoding_findings(
     )
     wrong: dict[str, list[tuple[int, Any, str]]] = {}
     tables = events.sort("subject_id", maintain_order=True).partition_by("subject_id", as_dict=True)
-    given = _given(encoded, rows, names) if encoded else None
+    encoded_ids = _encoded_ids(encoded, rows, names) if encoded else None
     for number in sorted(set(rows["task"].to_list())):
         name = names[number]
-        own = rows.filter(pl.col("task") == number)
+        of_task = rows.filter(pl.col("task") == number)
         histories = None
-        if given is None:
+        if encoded_ids is None:
             histories = tokenizer.encode_histories(events)
             index = histories.index_labels(
-                {name: own.select("subject_id", "prediction_time", pl.col("label").alias("boolean_value"))}
+                {name: of_task.select("subject_id", "prediction_time", pl.col("label").alias("boolean_value"))}
             )
-        for k, row in enumerate(own.iter_rows(named=True)):
+        for k, row in enumerate(of_task.iter_rows(named=True)):
             table = tables.get((row["subject_id"],))
             if table is None:
                 continue
@@ -162,7 +164,7 @@ def encoding_findings(
                 if different:
                     wrong.setdefault(name, []).append((row["subject_id"], at, f"{', '.join(different)} differ"))
                 continue
-            ids = (given or {}).get((row["subject_id"], at, name))
+            ids = (encoded_ids or {}).get((row["subject_id"], at, name))
             if ids is None:
                 continue
             extra = Counter(ids) - Counter(again["input_ids"].tolist())
@@ -175,26 +177,26 @@ def encoding_findings(
         yield Finding(
             "future_event_in_row",
             name,
-            "" if given is None else "tokens",
+            "" if encoded_ids is None else "tokens",
             len(cases),
             f"{len(cases)} of {rows.height} rows drawn hold what the events up to their prediction time do not give.",
             example=f"{subject}\t{at}\t{what}",
         )
 
 
-def _given(
+def _encoded_ids(
     sources: Sequence[RowSource], rows: pl.DataFrame, names: Sequence[str]
-) -> dict[tuple[int, Any, str], Sequence[int]]:
+) -> dict[tuple[int, datetime, str], Sequence[int]]:
     """The `input_ids` of the rows drawn, where they are among the encoded ones."""
     wanted = rows.select("subject_id", "prediction_time").unique()
-    found: dict[tuple[int, Any, str], Sequence[int]] = {}
+    ids: dict[tuple[int, datetime, str], Sequence[int]] = {}
     for source in sources:
         for batch in source.batches():
-            own = batch.join(wanted, on=["subject_id", "prediction_time"], how="semi")
-            for row in own.iter_rows(named=True):
+            drawn = batch.join(wanted, on=["subject_id", "prediction_time"], how="semi")
+            for row in drawn.iter_rows(named=True):
                 for name in [row["task"]] if row.get("task") else names:
-                    found[(row["subject_id"], row["prediction_time"], name)] = row.get("input_ids") or ()
-    return found
+                    ids[(row["subject_id"], row["prediction_time"], name)] = row.get("input_ids") or ()
+    return ids
 
 
 def _batches(file: Path) -> Iterator[pl.DataFrame]:

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from ehrseq.audit.codes import MOMENT_FEATURES, add_up
 from ehrseq.audit.findings import KINDS, Accepted, AuditReport, Finding, read_accepted
 from ehrseq.audit.fit import Fitted, fit_findings, read_fitted
-from ehrseq.audit.labels import label_rows
+from ehrseq.audit.labels import audit_rows
+from ehrseq.audit.outcomes import RowFinding, merged
 from ehrseq.audit.rows import RowSource, encoding_findings, is_encoded_folder, row_sources, time_findings
-from ehrseq.audit.shard import TABLES, ShardWork, audit_shard, write_rows
+from ehrseq.audit.shard import AuditPart
 from ehrseq.audit.statistics import LEAST_ROWS, Totals, code_findings, gap_findings, value_findings
 from ehrseq.data.meds import read_parquet, read_splits
 from ehrseq.data.shards import Shard, dataset_shards, latest_time, scan_shard
 from ehrseq.tasks.label_sources import AuditedTask, read_audited
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.timeline import as_instant
-from ehrseq.work.engine import Engine, get_engine
-
-logger = logging.getLogger(__name__)
+from ehrseq.work.engine import Engine
+from ehrseq.work.files import write_whole
+from ehrseq.work.parts import kept_parts, run_parts, table_digest
 
 _DRAWN = 20  # rows of a task and class that are encoded again
 _EXAMPLES = 30  # findings about codes for which a patient is looked up
@@ -58,7 +56,8 @@ def audit_dataset(
         bound: AUROC of a single code from which on it is listed.
         per_class: Rows of each task and class that codes are counted on.
         end_of_data: Where follow-up ended; default: as the report beside the labels says, else the last event.
-        work: Folder for intermediate files (on a cluster: one that every machine sees); default: a temporary one.
+        work: Folder for intermediate files (on a cluster: one that every machine sees), from which a run that was
+            stopped goes on; default: a temporary one.
         engine: Where to work, default all cores of this machine.
 
     Returns:
@@ -81,14 +80,12 @@ def audit_dataset(
         model = Path(rows) / "tokenizer"
     fitted = None if model is None else read_fitted(model)
     encoded = [] if rows is None else row_sources(rows, {task.name: task.labels for task in audited})
-    given_end = as_instant(end_of_data)
-    with tempfile.TemporaryDirectory(dir=None if work is None else str(work), prefix="ehrseq-audit-") as folder:
-        audit = _Audit(Path(dataset), shards, audited, fitted, Path(folder), given_end)
-        report = AuditReport(str(dataset))
-        audit.look(report, per_class, bound, engine or get_engine())
-        if fitted is not None:
-            audit.look_at_fit(report, str(model))
-        audit.look_at_rows(report, model, encoded)
+    audit = _Audit(Path(dataset), shards, audited, fitted, as_instant(end_of_data))
+    report = AuditReport(str(dataset))
+    audit.look(report, per_class, bound, None if work is None else Path(work), engine)
+    if fitted is not None:
+        audit.look_at_fit(report, str(model))
+    audit.look_at_rows(report, model, encoded)
     report.accept(accepted)
     return report
 
@@ -101,7 +98,6 @@ class _Audit:
         shards: Its files.
         tasks: Labels.
         fitted: What the model's tokenizer says of its fit.
-        folder: For intermediate files.
         end_of_data: Given by the user.
     """
 
@@ -111,10 +107,9 @@ class _Audit:
         shards: list[Shard],
         tasks: list[AuditedTask],
         fitted: Fitted | None,
-        folder: Path,
         end_of_data: datetime | None,
     ) -> None:
-        self.dataset, self.shards, self.tasks, self.fitted, self.folder = dataset, shards, tasks, fitted, folder
+        self.dataset, self.shards, self.tasks, self.fitted = dataset, shards, tasks, fitted
         self.names = tuple(task.name for task in tasks)
         self.ids = _source_ids(dataset)
         last = end_of_data or (latest_time(shards) if any(task.end_of_data is None for task in tasks) else None)
@@ -126,34 +121,32 @@ class _Audit:
         self.rows = pl.DataFrame()
         self.subjects = pl.DataFrame()
 
-    def look(self, report: AuditReport, per_class: int, bound: float, engine: Engine) -> None:
+    def look(self, report: AuditReport, per_class: int, bound: float, work: Path | None, engine: Engine | None) -> None:
         """Whatever events, labels and splits tell."""
-        self.rows = label_rows(self.tasks, per_class)
-        file = self.folder / "rows.parquet"
-        write_rows(self.rows, file)
+        self.rows = audit_rows(self.tasks, per_class)
         rules = None if self.fitted is None else self.fitted.code_map
         kinds = None if self.fitted is None else self.fitted.input_kinds
-        work = [
-            ShardWork(shard, str(file), str(self.folder / f"part-{k}"), self.names, self.definitions, rules, kinds)
-            for k, shard in enumerate(self.shards)
-        ]
-        parts = [Path(part) for part in engine.map(audit_shard, work, desc="Auditing")]
-        results = [json.loads((part / "result.json").read_text(encoding="utf-8")) for part in parts]
-        self.subjects = pl.concat(
-            pl.read_parquet(part / "subjects.parquet").with_columns(pl.lit(result["split"]).alias("split"))
-            for part, result in zip(parts, results, strict=True)
-            if (part / "subjects.parquet").is_file()
-        )
-        self._say_what_is_there(report, sum(result["matched"] for result in results))
+        settings = [str(self.dataset.resolve()), table_digest(self.rows), self.names, self.definitions]
+        with kept_parts(None if work is None else work / ".audit", [*settings, rules, kinds]) as folder:
+            file = folder / "rows.parquet"
+            # In row groups that a range of subjects picks from.
+            write_whole(file, lambda path: self.rows.write_parquet(path, row_group_size=100_000))
+            parts = [
+                AuditPart(shard, str(folder), str(file), self.names, self.definitions, rules, kinds)
+                for shard in self.shards
+            ]
+            reports = list(run_parts(parts, desc="Auditing", folder=folder, engine=engine))
+            files: dict[str, list[Path]] = {}
+            for part, counts in zip(parts, reports, strict=True):
+                for name in counts["tables"]:
+                    files.setdefault(name, []).append(part.beside(f".{name}.parquet"))
+            tables = {name: [pl.read_parquet(file) for file in several] for name, several in files.items()}
+        self.subjects = pl.concat(tables.pop("subjects"))
+        self._say_what_is_there(report, sum(counts["matched"] for counts in reports))
         report.findings += self._split_findings()
-        report.findings += self._outcome_findings([one for result in results for one in result["found"]])
-        tables = {
-            name: add_up(pl.read_parquet(part / f"{name}.parquet") for part in having)
-            for name in TABLES
-            if (having := [part for part in parts if (part / f"{name}.parquet").is_file()])
-        }
+        report.findings += self._row_findings(finding for counts in reports for finding in counts["findings"])
         if tables:
-            report.findings += self._code_findings(tables, bound)
+            report.findings += self._code_findings({name: add_up(blocks) for name, blocks in tables.items()}, bound)
 
     def look_at_fit(self, report: AuditReport, model: str) -> None:
         """On whom the tokenizer was fitted."""
@@ -163,21 +156,21 @@ class _Audit:
             str(name): group["subject_id"].to_list()
             for (name,), group in self.subjects.partition_by("split", as_dict=True).items()
         }
-        found = list(fit_findings(self.fitted, splits, model))
-        report.findings += found
-        if not found:
+        findings = list(fit_findings(self.fitted, splits, model))
+        report.findings += findings
+        if not findings:
             report.checks[self.fitted.kind] = f"fitted on {self.fitted.subjects:,} patients, all of pretrain and train"
 
     def look_at_rows(self, report: AuditReport, model: str | Path | None, encoded: list[RowSource]) -> None:
-        """Encoded rows, given ones or those that the model's tokenizer makes."""
+        """Encoded rows: the user's, or those that the model's tokenizer makes."""
         tokenizer = None
         if model is not None and self.fitted is not None and self.fitted.kind == "tokenizer":
             from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
             tokenizer = EhrTokenizer.from_pretrained(str(model))
         if encoded:
-            found = list(time_findings(encoded, self.subjects.select("subject_id", "first").unique("subject_id")))
-            report.findings += self._outcome_findings(found)
+            first = self.subjects.select("subject_id", "first").unique("subject_id")
+            report.findings += self._row_findings(time_findings(encoded, first))
             count = sum(batch.height for source in encoded for batch in source.batches())
             report.checks["encoded rows"] = f"{count:,}, the times of all held against their prediction"
         if tokenizer is None:
@@ -191,7 +184,7 @@ class _Audit:
         for finding in encoding_findings(tokenizer, self.shards, drawn, self.names, encoded):
             subject, at, what = finding.example.split("\t")
             example = f"patient {self._id(int(subject))} at {at}: {what}"
-            report.findings.append(Finding(**{**vars(finding), "example": example}))
+            report.findings.append(replace(finding, example=example))
         known = [name for name in self.names if name in tokenizer.tasks]
         count = drawn.filter(pl.col("task").is_in([self.names.index(name) for name in known])).height
         report.checks["rows encoded again"] = f"{count:,}, from events cut at their prediction time" + (
@@ -206,13 +199,13 @@ class _Audit:
         sizes = self.subjects.group_by("split").agg(pl.col("subject_id").n_unique()).sort("split")
         report.checks["patients"] = ", ".join(f"{name} {count:,}" for name, count in sizes.iter_rows())
         for number, task in enumerate(self.tasks):
-            own = self.rows.filter(pl.col("task") == number)
-            positives = int(own["label"].sum())
-            notes = [f"{own.height:,} labels, {positives:,} positive"]
-            repeated = own.height - own.select("subject_id", "prediction_time").n_unique()
+            rows = self.rows.filter(pl.col("task") == number)
+            positives = int(rows["label"].sum())
+            notes = [f"{rows.height:,} labels, {positives:,} positive"]
+            repeated = rows.height - rows.select("subject_id", "prediction_time").n_unique()
             if repeated:
                 notes.append(f"{repeated:,} of a moment that has a label already")
-            if min(positives, own.height - positives) < LEAST_ROWS:
+            if min(positives, rows.height - positives) < LEAST_ROWS:
                 notes.append(f"too few of a class to judge codes ({LEAST_ROWS} needed)")
             if task.definition is None:
                 notes.append(f"definition unknown, so labels are not recomputed: {task.unknown}")
@@ -275,16 +268,9 @@ class _Audit:
                 f"patients {' and '.join(both[:2])}",
             )
 
-    def _outcome_findings(self, found: list[dict[str, Any]]) -> Iterator[Finding]:
-        merged: dict[tuple[str, str, str], dict[str, Any]] = {}
-        for one in found:
-            key = (one["kind"], one["task"], one["item"])
-            if key in merged:
-                merged[key]["count"] += one["count"]
-                merged[key]["positives"] += one["positives"]
-            else:
-                merged[key] = dict(one)
-        for (kind, task, item), one in merged.items():
+    def _row_findings(self, findings: Iterable[RowFinding]) -> Iterator[Finding]:
+        for one in merged(findings):
+            kind, task, item = one["kind"], one["task"], one["item"]
             whole = self.rows.filter(pl.col("task") == self.names.index(task)).height if task in self.names else 0
             of = f" of {whole:,}" if whole and kind != "future_event_in_row" else ""
             positives = f", {one['positives']:,} of them positive" if kind != "future_event_in_row" else ""
@@ -300,8 +286,8 @@ class _Audit:
     def _code_findings(self, tables: dict[str, pl.DataFrame], bound: float) -> Iterator[Finding]:
         totals = {}
         for number, name in enumerate(self.names):
-            own = self.rows.filter(pl.col("task") == number)
-            counted, ahead = own.filter("counted"), own.filter("ahead")
+            rows = self.rows.filter(pl.col("task") == number)
+            counted, ahead = rows.filter("counted"), rows.filter("ahead")
             totals[number] = Totals(
                 name,
                 int(counted["label"].sum()),
@@ -309,14 +295,14 @@ class _Audit:
                 int(ahead["label"].sum()),
                 ahead.height - int(ahead["label"].sum()),
             )
-        found = [
+        findings = [
             *code_findings(tables["codes"], totals, bound),
             *value_findings(tables["values"], totals, bound),
             *gap_findings(tables["ahead"], totals),
         ]
-        for number, finding in enumerate(found):
+        for number, finding in enumerate(findings):
             example = self._code_example(finding) if number < _EXAMPLES else ""
-            yield Finding(**{**vars(finding), "example": example})
+            yield replace(finding, example=example)
 
     def _code_example(self, finding: Finding) -> str:
         """A positive row that the finding speaks of (a negative one where the code speaks for that)."""

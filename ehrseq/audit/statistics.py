@@ -57,12 +57,14 @@ def code_findings(codes: pl.DataFrame, totals: dict[int, Totals], bound: float) 
     for number, total in totals.items():
         if not total.judged:
             continue
-        own = table.filter(pl.col("task") == number)
+        of_task = table.filter(pl.col("task") == number)
 
         def auroc(pos: str, neg: str, total: Totals = total) -> pl.Expr:
             return 0.5 + (pl.col(pos) / total.positives - pl.col(neg) / total.negatives) / 2
 
-        listed = own.with_columns(auroc("pos", "neg").alias("auroc"), auroc("pos_now", "neg_now").alias("auroc_now"))
+        listed = of_task.with_columns(
+            auroc("pos", "neg").alias("auroc"), auroc("pos_now", "neg_now").alias("auroc_now")
+        )
         now = pl.max_horizontal(pl.col("auroc_now"), 1 - pl.col("auroc_now"))
         listed = listed.with_columns((now >= bound).alias("at_once")).filter(
             (pl.max_horizontal(pl.col("auroc"), 1 - pl.col("auroc")) >= bound) | pl.col("at_once")
@@ -70,7 +72,7 @@ def code_findings(codes: pl.DataFrame, totals: dict[int, Totals], bound: float) 
         for row in listed.sort("auroc", "code", descending=[True, False]).iter_rows(named=True):
             suffix = "_now" if row["at_once"] else ""
             pos, neg, value = row[f"pos{suffix}"], row[f"neg{suffix}"], row[f"auroc{suffix}"]
-            if _fisher(pos, neg, total) * max(1, own.height) >= ALPHA:
+            if _fisher(pos, neg, total) * max(1, of_task.height) >= ALPHA:
                 continue
             timing = _timing(codes.filter((pl.col("task") == number) & (pl.col("code") == row["code"])))
             where = " at the very instant of the prediction" if row["at_once"] else " by the prediction time"
@@ -101,8 +103,8 @@ def value_findings(values: pl.DataFrame, totals: dict[int, Totals], bound: float
     for number, total in totals.items():
         if not total.judged:
             continue
-        own = table.filter(pl.col("task") == number)
-        listed = own.filter(
+        of_task = table.filter(pl.col("task") == number)
+        listed = of_task.filter(
             (pl.min_horizontal("pos", "neg") >= LEAST_ROWS)
             & (pl.col("pos") * 2 >= total.positives)
             & (pl.max_horizontal(pl.col("auroc"), 1 - pl.col("auroc")) >= bound)
@@ -110,7 +112,7 @@ def value_findings(values: pl.DataFrame, totals: dict[int, Totals], bound: float
         for row in listed.sort("auroc", "code").iter_rows(named=True):
             spread = math.sqrt((row["pos"] + row["neg"] + 1) / (12 * row["pos"] * row["neg"]))
             chance = math.erfc(abs(row["auroc"] - 0.5) / spread / math.sqrt(2))
-            if chance * max(1, own.height) >= ALPHA:
+            if chance * max(1, of_task.height) >= ALPHA:
                 continue
             feature = row["code"] in MOMENT_FEATURES
             more = "higher" if row["auroc"] > 0.5 else "lower"

@@ -19,9 +19,11 @@ import numpy as np
 import polars as pl
 
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, REQUIRED_COLUMNS
+from ehrseq.work.files import file_digest
+from ehrseq.work.parts import RecordedPart, Report
 
 BLOCK_ROWS = 600_000
-"""Rows of a block, about: what is encoded at once. Bounds the memory of one worker."""
+"""Rows of a block, about: what is read at once. Bounds the memory of one worker."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,33 @@ class Shard:
         return f"{self.split}/{self.number}"
 
 
+@dataclass(frozen=True)
+class ShardPart(RecordedPart[Report]):
+    """What is made of one file of a prepared dataset, and made again where the file has changed.
+
+    Attributes:
+        shard: The file.
+        folder: Folder for what is made of all files; this one's is `<split>-<number>.*` in it.
+    """
+
+    shard: Shard
+    folder: str
+
+    @property
+    def name(self) -> str:
+        """The file, in messages."""
+        return self.shard.path
+
+    @property
+    def record(self) -> Path:
+        """See `RecordedPart.record`."""
+        return Path(self.folder) / f"{self.shard.split}-{self.shard.number}.json"
+
+    def provenance(self) -> dict[str, str]:
+        """Digest of the file."""
+        return {"source": file_digest(self.shard.path)}
+
+
 def dataset_shards(dataset: str | Path) -> list[Shard]:
     """The shards of a prepared dataset, by split and number.
 
@@ -54,10 +83,10 @@ def dataset_shards(dataset: str | Path) -> list[Shard]:
     files = sorted((folder / "data").rglob("*.parquet")) if (folder / "data").is_dir() else []
     if not files:
         raise ValueError(f"{folder} holds no data/<split>/<n>.parquet; give a dataset that `ehrseq prepare` wrote.")
-    strangers = [file for file in files if len(file.relative_to(folder / "data").parts) != 2]
-    if strangers:
+    elsewhere = [file for file in files if len(file.relative_to(folder / "data").parts) != 2]
+    if elsewhere:
         raise ValueError(
-            f"{strangers[0]} does not lie at data/<split>/<n>.parquet; bring the dataset into this form with "
+            f"{elsewhere[0]} does not lie at data/<split>/<n>.parquet; bring the dataset into this form with "
             f"`ehrseq prepare {folder} NEW_FOLDER`."
         )
     shards = [Shard(str(file), file.parent.name, file.stem) for file in files]

@@ -1,43 +1,17 @@
-"""Tables are optional: a checkpoint scores a patient dict where neither polars nor pyarrow is installed.
-
-Imported by name because transformers refuses to load a checkpoint's code while any package that the code imports
-outright is missing.
-"""
+"""Columns of event tables, checked and of one type, and their parts side by side on all cores."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    try:  # noqa: SIM105  (guarded, or transformers would ask for polars before it loads this file from a checkpoint)
-        import polars as pl
-    except ImportError:
-        pass
-
+import polars as pl
 
 _LONG_WORK = 16  # parts from which on a progress bar is shown
-
-
-def require(package: str) -> Any:
-    """The module `polars` or `pyarrow`.
-
-    Raises:
-        ImportError: It is not installed.
-    """
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise ImportError(
-            f"tables of events need {package}, which is not installed: pip install {package}. "
-            "One patient as a dict works without it."
-        ) from error
 
 
 def check_columns(table: Any, required: Sequence[str], what: str) -> pl.DataFrame:
@@ -46,7 +20,6 @@ def check_columns(table: Any, required: Sequence[str], what: str) -> pl.DataFram
     Raises:
         ValueError: Something else, or a column is missing.
     """
-    pl = require("polars")
     if isinstance(table, pl.LazyFrame):
         table = table.collect()
     if not isinstance(table, pl.DataFrame):
@@ -66,7 +39,6 @@ def microseconds(table: pl.DataFrame, name: str, what: str) -> pl.Expr:
     Raises:
         ValueError: The column holds no times.
     """
-    pl = require("polars")
     dtype = table.schema[name]
     if dtype == pl.Null:
         return pl.lit(None, pl.Int64).alias(name)
@@ -87,7 +59,6 @@ def as_column(table: pl.DataFrame, name: str, dtype: Any, what: str) -> pl.Expr:
     Raises:
         ValueError: The column cannot be that type (text among the numbers).
     """
-    pl = require("polars")
     if name not in table.columns:
         return pl.lit(None, dtype).alias(name)
     has = table.schema[name]

@@ -116,8 +116,8 @@ def draw_patient(
 
 def _draw_timeline(axis: Any, events: pl.DataFrame, mdates: Any) -> None:
     """Visits as bars, events as ticks, one line per kind."""
+    from ehrseq.tasks.encounters import encounters
     from ehrseq.tokenization.ehr_codes import INPATIENT_CLASSES, code_kinds
-    from ehrseq.tokenization.ehr_visits import encounters
 
     codes = events["code"].unique().to_list()
     kinds = dict(zip(codes, code_kinds(codes), strict=True))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ehrseq.encode.columns import CONTENT, DROPPED, END, NO_TIME, START, EventColumns
+from ehrseq.encode.columns import CONTENT, DROPPED, END, START, EventColumns
+from ehrseq.tokenization.ehr_rows import NO_TIME
 
 
 class Boundaries:

@@ -6,23 +6,15 @@ Strings become numbers once, codes and units side by side on two threads; visit_
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import polars as pl
 
-from ehrseq.data.tables import as_column, check_columns, microseconds, require
+from ehrseq.data.tables import as_column, check_columns, microseconds
 from ehrseq.tokenization.ehr_codes import INPATIENT_CLASSES
+from ehrseq.tokenization.ehr_rows import NO_TIME
 from ehrseq.tokenization.ehr_visits import KIND_RANKS, RANK_OTHER, RANK_STATIC, silence_us
 from ehrseq.tokenization.ehr_vocabulary import EventVocabulary
 
-if TYPE_CHECKING:
-    try:  # noqa: SIM105  (guarded, or transformers would ask for polars before it loads this file from a checkpoint)
-        import polars as pl
-    except ImportError:
-        pass
-
-NO_TIME = np.iinfo(np.int64).min
-"""Stands for an absent instant (microseconds): a static row, an unknown birth."""
 REQUIRED = ("subject_id", "time", "code")
 """Columns that an event table must have."""
 DROPPED, CONTENT, START, END = range(4)
@@ -51,7 +43,6 @@ class EventColumns:
     """
 
     def __init__(self, events: pl.DataFrame, vocabulary: EventVocabulary) -> None:
-        pl = require("polars")
         # 1. Columns of the right types.
         what = "the event table"
         events = check_columns(events, REQUIRED, what)
@@ -181,7 +172,6 @@ def _take(values: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 def _code(name: str) -> pl.Expr:
     """A string column as numbers from 0 on, in the order of first appearance."""
-    pl = require("polars")
     categories = pl.Categories.random()  # of its own, so that the numbers are dense
     return pl.col(name).cast(pl.Categorical(categories)).to_physical().cast(pl.Int32)
 

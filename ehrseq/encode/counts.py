@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import polars as pl
 
-from ehrseq.data.tables import as_column, require
+from ehrseq.data.tables import as_column
 from ehrseq.encode.columns import distinct_pairs, factorize
 from ehrseq.encode.sketches import QuantileSketches, ordered
 from ehrseq.tokenization.ehr_codes import DEFAULT_CODE_MAP, code_kinds, resolve_input_kinds, split_kind
 from ehrseq.tokenization.ehr_vocabulary import MAX_TEXT_LENGTH, enters
-
-if TYPE_CHECKING:
-    try:  # noqa: SIM105  (guarded, or transformers would ask for polars before it loads this file from a checkpoint)
-        import polars as pl
-    except ImportError:
-        pass
 
 _MAX_TEXTS = 1_000_000  # (code, text) pairs that are kept; beyond twice as many the rarest are forgotten
 _TEXT_COUNTS = ("rows", "subjects")
@@ -34,7 +29,7 @@ class EventCounts:
     Args:
         input_kinds: Preset or kinds, see `resolve_input_kinds`; rows of other kinds are not counted.
         code_map: See `code_kinds`.
-        max_values: Distinct values of a (code, unit) up to which its quantiles are exact, see `ehr_sketches`; None =
+        max_values: Distinct values of a (code, unit) up to which its quantiles are exact, see `sketches`; None =
             always, with memory for every distinct value and every distinct text.
     """
 
@@ -71,7 +66,6 @@ class EventCounts:
 
     def add(self, events: pl.DataFrame) -> None:
         """Count a table of whole subjects; its rows in any order, optional columns may be absent."""
-        pl = require("polars")
         self.num_rows += events.height
         subject = events["subject_id"].cast(pl.Int64)
         ids = subject.drop_nulls().to_numpy()
@@ -109,7 +103,6 @@ class EventCounts:
     def _add_texts(
         self, text: pl.Series, subject: pl.Series, codes: list[str], code: np.ndarray, wanted: np.ndarray
     ) -> None:
-        pl = require("polars")
         rows = np.flatnonzero(text.is_not_null().to_numpy() & wanted)
         texts, place = factorize(text[rows])
         is_result = np.asarray([bool(t) and len(t) <= MAX_TEXT_LENGTH for t in texts], bool)
@@ -136,7 +129,6 @@ class EventCounts:
 
     def texts(self) -> pl.DataFrame:
         """(code, text, rows, subjects) of every text result, sorted; counts may be too low by `forgotten`."""
-        pl = require("polars")
         if len(self._texts) != 1:
             schema = {"code": pl.String, "text": pl.String, **dict.fromkeys(_TEXT_COUNTS, pl.Int64)}
             together = pl.concat([pl.DataFrame(schema=schema), *self._texts])
@@ -186,7 +178,6 @@ class EventCounts:
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray], **settings: Any) -> EventCounts:
         """The inverse of `state`; the settings are those that it was counted with."""
-        pl = require("polars")
         counts = cls(**settings)
         names = json.loads(state["names"].tobytes().decode())
         counts.num_rows, counts.rows, counts.forgotten = names["num_rows"], names["rows"], names["forgotten"]

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
 from ehrseq.encode.files import first_times, from_batch, is_open, open_batches, row_times
+from ehrseq.encode.histories import prompt_table
 from ehrseq.encode.labels import label_rows, rows_until
 from ehrseq.encode.shards import SUMMARY
 from ehrseq.tokenization.ehr_histories import window_statics
@@ -391,7 +392,7 @@ class EncodedPrompts(Dataset[dict[str, Any]]):
             place[positions] = np.arange(len(positions))
             rows = np.flatnonzero(place[self.index["patient"]] >= 0)
             prompts = self._prompts(histories, rows, place[self.index["patient"][rows]])
-            yield histories.prompt_table(prompts, self.max_length)
+            yield prompt_table(histories, prompts, self.max_length)
 
     def subset(self, rows: ArrayLike) -> EncodedPrompts:
         """The dataset of these rows, in this order (repeats allowed)."""

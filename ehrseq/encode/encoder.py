@@ -2,8 +2,8 @@
 
 The rules are those of `ehr_sequence.walk`; here each becomes arithmetic on whole columns:
 
-1. Order the rows and look their tokens up (`ehr_columns.py`).
-2. Visits: count the open encounters after each row (`ehr_boundaries.py`); a row that opens a visit is one that finds
+1. Order the rows and look their tokens up (`columns.py`).
+2. Visits: count the open encounters after each row (`boundaries.py`); a row that opens a visit is one that finds
    none open and does not continue the last one.
 3. Lay the tokens out (`ehr_rows.py`).
 
@@ -14,24 +14,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import polars as pl
 
 from ehrseq.data.tables import check_columns, core_count, in_threads, subject_chunks
 from ehrseq.encode.boundaries import Boundaries, keys
-from ehrseq.encode.columns import CONTENT, DROPPED, END, HOWS, NO_TIME, REQUIRED, START, EventColumns
+from ehrseq.encode.columns import CONTENT, DROPPED, END, HOWS, REQUIRED, START, EventColumns
 from ehrseq.tokenization.ehr_histories import EncodedHistories, join_offsets
-from ehrseq.tokenization.ehr_rows import HistoryRows, lay_out
+from ehrseq.tokenization.ehr_rows import NO_TIME, HistoryRows, lay_out
 from ehrseq.tokenization.ehr_visits import RANK_BIRTH
 from ehrseq.tokenization.ehr_vocabulary import DAY_US, EventVocabulary
-
-if TYPE_CHECKING:
-    try:  # noqa: SIM105  (guarded, or transformers would ask for polars before it loads this file from a checkpoint)
-        import polars as pl
-    except ImportError:
-        pass
-
 
 T = TypeVar("T")
 

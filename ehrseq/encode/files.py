@@ -27,21 +27,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ehrseq.encode.columns import NO_TIME
-from ehrseq.tokenization.ehr_rows import HistoryRows
+from ehrseq.tokenization.ehr_rows import NO_TIME, HistoryRows
+from ehrseq.tokenization.ehr_vocabulary import SECOND_US
 
 FORMATS = ("arrow", "parquet")
 _KEY = b"ehrseq.encoded"
-_SECOND = 1_000_000  # microseconds
 _OPENS, _OPEN, _TYPE = 1 << 4, 1 << 5, 15
 
 
-def file_schema(vocab_size: int, made_of: Mapping[str, Any]) -> pa.Schema:
+def file_schema(vocab_size: int, provenance: Mapping[str, Any]) -> pa.Schema:
     """Schema of a file.
 
     Args:
         vocab_size: Tokens of the tokenizer.
-        made_of: What the file is made of (digests), kept in it.
+        provenance: What the file is made of (digests), kept in it.
     """
     ids = pa.uint16() if vocab_size <= 1 << 16 else pa.int32()
     fields = {
@@ -55,7 +54,7 @@ def file_schema(vocab_size: int, made_of: Mapping[str, Any]) -> pa.Schema:
         "flags": pa.list_(pa.uint8()),
         "tokens": pa.int32(),
     }
-    return pa.schema(list(fields.items()), metadata={_KEY: json.dumps(made_of, sort_keys=True)})
+    return pa.schema(list(fields.items()), metadata={_KEY: json.dumps(provenance, sort_keys=True)})
 
 
 def to_batch(rows: HistoryRows, schema: pa.Schema) -> pa.RecordBatch:
@@ -63,7 +62,7 @@ def to_batch(rows: HistoryRows, schema: pa.Schema) -> pa.RecordBatch:
     count = np.diff(rows.row_offsets)
     offset = rows.time - np.repeat(rows.first, count)
     # Patients whose times are not whole seconds (or span more than 136 years) keep microseconds.
-    fine = (offset % _SECOND != 0) | (offset < 0) | (offset >= _SECOND << 32)
+    fine = (offset % SECOND_US != 0) | (offset < 0) | (offset >= SECOND_US << 32)
     is_fine = np.zeros(len(rows), bool)
     is_fine[np.repeat(np.arange(len(rows)), count)[fine]] = True
     of_fine = np.repeat(is_fine, count)
@@ -79,7 +78,7 @@ def to_batch(rows: HistoryRows, schema: pa.Schema) -> pa.RecordBatch:
         pa.array(rows.first, pa.int64()).cast(pa.timestamp("us")),
         birth,
         _lists(rows.static_offsets, rows.static_ids.astype(np.int32)),
-        _lists(_offsets(np.where(is_fine, 0, count)), (offset[~of_fine] // _SECOND).astype(np.uint32)),
+        _lists(_offsets(np.where(is_fine, 0, count)), (offset[~of_fine] // SECOND_US).astype(np.uint32)),
         _lists(_offsets(np.where(is_fine, count, 0)), offset[of_fine]),
         _lists(rows.row_offsets, ids),
         _lists(rows.row_offsets, flags),
@@ -129,10 +128,10 @@ def row_times(batch: pa.RecordBatch, first: np.ndarray, row_offsets: np.ndarray)
     seconds, micros = _values(batch.column("seconds"))[1], batch.column("micros")
     fine_offsets, fine = _values(micros)
     if not len(fine):
-        time += seconds.astype(np.int64) * _SECOND
+        time += seconds.astype(np.int64) * SECOND_US
         return time
     of_fine = np.repeat(np.diff(fine_offsets) > 0, count)
-    time[~of_fine] += seconds.astype(np.int64) * _SECOND
+    time[~of_fine] += seconds.astype(np.int64) * SECOND_US
     time[of_fine] += fine
     return time
 
@@ -171,7 +170,7 @@ class FileWriter:
         self._writer.write_batch(to_batch(rows, self._schema))
 
 
-def made_of(path: str | Path) -> dict[str, Any]:
+def provenance_of(path: str | Path) -> dict[str, Any]:
     """What a file says that it is made of; empty where it is no such file.
 
     Reads no more than its schema.

@@ -2,14 +2,12 @@
 
 Every file is counted by itself, the counts are merged in the order of the files: the tokenizer depends neither on who
 works nor on how many. It equals `EhrTokenizer.train` on the whole table where no (code, unit) has more than
-`ehr_sketches.EXACT_VALUES` distinct values; beyond, its bins' edges are off by no more than the stored
+`sketches.EXACT_VALUES` distinct values; beyond, its bins' edges are off by no more than the stored
 `bin_rank_error`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ehrseq.data.shards import Shard, dataset_shards, read_blocks
+from ehrseq.data.shards import ShardPart, dataset_shards, read_blocks
 from ehrseq.encode.counts import EventCounts
 from ehrseq.encode.sketches import EXACT_VALUES
-from ehrseq.work.engine import Engine, get_engine
-from ehrseq.work.files import file_digest, remove_unfinished, write_whole
+from ehrseq.encode.vocabulary import check_settings
+from ehrseq.work.engine import Engine
+from ehrseq.work.files import write_whole
+from ehrseq.work.parts import run_parts, settings_key
 
 if TYPE_CHECKING:
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
@@ -32,32 +32,41 @@ _COLUMNS = ("subject_id", "code", "numeric_value", "text_value", "unit")
 
 
 @dataclass(frozen=True)
-class CountWork:
-    """One file to count.
+class CountPart(ShardPart[dict[str, int]]):
+    """Counts of one file.
 
     Attributes:
-        shard: The file.
-        part: Where its counts go.
         input_kinds: See `EventCounts`.
         code_map: See `EventCounts`.
         max_values: See `EventCounts`.
     """
 
-    shard: Shard
-    part: str
     input_kinds: tuple[str, ...] | str | None
     code_map: tuple[tuple[str, ...], ...] | None
     max_values: int
 
     @property
-    def name(self) -> str:
-        """The file, in messages."""
-        return self.shard.path
-
-    @property
     def settings(self) -> dict[str, Any]:
         """Arguments of `EventCounts`."""
         return {"input_kinds": self.input_kinds, "code_map": self.code_map, "max_values": self.max_values}
+
+    def make(self) -> dict[str, int]:
+        """See `RecordedPart.make`."""
+        counts = EventCounts(**self.settings)
+        for block in read_blocks(self.shard, columns=_COLUMNS):
+            counts.add(block)
+
+        def write(path: Path) -> None:
+            with path.open("wb") as stream:
+                np.savez(stream, allow_pickle=False, **counts.state())
+
+        write_whole(self.beside(".npz"), write)
+        return {"rows": counts.num_rows}
+
+    def counts(self) -> EventCounts:
+        """What was counted."""
+        with np.load(self.beside(".npz"), allow_pickle=False) as state:
+            return EventCounts.from_state(dict(state), **self.settings)
 
 
 def fit_tokenizer(
@@ -87,7 +96,7 @@ def fit_tokenizer(
     Raises:
         ValueError: No prepared dataset, no patients in these splits, or what `EhrTokenizer.train` refuses.
     """
-    from ehrseq.tokenization.tokenization_ehr import EhrTokenizer, check_settings
+    from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
     known = {"num_value_bins": 1, "min_count": 1, "min_text_subjects": 1, "max_vocab_size": None, "tasks": ()}
     check_settings(**{**known, **settings})
@@ -104,36 +113,9 @@ def fit_tokenizer(
         "max_values": max_values,
     }
     counts = EventCounts(**counting)  # says what is wrong with a setting before anything is read
-    key = hashlib.sha256(json.dumps(counting, sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(parts)
-    if folder.is_dir():
-        remove_unfinished(folder)
-    work = [CountWork(shard, str(folder / f"{shard.split}-{shard.number}-{key}.npz"), **counting) for shard in shards]
-    for part in (engine or get_engine()).map(count_shard, work, desc="Counting codes and values"):
-        counts.merge(EventCounts.from_state(_read_part(part), **counting))
+    folder = Path(parts) / settings_key(counting)
+    work = [CountPart(shard, str(folder), **counting) for shard in shards]
+    reports = run_parts(work, desc="Counting codes and values", folder=parts, engine=engine)
+    for part, _ in zip(work, reports, strict=True):
+        counts.merge(part.counts())
     return EhrTokenizer.from_counts(counts, **settings)
-
-
-def count_shard(work: CountWork) -> str:
-    """Count one file, if its part is not there already; returns the part's path."""
-    digest = np.frombuffer(file_digest(work.shard.path).encode(), np.uint8)
-    part = Path(work.part)
-    if part.is_file():
-        with np.load(part, allow_pickle=False) as found:
-            if np.array_equal(found["source"], digest):
-                return work.part
-    counts = EventCounts(**work.settings)
-    for block in read_blocks(work.shard, columns=_COLUMNS):
-        counts.add(block)
-
-    def write(path: Path) -> None:
-        with path.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, source=digest, **counts.state())
-
-    write_whole(part, write)
-    return work.part
-
-
-def _read_part(part: str) -> dict[str, np.ndarray]:
-    with np.load(part, allow_pickle=False) as found:
-        return {name: found[name] for name in found.files if name != "source"}

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 
-from ehrseq.data.tables import as_column, check_columns, microseconds, require
+from ehrseq.data.tables import as_column, check_columns, microseconds
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,6 @@ def label_rows(labels: Mapping[str, Any], subject_ids: np.ndarray, task_names: S
     Raises:
         ValueError: A task that the tokenizer has no token for, or a table without these columns.
     """
-    pl = require("polars")
     if not isinstance(labels, Mapping):
         raise ValueError(
             f"labels must be {{task name: table of subject_id, prediction_time, boolean_value}}, got "

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ehrseq.data.shards import dataset_shards
+from ehrseq.data.shards import Shard, dataset_shards
 from ehrseq.encode.fitting import FITTED_SPLITS, fit_tokenizer
 from ehrseq.encode.shards import check_output, encode_dataset
 from ehrseq.tasks.storage import label_tokens
@@ -53,24 +53,24 @@ def tokenize_dataset(
     check_output(dataset, root, format)
     runner = engine or get_engine()
     if tokenizer is not None:
-        given = sorted(name for name, value in {"tasks": tasks, **settings}.items() if value is not None)
-        if given:
-            raise ValueError(f"{given} are settings of a new tokenizer, but {tokenizer} was given; leave out either.")
+        unused = sorted(name for name, value in {"tasks": tasks, **settings}.items() if value is not None)
+        if unused:
+            raise ValueError(f"{unused} are settings of a new tokenizer, but {tokenizer} was given; leave out either.")
         return encode_dataset(dataset, root, tokenizer, format=format, engine=runner)
     if tasks is None:
         tasks = [{"name": name, "token": token} for name, token in label_tokens(dataset).items()]
-    made_of = {"version": __version__, "splits": sorted(fit_splits), "tasks": list(tasks), **settings}
-    record = {
-        "settings": hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest(),
+    fit = {"version": __version__, "splits": sorted(fit_splits), "tasks": list(tasks), **settings}
+    record: dict[str, Any] = {
+        "settings": hashlib.sha256(json.dumps(fit, sort_keys=True, default=str).encode()).hexdigest(),
         "sources": {},
     }
     shards = [shard for shard in dataset_shards(dataset) if shard.split in fit_splits]
     folder = root / "tokenizer"
-    found = _read_record(folder)
-    if found.get("settings") == record["settings"]:
+    kept = _read_record(folder)
+    if kept.get("settings") == record["settings"]:
         # Fitted before; on the same files?
         record["sources"] = _digests(shards, runner)
-    if found != record or not shards:
+    if kept != record or not shards:
         parts = root / ".counts"
         fitted = fit_tokenizer(dataset, parts, splits=fit_splits, tasks=tasks, engine=runner, **settings)
         record["sources"] = _digests(shards, runner)
@@ -84,7 +84,7 @@ def tokenize_dataset(
     return encode_dataset(dataset, root, folder, format=format, engine=runner)
 
 
-def _digests(shards: Sequence[Any], engine: Engine) -> dict[str, str]:
+def _digests(shards: Sequence[Shard], engine: Engine) -> dict[str, str]:
     digests = engine.map(file_digest, [shard.path for shard in shards], desc="Comparing files")
     return {shard.name: digest for shard, digest in zip(shards, digests, strict=True)}
 

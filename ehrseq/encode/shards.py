@@ -2,17 +2,17 @@
 
     <output>/tokenizer/            what `EhrTokenizer.from_pretrained` loads
     <output>/data/<split>/<n>.arrow (or .parquet), see `ehrseq.encode.files`
-    <output>/encoded.json          what they were made of, and counts; there only when all is
+    <output>/encoded.json          their provenance, and counts; there only when all is
 
-A file appears whole or not at all, and says what it was made of (digests of its source and of the tokenizer): a run
-that was stopped makes only what is missing, and ends with the same bytes.
+A file appears whole or not at all, and holds its provenance (digests of its source and of the tokenizer): a run that
+was stopped makes only what is missing, and ends with the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,10 +22,11 @@ import numpy as np
 
 from ehrseq.data.shards import BLOCK_ROWS, Shard, dataset_shards, read_blocks
 from ehrseq.encode.encoder import read_rows
-from ehrseq.encode.files import FORMATS, FileWriter, file_schema, made_of, stream_batches
+from ehrseq.encode.files import FORMATS, FileWriter, file_schema, provenance_of, stream_batches
 from ehrseq.tokenization.ehr_vocabulary import SPECIAL_TOKENS, UNK, EventVocabulary
-from ehrseq.work.engine import Engine, get_engine
-from ehrseq.work.files import file_digest, remove, remove_unfinished, write_whole
+from ehrseq.work.engine import Engine
+from ehrseq.work.files import file_digest, remove, write_json, write_whole
+from ehrseq.work.parts import Part, run_parts
 
 if TYPE_CHECKING:
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
@@ -35,27 +36,50 @@ _COUNTS = ("patients", "rows", "tokens", "unknown_rows", "bytes")
 
 
 @dataclass(frozen=True)
-class EncodeWork:
-    """One file to encode.
+class EncodePart(Part[dict[str, Any]]):
+    """Rows of one file; its provenance lies in the file itself, for it stays.
 
     Attributes:
         shard: The file.
         path: Where its rows go.
         tokenizer: Folder of the tokenizer.
-        made_of: Digest of the tokenizer.
+        tokenizer_digest: Digest of the tokenizer.
         format: One of `FORMATS`.
     """
 
     shard: Shard
     path: str
     tokenizer: str
-    made_of: str
+    tokenizer_digest: str
     format: str
 
     @property
     def name(self) -> str:
         """The file, in messages."""
         return self.shard.path
+
+    def provenance(self) -> dict[str, str]:
+        """Digests of the file and of the tokenizer."""
+        return {"source": file_digest(self.shard.path), "tokenizer": self.tokenizer_digest}
+
+    def read(self, provenance: Mapping[str, object]) -> dict[str, Any] | None:
+        """Counts of the rows, read from their file: those of a file that was there are those of one just made."""
+        if provenance_of(self.path) != provenance:
+            return None
+        return {**_counts(Path(self.path), read_vocabulary(self.tokenizer)), "source": provenance["source"]}
+
+    def write(self, provenance: Mapping[str, object]) -> dict[str, Any]:
+        """See `Part.write`."""
+        vocabulary = read_vocabulary(self.tokenizer)
+        schema = file_schema(len(vocabulary.token_ids), provenance)
+
+        def write(temporary: Path) -> None:
+            with FileWriter(temporary, schema, self.format) as writer:
+                for block in read_blocks(self.shard, rows=BLOCK_ROWS):
+                    writer.write(read_rows(block, vocabulary))
+
+        write_whole(self.path, write)
+        return {**_counts(Path(self.path), vocabulary), "source": provenance["source"]}
 
 
 def encode_dataset(
@@ -96,40 +120,32 @@ def encode_dataset(
     chosen = EhrTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
     # 1. The tokenizer, in front of the rows. Another one than was there makes all of them anew.
     root.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(root)
     remove(root / SUMMARY)
-    own = root / "tokenizer"
-    if not (isinstance(tokenizer, str | Path) and Path(tokenizer).resolve() == own.resolve()):
-        write_whole(own, lambda folder: _save_tokenizer(chosen, folder))
-    digest = _tokenizer_digest(root / "tokenizer")
+    kept = root / "tokenizer"
+    if not (isinstance(tokenizer, str | Path) and Path(tokenizer).resolve() == kept.resolve()):
+        write_whole(kept, chosen.save_pretrained)
+    digest = _tokenizer_digest(kept)
     # 2. The rows.
-    work = [
-        EncodeWork(
-            shard,
-            str(root / "data" / shard.split / f"{shard.number}.{format}"),
-            str(root / "tokenizer"),
-            digest,
-            format,
-        )
+    parts = [
+        EncodePart(shard, str(root / "data" / shard.split / f"{shard.number}.{format}"), str(kept), digest, format)
         for shard in shards
     ]
-    wanted = {entry.path for entry in work}
+    wanted = {part.path for part in parts}
     for path in (root / "data").rglob("*"):
-        if path.is_file() and str(path) not in wanted and made_of(path):  # rows of a file that is no more
+        if path.is_file() and str(path) not in wanted and provenance_of(path):  # rows of a file that is no more
             remove(path)
-    found = list((engine or get_engine()).map(encode_shard, work, desc="Encoding"))
+    reports = list(run_parts(parts, desc="Encoding", folder=root, engine=engine))
     # 3. What they are.
     summary = {
         "format": format,
         "tokenizer": digest,
         "vocabulary": len(chosen),
         "fitted": chosen.fitted,
-        **{name: sum(counts[name] for counts in found) for name in _COUNTS},
+        **{name: sum(report[name] for report in reports) for name in _COUNTS},
         "source_bytes": sum(Path(shard.path).stat().st_size for shard in shards),
-        "files": {shard.name: counts for shard, counts in zip(shards, found, strict=True)},
+        "files": {shard.name: report for shard, report in zip(shards, reports, strict=True)},
     }
-    text = json.dumps(summary, indent=2) + "\n"
-    write_whole(root / SUMMARY, lambda path: _write_text(path, text))
+    write_json(root / SUMMARY, summary, indent=2)
     return summary
 
 
@@ -144,23 +160,6 @@ def check_output(dataset: str | Path, output: str | Path, format: str) -> None:
     root = Path(output)
     if (root / "metadata").exists() or root.resolve() == Path(dataset).resolve():
         raise ValueError(f"{root} is a dataset; give another folder for the encoded rows, such as {root / 'encoded'}.")
-
-
-def encode_shard(work: EncodeWork) -> dict[str, Any]:
-    """Encode one file, if its rows are not there already; returns their counts."""
-    source = {"source": file_digest(work.shard.path), "tokenizer": work.made_of}
-    vocabulary = read_vocabulary(work.tokenizer)
-    path = Path(work.path)
-    if made_of(path) != source:
-        schema = file_schema(len(vocabulary.token_ids), source)
-
-        def write(temporary: Path) -> None:
-            with FileWriter(temporary, schema, work.format) as writer:
-                for block in read_blocks(work.shard, rows=BLOCK_ROWS):
-                    writer.write(read_rows(block, vocabulary))
-
-        write_whole(path, write)
-    return {**_counts(path, vocabulary), "source": source["source"]}
 
 
 def read_vocabulary(folder: str | Path) -> EventVocabulary:
@@ -178,7 +177,7 @@ def _read_vocabulary(folder: str, _: str) -> EventVocabulary:
 
 
 def _counts(path: Path, vocabulary: EventVocabulary) -> dict[str, int]:
-    """Counts of a file, read from it: those of a file that was there are those of one just made."""
+    """Counts of a file of rows."""
     counts = dict.fromkeys(_COUNTS, 0)
     unknown = vocabulary.token_ids[UNK]
     for batch in stream_batches(path):
@@ -192,15 +191,7 @@ def _counts(path: Path, vocabulary: EventVocabulary) -> dict[str, int]:
     return counts
 
 
-def _save_tokenizer(tokenizer: EhrTokenizer, folder: Path) -> None:
-    tokenizer.save_pretrained(folder)
-
-
 def _tokenizer_digest(folder: Path) -> str:
     """One digest over the files that say what a tokenizer is."""
-    parts = [file_digest(folder / name) for name in ("tokenizer.json", "tokenizer_config.json")]
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    digests = [file_digest(folder / name) for name in ("tokenizer.json", "tokenizer_config.json")]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -12,6 +12,7 @@ from ehrseq.tokenization.ehr_codes import category_and_chapter
 from ehrseq.tokenization.ehr_sequence import MIN_CONTEXT
 from ehrseq.tokenization.ehr_vocabulary import (
     KIND_TYPES,
+    PAPER_TASK_TOKENS,
     SPECIAL_TOKENS,
     SPECIAL_TYPES,
     TYPE_CLS,
@@ -19,16 +20,6 @@ from ehrseq.tokenization.ehr_vocabulary import (
     EventVocabulary,
     bin_token,
 )
-
-PAPER_TASK_TOKENS = {
-    "mortality_30d": "[MOR_1M]",
-    "long_stay_7d": "[LOS_1W]",
-    "readmission_30d": "[REA_1M]",
-    "hypertension": "[C0]",
-    "fluid_disorder": "[C1]",
-    "lipid_disorder": "[C2]",
-}
-"""Task tokens of the paper (section 3.3); other tasks are named with their own token."""
 
 
 def fit_vocabulary(

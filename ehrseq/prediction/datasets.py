@@ -7,18 +7,16 @@ same to the last bit whoever works.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import polars as pl
 
 from ehrseq.data.report import ConversionReport
-from ehrseq.data.shards import Shard, dataset_shards, read_blocks, scan_shard
+from ehrseq.data.shards import ShardPart, dataset_shards, read_blocks, scan_shard
 from ehrseq.encode.triplets import NoStayError
 from ehrseq.hub.checkpoints import checkpoint_digest, load_checkpoint
 from ehrseq.prediction.risks import (
@@ -30,37 +28,51 @@ from ehrseq.prediction.risks import (
     checked_times,
     score_events,
 )
-from ehrseq.version import __version__
-from ehrseq.work.engine import Engine, get_engine
-from ehrseq.work.files import file_digest, remove, remove_unfinished, write_whole
+from ehrseq.work.engine import Engine
+from ehrseq.work.files import remove, write_whole
+from ehrseq.work.parts import kept_parts, run_parts, table_digest
 
-_KEY = b"ehrseq.risks"
+
+class RiskCounts(TypedDict):
+    """What was read of one file."""
+
+    events: int
+    subjects: int
+    notes: dict[str, int]
 
 
 @dataclass(frozen=True)
-class ScoreWork:
-    """One file to score.
+class RiskPart(ShardPart[RiskCounts]):
+    """Risks of the patients of one file.
 
     Attributes:
-        shard: The file.
-        part: Where its risks go.
         checkpoint: Folder or name of the checkpoint.
-        tasks: Tasks to score, None = all.
+        tasks: Tasks to score.
         times: Parquet file of the prediction times that are asked for, None = the ends.
         batch_size: Rows in one forward pass.
     """
 
-    shard: Shard
-    part: str
     checkpoint: str
-    tasks: tuple[str, ...] | None
+    tasks: tuple[str, ...]
     times: str | None
     batch_size: int
 
-    @property
-    def name(self) -> str:
-        """The file, in messages."""
-        return self.shard.path
+    def make(self) -> RiskCounts:
+        """See `RecordedPart.make`."""
+        model, encoder = _load(self.checkpoint, checkpoint_digest(self.checkpoint))
+        tasks = asked_tasks(model, self.checkpoint, self.tasks)
+        times = None if self.times is None else pl.read_parquet(self.times)
+        report = ConversionReport()
+        frames = [pl.DataFrame(schema=RISK_SCHEMA)]
+        for events in read_blocks(self.shard):
+            subjects = events["subject_id"].unique()
+            report.events_written += events.height
+            report.subjects += len(subjects)
+            asked = None if times is None else times.filter(pl.col("subject_id").is_in(subjects.implode()))
+            if asked is None or not asked.is_empty():
+                frames.append(_score_block(model, encoder, events, asked, tasks, report, self.batch_size))
+        write_whole(self.beside(".parquet"), pl.concat(frames).write_parquet)
+        return {"events": report.events_written, "subjects": report.subjects, "notes": dict(report.notes)}
 
 
 def predict_dataset(
@@ -98,73 +110,26 @@ def predict_dataset(
     if times is not None:
         subjects = [scan_shard(shard).select(pl.col("subject_id").unique()).collect() for shard in shards]
         check_known(times, pl.concat(subjects)["subject_id"])
-    folder = Path(parts)
-    request = [__version__, checkpoint_digest(checkpoint), list(asked), batch_size]
-    request.append(None if times is None else times.hash_rows().sort().to_list())
-    key = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:16]
-    times_file = None
-    if folder.is_dir():
-        remove_unfinished(folder)
-    if times is not None:
-        times_file = folder / f"times-{key}.parquet"
-        asked_for = times
-        write_whole(times_file, lambda path: asked_for.write_parquet(path))
-    work = [
-        ScoreWork(
-            shard=shard,
-            part=str(folder / f"{shard.split}-{shard.number}-{key}.parquet"),
-            checkpoint=str(checkpoint),
-            tasks=tuple(asked),
-            times=None if times_file is None else str(times_file),
-            batch_size=batch_size,
-        )
-        for shard in shards
-    ]
+    settings = [str(Path(dataset).resolve()), checkpoint_digest(checkpoint), list(asked), batch_size]
+    settings.append(None if times is None else table_digest(times))
     report = ConversionReport(source=str(dataset), format="meds", files=len(shards))
     frames = []
-    for part in (engine or get_engine()).map(score_shard, work, desc="Scoring"):
-        frames.append(pl.read_parquet(part, hive_partitioning=False))
-        counts = _read_counts(part)
-        report.events_written += counts["events"]
-        report.subjects += counts["subjects"]
-        report.notes.update(counts["notes"])
-    risks = checked_risks(pl.concat(frames), checkpoint)
-    if risks.is_empty():
-        raise ValueError(f"{dataset} holds nobody to score. What was read:\n{report}")
-    remove(folder)
+    with kept_parts(Path(parts) / "risks", settings) as folder:
+        times_file = None if times is None else str(folder / "times.parquet")
+        if times is not None:
+            write_whole(folder / "times.parquet", times.write_parquet)
+        work = [RiskPart(shard, str(folder), str(checkpoint), tuple(asked), times_file, batch_size) for shard in shards]
+        reports = run_parts(work, desc="Scoring", folder=parts, engine=engine)
+        for part, counts in zip(work, reports, strict=True):
+            frames.append(pl.read_parquet(part.beside(".parquet"), hive_partitioning=False))
+            report.events_written += counts["events"]
+            report.subjects += counts["subjects"]
+            report.notes.update(counts["notes"])
+        risks = checked_risks(pl.concat(frames), checkpoint)
+        if risks.is_empty():
+            raise ValueError(f"{dataset} holds nobody to score. What was read:\n{report}")
+    remove(Path(parts))
     return risks, report
-
-
-def score_shard(work: ScoreWork) -> str:
-    """Score one file, if its risks are not there already; returns their file."""
-    import pyarrow.parquet as pq
-
-    source = file_digest(work.shard.path)
-    part = Path(work.part)
-    if part.is_file() and _read_counts(work.part).get("source") == source:
-        return work.part
-    model, encoder = _load(work.checkpoint, checkpoint_digest(work.checkpoint))
-    tasks = asked_tasks(model, work.checkpoint, work.tasks)
-    times = None if work.times is None else pl.read_parquet(work.times)
-    report = ConversionReport()
-    frames = [pl.DataFrame(schema=RISK_SCHEMA)]
-    for events in read_blocks(work.shard):
-        subjects = events["subject_id"].unique()
-        report.events_written += events.height
-        report.subjects += len(subjects)
-        own = None if times is None else times.filter(pl.col("subject_id").is_in(subjects.implode()))
-        if own is not None and own.is_empty():
-            continue
-        frames.append(_score_block(model, encoder, events, own, tasks, report, work.batch_size))
-    counts = {
-        "source": source,
-        "events": report.events_written,
-        "subjects": report.subjects,
-        "notes": dict(report.notes),
-    }
-    table = pl.concat(frames).to_arrow().replace_schema_metadata({_KEY: json.dumps(counts)})
-    write_whole(part, lambda path: pq.write_table(table, path, compression="zstd"))
-    return work.part
 
 
 def _score_block(
@@ -192,12 +157,6 @@ def _score_block(
             score=pl.lit(None, pl.Float64), reason=pl.lit("no_stay")
         )
     return risks.match_to_schema(pl.Schema(RISK_SCHEMA))
-
-
-def _read_counts(part: str) -> dict[str, Any]:
-    import pyarrow.parquet as pq
-
-    return json.loads((pq.read_schema(part).metadata or {}).get(_KEY, b"{}"))
 
 
 @lru_cache(maxsize=1)

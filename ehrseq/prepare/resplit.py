@@ -3,11 +3,12 @@
     split_dataset("dataset/", fractions={"train": 0.8, "held_out": 0.2}, stratify="mortality_30d", seed=1)
 
 Files of one number hold the patients of one partition, so each number is divided anew by itself. The dataset is
-replaced when all of it is ready; a run that was stopped leaves the old one, or the new one.
+replaced when all of it is ready: a run that was killed leaves the old one, or the new one, and the next run goes on.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,27 +25,53 @@ from ehrseq.data.splits import DEFAULT_FRACTIONS, assign_splits, uniform_of
 from ehrseq.prepare.shard_files import check_split_name
 from ehrseq.prepare.spill import write_table
 from ehrseq.tasks.storage import read_labels
-from ehrseq.work.engine import Engine, get_engine
-from ehrseq.work.files import remove
+from ehrseq.work.engine import Engine
+from ehrseq.work.files import remove, write_json, write_whole
+from ehrseq.work.parts import RecordedPart, run_parts, settings_key, table_digest
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SplitWork:
+class SplitPart(RecordedPart[dict[str, int]]):
     """The files of one number.
 
     Attributes:
         number: Their number.
         files: The files, in every split that has one.
-        splits: Parquet file of the new splits.
-        data: Folder of the new shards.
+        folder: Folder of the new dataset, with the new splits.
     """
 
     number: str
     files: tuple[str, ...]
-    splits: str
-    data: str
+    folder: str
+
+    @property
+    def name(self) -> str:
+        """The first file, in messages."""
+        return self.files[0]
+
+    @property
+    def record(self) -> Path:
+        """See `RecordedPart.record`."""
+        return Path(self.folder) / "records" / f"{self.number}.json"
+
+    def make(self) -> dict[str, int]:
+        """Write the files of this number anew; returns the rows of each split."""
+        splits = pl.read_parquet(Path(self.folder) / "splits.parquet")
+        # Files as they are: a dataset keeps the columns that it has.
+        rows = pl.concat([pl.read_parquet(file, hive_partitioning=False) for file in self.files])
+        rows = rows.sort("subject_id", maintain_order=True)
+        joined = rows.join(splits, on="subject_id", how="left", maintain_order="left")
+        heights = {}
+        for (name,), part in joined.partition_by("split", as_dict=True, maintain_order=True).items():
+            table = part.drop("split").to_arrow()
+            schema = arrow_schema()
+            if set(table.column_names) == set(schema.names):
+                table = table.select(schema.names).cast(schema)
+            write_table(table, Path(self.folder) / "data" / str(name) / f"{self.number}.parquet")
+            heights[str(name)] = part.height
+        return heights
 
 
 def split_dataset(
@@ -77,7 +104,6 @@ def split_dataset(
     if old.is_dir() and not folder.exists():  # a run was stopped between its last two steps
         _move(ready, folder)
     remove(old)
-    remove(ready)
     shards = dataset_shards(folder)
     for name in fractions or ():
         check_split_name(name)
@@ -93,16 +119,12 @@ def split_dataset(
         assign_splits([], fractions=fractions, seed=seed)
         splits = _stratified(subjects, strata, dict(fractions or DEFAULT_FRACTIONS), seed)
     try:
-        make_folder(ready)
-        table = ready / "splits.parquet"
-        splits.write_parquet(table)
+        _begin(ready, shards, splits)
         numbers: dict[str, list[str]] = {}
         for shard in shards:
             numbers.setdefault(shard.number, []).append(shard.path)
-        work = [SplitWork(number, tuple(files), str(table), str(ready / "data")) for number, files in numbers.items()]
-        for _ in (engine or get_engine()).map(divide_shards, work, desc="Dividing"):
-            pass
-        table.unlink()
+        parts = [SplitPart(number, tuple(files), str(ready)) for number, files in numbers.items()]
+        list(run_parts(parts, desc="Dividing", folder=ready, engine=engine))
         _take_along(folder, ready)
         write_splits(splits, ready / "metadata")
         _move(folder, old)
@@ -118,20 +140,17 @@ def split_dataset(
     return _sizes(splits, strata, stratify is not None)
 
 
-def divide_shards(work: SplitWork) -> str:
-    """Write the files of one number anew; returns the number."""
-    splits = pl.read_parquet(work.splits)
-    # Files as they are: a dataset keeps the columns that it has.
-    rows = pl.concat([pl.read_parquet(file, hive_partitioning=False) for file in work.files])
-    rows = rows.sort("subject_id", maintain_order=True)
-    joined = rows.join(splits, on="subject_id", how="left", maintain_order="left")
-    for (name,), part in joined.partition_by("split", as_dict=True, maintain_order=True).items():
-        table = part.drop("split").to_arrow()
-        schema = arrow_schema()
-        if set(table.column_names) == set(schema.names):
-            table = table.select(schema.names).cast(schema)
-        write_table(table, Path(work.data) / name / f"{work.number}.parquet")
-    return work.number
+def _begin(ready: Path, shards: Sequence[Shard], splits: pl.DataFrame) -> None:
+    """The folder of the new dataset: the one that a killed run left, if it was to become the same, else a new one."""
+    states = [(shard.path, stat.st_size, stat.st_mtime_ns) for shard in shards for stat in [Path(shard.path).stat()]]
+    settings = settings_key([pl.__version__, table_digest(splits), states])
+    kept = ready / "settings.json"
+    if kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) == settings:
+        return
+    remove(ready)
+    make_folder(ready)
+    write_whole(ready / "splits.parquet", splits.write_parquet)
+    write_json(kept, settings)
 
 
 def _move(source: Path, target: Path) -> None:
@@ -139,7 +158,10 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _take_along(folder: Path, ready: Path) -> None:
-    """Everything beside the shards and the splits, as links to the same files."""
+    """Everything beside the shards and the splits, as links to the same files; nothing else stays in the new folder."""
+    for entry in ready.iterdir():
+        if entry.name != "data":
+            remove(entry)
     for file in sorted(folder.rglob("*")):
         inside = file.relative_to(folder)
         if not file.is_file() or inside.parts[0] == "data" or inside == Path("metadata/subject_splits.parquet"):
@@ -150,8 +172,8 @@ def _take_along(folder: Path, ready: Path) -> None:
 
 
 def _subjects(shards: Sequence[Shard]) -> pl.Series:
-    found = [scan_shard(shard).select(pl.col("subject_id").unique()).collect()["subject_id"] for shard in shards]
-    return pl.concat(found).unique().sort()
+    subjects = [scan_shard(shard).select(pl.col("subject_id").unique()).collect()["subject_id"] for shard in shards]
+    return pl.concat(subjects).unique().sort()
 
 
 def _strata(folder: Path, task: str, subjects: pl.Series) -> pl.Series:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -11,11 +10,14 @@ from typing import Any
 
 import polars as pl
 
-from ehrseq.data.shards import Shard, dataset_shards, read_blocks, scan_shard
+from ehrseq.data.shards import ShardPart, dataset_shards, read_blocks, scan_shard
 from ehrseq.tokenization.ehr_codes import code_kinds, split_kind
-from ehrseq.work.engine import Engine, get_engine
+from ehrseq.work.engine import Engine
+from ehrseq.work.files import write_whole
+from ehrseq.work.parts import kept_parts, run_parts
 
 _TABLES = ("codes", "kinds", "patients", "calendar")
+_KEYS = {"codes": ["code", "kind"], "kinds": ["kind"]}
 _COUNTS = (
     *("rows", "patients", "patients_with_value", "without_time", "at_midnight", "with_value", "with_text"),
     "without_visit",
@@ -58,16 +60,20 @@ class DatasetStatistics:
 
 
 @dataclass(frozen=True)
-class CountWork:
-    """One file to count: the shard, and the folder for its tables."""
+class StatisticsPart(ShardPart[dict[str, int]]):
+    """The tables of one file (`_TABLES`)."""
 
-    shard: Shard
-    part: str
-
-    @property
-    def name(self) -> str:
-        """The file, in messages."""
-        return self.shard.path
+    def make(self) -> dict[str, int]:
+        """See `RecordedPart.make`."""
+        empty = scan_shard(self.shard).head(0).collect()  # a file may be without rows
+        blocks = [_count_block(events, self.shard.split) for events in chain([empty], read_blocks(self.shard))]
+        for name in _TABLES:
+            table = pl.concat(block[name] for block in blocks)
+            write_whole(
+                self.beside(f".{name}.parquet"),
+                (_sum(table, _KEYS[name]) if name in _KEYS else table).write_parquet,
+            )
+        return {"blocks": len(blocks)}
 
 
 def count_dataset(
@@ -83,7 +89,8 @@ def count_dataset(
         dataset: Its folder.
         labels: Labels for the prevalences: a dataset, a folder of labels or a label table; default: the dataset's own,
             where it has some.
-        work: Folder for intermediate files (on a cluster: one that every machine sees); default: a temporary one.
+        work: Folder for intermediate files (on a cluster: one that every machine sees), from which a run that was
+            stopped goes on; default: a temporary one.
         engine: Where to work, default all cores of this machine.
 
     Raises:
@@ -93,12 +100,12 @@ def count_dataset(
     if labels is None and next((Path(dataset) / "labels").glob("*/**/*.parquet"), None) is not None:
         labels = dataset
     prevalence = _prevalences(labels)
-    if work is not None:
-        Path(work).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=None if work is None else str(work), prefix="ehrseq-stats-") as folder:
-        tasks = [CountWork(shard, str(Path(folder) / f"part-{k}")) for k, shard in enumerate(shards)]
-        parts = [Path(part) for part in (engine or get_engine()).map(count_shard, tasks, desc="Counting")]
-        tables = {name: pl.concat(pl.read_parquet(part / f"{name}.parquet") for part in parts) for name in _TABLES}
+    with kept_parts(None if work is None else Path(work) / ".stats", str(Path(dataset).resolve())) as folder:
+        parts = [StatisticsPart(shard, str(folder)) for shard in shards]
+        list(run_parts(parts, desc="Counting", folder=folder, engine=engine))
+        tables = {
+            name: pl.concat(pl.read_parquet(part.beside(f".{name}.parquet")) for part in parts) for name in _TABLES
+        }
     if tables["codes"].is_empty():
         raise ValueError(
             f"{dataset} holds no events, so that there is nothing to count; prepare a source that has some."
@@ -119,41 +126,26 @@ def count_dataset(
     )
 
 
-def count_shard(work: CountWork) -> str:
-    """Count one file; returns the folder with its tables."""
-    found: dict[str, list[pl.DataFrame]] = {name: [] for name in _TABLES}
-    for events in chain([scan_shard(work.shard).head(0).collect()], read_blocks(work.shard)):  # a file may be empty
-        unique = events["code"].unique()
-        kinds = pl.DataFrame(
-            {"code": unique, "kind": [split_kind(kind)[0] for kind in code_kinds(unique.to_list())]},
-            schema={"code": pl.String, "kind": pl.String},
-        )
-        table = events.join(kinds, on="code", how="left", maintain_order="left")
-        found["codes"].append(_count(table, ["code", "kind"]))
-        found["kinds"].append(_count(table, ["kind"]))
-        found["patients"].append(
-            table.group_by("subject_id")
-            .agg(pl.len().cast(pl.Int64).alias("rows"))
-            .group_by("rows")
-            .agg(pl.len().cast(pl.Int64).alias("patients"))
-            .with_columns(pl.lit(work.shard.split).alias("split"))
-        )
-        found["calendar"].append(
-            table.filter(pl.col("time").is_not_null() & (pl.col("kind") != "birth"))
-            .group_by(pl.col("time").dt.truncate("1mo").dt.date().alias("month"), "kind")
-            .agg(
-                pl.len().cast(pl.Int64).alias("rows"), pl.col("subject_id").n_unique().cast(pl.Int64).alias("patients")
-            )
-        )
-    folder = Path(work.part)
-    folder.mkdir(parents=True, exist_ok=True)
-    keys = {"codes": ["code", "kind"], "kinds": ["kind"]}
-    for name, frames in found.items():
-        table = pl.concat(frames)
-        if name in keys:
-            table = _sum(table, keys[name])
-        table.write_parquet(folder / f"{name}.parquet")
-    return work.part
+def _count_block(events: pl.DataFrame, split: str) -> dict[str, pl.DataFrame]:
+    """The tables of some whole patients."""
+    unique = events["code"].unique()
+    kinds = pl.DataFrame(
+        {"code": unique, "kind": [split_kind(kind)[0] for kind in code_kinds(unique.to_list())]},
+        schema={"code": pl.String, "kind": pl.String},
+    )
+    table = events.join(kinds, on="code", how="left", maintain_order="left")
+    rows, patients = pl.len().cast(pl.Int64).alias("rows"), pl.col("subject_id").n_unique().cast(pl.Int64)
+    return {
+        **{name: _count(table, keys) for name, keys in _KEYS.items()},
+        "patients": table.group_by("subject_id")
+        .agg(rows)
+        .group_by("rows")
+        .agg(pl.len().cast(pl.Int64).alias("patients"))
+        .with_columns(pl.lit(split).alias("split")),
+        "calendar": table.filter(pl.col("time").is_not_null() & (pl.col("kind") != "birth"))
+        .group_by(pl.col("time").dt.truncate("1mo").dt.date().alias("month"), "kind")
+        .agg(rows, patients.alias("patients")),
+    }
 
 
 def _count(table: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:

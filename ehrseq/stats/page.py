@@ -55,12 +55,12 @@ def check_folder(folder: str | Path) -> None:
     folder = Path(folder)
     ours = {"index.html", *(f"{field.name}.csv" for field in fields(DatasetStatistics))}
     if folder.is_dir():
-        strangers = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+        unknown = sorted(path.name for path in folder.iterdir() if path.name not in ours)
     else:
-        strangers = [folder.name] if folder.exists() else []
-    if strangers:
+        unknown = [folder.name] if folder.exists() else []
+    if unknown:
         raise ValueError(
-            f"{folder} holds something other than a page of `ehrseq stats` ({strangers[0]}); name a new folder."
+            f"{folder} holds something other than a page of `ehrseq stats` ({unknown[0]}); name a new folder."
         )
 
 

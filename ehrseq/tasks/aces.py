@@ -8,10 +8,9 @@ file of ours (`ehrseq.tasks.schema`).
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
-import logging as standard_logging
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,26 +20,28 @@ import polars as pl
 import yaml
 
 from ehrseq.data.schema import LABEL_SCHEMA
-from ehrseq.data.shards import Shard, dataset_shards, scan_shard
-from ehrseq.work.engine import Engine, get_engine
-from ehrseq.work.files import file_digest, remove, remove_unfinished, write_whole
-
-_SOURCE = b"ehrseq.labels"
-"""Key of the digest of a part's source in the metadata of its Parquet file."""
+from ehrseq.data.shards import ShardPart, dataset_shards, scan_shard
+from ehrseq.work.engine import Engine
+from ehrseq.work.files import write_whole
+from ehrseq.work.parts import kept_parts, run_parts
 
 
 @dataclass(frozen=True)
-class AcesWork:
-    """One file to label: the shard, where its labels go, and ACES's YAML file."""
+class AcesPart(ShardPart[dict[str, int]]):
+    """Labels of one file.
 
-    shard: Shard
-    part: str
+    Attributes:
+        config: ACES's YAML file.
+    """
+
     config: str
 
-    @property
-    def name(self) -> str:
-        """The file, in messages."""
-        return self.shard.path
+    def make(self) -> dict[str, int]:
+        """See `RecordedPart.make`."""
+        scan_shard(self.shard)  # says what is wrong with a file that is none of ours
+        labels = _query(_load(self.config), self.shard.path)
+        write_whole(self.beside(".parquet"), labels.write_parquet)
+        return {"labels": labels.height}
 
 
 def is_aces_file(path: str | Path) -> bool:
@@ -76,49 +77,24 @@ def label_dataset_aces(
     name = Path(config).stem
     shards = dataset_shards(dataset)
     root = Path(dataset) / "labels"
-    folder = root / f".parts-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    if folder.is_dir():
-        remove_unfinished(folder)
-    work = [
-        AcesWork(shard, str(folder / f"{shard.split}-{shard.number}.parquet"), str(Path(config).resolve()))
-        for shard in shards
-    ]
-    parts = (engine or get_engine()).map(label_shard, work, desc=f"Labelling {name}")
-    labels = pl.concat([pl.read_parquet(part, hive_partitioning=False) for part in parts])
-    labels = labels.sort("subject_id", "prediction_time", maintain_order=True)
-    report = {
-        "task": {"name": name, "token": f"[{name.upper()}]", "aces": text},
-        "labels": labels.height,
-        "positives": int(labels["boolean_value"].sum()),
-    }
+    with kept_parts(root / ".parts", text) as folder:
+        parts = [AcesPart(shard, str(folder), str(Path(config).resolve())) for shard in shards]
+        list(run_parts(parts, desc=f"Labelling {name}", folder=folder, engine=engine))
+        labels = pl.concat([pl.read_parquet(part.beside(".parquet"), hive_partitioning=False) for part in parts])
+        labels = labels.sort("subject_id", "prediction_time", maintain_order=True)
+        report = {
+            "task": {"name": name, "token": f"[{name.upper()}]", "aces": text},
+            "labels": labels.height,
+            "positives": int(labels["boolean_value"].sum()),
+        }
 
-    def write(temporary: Path) -> None:
-        temporary.mkdir()
-        labels.write_parquet(temporary / "labels.parquet")
-        (temporary / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        def write(temporary: Path) -> None:
+            temporary.mkdir()
+            labels.write_parquet(temporary / "labels.parquet")
+            (temporary / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
-    write_whole(root / name, write)
-    remove(folder)
+        write_whole(root / name, write)
     return name, labels
-
-
-def label_shard(work: AcesWork) -> str:
-    """Label one file, if its part is not there already; returns the part's path."""
-    import pyarrow.parquet as pq
-
-    digest = file_digest(work.shard.path)
-    part = Path(work.part)
-    if part.is_file() and (pq.read_schema(part).metadata or {}).get(_SOURCE) == digest.encode():
-        return work.part
-    scan_shard(work.shard)  # says what is wrong with a file that is none of ours
-    labels = _query(_load(work.config), work.shard.path)
-    write_whole(
-        part,
-        lambda file: pq.write_table(
-            labels.to_arrow().replace_schema_metadata({_SOURCE: digest}), file, compression="zstd"
-        ),
-    )
-    return work.part
 
 
 def _aces(module: str) -> Any:
@@ -151,16 +127,16 @@ def _query(task: Any, path: str) -> pl.DataFrame:
     """Labels of one file."""
     predicates, query = _aces("aces.predicates"), _aces("aces.query")
     source = _aces("omegaconf").DictConfig({"path": path, "standard": "meds", "ts_format": None})
-    told = standard_logging.getLogger("aces")
-    level = told.level
-    told.setLevel(standard_logging.ERROR)  # a file without any label is nothing to be warned of
+    logger = logging.getLogger("aces")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # a file without any label is nothing to be warned of
     try:
-        found = query.query(task, predicates.get_predicates_df(task, source))
+        labels: pl.DataFrame = query.query(task, predicates.get_predicates_df(task, source))
     finally:
-        told.setLevel(level)
-    if found.is_empty():
+        logger.setLevel(level)
+    if labels.is_empty():
         return pl.DataFrame(schema=LABEL_SCHEMA)
-    return found.select(
+    return labels.select(
         "subject_id",
         pl.col("index_timestamp").alias("prediction_time"),
         (pl.col("label") > 0).alias("boolean_value"),

@@ -28,12 +28,12 @@ from ehrseq.tasks.measures import value_columns
 from ehrseq.tasks.registry import load_task
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.timeline import Timeline, read_timeline
+from ehrseq.tokenization.ehr_vocabulary import YEAR_US
 from ehrseq.work.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
 _STAYS = {"admission": "admissions", "icu": "stays in intensive care", "visit": "visits"}
-_YEAR_US = 31_557_600_000_000  # 365.25 days
 
 REASONS: dict[str, str] = {
     "other_admission": "the task takes one admission of a patient, and this is another",
@@ -286,7 +286,7 @@ def _needs_end(task: Task) -> bool:
 
 def _in_age(task: Task) -> pl.Expr:
     """Whether the age at the prediction time lies within the task's; unknown: no."""
-    age = (pl.col("prediction_time") - pl.col("birth")).dt.total_microseconds() / _YEAR_US
+    age = (pl.col("prediction_time") - pl.col("birth")).dt.total_microseconds() / YEAR_US
     low, high = task.ages
     within = age.is_not_null()
     if low is not None:

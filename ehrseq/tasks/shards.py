@@ -6,57 +6,73 @@ whole dataset: it is found first (given, or the last event of all), then every f
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import polars as pl
 
 from ehrseq.data.schema import LABEL_SCHEMA
-from ehrseq.data.shards import Shard, dataset_shards, latest_time, read_blocks
+from ehrseq.data.shards import BLOCK_ROWS, ShardPart, dataset_shards, latest_time, read_blocks
 from ehrseq.tasks.labelling import LabelResult, label_events, resolve_tasks
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.storage import write_labels
 from ehrseq.tasks.timeline import as_instant
-from ehrseq.work.engine import Engine, get_engine
-from ehrseq.work.files import file_digest, remove, remove_unfinished, write_whole
+from ehrseq.work.engine import Engine
+from ehrseq.work.files import write_whole
+from ehrseq.work.parts import kept_parts, run_parts
 
 logger = logging.getLogger(__name__)
 
-_REPORT = b"ehrseq.labels"
-"""Key of the counts in the metadata of a part's Parquet file."""
-_COUNTS = ("notes", "candidates", "report", "competing")
 _LATE = "events_after_end_of_data"
-_BLOCK_ROWS = 2_000_000  # rows labelled at once: bounds the memory of a worker
+
+
+class LabelCounts(TypedDict):
+    """What `LabelResult` counts, of one file."""
+
+    notes: dict[str, int]
+    candidates: dict[str, int]
+    report: dict[str, dict[str, int]]
+    competing: dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
-class LabelWork:
-    """One file to label.
+class LabelPart(ShardPart[LabelCounts]):
+    """Labels of one file, those of all tasks in one table.
 
     Attributes:
-        shard: The file.
-        part: Where its labels go.
         tasks: Every task.
         end_of_data: Where follow-up ends.
         code_map: See `label_events`.
     """
 
-    shard: Shard
-    part: str
     tasks: tuple[Task, ...]
     end_of_data: datetime
     code_map: tuple[tuple[str, ...], ...] | None
 
-    @property
-    def name(self) -> str:
-        """The file, in messages."""
-        return self.shard.path
+    def make(self) -> LabelCounts:
+        """See `RecordedPart.make`."""
+        result = _empty_result({task.name: task for task in self.tasks}, self.end_of_data)
+        frames = [pl.DataFrame(schema={"task": pl.String, **LABEL_SCHEMA})]
+        in_time = pl.col("time").is_null() | (pl.col("time") <= self.end_of_data)
+        values = ("numeric_value", "unit") if any(task.measures for task in self.tasks) else ()
+        columns = ("subject_id", "time", "code", *values[:1], "visit_id", *values[1:])
+        for block in read_blocks(self.shard, rows=BLOCK_ROWS, columns=columns):
+            # What comes too late is left out here and counted: the warning is for the whole dataset to give, once.
+            known = block.filter(in_time)
+            labelled = label_events(
+                known, self.tasks, end_of_data=self.end_of_data, code_map=self.code_map, progress=False
+            )
+            labelled.notes[_LATE] += block.height - known.height
+            _add_counts(result, _counts(labelled))
+            frames += [
+                labels.select(pl.lit(name).alias("task"), *LABEL_SCHEMA) for name, labels in labelled.labels.items()
+            ]
+        write_whole(self.beside(".parquet"), pl.concat(frames).write_parquet)
+        return _counts(result)
 
 
 def label_dataset(
@@ -97,77 +113,32 @@ def label_dataset(
             f"No end_of_data was given: follow-up is taken to end with the last event, {end}. If the data were "
             "extracted at a known date, give it: otherwise the last labels are censored at the wrong moment."
         )
-    asked = [{**task.to_config(), "all": repr(task)} for task in chosen.values()]
-    key = hashlib.sha256(json.dumps([asked, end.isoformat(), rules], sort_keys=True).encode()).hexdigest()[:16]
-    root = Path(dataset) / "labels"
-    folder = root / f".parts-{key}"
-    if folder.is_dir():
-        remove_unfinished(folder)
-    work = [
-        LabelWork(shard, str(folder / f"{shard.split}-{shard.number}.parquet"), tuple(chosen.values()), end, rules)
-        for shard in shards
+    settings = [
+        [{**task.to_config(), "all": repr(task)} for task in chosen.values()],
+        end.isoformat(),
+        rules,
     ]
     result = _empty_result(chosen, end)
     frames = []
-    for part in (engine or get_engine()).map(label_shard, work, desc="Labelling"):
-        frame, counts = _read_part(part)
-        frames.append(frame)
-        _add_counts(result, counts)
-    labels = pl.concat(frames)
-    for name in chosen:
-        # A subject's rows stand in one file, in their order.
-        result.labels[name] = (
-            labels.filter(pl.col("task") == name)
-            .select(list(LABEL_SCHEMA))
-            .sort("subject_id", "prediction_time", maintain_order=True)
-        )
-    late = result.notes.get(_LATE)
-    if late:
-        logger.warning(f"{late} events after end_of_data ({end}) are left out of the labels.")
-    write_labels(result, dataset)
-    remove(folder)
+    with kept_parts(Path(dataset) / "labels" / ".parts", settings) as folder:
+        parts = [LabelPart(shard, str(folder), tuple(chosen.values()), end, rules) for shard in shards]
+        reports = run_parts(parts, desc="Labelling", folder=folder, engine=engine)
+        for part, counts in zip(parts, reports, strict=True):
+            frames.append(pl.read_parquet(part.beside(".parquet"), hive_partitioning=False))
+            _add_counts(result, counts)
+        labels = pl.concat(frames)
+        for name in chosen:
+            # A subject's rows stand in one file, in their order.
+            result.labels[name] = (
+                labels.filter(pl.col("task") == name)
+                .select(list(LABEL_SCHEMA))
+                .sort("subject_id", "prediction_time", maintain_order=True)
+            )
+        late = result.notes.get(_LATE)
+        if late:
+            logger.warning(f"{late} events after end_of_data ({end}) are left out of the labels.")
+        write_labels(result, dataset)
     return result
-
-
-def label_shard(work: LabelWork) -> str:
-    """Label one file, if its part is not there already; returns the part's path."""
-    digest = file_digest(work.shard.path)
-    part = Path(work.part)
-    if part.is_file() and _read_metadata(part).get("source") == digest:
-        return work.part
-    result = _empty_result({task.name: task for task in work.tasks}, work.end_of_data)
-    frames = [pl.DataFrame(schema={"task": pl.String(), **LABEL_SCHEMA})]
-    in_time = pl.col("time").is_null() | (pl.col("time") <= work.end_of_data)
-    values = ("numeric_value", "unit") if any(task.measures for task in work.tasks) else ()
-    columns = ("subject_id", "time", "code", *values[:1], "visit_id", *values[1:])
-    for block in read_blocks(work.shard, rows=_BLOCK_ROWS, columns=columns):
-        # What comes too late is left out here and counted: the warning is for the whole dataset to give, once.
-        known = block.filter(in_time)
-        found = label_events(known, work.tasks, end_of_data=work.end_of_data, code_map=work.code_map, progress=False)
-        found.notes[_LATE] += block.height - known.height
-        _add_counts(result, {name: getattr(found, name) for name in _COUNTS})
-        frames += [labels.select(pl.lit(name).alias("task"), *LABEL_SCHEMA) for name, labels in found.labels.items()]
-    counts = {"source": digest, **{name: getattr(result, name) for name in _COUNTS}}
-    table = pl.concat(frames)
-    write_whole(part, lambda file: _write_part(table, counts, file))
-    return work.part
-
-
-def _write_part(table: pl.DataFrame, counts: Mapping[str, Any], file: Path) -> None:
-    import pyarrow.parquet as pq
-
-    arrow = table.to_arrow()
-    pq.write_table(arrow.replace_schema_metadata({_REPORT: json.dumps(counts)}), file, compression="zstd")
-
-
-def _read_part(part: str) -> tuple[pl.DataFrame, dict[str, Any]]:
-    return pl.read_parquet(part, hive_partitioning=False), _read_metadata(Path(part))
-
-
-def _read_metadata(part: Path) -> dict[str, Any]:
-    import pyarrow.parquet as pq
-
-    return json.loads((pq.read_schema(part).metadata or {}).get(_REPORT, b"{}"))
 
 
 def _empty_result(tasks: dict[str, Task], end_of_data: datetime) -> LabelResult:
@@ -176,8 +147,17 @@ def _empty_result(tasks: dict[str, Task], end_of_data: datetime) -> LabelResult:
     )
 
 
-def _add_counts(result: LabelResult, counts: Mapping[str, Any]) -> None:
-    """Add the `_COUNTS` of some patients to those of others."""
+def _counts(result: LabelResult) -> LabelCounts:
+    return {
+        "notes": result.notes,
+        "candidates": result.candidates,
+        "report": result.report,
+        "competing": result.competing,
+    }
+
+
+def _add_counts(result: LabelResult, counts: LabelCounts) -> None:
+    """Add the counts of some patients to those of others."""
     _add(result.notes, counts["notes"])
     _add(result.candidates, counts["candidates"])
     for name in result.tasks:

@@ -21,10 +21,10 @@ from ehrseq.tasks.admissions import (
     merge_icu_stays,
     merge_visits,
 )
+from ehrseq.tasks.encounters import encounters
 from ehrseq.tasks.measures import select_values
 from ehrseq.tasks.schema import Task
 from ehrseq.tokenization.ehr_codes import EXPIRED, code_kinds, split_kind
-from ehrseq.tokenization.ehr_visits import encounters
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from typing import Any
 from .ehr_codes import EXPIRED, INPATIENT_CLASSES
 from .ehr_sequence import Event
 from .ehr_visits import KIND_RANKS, RANK_OTHER, pair_ends
-from .ehr_vocabulary import DAY_US
+from .ehr_vocabulary import DAY_US, HOUR_US
 
 REASONS = {
     "died_before_prediction": "the patient died at or before the prediction time",
@@ -38,8 +38,6 @@ REASONS = {
 
 UNANSWERABLE = ("died_before_prediction", "earlier_code", "stay_ended")
 """Reasons that leave nothing to foretell: no score is given. With the others it is, outside of what was learnt."""
-
-_HOUR_US = 3_600_000_000
 
 
 def reasons_against(
@@ -138,7 +136,7 @@ class _Known:
             return None
         if anchor is None or self.now is None:
             return None
-        late = self.now - anchor - asked.get("offset_hours", 0) * _HOUR_US
+        late = self.now - anchor - asked.get("offset_hours", 0) * HOUR_US
         return None if 0 <= late <= DAY_US else "off_anchor"
 
 

@@ -10,20 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-from ehrseq.data.tables import in_threads, require
-from ehrseq.encode.columns import NO_TIME
-from ehrseq.encode.labels import label_rows, rows_until
-
 from .ehr_plans import PromptIndex, RowPlan
-from .ehr_sequence import MAX_STATIC_SHARE, WEEK_US, YEAR_US, check_context
+from .ehr_rows import NO_TIME
+from .ehr_sequence import MAX_STATIC_SHARE, check_context
 from .ehr_vocabulary import (
     CLS,
     REG,
+    TABLES_NEED_PACKAGE,
     TYPE_CLS,
     TYPE_INTERVAL,
     TYPE_REG,
@@ -32,27 +30,12 @@ from .ehr_vocabulary import (
     TYPE_VS,
     VE,
     VS,
+    WEEK_US,
+    YEAR_US,
     EventVocabulary,
 )
 
-if TYPE_CHECKING:
-    try:  # noqa: SIM105  (guarded, or transformers would ask for pyarrow before it loads this file from a checkpoint)
-        import pyarrow as pa
-    except ImportError:
-        pass
-
-STORED_DTYPES: dict[str, Any] = {
-    "input_ids": np.int32,
-    "attention_mask": np.int8,
-    "token_type_ids": np.int8,
-    "times": np.float32,
-    "ages": np.float32,
-    "visit_orders": np.int32,
-    "visit_segments": np.int8,
-}
-"""Types of the channels in tables: 19 bytes a token, where a model's tensors take 48."""
 _SWAPPED = np.asarray([0, 2, 1], np.int8)  # the other segment
-_CHUNK_TOKENS = 600_000  # tokens assembled at once: bounds the index arrays
 
 
 @dataclass
@@ -141,16 +124,7 @@ class EncodedHistories:
         Raises:
             ValueError: A task that the tokenizer has no token for, or a table without these columns.
         """
-        rows = label_rows(labels, self.subject_ids, self.task_names)
-        index = self.index_rows(
-            rows.history,
-            rows_until(self.row_time, self.row_offsets, rows.history, rows.prediction_time),
-            task=rows.task,
-            label=rows.label,
-            prediction_time=rows.prediction_time,
-        )
-        index.skipped = {"subject_without_events": rows.skipped} if rows.skipped else {}
-        return index
+        return _tables().index_labels(self, labels)
 
     def index_rows(
         self,
@@ -186,19 +160,6 @@ class EncodedHistories:
         channels = self.row(plan, row)
         channels["labels"], channels["task_ids"] = np.int64(index.label[row]), np.int64(index.task[row])
         return channels
-
-    def prompt_table(self, index: PromptIndex, max_length: int | None = None) -> pa.Table:
-        """The rows of an index as a table, see `EhrTokenizer.encode_table`."""
-        pa = require("pyarrow")
-        columns = {
-            "subject_id": pa.array(self.subject_ids[index.history], pa.int64()),
-            "prediction_time": pa.array(index.prediction_time, pa.int64()).cast(pa.timestamp("us")),
-            "task": pa.DictionaryArray.from_arrays(
-                pa.array(index.task, pa.int32()), pa.array(self.task_names, pa.string())
-            ),
-            "label": pa.array(index.label.astype(bool)),
-        }
-        return pa.table(columns | channel_columns(self.assemble_all(self.plan_prompts(index, max_length))))
 
     def plan_prompts(self, index: PromptIndex, max_length: int | None) -> RowPlan:
         """Rows of an index; the index keeps the plan, so that the next row of it costs nothing but its own tokens."""
@@ -315,15 +276,7 @@ class EncodedHistories:
         """Pretraining rows: a sequence (`len`, `[i]`, `.subject_ids`) of dicts of channels, see `plan_windows`."""
         return HistoryWindows(self, self.plan_windows(max_length))
 
-    # -- assembling --------------------------------------------------------------------------------------------------
-
-    def assemble_all(self, plan: RowPlan) -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
-        """Channels of all rows in parts: end to end, in the types of `STORED_DTYPES`, and offsets [rows + 1]."""
-        tokens = np.cumsum(plan.end - plan.start)
-        cuts = np.unique(np.searchsorted(tokens, np.arange(0, int(tokens[-1]) if len(tokens) else 0, _CHUNK_TOKENS)))
-        cuts = np.unique(np.concatenate([[0], cuts, [len(tokens)]])).tolist()
-        parts = [(plan.subset(slice(start, stop)),) for start, stop in pairwise(cuts)]
-        return in_threads(self.assemble, parts or [(plan,)], "Writing rows")
+    # -- rows --------------------------------------------------------------------------------------------------------
 
     def _plan(
         self,
@@ -419,71 +372,6 @@ class EncodedHistories:
             "visit_segments": segments,
         }
 
-    def assemble(self, plan: RowPlan) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Channels of many rows end to end, and the offsets [rows + 1]."""
-        span = plan.end - plan.start
-        head = 1 + plan.statics
-        needs_vs = plan.vs_at >= 0
-        lengths = head + needs_vs + span + plan.tail
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        first = offsets[:-1]
-        total = int(offsets[-1])
-        out = {name: np.zeros(total, dtype) for name, dtype in STORED_DTYPES.items()}
-        out["attention_mask"][:] = 1
-        # 1. Head: [CLS] or the task, then static tokens.
-        out["input_ids"][first], out["token_type_ids"][first] = plan.first_id, TYPE_CLS
-        source, target = _ranges(self.static_offsets[plan.history], plan.statics), _ranges(first + 1, plan.statics)
-        out["input_ids"][target], out["token_type_ids"][target] = self.static_ids[source], TYPE_STATIC
-        # 2. Body, and the [VS] of a visit that was cut.
-        at = first + head + needs_vs
-        source, target = _ranges(self.offsets[plan.history] + plan.start, span), _ranges(at, span)
-        out["input_ids"][target], out["token_type_ids"][target] = self.ids[source], self.types[source]
-        out["times"][target], out["ages"][target] = self.times[source], self.ages[source]
-        orders, segments = self.orders[source], self.segments[source]
-        if plan.shift.any():
-            orders -= np.repeat(plan.shift.astype(np.int32), span)
-            odd = np.repeat(plan.shift % 2 == 1, span)
-            segments = np.where(odd, _SWAPPED[segments], segments)
-        np.minimum(orders, self.max_num_visits - 1, out=orders)
-        out["visit_orders"][target], out["visit_segments"][target] = orders, segments
-        put, taken = at[needs_vs] - 1, plan.vs_at[needs_vs]
-        out["input_ids"][put], out["token_type_ids"][put] = self._vs_id, TYPE_VS
-        out["times"][put], out["ages"][put] = self.times[taken], self.ages[taken]
-        out["visit_orders"][put], out["visit_segments"][put] = 1, 1
-        # 3. Tail: [VE] of a closed visit, then [REG] or the task.
-        order = np.where(plan.order > 0, plan.order - plan.shift, 0)
-        segment = np.where(order > 0, 1 + (order - 1) % 2, 0)
-        for back, rows, token, token_type, instant in (
-            (2, plan.tail == 2, np.full(len(order), self._ve_id), TYPE_VE, plan.close_time),
-            (1, plan.tail > 0, plan.last_id, TYPE_REG, plan.last_time),
-        ):
-            place = offsets[1:][rows] - back
-            history = plan.history[rows]
-            out["input_ids"][place] = token[rows]
-            out["token_type_ids"][place] = token_type
-            out["times"][place] = (instant[rows] - self.first[history]) / WEEK_US
-            out["ages"][place] = _ages(instant[rows], self.birth[history])
-            out["visit_orders"][place] = np.minimum(order[rows], self.max_num_visits - 1)
-            out["visit_segments"][place] = segment[rows]
-        # Where nothing timed is known, there is no clock to tell the time by.
-        nothing = offsets[1:][(plan.tail > 0) & (plan.order == 0)] - 1
-        out["times"][nothing] = 0
-        return out, offsets
-
-
-def channel_columns(parts: list[tuple[dict[str, np.ndarray], np.ndarray]]) -> dict[str, Any]:
-    """Parts of rows, as `assemble` gives them, as one Arrow list column a channel."""
-    pa = require("pyarrow")
-    return {
-        name: pa.chunked_array(
-            [
-                pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(channels[name]))
-                for channels, offsets in parts
-            ]
-        )
-        for name in STORED_DTYPES
-    }
-
 
 class HistoryWindows:
     """Pretraining rows, assembled when they are asked for; a map-style dataset."""
@@ -528,14 +416,10 @@ def join_offsets(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """start, start + 1 ... of every row, end to end."""
-    lengths = np.asarray(lengths, np.int64)
-    total = int(lengths.sum())
-    first = np.cumsum(lengths) - lengths
-    return np.arange(total) + np.repeat(np.asarray(starts, np.int64) - first, lengths)
-
-
-def _ages(instant: np.ndarray, birth: np.ndarray) -> np.ndarray:
-    years = np.maximum(0.0, (instant - np.where(birth == NO_TIME, instant, birth)) / YEAR_US)
-    return np.where(birth == NO_TIME, 0.0, years)
+def _tables() -> ModuleType:
+    """What reads and makes tables: it stays in the package, a checkpoint travels without it."""
+    try:
+        from ehrseq.encode import histories
+    except ImportError as error:
+        raise ImportError(TABLES_NEED_PACKAGE) from error
+    return histories

@@ -12,9 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from ehrseq.encode.columns import NO_TIME
-
-from .ehr_sequence import WEEK_US, YEAR_US
 from .ehr_vocabulary import (
     DAY_US,
     LONG_TERM,
@@ -26,9 +23,14 @@ from .ehr_vocabulary import (
     TYPE_VS,
     VE,
     VS,
+    WEEK_US,
     WEEKS,
+    YEAR_US,
     EventVocabulary,
 )
+
+NO_TIME = np.iinfo(np.int64).min
+"""Stands for an absent instant (microseconds): a static row, an unknown birth."""
 
 
 @dataclass

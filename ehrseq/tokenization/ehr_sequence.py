@@ -25,6 +25,7 @@ from .ehr_vocabulary import (
     CLS,
     DAY_US,
     REG,
+    SECOND_US,
     TYPE_CLS,
     TYPE_INTERVAL,
     TYPE_REG,
@@ -33,12 +34,12 @@ from .ehr_vocabulary import (
     TYPE_VS,
     VE,
     VS,
+    WEEK_US,
+    YEAR_US,
     EventVocabulary,
     interval_token,
 )
 
-WEEK_US = 7 * DAY_US
-YEAR_US = 365.25 * DAY_US
 MIN_CONTEXT = 8
 """Shortest context that holds a prompt, a visit's marks and an event with its interval."""
 MAX_STATIC_SHARE = 4
@@ -166,7 +167,7 @@ def parse_time(value: Any, what: str = "time") -> int | None:
                     "give None (static)."
                 ) from None
         span = value - EPOCH
-        return (span.days * 86_400 + span.seconds) * 1_000_000 + span.microseconds
+        return span.days * DAY_US + span.seconds * SECOND_US + span.microseconds
     if isinstance(value, date):
         return (value - EPOCH.date()).days * DAY_US
     raise ValueError(

@@ -28,6 +28,16 @@ LONG_TERM = "[LT]"
 SPECIAL_TOKENS = [PAD, UNK, MASK, CLS, VS, VE, REG, *WEEKS, *MONTHS, LONG_TERM]
 """The paper's special tokens (appendix D) in the order of their ids; event tokens follow, task tokens stand last."""
 
+PAPER_TASK_TOKENS = {
+    "mortality_30d": "[MOR_1M]",
+    "long_stay_7d": "[LOS_1W]",
+    "readmission_30d": "[REA_1M]",
+    "hypertension": "[C0]",
+    "fluid_disorder": "[C1]",
+    "lipid_disorder": "[C2]",
+}
+"""Task tokens of the paper (section 3.3); other tasks are named with their own token."""
+
 # Token types: 0-8 are the reference implementation's, 9-12 this package's.
 TYPE_PAD, TYPE_CLS, TYPE_VS, TYPE_VE, TYPE_INTERVAL, TYPE_LAB, TYPE_MEDICATION, TYPE_PROCEDURE, TYPE_REG = range(9)
 TYPE_DIAGNOSIS, TYPE_VITAL, TYPE_OTHER, TYPE_STATIC = range(9, 13)
@@ -47,9 +57,18 @@ SPECIAL_TYPES = {PAD: TYPE_PAD, CLS: TYPE_CLS, VS: TYPE_VS, VE: TYPE_VE, REG: TY
     [*WEEKS, *MONTHS, LONG_TERM], TYPE_INTERVAL
 )
 
-DAY_US = 86_400_000_000
+SECOND_US = 1_000_000
+"""Microseconds, in which all instants and spans are counted; and so on."""
+MINUTE_US = 60 * SECOND_US
+HOUR_US = 60 * MINUTE_US
+DAY_US = 24 * HOUR_US
+WEEK_US = 7 * DAY_US
+YEAR_US = 365.25 * DAY_US
 MAX_TEXT_LENGTH = 64
 """Longer text results are prose, not results: the row keeps its bare code."""
+
+TABLES_NEED_PACKAGE = "tables of events need the package: pip install ehrseq. One patient as a dict works without it."
+"""What is said where a checkpoint's code is asked for a table and ehrseq is not installed."""
 
 
 def interval_token(days: int) -> str:

@@ -4,29 +4,22 @@
     inputs = tokenizer(patient, task="mortality_30d", return_tensors="pt")     # one patient or many
     table = tokenizer.encode_table(events, labels={"mortality_30d": labels})   # whole tables, columnar
 
-The single-patient path (`ehr_sequence.py`) and the columnar one (`ehr_encoding.py`, `ehr_histories.py`) give
-identical rows.
+The single-patient path (`ehr_sequence.py`) and the columnar one (`ehrseq.encode`) give identical rows. Tables need the
+package, a patient does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from transformers import BatchEncoding
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy, logging
 
-from ehrseq.data.tables import check_columns, require
-from ehrseq.encode.counts import EventCounts
-from ehrseq.encode.encoder import Encoder, coverage_of
-from ehrseq.encode.vocabulary import PAPER_TASK_TOKENS, check_settings, fit_vocabulary
-
 from .ehr_anchors import REASONS, UNANSWERABLE, reasons_against
-from .ehr_histories import EncodedHistories, channel_columns
 from .ehr_sequence import (
     CHANNEL_DTYPES,
     CHANNELS,
@@ -35,31 +28,21 @@ from .ehr_sequence import (
     parse_time,
     patient_of_table,
     read_patient,
-    subjects_digest,
     walk,
 )
-from .ehr_vocabulary import (
-    CLS,
-    LONG_TERM,
-    MASK,
-    MONTHS,
-    PAD,
-    REG,
-    SPECIAL_TOKENS,
-    TYPE_CLS,
-    UNK,
-    VE,
-    VS,
-    WEEKS,
-    EventVocabulary,
-)
+from .ehr_vocabulary import PAPER_TASK_TOKENS, SPECIAL_TOKENS, TABLES_NEED_PACKAGE, TYPE_CLS, EventVocabulary
 
 if TYPE_CHECKING:
     try:  # guarded, or transformers would ask for them before it loads this file from a checkpoint
         import polars as pl
         import pyarrow as pa
+
+        from ehrseq.encode.counts import EventCounts
+        from ehrseq.encode.encoder import Encoder
     except ImportError:
         pass
+
+    from .ehr_histories import EncodedHistories
 
 logger = logging.get_logger(__name__)
 
@@ -119,9 +102,6 @@ class EhrTokenizer(TokenizersBackend):
         Raises:
             ValueError: An empty table, missing columns, a setting out of range, an unknown or repeated task.
         """
-        events = check_columns(events, ("subject_id", "code"), "EhrTokenizer.train: the event table")
-        if events.height == 0:
-            raise ValueError("EhrTokenizer.train got a table without rows; give the events of the training subjects.")
         settings: dict[str, Any] = {
             "num_value_bins": num_value_bins,
             "min_count": min_count,
@@ -131,9 +111,7 @@ class EhrTokenizer(TokenizersBackend):
             "max_num_visits": max_num_visits,
             "model_max_length": model_max_length,
         }
-        check_settings(**settings)
-        counts = EventCounts(input_kinds=input_kinds, code_map=code_map)
-        counts.add(events)
+        counts = _tables().count_events(events, settings, input_kinds=input_kinds, code_map=code_map)
         return cls.from_counts(counts, **settings)
 
     @classmethod
@@ -157,49 +135,17 @@ class EhrTokenizer(TokenizersBackend):
         Raises:
             ValueError: No events were counted, or what `train` refuses.
         """
-        task_tokens = check_settings(
-            num_value_bins=num_value_bins,
-            min_count=min_count,
-            min_text_subjects=min_text_subjects,
-            max_vocab_size=max_vocab_size,
-            tasks=tasks,
-            max_num_visits=max_num_visits,
-            model_max_length=model_max_length,
-        )
-        if not counts.num_rows:
-            raise ValueError("EhrTokenizer.from_counts got counts of no row; give the events of the training subjects.")
-        vocabulary, types, rank_error = fit_vocabulary(
-            counts,
-            num_value_bins=num_value_bins,
-            min_count=min_count,
-            min_text_subjects=min_text_subjects,
-            max_vocab_size=max_vocab_size,
-            task_tokens=list(task_tokens.values()),
-        )
-        subjects = counts.subjects.tolist()
-        backend = Tokenizer(WordLevel(vocabulary.token_ids, unk_token=UNK))
         return cls(
-            tokenizer_object=backend,
-            pad_token=PAD,
-            unk_token=UNK,
-            mask_token=MASK,
-            cls_token=CLS,
-            extra_special_tokens=[VS, VE, REG, *WEEKS, *MONTHS, LONG_TERM, *task_tokens.values()],
-            model_max_length=model_max_length,
-            event_vocabulary={
-                "value_bins": vocabulary.value_bins,
-                "kinds": vocabulary.kinds,
-                "code_map": vocabulary.code_map,
-                "token_types": types,
-                # Pairs, not a dict: transformers sorts the keys of what it saves, and the order is that of `task_ids`.
-                "tasks": [[name, token] for name, token in task_tokens.items()],
-                "max_num_visits": max_num_visits,
-                "num_value_bins": num_value_bins,
-                "min_count": min_count,
-                "num_fitted_subjects": len(subjects),
-                "fitted_subjects_digest": subjects_digest(subjects),
-                "bin_rank_error": rank_error,
-            },
+            **_tables().fitted_settings(
+                counts,
+                num_value_bins=num_value_bins,
+                min_count=min_count,
+                min_text_subjects=min_text_subjects,
+                max_vocab_size=max_vocab_size,
+                tasks=tasks,
+                max_num_visits=max_num_visits,
+                model_max_length=model_max_length,
+            )
         )
 
     # -- loading -----------------------------------------------------------------------------------------------------
@@ -498,9 +444,7 @@ class EhrTokenizer(TokenizersBackend):
 
     def encoder(self) -> Encoder:
         """What encodes event tables; shares nothing with the tokenizer that changes."""
-        vocabulary, tasks = self.vocabulary, self.task_tokens
-        tokens = [vocabulary.token_ids[token] for token in tasks.values()]
-        return Encoder(vocabulary, list(tasks), tokens, self.max_num_visits)
+        return _tables().encoder(self)
 
     def encode_table(
         self, events: pl.DataFrame, labels: Mapping[str, pl.DataFrame] | None = None, max_length: int | None = None
@@ -519,26 +463,7 @@ class EhrTokenizer(TokenizersBackend):
         Raises:
             ValueError: A context too short for an event, an unknown task, missing columns.
         """
-        pa = require("pyarrow")
-        if max_length is not None:
-            check_context(max_length)
-        columns: dict[str, Any] = {}
-        if labels is None:
-
-            def assemble(histories: EncodedHistories) -> tuple[Any, dict[str, np.ndarray], np.ndarray]:
-                plan = histories.plan_histories() if max_length is None else histories.plan_windows(max_length)
-                return histories.subject_ids[plan.history], *histories.assemble(plan)
-
-            rows = self.encoder().encode_parts(events, assemble)
-            columns["subject_id"] = pa.array(np.concatenate([subjects for subjects, *_ in rows]), pa.int64())
-            parts = [(channels, offsets) for _, channels, offsets in rows]
-        else:
-            histories = self.encode_histories(events)
-            index = histories.index_labels(labels)
-            if index.skipped:
-                logger.warning(f"labels left out: {index.skipped}")
-            return histories.prompt_table(index, max_length)
-        return pa.table(columns | channel_columns(parts))
+        return _tables().encode_table(self, events, labels, max_length)
 
     def coverage(self, events: pl.DataFrame) -> dict[str, Any]:
         """How a table's rows are mapped: exactly, by a fallback (a parent code, or the code without its result), or
@@ -549,12 +474,7 @@ class EhrTokenizer(TokenizersBackend):
             `exact_events`, `fallback_events`, `lost_events`, `visit_boundaries`, `not_used` (births, and kinds that
             are not in `input_kinds`) and `lapsed_encounters` (taken as over for want of an end, see `ehr_visits`).
         """
-        counts = coverage_of(events, self.vocabulary)
-        total = counts["exact"] + counts["fallback"] + counts["lost"]
-        shares = {how: counts[how] / total if total else 0.0 for how in ("exact", "fallback", "lost")}
-        numbers = {f"{how}_events": counts[how] for how in ("exact", "fallback", "lost")}
-        others = {name: counts[name] for name in ("visit_boundaries", "not_used", "lapsed_encounters")}
-        return shares | {"events": total} | numbers | others
+        return _tables().coverage(self, events)
 
 
 def _subject(patient: Any) -> Any:
@@ -582,3 +502,12 @@ def _to_tensors(encoded: BatchEncoding, return_tensors: str | None) -> BatchEnco
         )
     arrays = {name: np.asarray(encoded[name], dtype=CHANNEL_DTYPES[name]) for name in CHANNELS}
     return BatchEncoding(arrays, tensor_type=return_tensors)
+
+
+def _tables() -> ModuleType:
+    """What reads whole tables: it stays in the package, a checkpoint travels without it."""
+    try:
+        from ehrseq.encode import tokenizer
+    except ImportError as error:
+        raise ImportError(TABLES_NEED_PACKAGE) from error
+    return tokenizer

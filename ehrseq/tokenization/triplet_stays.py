@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 
 from .ehr_sequence import Event
+from .ehr_vocabulary import MINUTE_US, YEAR_US
 
-MINUTE_US = 60_000_000
-YEAR_US = 365.25 * 86_400_000_000
 WINDOW_STARTS = ("code", "first_event", "before_prediction")
 STATIC_KINDS = ("numeric", "category", "age")
 _LARGEST = float(np.finfo(np.float32).max)

@@ -8,18 +8,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-_HASHED_BYTES = 1 << 22  # bytes of a file that are hashed at once
 
 
 def file_digest(path: str | Path) -> str:
     """SHA-256 over the bytes of a file."""
-    found = hashlib.sha256()
     with Path(path).open("rb") as stream:
-        while chunk := stream.read(_HASHED_BYTES):
-            found.update(chunk)
-    return found.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -41,14 +35,18 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         remove(temporary)
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    """Write a JSON file that appears whole or not at all."""
-    text = json.dumps(content)
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file (UTF-8) that appears whole or not at all."""
 
     def write(file: Path) -> None:
         file.write_text(text, encoding="utf-8")
 
     write_whole(path, write)
+
+
+def write_json(path: str | Path, content: object, *, indent: int | None = None) -> None:
+    """Write a JSON file that appears whole or not at all; with an indent it is meant for people, and ends its line."""
+    write_text(path, json.dumps(content, indent=indent) + ("" if indent is None else "\n"))
 
 
 def remove(path: Path) -> None:
@@ -60,6 +58,6 @@ def remove(path: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what runs that were killed have left half-written below a folder."""
+    """Remove what runs that were killed have left half-written below a folder, if there is one."""
     for path in folder.rglob(".*.writing-*"):
         remove(path)

@@ -126,7 +126,7 @@ def test_blocks_processes_and_other_places_of_labels_change_nothing(clean, label
     whole = audit(clean, tmp_path)
     assert whole.findings
     assert audit_dataset(clean, tmp_path, engine=get_engine("local", num_workers=2)).to_dict() == whole.to_dict()
-    monkeypatch.setattr("ehrseq.audit.shard._BLOCK_ROWS", 2_000)
+    monkeypatch.setattr("ehrseq.audit.shard.BLOCK_ROWS", 4_000)
     for place in (tmp_path / "readmission_30d", tmp_path / "readmission_30d" / "labels.parquet"):
         assert audit(clean, place).to_dict() == whole.to_dict()
 

@@ -121,7 +121,7 @@ def test_other_end_of_data_other_labels(dataset, events):
 
 @pytest.mark.parametrize("rows", [1, 700])
 def test_blocks_make_no_difference(dataset, events, rows, monkeypatch):
-    monkeypatch.setattr(label_shards, "_BLOCK_ROWS", rows)
+    monkeypatch.setattr(label_shards, "BLOCK_ROWS", rows)
     result = label_dataset(dataset, TASKS, end_of_data="2020-01-01", engine=get_engine(num_workers=1))
     assert_same(result, label_events(events, TASKS, end_of_data="2020-01-01"))
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ehrseq.encode import encoder as ehr_encoding
-from ehrseq.tokenization import ehr_histories
+from ehrseq.encode import histories as encoded_histories
 from ehrseq.tokenization.ehr_sequence import CHANNELS
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
@@ -288,7 +288,7 @@ def test_chunks_make_no_difference(tokenizer: EhrTokenizer, drawn: list[list[dic
     events = table_of(*(rows_of(patient, 10 - number) for number, patient in enumerate(drawn)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ehr_encoding, "_CHUNK_ROWS", 7)
-        patch.setattr(ehr_histories, "_CHUNK_TOKENS", 11)
+        patch.setattr(encoded_histories, "_CHUNK_TOKENS", 11)
         parts = tokenizer.encode_table(events), tokenizer.encode_table(events, max_length=12)
     whole = tokenizer.encode_table(events), tokenizer.encode_table(events, max_length=12)
     assert parts[0].to_pylist() == whole[0].to_pylist()

@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from ehrseq.tokenization.ehr_visits import encounters
+from ehrseq.tasks.encounters import encounters
 from tests.tokenization.timelines import at, event, fitted, table, words
 
 LAB, DRUG = "LAB//LOINC//1", "MEDICATION//RXNORM//2"

@@ -15,7 +15,7 @@ from ehrseq.data.fhir.blocks import MAX_ERRORS, Block
 from ehrseq.data.fhir.encounters import ANYBODY, Encounters
 from ehrseq.data.fhir.references import NOTHING, Resolver, bare_id
 from ehrseq.data.fhir.resources import MEDICATION_REFERENCE, NO_TIME, RESOURCE_TYPES, TIME_FROM_ENCOUNTER, TIME_STATIC
-from ehrseq.data.fhir.time import DAY, LOCAL_TICK
+from ehrseq.data.fhir.time import LOCAL_TICK
 from ehrseq.data.fhir.versions import (
     GivenMedication,
     GivenPatient,
@@ -26,10 +26,10 @@ from ehrseq.data.fhir.versions import (
 )
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, code_rank
+from ehrseq.tokenization.ehr_vocabulary import DAY_US, MINUTE_US
 
 _TABLES = ("subjects", "encounters", "codes", "texts", "units")
 _COLUMNS = {"subject": "subjects", "encounter": "encounters", "code": "codes", "text": "texts", "unit": "units"}
-_MINUTE = 60_000_000
 _MAX_INT64 = 2**63 - 1
 
 
@@ -222,13 +222,13 @@ class Assembler:
         return {name: column[mask] for name, column in columns.items()}
 
     def _shift_local_dates(self, time: np.ndarray, subject_id: np.ndarray, offsets: dict[int, int]) -> np.ndarray:
-        local = (time % DAY == LOCAL_TICK) & (time != TIME_STATIC)
+        local = (time % DAY_US == LOCAL_TICK) & (time != TIME_STATIC)
         count = int(np.count_nonzero(local))
         if not count:
             return time
         self.report.notes["dates without a time, read as the end of the day"] += count
         owners, inverse = np.unique(subject_id[local], return_inverse=True)
-        shift = np.array([offsets.get(int(owner), 0) for owner in owners], dtype=np.int64)[inverse] * _MINUTE
+        shift = np.array([offsets.get(int(owner), 0) for owner in owners], dtype=np.int64)[inverse] * MINUTE_US
         moved = int(np.count_nonzero(shift))
         if moved:
             self.report.notes["dates moved to the zone of the patient's encounters"] += moved

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from ehrseq.tokenization.ehr_vocabulary import DAY_US
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-DAY = 86_400_000_000
-"""Microseconds of a day."""
 
-LOCAL_TICK = DAY - 1
+LOCAL_TICK = DAY_US - 1
 """Time of day (microseconds) of the last instant of a date; full dateTimes never have it (see `parse_instant`)."""
 
 
@@ -32,7 +32,7 @@ def parse_instant(text: str) -> int:
     Example:
         >>> parse_instant("1970-01-01T01:00:00+01:00")
         0
-        >>> parse_instant("1970-01-01") == DAY - 1
+        >>> parse_instant("1970-01-01") == DAY_US - 1
         True
     """
     length = len(text)
@@ -48,7 +48,7 @@ def parse_instant(text: str) -> int:
         moment = moment.replace(tzinfo=UTC)
     micros = (moment - _EPOCH) // _MICROSECOND
     # The tick that marks dates is one microsecond wide: a full dateTime that falls on it steps back by one.
-    return micros - 1 if micros % DAY == LOCAL_TICK else micros
+    return micros - 1 if micros % DAY_US == LOCAL_TICK else micros
 
 
 def parse_birth(text: str) -> int:
@@ -95,7 +95,7 @@ def _first_instant_after(text: str) -> int:
     """First instant after a year, month or day."""
     year, month, day = _date_parts(text)
     if day:
-        return _micros(year, month, day, text) + DAY
+        return _micros(year, month, day, text) + DAY_US
     if month:
         return _micros(year + month // 12, month % 12 + 1, 1, text)
     return _micros(year + 1, 1, 1, text)

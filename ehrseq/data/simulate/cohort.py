@@ -27,6 +27,7 @@ from ehrseq.data.simulate.process import DiseaseProcess
 from ehrseq.data.simulate.random import PatientStreams
 from ehrseq.data.simulate.risk import ORDER_DEPENDENT_TASKS, SCORES
 from ehrseq.data.simulate.state import EXTRACTION, STATIC, TEXTS, UNITS, Block
+from ehrseq.tokenization.ehr_vocabulary import MINUTE_US
 from ehrseq.work.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,6 @@ SIMULATED_TASKS = SCORES
 __all__ = ["ORDER_DEPENDENT_TASKS", "SIMULATED_TASKS", "SIMULATOR_VERSION", "Simulation", "simulate"]
 
 _EPOCH = datetime(1970, 1, 1)
-_MINUTE_US = 60_000_000
 _CODES = pl.Series("code", VOCABULARY.codes, dtype=pl.String)
 _UNIT_NAMES = pl.Series("unit", [None, *UNITS[1:]], dtype=pl.String)
 _TEXT_NAMES = pl.Series("text_value", [None, *TEXTS[1:]], dtype=pl.String)
@@ -273,7 +273,7 @@ class Simulation:
                 f"first: {patients[strangers][0] + 1}; expected {self.first_patient + 1} to "
                 f"{self.first_patient + self.num_patients}."
             )
-        return patients, moments.dt.epoch("us").to_numpy() // _MINUTE_US
+        return patients, moments.dt.epoch("us").to_numpy() // MINUTE_US
 
     def write_fhir(self, folder: str | Path, *, compress: bool = False) -> Path:
         """Write the cohort as FHIR R4 NDJSON, see `simulate_fhir.write_fhir`."""
@@ -285,7 +285,7 @@ class Simulation:
 def _times(minutes: np.ndarray, none: int) -> pl.Series:
     """Datetime("us") of minutes since 1970, null where they equal `none`."""
     absent = minutes == none
-    microseconds = np.where(absent, 0, minutes) * _MINUTE_US
+    microseconds = np.where(absent, 0, minutes) * MINUTE_US
     series = pl.Series(microseconds).cast(pl.Datetime("us"))
     return (
         series if not absent.any() else series.zip_with(pl.Series(~absent), pl.Series([None], dtype=pl.Datetime("us")))
