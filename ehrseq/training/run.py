@@ -64,6 +64,7 @@ class TrainedModel:
         thresholds: Score with the best F1 on the tuning patients, by task.
         left_out: Task -> why it was not learnt.
         stages: What every stage reached.
+        coverage: How much of the held-out events the tokenizer knows, None where that is no question.
     """
 
     folder: Path
@@ -72,6 +73,7 @@ class TrainedModel:
     thresholds: dict[str, float]
     left_out: dict[str, str]
     stages: dict[str, dict[str, Any]]
+    coverage: dict[str, Any] | None
 
     @classmethod
     def read(cls, folder: str | Path) -> TrainedModel:
@@ -84,7 +86,7 @@ class TrainedModel:
             )
             for name, values in content["metrics"].items()
         }
-        parts = {name: content[name] for name in ("best_possible", "thresholds", "left_out", "stages")}
+        parts = {name: content[name] for name in ("best_possible", "thresholds", "left_out", "stages", "coverage")}
         return cls(Path(folder), metrics, **parts)
 
     def scores(self, split: str = HELD_OUT) -> pl.DataFrame:
@@ -161,15 +163,15 @@ def _data(dataset: Path, recipe: Recipe) -> tuple[TrainingData, dict[str, str]]:
     unknown = [name for name in wanted if name not in names]
     if unknown or not wanted:
         raise ValueError(f"tasks got {wanted}; {dataset} has labels of {names}.")
-    splits = present_splits(events, finetune_splits(recipe))
-    for split in (TUNING, HELD_OUT):
-        present_splits(events, [split])
     labels = read_labels(dataset, wanted)
     if not sum(table.height for table in labels.values()):
         raise ValueError(
             "none of the tasks could be labelled: there is no admission with a follow-up in these records. Check that "
             "inpatient encounters (class IMP, ACUTE or NONAC, or MIMIC's HOSPITAL_ADMISSION) and their ends are there."
         )
+    splits = present_splits(events, finetune_splits(recipe))
+    for split in (TUNING, HELD_OUT):
+        present_splits(events, [split])
     subjects = events.splits.filter(pl.col("split").is_in(splits))["subject_id"]
     left_out = {}
     for name in wanted:
@@ -257,8 +259,9 @@ def _write(
         )
     cohort = simulated_cohort(data.dataset)
     best = None if cohort is None else _best_possible(cohort, held_out, names)
+    coverage = training.coverage()
     card = _card(
-        training, data, metrics, best, stages, settings, simulated=cohort is not None, name=out.absolute().name
+        coverage, data, metrics, best, stages, settings, simulated=cohort is not None, name=out.absolute().name
     )
     content = {
         "settings": settings,
@@ -267,6 +270,7 @@ def _write(
         "thresholds": thresholds,
         "left_out": dict(left_out),
         "stages": dict(stages),
+        "coverage": None if coverage is None else dict(coverage),
     }
 
     def build(temporary: Path) -> None:
@@ -297,7 +301,7 @@ def _best_possible(cohort: Any, table: pl.DataFrame, names: list[str]) -> dict[s
 
 
 def _card(
-    training: FamilyTraining,
+    coverage: Mapping[str, Any] | None,
     data: TrainingData,
     metrics: Mapping[str, TaskMetrics],
     best: Mapping[str, float] | None,
@@ -321,6 +325,4 @@ def _card(
         counts=counts,
         simulated=simulated,
     )
-    return EhrModelCard(
-        name, data=described, results=metrics, best_possible=best, training=facts, coverage=training.coverage()
-    )
+    return EhrModelCard(name, data=described, results=metrics, best_possible=best, training=facts, coverage=coverage)
