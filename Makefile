@@ -8,7 +8,7 @@ OUT    ?= demo_output
 PATIENTS ?=
 BENCH  ?= runs/bench
 
-.PHONY: install demo test test-full lint bench clean
+.PHONY: install demo test test-full lint docs bench clean
 
 # constraints.txt pins every version; without it torch's default build brings gigabytes of CUDA libraries.
 # The kernels are compiled by the installation, so a change of theirs asks for it again.
@@ -34,6 +34,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install # build/site/index.html, to be read as files or served; needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: install
 	$(BIN)/python -m benchmarks.speed.bench_import --output $(BENCH)/import.json

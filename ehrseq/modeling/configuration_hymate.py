@@ -32,8 +32,9 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
             the model enforces it: pipelines and `ehrseq predict` cut stays there, and a recipe's `max_length` becomes
             it. [T] 1497 is the longest stay of PhysioNet-2012.
 
-        state_size, conv_kernel, expand, time_step_rank, time_step_min, time_step_max, time_step_floor, use_bias,
-            use_conv_bias, hidden_act, initialization: Of the Mamba blocks, as in `EhrMambaConfig` (Gu & Dao 2023).
+        state_size, conv_kernel, expand, time_step_rank, time_step_min, time_step_max, time_step_floor: Of the Mamba
+            blocks, as in `EhrMambaConfig` (Gu & Dao 2023).
+        use_bias, use_conv_bias, hidden_act, initialization: Of the same blocks.
         layer_norm_epsilon: Epsilon of all RMS norms.
         residual_in_fp32: Keep the residual stream in float32 when the weights are in half precision.
 
