@@ -35,7 +35,7 @@ from ehrseq.benchmark.data import BenchmarkData, Source, load_data
 from ehrseq.benchmark.systems import SYSTEMS, System
 from ehrseq.evaluation import auroc
 from ehrseq.hub.checkpoints import quiet_loading
-from ehrseq.training.stages import RESULT, read_result, train_for_tokens
+from ehrseq.training.stages import RESULT, Collate, read_result, train_for_tokens
 from ehrseq.training.trainer import ClassifierOfPrompts
 from ehrseq.work.files import write_json, write_whole
 
@@ -101,10 +101,11 @@ def pretrain_cell(cell: PretrainCell) -> dict[str, Any]:
     config = system.config(budget, data.tokenizer, data.task_configs)
     context = config.max_position_embeddings
     windows = data.windows(context)
-    auto, collator = {
+    objectives: dict[str, tuple[Any, Collate]] = {
         "ntp": (transformers.AutoModelForCausalLM, DataCollatorForPackedNextToken(data.tokenizer, context)),
         "mlm": (transformers.AutoModelForMaskedLM, DataCollatorForMaskedEvents(data.tokenizer, context)),
-    }[str(system.objective)]
+    }
+    auto, collator = objectives[str(system.objective)]
     # One epoch may be more than the budget reads: steps are counted in tokens.
     return train_for_tokens(
         cell.folder,

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ehrseq.batches.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
 from ehrseq.batches.prompts import PromptedDataset, prompted_dataset
@@ -105,7 +105,7 @@ def finetune(
             "classes are needed to learn from."
         )
 
-    def threshold(model: PreTrainedModel) -> dict[str, float]:
+    def threshold(model: Any) -> dict[str, float]:
         if "tuning" in EventDataset(dataset_dir).splits["split"].unique():
             tuning = _rows(dataset_dir, labels_dir, "tuning", tokenizer, context)
             if tuning.labels.any():

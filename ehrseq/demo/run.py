@@ -211,8 +211,8 @@ def _predict(
 
     keys = ["task", "subject_id", "prediction_time"]
     both = scores.join(risks.select(*keys, reloaded="score"), on=keys)
-    difference = (both["score"] - both["reloaded"]).abs().max()
-    say(f"Risks after the reload differ by at most {difference:.7f}.")
+    difference: Any = (both["score"] - both["reloaded"]).abs().max()
+    say(f"Risks after the reload differ by at most {float(difference):.7f}.")
     for subject in subjects:
         own = risks.filter(pl.col("subject_id") == subject)
         own = own.filter(pl.col("prediction_time") == own["prediction_time"].max())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ehrseq.batches.balance import balance_rows, limit_rows
 from ehrseq.batches.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
 from ehrseq.batches.prompts import prompted_dataset
-from ehrseq.batches.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
+from ehrseq.batches.shared_prompts import DataCollatorForSharedPrompts, shared_prompts
 from ehrseq.data.dataset import EventDataset
 from ehrseq.encode import EncodedDataset, is_encoded
 from ehrseq.evaluation.trainer_metrics import ComputeTaskMetrics
@@ -201,7 +201,7 @@ def finetune_shared(
         raise ValueError(f"the recipe {recipe.name!r} has no stage on shared histories.")
     context = recipe.shared_context or context_of(recipe)
     prompts = rows.prompts(labels, context, present_splits(rows.dataset, recipe.finetune_splits))
-    shared = SharedPromptDataset(prompts.histories, prompts.index, context, seed=seed)
+    shared = shared_prompts(prompts, context, seed)
     size = rows_to_see(stage, shared)
     return run_stage(
         folder,

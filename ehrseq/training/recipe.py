@@ -167,11 +167,13 @@ class Recipe:
         return values
 
     def check_model(self) -> None:
-        """Refuse model fields that the configuration does not have; transformers would keep them without a word.
+        """Refuse model fields that the configuration does not have, which transformers would keep without a word, and
+        values that it refuses.
 
         Raises:
             ValueError: See above.
         """
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
 
         import ehrseq  # noqa: F401  registers the classes with the Auto classes
@@ -184,6 +186,10 @@ class Recipe:
                 f"model of the recipe {self.name!r} has {unknown}; expected fields of {config.__name__}"
                 f"{_nearest(unknown, names)}."
             )
+        try:
+            config(**self.model)
+        except (StrictDataclassError, ValueError, TypeError) as error:
+            raise ValueError(f"model of the recipe {self.name!r}: {' '.join(str(error).split())}") from error
 
 
 def read_recipe(recipe: str | Path, changes: Sequence[str] = ()) -> Recipe:
@@ -319,8 +325,12 @@ def _stage(values: Any, defaults: Mapping[str, Any], where: str) -> Stage:
         for name, instead in _TAKEN.items():
             if name in others:
                 raise ValueError(f"{where} has {name}, which no recipe sets: {instead}.")
+        try:  # what needs the stage's own arguments beside it is seen when it begins
+            TrainingArguments(report_to=[], **{**others, "load_best_model_at_end": False})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
     try:
-        return Stage(**defaults | {name: values[name] for name in values if name in own}, arguments=others)
+        return Stage(**{**defaults, **{name: values[name] for name in values if name in own}}, arguments=others)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 

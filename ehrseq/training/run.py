@@ -80,12 +80,10 @@ class TrainedModel:
         """What `train_model` wrote."""
         content = json.loads((Path(folder) / TRAINING).read_text(encoding="utf-8"))
         intervals = ("auroc", "auprc", "f1")
-        metrics = {
-            name: TaskMetrics(
-                **{key: Interval(**value) if key in intervals and value else value for key, value in values.items()}
-            )
-            for name, values in content["metrics"].items()
-        }
+        metrics = {}
+        for name, values in content["metrics"].items():
+            known = {key: Interval(**values[key]) for key in intervals if values[key] is not None}
+            metrics[name] = TaskMetrics(**{**values, **known})
         parts = {name: content[name] for name in ("best_possible", "thresholds", "left_out", "stages", "coverage")}
         return cls(Path(folder), metrics, **parts)
 

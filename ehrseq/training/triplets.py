@@ -382,7 +382,7 @@ def _train(
         if stage.schedule == "paper":
             args = TrainingArguments(str(steps), **options | {"lr_scheduler_type": "linear"})
             options |= paper_schedule(count_training_steps(len(rows), args))
-        return TrainingArguments(str(steps), **options | stage.arguments)
+        return TrainingArguments(str(steps), **{**options, **stage.arguments})
 
     return run_stage(
         folder,
