@@ -483,7 +483,7 @@ def use_card(trainer: Any, card: EhrModelCard) -> None:
 
 def card_template(name: str) -> str:
     """Text of a template of `hub_cards/`: beside the code in a wheel, at the root of a source tree."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     for folder in (here / "hub_cards", here.parent / "hub_cards"):
         if (folder / name).is_file():
             return (folder / name).read_text(encoding="utf-8")

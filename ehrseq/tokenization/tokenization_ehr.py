@@ -249,6 +249,15 @@ class EhrTokenizer(TokenizersBackend):
 
     # -- one patient or many -----------------------------------------------------------------------------------------
 
+    def remove_task(self, name: str) -> None:
+        """Forget a task; its token keeps its id, so that weights and encoded rows still fit.
+
+        Raises:
+            ValueError: An unknown task.
+        """
+        self._task_token(name)
+        self._stored["tasks"] = [task for task in self._stored["tasks"] if task[0] != name]
+
     def __call__(  # type: ignore[override]
         self,
         patients: Any,
