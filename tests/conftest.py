@@ -1,9 +1,13 @@
-"""Fixtures shared by every test: where the real data and the reference tensors lie, and a quiet, seeded environment."""
+"""Fixtures shared by every test: the real data, the reference tensors, one demo, and a quiet, seeded environment."""
 
 import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+import tests.properties  # noqa: F401  (its profiles have to be there before the command line names one)
+from tests.in_process import run_ehrseq
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network; the Hub tests talk to a loopback server
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
@@ -31,6 +35,24 @@ def ehr_data() -> Path:
 def reference_fixtures() -> Path:
     """Folder of reference tensors (environment variable EHRSEQ_FIXTURES)."""
     return _folder("EHRSEQ_FIXTURES", "shared/fixtures")
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of what `ehrseq demo` wrote for 120 patients, with what it printed in `printed.txt`; not to be changed.
+
+    One demo serves all processes of a run. `.ci/run`, which has made one already, names it in EHRSEQ_DEMO.
+    """
+    if ready := os.environ.get("EHRSEQ_DEMO"):
+        return Path(ready)
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "printed.txt").exists():
+            done = run_ehrseq("demo", "--output", folder, "--patients", 120)
+            assert done.returncode == 0, done.stderr
+            (folder / "printed.txt").write_text(done.stdout)
+    return folder
 
 
 @pytest.fixture(autouse=True)

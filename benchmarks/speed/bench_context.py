@@ -19,7 +19,7 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks.tables.bench_memory import MIB, peak_of
+from benchmarks.speed.bench_memory import MIB, peak_of
 
 from benchmarks.harness import benchmark_parser, finish, in_turns
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from benchmarks.tables.bench_prepare import Watch
+from benchmarks.speed.bench_prepare import Watch
 
 from benchmarks.harness import benchmark_parser, finish, in_turns, keep_bytecode
 from benchmarks.speed.decoding import decode, nothing

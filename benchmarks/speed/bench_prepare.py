@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from benchmarks.tables.bench_fhir import bare_orjson, find_source, replicate
+from benchmarks.speed.bench_fhir import bare_orjson, find_source, replicate
 
 from benchmarks.harness import benchmark_parser, finish, in_turns, keep_bytecode
 from ehrseq.data.fhir.blocks import Task, open_text, read_task

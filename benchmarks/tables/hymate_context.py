@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from benchmarks.tables.bench_memory import MIB, peak_of
+from benchmarks.speed.bench_memory import MIB, peak_of
 from transformers import AutoModelForSequenceClassification
 
 from benchmarks.harness import Costs, machine, write_json, write_parquet
