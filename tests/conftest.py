@@ -14,6 +14,20 @@ os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # who waits for a thread of a busy core does not spin beside it
+
+
+def _take_a_share_of_the_cores() -> None:
+    """With `-n N`, each test process has its own cores, and as many threads and worker processes as those."""
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker is None or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    number = int(worker.removeprefix("gw"))
+    os.sched_setaffinity(0, cores[number::count] or [cores[number % len(cores)]])
+
+
+_take_a_share_of_the_cores()  # before torch and polars count them
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
