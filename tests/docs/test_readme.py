@@ -3,11 +3,11 @@
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-
-from tests.in_process import run_ehrseq, run_python_file
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -20,10 +20,22 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def demo_folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `demo_output` in it, as a much smaller demo leaves it."""
+    from ehrseq.demo.run import DemoSettings, run_demo
+
     folder = tmp_path_factory.mktemp("readme")
-    shutil.copytree(demo, folder / "demo_output")
+    tiny = DemoSettings(
+        num_patients=150,
+        hidden_size=16,
+        num_layers=1,
+        context=64,
+        pretrain_tokens=4_096,
+        finetune_rows=64,
+        max_test_rows=100,
+        batch_size=16,
+    )
+    run_demo(folder / "demo_output", settings=tiny)
     return folder
 
 
@@ -54,9 +66,9 @@ def commands(block: str) -> list[list[str]]:
 @pytest.mark.parametrize("block", [block for block in blocks("bash") if commands(block)])
 def test_each_command_of_the_readme_runs(block: str, demo_folder: Path) -> None:
     shutil.copytree(ROOT / "examples", demo_folder / "examples", dirs_exist_ok=True)
-    run = {"python": run_python_file, "ehrseq": run_ehrseq}
     for words in commands(block):
-        done = run[words[0]](*words[1:], folder=demo_folder)
+        program = {"python": [sys.executable], "ehrseq": [sys.executable, "-m", "ehrseq.cli.app"]}[words[0]]
+        done = subprocess.run([*program, *words[1:]], cwd=demo_folder, capture_output=True, text=True)
         assert done.returncode == 0, f"{words}: {done.stderr[-2000:]}"
 
 
