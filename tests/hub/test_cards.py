@@ -21,7 +21,7 @@ from ehrseq.hub.cards import (
     push_to_hub,
     use_card,
 )
-from tests.hub.checkpoints import TASKS
+from tests.checkpoints.patients import TASKS
 from tests.hub.minihub import card_problems
 
 CONFIG = {

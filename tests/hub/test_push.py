@@ -16,8 +16,8 @@ import yaml
 from transformers import pipeline
 
 from ehrseq.hub.cards import CARD_MARKER
+from tests.checkpoints.patients import make_patient
 from tests.hub.bare_interpreter import link_packages, run_python
-from tests.hub.checkpoints import make_patient
 from tests.hub.minihub import MiniHub, card_problems
 
 PATIENTS = [make_patient(subject_id, seed=3) for subject_id in range(3)]

@@ -5,13 +5,14 @@ from datetime import datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from ehrseq.encode import encoder as ehr_encoding
 from ehrseq.encode import histories as encoded_histories
 from ehrseq.tokenization.ehr_plans import CHANNELS
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
+from tests.properties import examples
 from tests.tokenization.naive_sequence import naive_row
 
 START = datetime(2020, 1, 1)
@@ -55,9 +56,8 @@ EVENTS = st.lists(
     min_size=1,
     max_size=25,
 )
-COMMON = settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FIXTURES = {"suppress_health_check": [HealthCheck.function_scoped_fixture]}
+COMMON = examples(150, **FIXTURES)
 
 
 def rows_of(drawn: list[dict], subject_id: int) -> list[dict]:
@@ -207,7 +207,7 @@ def test_many_encounters_without_ends_agree(tokenizer: EhrTokenizer) -> None:
     assert sum(ours["token_type_ids"] == 2) == count
 
 
-@settings(COMMON, max_examples=500)
+@examples(500, **FIXTURES)
 @given(first=OPEN_ENDED, second=OPEN_ENDED, place=st.integers(0, 13))
 def test_encounters_without_ends_agree(
     tokenizer: EhrTokenizer, first: list[dict], second: list[dict], place: int
