@@ -8,9 +8,9 @@ _EXPORTS = {
     "EhrModelCard": "cards",
     "ModelFacts": "cards",
     "card_template": "cards",
-    "ensure_card": "cards",
-    "push_to_hub": "cards",
-    "use_card": "cards",
+    "ensure_card": "push",
+    "push_to_hub": "push",
+    "use_card": "push",
     "convert_odyssey_checkpoint": "convert_odyssey",
     "register_all": "registration",
 }
