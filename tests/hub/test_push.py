@@ -27,7 +27,7 @@ import torch
 from huggingface_hub import HfApi, hf_hub_download
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline
 import ehrseq
-from ehrseq.hub.cards import DataDescription, EhrModelCard, push_to_hub, use_card
+from ehrseq.hub import DataDescription, EhrModelCard, push_to_hub, use_card
 
 model = AutoModelForSequenceClassification.from_pretrained(given["model"])
 tokenizer = AutoTokenizer.from_pretrained(given["model"])

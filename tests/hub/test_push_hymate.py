@@ -20,7 +20,7 @@ PUSH = """
 from huggingface_hub import hf_hub_download
 from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification, pipeline
 import ehrseq
-from ehrseq.hub.cards import DataDescription, EhrModelCard, push_to_hub
+from ehrseq.hub import DataDescription, EhrModelCard, push_to_hub
 
 model = AutoModelForSequenceClassification.from_pretrained(given["model"])
 extractor = AutoFeatureExtractor.from_pretrained(given["model"])
