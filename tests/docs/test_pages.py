@@ -163,8 +163,8 @@ def smaller(words: list[str]) -> list[str]:
     words = [SMALLER.get(word, word) if before == "-n" else word for before, word in zip(["", *words], words)]  # noqa: B905
     if words[1] in takes_workers:
         words += ["--workers", "1"]
-    if words[1] == "train" and "--list" not in words:
-        words += ["--set", "max_steps=2"]
+    if words[1] == "train" and "--list" not in words and "hymate" not in words:
+        words += [f"--set={stage}.tokens=2000" for stage in ("pretrain", "shared", "finetune")]
     if words[1] == "evaluate":
         words += ["--resamples", "20"]
     return words
