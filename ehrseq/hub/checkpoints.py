@@ -71,7 +71,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification, AutoTokenizer
 
     from ehrseq.batches.scoring import RiskModel
-    from ehrseq.hub.registration import load
+    from ehrseq.hub.registration import load_class
 
     checkpoint = str(checkpoint)
     _check_files(checkpoint)
@@ -93,7 +93,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         raise ValueError(
             f"{checkpoint} lacks {untrained}: it is a pretrained model; finetune it, or give a finetuned one."
         )
-    if not is_risk_model or not isinstance(encoder, load(family.encoder)):
+    if not is_risk_model or not isinstance(encoder, load_class(family.encoder)):
         raise ValueError(
             f"{checkpoint} holds a {type(model).__name__} and a {type(encoder).__name__}; expected a risk classifier "
             "of ehrseq with its EhrTokenizer or HyMaTEFeatureExtractor."
