@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from benchmarks.tables.bench_fhir import bare_orjson, find_source, replicate
 
 from benchmarks.harness import benchmark_parser, finish, in_turns, keep_bytecode
+from benchmarks.speed.bench_fhir import bare_orjson, find_source, replicate
 from ehrseq.data.fhir.blocks import ReadTask, open_text, read_task
 from ehrseq.data.fhir.plan import fhir_files, size_of
 from ehrseq.data.simulate.cohort import simulate

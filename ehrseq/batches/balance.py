@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -142,6 +142,43 @@ def balance_rows(
         report.append(TaskSample(name, len(rows), len(positives), size, num_positives, shift))
     mixed = np.concatenate(drawn)
     return BalancedSample(rng.permutation(mixed), tuple(report))
+
+
+class TaskRows(Protocol):
+    """Rows of several tasks.
+
+    Attributes:
+        task_ids: `[n]` index of each row's task.
+    """
+
+    @property
+    def task_ids(self) -> NDArray[np.int64]:
+        """See above."""
+
+    def subset(self, rows: ArrayLike) -> Self:
+        """The rows at these places."""
+
+
+Limited = TypeVar("Limited", bound=TaskRows)
+
+
+def limit_rows(rows: Limited, per_task: int | None, seed: int) -> Limited:
+    """At most so many rows of each task, drawn at random: scoring every row of a large test set takes longer than the
+    intervals are worth.
+
+    Args:
+        rows: Rows.
+        per_task: Rows of a task; None = all.
+        seed: Seed.
+    """
+    if per_task is None:
+        return rows
+    rng = np.random.default_rng(seed)
+    kept = [
+        np.sort(rng.permutation(np.flatnonzero(rows.task_ids == task_id))[:per_task])
+        for task_id in np.unique(rows.task_ids)
+    ]
+    return rows.subset(np.concatenate(kept) if kept else np.empty(0, np.int64))
 
 
 def _apportion(total: int, weights: NDArray[np.float64]) -> list[int]:

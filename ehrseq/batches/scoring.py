@@ -23,6 +23,7 @@ from ehrseq.work.progress import progress_bar
 
 if TYPE_CHECKING:
     from ehrseq.batches.prompts import PromptedDataset
+    from ehrseq.encode.dataset import EncodedPrompts
     from ehrseq.encode.triplets import TripletTable
     from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
@@ -34,10 +35,12 @@ class RiskConfig(Protocol):
     """What scoring reads of a model's configuration.
 
     Attributes:
+        model_type: Name of its family.
         tasks: One entry a task: its name, and what the model's card says of it.
         max_position_embeddings: Longest row that the model was trained on; None = any.
     """
 
+    model_type: str
     tasks: list[dict[str, Any]] | None
     max_position_embeddings: int | None
 
@@ -171,7 +174,12 @@ def config_task_ids(model: RiskModel, task_names: Sequence[str]) -> NDArray[np.i
 
 
 def score_rows(
-    model: RiskModel, tokenizer: EhrTokenizer, dataset: PromptedDataset, *, batch_size: int = 64, progress: bool = True
+    model: RiskModel,
+    tokenizer: EhrTokenizer,
+    dataset: PromptedDataset | EncodedPrompts,
+    *,
+    batch_size: int = 64,
+    progress: bool = True,
 ) -> NDArray[np.float64]:
     """P(positive) of every prompted row, in the dataset's order.
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,7 +32,13 @@ from torch.utils.data import Dataset
 
 from ehrseq.batches.collation import IGNORED_LABEL
 from ehrseq.batches.packing import pack_channels, pack_lengths
+from ehrseq.encode.dataset import EncodedPrompts
 from ehrseq.tokenization.ehr_histories import HistoryWindows
+
+if TYPE_CHECKING:
+    from ehrseq.batches.prompts import PromptedDataset
+    from ehrseq.tokenization.ehr_histories import EncodedHistories
+    from ehrseq.tokenization.ehr_plans import PromptIndex
 
 
 class SharedPromptDataset(Dataset[dict[str, Any]]):
@@ -55,7 +61,13 @@ class SharedPromptDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, histories: Any, index: Any, max_length: int, *, min_history: int | None = None, seed: int = 0
+        self,
+        histories: EncodedHistories,
+        index: PromptIndex,
+        max_length: int,
+        *,
+        min_history: int | None = None,
+        seed: int | tuple[int, int] = 0,
     ) -> None:
         least = round(0.4 * max_length) if min_history is None else min_history
         if not 0 <= least < max_length:
@@ -121,6 +133,63 @@ class SharedPromptDataset(Dataset[dict[str, Any]]):
     def num_labels(self) -> int:
         """Labels in all windows."""
         return int(self._first[-1])
+
+    @property
+    def histories_of_windows(self) -> NDArray[np.int64]:
+        """`[windows]` position of each window's patient, ascending."""
+        return np.array([self.index.history[own[-1]] for own in self._labels], np.int64)
+
+
+class SharedEncodedPrompts(Dataset[dict[str, Any]]):
+    """`SharedPromptDataset` of encoded files: only where each window lies is held, a patient is decoded when asked for.
+
+    Args:
+        prompts: `EncodedDataset.prompts(labels, max_length, splits)`.
+        max_length: As of `SharedPromptDataset`.
+        seed: Seed of the order of the tasks within each prompt; another order than that of a dataset in memory.
+    """
+
+    def __init__(self, prompts: EncodedPrompts, max_length: int, *, seed: int = 0) -> None:
+        self.prompts, self.max_length, self.seed = prompts, max_length, seed
+        # 1. Rows by patient.
+        self._order = np.argsort(prompts.index["patient"], kind="stable")
+        self._patients, first = np.unique(prompts.index["patient"][self._order], return_index=True)
+        self._rows = np.append(first, len(prompts))
+        # 2. Windows of each patient, counted batch by batch.
+        counts = np.zeros(len(self._patients), np.int64)
+        for rows, histories, index in prompts.parts():
+            shared = SharedPromptDataset(histories, index, max_length)
+            patient_of = np.zeros(len(histories.subject_ids), np.int64)
+            patient_of[index.history] = np.searchsorted(self._patients, prompts.index["patient"][rows])
+            np.add.at(counts, patient_of[shared.histories_of_windows], 1)
+        self._windows = np.concatenate([[0], np.cumsum(counts)])
+
+    def __len__(self) -> int:
+        return int(self._windows[-1])
+
+    def __getitem__(self, window: int) -> dict[str, Any]:
+        if not -len(self) <= window < len(self):
+            raise IndexError(f"window {window} is outside 0..{len(self) - 1}")
+        window %= len(self)
+        patient = int(np.searchsorted(self._windows, window, side="right")) - 1
+        rows = self._order[self._rows[patient] : self._rows[patient + 1]]
+        histories, index = self.prompts.of_patient(rows)
+        shared = SharedPromptDataset(histories, index, self.max_length, seed=(self.seed, patient))
+        return shared[window - int(self._windows[patient])]
+
+    @property
+    def num_labels(self) -> int:
+        """Labels in all windows."""
+        return len(self.prompts)
+
+
+def shared_prompts(
+    prompts: PromptedDataset | EncodedPrompts, max_length: int, seed: int = 0
+) -> SharedPromptDataset | SharedEncodedPrompts:
+    """Histories with the prompts of all their labels, of rows in memory or in encoded files."""
+    if isinstance(prompts, EncodedPrompts):
+        return SharedEncodedPrompts(prompts, max_length, seed=seed)
+    return SharedPromptDataset(prompts.histories, prompts.index, max_length, seed=seed)
 
 
 @dataclass

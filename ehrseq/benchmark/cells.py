@@ -5,7 +5,7 @@ what an undisturbed run ends with.
 
     cells/<model_type>-pretrained/seed0/      model, result.json
     cells/<system>/seed0/                     predictions.parquet, result.json
-        <trial>-<task or all>/                model, result.json
+        <trial>-<task or all>/                model, result.json, shared/ where there is such a stage
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 import transformers
 from numpy.typing import NDArray
-from transformers import AutoModelForSequenceClassification, set_seed
+from transformers import AutoModelForSequenceClassification
 
 from ehrseq.batches.balance import balance_rows
 from ehrseq.batches.masking import DataCollatorForMaskedEvents
@@ -35,7 +35,7 @@ from ehrseq.benchmark.data import BenchmarkData, Source, load_data
 from ehrseq.benchmark.systems import SYSTEMS, System
 from ehrseq.evaluation import auroc
 from ehrseq.hub.checkpoints import quiet_loading
-from ehrseq.training.stages import RESULT, finish_stage, read_result, train_for_tokens
+from ehrseq.training.stages import RESULT, Collate, read_result, train_for_tokens
 from ehrseq.training.trainer import ClassifierOfPrompts
 from ehrseq.work.files import write_json, write_whole
 
@@ -45,7 +45,7 @@ PREDICTIONS = "predictions.parquet"
 SHARED_SHARE = 0.85
 """Share of the finetuning tokens that a causal model reads as histories with all prompts in them; rows are the rest."""
 SHARED_BATCH = 4  # rows of a step per shared history: they are longer, and hold many labels
-ALL = "all"
+ALL, SHARED = "all", "shared"
 
 
 @dataclass(frozen=True)
@@ -101,25 +101,23 @@ def pretrain_cell(cell: PretrainCell) -> dict[str, Any]:
     config = system.config(budget, data.tokenizer, data.task_configs)
     context = config.max_position_embeddings
     windows = data.windows(context)
-    auto, collator = {
+    objectives: dict[str, tuple[Any, Collate]] = {
         "ntp": (transformers.AutoModelForCausalLM, DataCollatorForPackedNextToken(data.tokenizer, context)),
         "mlm": (transformers.AutoModelForMaskedLM, DataCollatorForMaskedEvents(data.tokenizer, context)),
-    }[str(system.objective)]
-    set_seed(cell.seed)
-    model = auto.from_config(config)
+    }
+    auto, collator = objectives[str(system.objective)]
     # One epoch may be more than the budget reads: steps are counted in tokens.
-    result = train_for_tokens(
-        cell.folder / "trainer",
-        model,
+    return train_for_tokens(
+        cell.folder,
+        lambda: auto.from_config(config),
         PackableRows(windows),
         collator,
         tokens=budget.pretrain_tokens,
-        rows=budget.batch_rows,
+        batch_size=budget.batch_rows,
         rate=budget.pretrain_rate,
         seed=cell.seed,
+        report=lambda model: {"parameters": _size(model), "objective": system.objective},
     )
-    finish_stage(cell.folder, model, result | {"parameters": _size(model), "objective": system.objective})
-    return read_result(cell.folder)
 
 
 def system_cell(cell: SystemCell) -> dict[str, Any]:
@@ -203,71 +201,62 @@ def _finetune(
     context: int,
     num_scopes: int,
 ) -> dict[str, Any]:
-    """One finetuned model, of one task or of all."""
-    if (folder / RESULT).is_file():
-        return read_result(folder)
+    """One finetuned model, of one task or of all: seconds, tokens and steps of both stages, parameters."""
     budget, names = cell.budget, list(cell.source.tasks)
+    if (folder / RESULT).is_file():
+        return _both(folder, system)
     train = data.rows("train", context)
     if scope != ALL:
         train = train.subset(np.flatnonzero(train.task_ids == names.index(scope)))
-    set_seed(cell.seed)
-    with quiet_loading():  # the new head is expected
-        if pretrained is None:
-            config = system.config(budget, data.tokenizer, data.task_configs)
-            model = AutoModelForSequenceClassification.from_config(config)
-        else:
-            model = AutoModelForSequenceClassification.from_pretrained(pretrained, num_labels=2)
+
+    def make_from(checkpoint: Path | None) -> Any:
+        if checkpoint is None:
+            return AutoModelForSequenceClassification.from_config(
+                system.config(budget, data.tokenizer, data.task_configs)
+            )
+        with quiet_loading():  # the new head is expected
+            return AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2)
+
     tokens = budget.finetune_tokens + (budget.pretrain_tokens if system.objective is None else 0)
     tokens = max(1, tokens // num_scopes)
-    results: list[dict[str, Any]] = []
-    options: dict[str, Any] = {"rate": rate, "seed": cell.seed}
+    before = pretrained
     if system.shared_prompts:
-        results.append(_finetune_shared(folder, model, train, data, int(SHARED_SHARE * tokens), options, budget))
-        tokens -= int(SHARED_SHARE * tokens)
+        shared_tokens = int(SHARED_SHARE * tokens)
+        train_for_tokens(
+            folder / SHARED,
+            lambda: make_from(pretrained),
+            SharedPromptDataset(train.histories, train.index, train.max_length, seed=cell.seed),
+            DataCollatorForSharedPrompts(data.tokenizer),
+            wrap=ClassifierOfPrompts,
+            tokens=shared_tokens,
+            batch_size=max(1, budget.batch_rows // SHARED_BATCH),
+            rate=rate,
+            seed=cell.seed,
+        )
+        tokens -= shared_tokens
+        before = folder / SHARED
     wanted = math.ceil(tokens / max(1.0, float(train.lengths.mean())))
     sample = balance_rows(train.task_ids, train.labels, names, num_rows=wanted, seed=cell.seed)
-    results.append(
-        train_for_tokens(
-            folder / "trainer",
-            model,
-            PackableRows(train.subset(sample.rows)),
-            DataCollatorForPackedPrompts(data.tokenizer, context),
-            tokens=tokens,
-            rows=budget.batch_rows,
-            **options,
-        )
-    )
-    total = {name: sum(result[name] for result in results) for name in ("seconds", "tokens", "steps")}
-    finish_stage(folder, model, total | {"stages": results, "parameters": _size(model)})
-    return read_result(folder)
-
-
-def _finetune_shared(
-    folder: Path,
-    model: Any,
-    train: PromptedDataset,
-    data: BenchmarkData,
-    tokens: int,
-    options: Mapping[str, Any],
-    budget: Budget,
-) -> dict[str, Any]:
-    """The stage on histories that hold all their prompts; its weights stay in `model`."""
-    stage = folder / "shared"
-    shared = SharedPromptDataset(train.histories, train.index, train.max_length, seed=options["seed"])
-    if (stage / RESULT).is_file():
-        with quiet_loading():
-            model.load_state_dict(type(model).from_pretrained(stage).state_dict())
-        return read_result(stage)
-    result = train_for_tokens(
-        stage / "trainer",
-        ClassifierOfPrompts(model),
-        shared,
-        DataCollatorForSharedPrompts(data.tokenizer),
+    train_for_tokens(
+        folder,
+        lambda: make_from(before),
+        PackableRows(train.subset(sample.rows)),
+        DataCollatorForPackedPrompts(data.tokenizer, context),
         tokens=tokens,
-        rows=max(1, budget.batch_rows // SHARED_BATCH),
-        **options,
+        batch_size=budget.batch_rows,
+        rate=rate,
+        seed=cell.seed,
+        report=lambda model: {"parameters": _size(model)},
     )
-    finish_stage(stage, model, result)
+    return _both(folder, system)
+
+
+def _both(folder: Path, system: System) -> dict[str, Any]:
+    """The result of a finetuned model, with what its stage on shared histories took."""
+    result = read_result(folder)
+    if system.shared_prompts and "stages" not in result:  # versions before wrote the sum
+        first = read_result(folder / SHARED)
+        result |= {name: first[name] + result[name] for name in ("seconds", "tokens", "steps")}
     return result
 
 

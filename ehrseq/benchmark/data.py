@@ -18,6 +18,7 @@ import polars as pl
 from ehrseq.batches.prompts import PromptedDataset, prompted_dataset
 from ehrseq.benchmark.budget import Budget
 from ehrseq.data.dataset import EventDataset
+from ehrseq.data.simulate.cohort import simulated_cohort
 from ehrseq.tasks import label_events, list_tasks, load_task, read_labels
 from ehrseq.tasks.storage import label_tokens
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
@@ -240,14 +241,3 @@ def _true_risk(cohort: Any | None, task: str, rows: pl.DataFrame) -> np.ndarray 
     if cohort is None or task not in SIMULATED_TASKS or rows.is_empty():
         return None
     return cohort.true_risk(task, rows["subject_id"], rows["prediction_time"])
-
-
-def simulated_cohort(dataset: str) -> Any | None:
-    """The simulation behind a dataset of `ehrseq simulate --format meds`, None behind any other."""
-    from ehrseq.data.simulate.cohort import simulate, simulated_seed
-
-    events = EventDataset(dataset)
-    seed = simulated_seed(str(events.metadata.get("dataset_name", "")))
-    if seed is None or events.splits.is_empty():
-        return None
-    return simulate(int(events.splits["subject_id"].max()), seed, progress=False)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ehrseq.batches.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
 from ehrseq.batches.prompts import PromptedDataset, prompted_dataset
@@ -34,7 +34,7 @@ from ehrseq.evaluation import best_f1_threshold, write_meds_predictions
 from ehrseq.hub.checkpoints import quiet_loading
 from ehrseq.tasks.storage import read_label_table
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
-from ehrseq.training.stages import RESULT, finish_stage, read_result, train_for_tokens
+from ehrseq.training.stages import RESULT, read_result, train_for_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -62,22 +62,19 @@ def pretrain(dataset_dir: Path, output_dir: Path, budget: Budget, seed: int = 0)
     events = EventDataset(dataset_dir).events("train")
     tokenizer = EhrTokenizer.train(events, tasks=[{"name": TASK, "token": TASK_TOKEN}], model_max_length=budget.context)
     config = SYSTEMS["ehrmamba"].config(budget, tokenizer, [{"name": TASK, "token": TASK_TOKEN}])
-    set_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
     context = config.max_position_embeddings
-    windows = tokenizer.encode_histories(events).windows(context)
-    tokenizer.save_pretrained(output_dir)
-    result = train_for_tokens(
-        output_dir / "trainer",
-        model,
-        PackableRows(windows),
+    train_for_tokens(
+        output_dir,
+        lambda: AutoModelForCausalLM.from_config(config),
+        PackableRows(tokenizer.encode_histories(events).windows(context)),
         DataCollatorForPackedNextToken(tokenizer, context),
         tokens=budget.pretrain_tokens,
-        rows=budget.batch_rows,
+        batch_size=budget.batch_rows,
         rate=budget.pretrain_rate,
         seed=seed,
+        encoder=tokenizer,
+        report=lambda _: {"context": context},
     )
-    finish_stage(output_dir, model, result | {"context": context})
 
 
 def finetune(
@@ -98,31 +95,35 @@ def finetune(
     """
     if (output_dir / RESULT).is_file():
         return
-    model, tokenizer = _load(model_initialization_dir, num_labels=2, seed=seed)
-    train = _rows(dataset_dir, labels_dir, "train", tokenizer, model.config.max_position_embeddings)
+    tokenizer = _tokenizer(model_initialization_dir)
+    context = AutoConfig.from_pretrained(model_initialization_dir).max_position_embeddings
+    train = _rows(dataset_dir, labels_dir, "train", tokenizer, context)
     positives = int(train.labels.sum())
     if not 0 < positives < len(train):
         raise ValueError(
             f"{labels_dir} has {len(train):,} labels of training patients, {positives:,} of them positive; both "
             "classes are needed to learn from."
         )
-    tokenizer.save_pretrained(output_dir)
-    result = train_for_tokens(
-        output_dir / "trainer",
-        model,
+
+    def threshold(model: Any) -> dict[str, float]:
+        if "tuning" in EventDataset(dataset_dir).splits["split"].unique():
+            tuning = _rows(dataset_dir, labels_dir, "tuning", tokenizer, context)
+            if tuning.labels.any():
+                return {"threshold": float(best_f1_threshold(tuning.labels, score_rows(model, tokenizer, tuning)))}
+        return {"threshold": 0.5}
+
+    train_for_tokens(
+        output_dir,
+        lambda: _model(model_initialization_dir, num_labels=2),
         PackableRows(train),
-        DataCollatorForPackedPrompts(tokenizer, model.config.max_position_embeddings),
+        DataCollatorForPackedPrompts(tokenizer, context),
         tokens=budget.finetune_tokens,
-        rows=budget.batch_rows,
+        batch_size=budget.batch_rows,
         rate=budget.finetune_rates[0],
         seed=seed,
+        encoder=tokenizer,
+        report=threshold,
     )
-    threshold = 0.5
-    if "tuning" in EventDataset(dataset_dir).splits["split"].unique():
-        tuning = _rows(dataset_dir, labels_dir, "tuning", tokenizer, model.config.max_position_embeddings)
-        if tuning.labels.any():
-            threshold = float(best_f1_threshold(tuning.labels, score_rows(model, tokenizer, tuning)))
-    finish_stage(output_dir, model, result | {"threshold": threshold})
 
 
 def predict(dataset_dir: Path, labels_dir: Path, model_initialization_dir: Path, output_dir: Path, split: str) -> Path:
@@ -141,7 +142,8 @@ def predict(dataset_dir: Path, labels_dir: Path, model_initialization_dir: Path,
     file = output_dir / "predictions.parquet"
     if file.is_file():
         return file
-    model, tokenizer = _load(model_initialization_dir)
+    tokenizer = _tokenizer(model_initialization_dir)
+    model = _model(model_initialization_dir)
     rows = _rows(dataset_dir, labels_dir, split, tokenizer, model.config.max_position_embeddings)
     table = pl.DataFrame(
         {
@@ -155,14 +157,20 @@ def predict(dataset_dir: Path, labels_dir: Path, model_initialization_dir: Path,
     return file
 
 
-def _load(folder: Path, num_labels: int | None = None, seed: int = 0) -> tuple[Any, Any]:
+def _tokenizer(folder: Path) -> EhrTokenizer:
+    """The tokenizer of a finished checkpoint.
+
+    Raises:
+        ValueError: It is not finished.
+    """
     if not (folder / RESULT).is_file():
         raise ValueError(f"{folder} holds no finished checkpoint; run the command before this one first.")
-    set_seed(seed)
+    return EhrTokenizer.from_pretrained(folder)
+
+
+def _model(folder: Path, **options: Any) -> Any:
     with quiet_loading():
-        options = {} if num_labels is None else {"num_labels": num_labels}
-        model = AutoModelForSequenceClassification.from_pretrained(folder, **options)
-    return model, EhrTokenizer.from_pretrained(folder)
+        return AutoModelForSequenceClassification.from_pretrained(folder, **options)
 
 
 def _rows(dataset_dir: Path, labels_dir: Path, split: str, tokenizer: Any, context: int) -> PromptedDataset:

@@ -19,11 +19,12 @@ from ehrseq.cli.evaluate import evaluate
 from ehrseq.cli.predict import predict
 from ehrseq.cli.prepare import prepare, split
 from ehrseq.cli.simulate import simulate, simulate_stays
+from ehrseq.cli.train import train
 from ehrseq.version import __version__
 
 COMMANDS = (
     *(simulate, simulate_stays, demo, predict, doctor, prepare, split, label, tokenize),
-    *(audit, stats, evaluate, benchmark),
+    *(train, audit, stats, evaluate, benchmark),
 )
 
 app = typer.Typer(

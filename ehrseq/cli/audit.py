@@ -77,11 +77,11 @@ def stats(
 ) -> None:
     """Write a page of plots and tables: codes, events per patient, missing times, prevalence over calendar time."""
     from ehrseq.stats import count_dataset, write_statistics
-    from ehrseq.stats.page import check_folder
+    from ehrseq.stats.page import check_page_folder
     from ehrseq.work.engine import get_engine
 
     folder = dataset / "stats" if out is None else out
-    check_folder(folder)  # before the work
+    check_page_folder(folder)  # before the work
     runner = get_engine(engine.value, num_workers=workers)
     statistics = count_dataset(dataset, labels, work=work, engine=runner)
     page = write_statistics(statistics, folder, least_patients=least_patients)

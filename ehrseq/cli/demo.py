@@ -15,12 +15,11 @@ def demo(
         Path | None, typer.Option(help="FHIR or MEDS folder to use instead of simulated patients.", exists=False)
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path("demo_output"),
-    patients: Annotated[int | None, typer.Option(min=50, help="Number of simulated patients.")] = None,
+    patients: Annotated[int, typer.Option(min=50, help="Number of simulated patients.")] = 4000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the patients and of training.")] = 0,
 ) -> None:
-    """From records to risks in a few minutes: train a small model, evaluate it, score patients, draw one."""
-    from ehrseq.demo.run import DemoSettings, run_demo
+    """From records to risks in a few minutes: simulate, prepare, label, train, predict, and a picture."""
+    from ehrseq.demo.run import run_demo
 
     check_folder(output)
-    settings = DemoSettings(seed=seed) if patients is None else DemoSettings(seed=seed, num_patients=patients)
-    run_demo(output, data=data, settings=settings, say=typer.echo)
+    run_demo(output, data=data, num_patients=patients, seed=seed, say=typer.echo)

@@ -4,7 +4,7 @@ from ehrseq._lazy import lazy_exports
 
 # Name -> module of this package that defines it.
 _EXPORTS = {
-    "DemoSettings": "run",
+    "DemoResult": "run",
     "run_demo": "run",
 }
 

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ehrseq.batches.prompts import PromptedDataset
-
 INK, SOFT, GRID = "#22303c", "#7b8794", "#e4e7eb"
 MODEL, TRUTH, EVENT = "#1f6feb", "#9aa5b1", "#d1495b"
 VISITS = {"admission": "#1f6feb", "emergency": "#e8a33d", "other visit": "#b8c4cf"}
@@ -25,8 +23,7 @@ KIND_NAMES = {
 def draw_patient(
     path: Path,
     events: pl.DataFrame,
-    rows: PromptedDataset,
-    scores: np.ndarray,
+    rows: pl.DataFrame,
     names: list[str],
     *,
     true_risk: np.ndarray | None = None,
@@ -36,9 +33,8 @@ def draw_patient(
     Args:
         path: PNG to write.
         events: The patient's events.
-        rows: The patient's labelled rows.
-        scores: `[n]` model's risk of each row.
-        names: Task names by task id.
+        rows: The patient's labels with the model's risks: task, subject_id, prediction_time, boolean_value, score.
+        names: Tasks to draw, from above.
         true_risk: `[n]` true risk of each row (simulated patients).
 
     Returns:
@@ -52,7 +48,8 @@ def draw_patient(
     from matplotlib.lines import Line2D
     from matplotlib.ticker import PercentFormatter
 
-    shown = [task_id for task_id in range(len(names)) if (rows.task_ids == task_id).any()]
+    tasks, all_times, all_scores = (rows[name].to_numpy() for name in ("task", "prediction_time", "score"))
+    shown = [name for name in names if (tasks == name).any()]
     style: Any = {"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "xtick.color": SOFT, "ytick.color": SOFT}
     with plt.rc_context(style):
         figure, axes = plt.subplots(
@@ -63,14 +60,14 @@ def draw_patient(
             height_ratios=[1.0] * len(shown) + [2.0],
             layout="constrained",
         )
-        for axis, task_id in zip(axes[:-1], shown, strict=True):
-            own = np.flatnonzero(rows.task_ids == task_id)
-            own = own[np.argsort(rows.prediction_times[own])]
-            times, risk = rows.prediction_times[own], scores[own]
+        for axis, name in zip(axes[:-1], shown, strict=True):
+            own = np.flatnonzero(tasks == name)
+            own = own[np.argsort(all_times[own])]
+            times, risk = all_times[own], all_scores[own]
             if true_risk is not None:
                 axis.plot(times, true_risk[own], color=TRUTH, lw=1.2, ls=(0, (3, 2)), zorder=2)
             axis.plot(times, risk, color=MODEL, lw=1.6, marker="o", ms=4.5, zorder=3)
-            happened = rows.labels[own] == 1
+            happened = rows["boolean_value"].to_numpy()[own]
             axis.plot(
                 times[happened], risk[happened], ls="none", marker="o", ms=10, mfc="none", mec=EVENT, mew=1.8, zorder=4
             )
@@ -78,7 +75,7 @@ def draw_patient(
             axis.set_ylim(-0.06 * top, 1.25 * top)
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axis.locator_params(axis="y", nbins=3)
-            axis.set_title(names[task_id].replace("_", " "), loc="left", fontsize=9, fontweight="bold", pad=3)
+            axis.set_title(name.replace("_", " "), loc="left", fontsize=9, fontweight="bold", pad=3)
             axis.grid(axis="y", color=GRID, lw=0.8)
         _draw_timeline(axes[-1], events, mdates)
         for axis in axes:
@@ -103,7 +100,7 @@ def draw_patient(
         )
         figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
         figure.suptitle(
-            f"Patient {int(rows.subject_ids[0])}: {events.height:,} events and the risks at each prediction time",
+            f"Patient {rows['subject_id'][0]}: {events.height:,} events and the risks at each prediction time",
             x=0.01,
             ha="left",
             fontsize=12,

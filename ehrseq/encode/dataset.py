@@ -29,13 +29,14 @@ from ehrseq.encode.histories import prompt_table
 from ehrseq.encode.labels import label_rows, rows_until
 from ehrseq.encode.shards import SUMMARY
 from ehrseq.tokenization.ehr_histories import window_statics
-from ehrseq.tokenization.ehr_sequence import check_context
+from ehrseq.tokenization.ehr_plans import check_context
 
 if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
 
     from ehrseq.tokenization.ehr_histories import EncodedHistories
+    from ehrseq.tokenization.ehr_plans import PromptIndex
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
 _REMEMBERED = 8  # patients that stay decoded: rows of one patient often follow one another
@@ -347,10 +348,8 @@ class EncodedPrompts(Dataset[dict[str, Any]]):
     def __getitem__(self, row: int) -> dict[str, Any]:
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} is outside 0..{len(self) - 1}")
-        histories = self.patients.history(int(self.index["patient"][row]))
-        return histories.prompted_row(
-            self._prompts(histories, np.asarray([row]), np.zeros(1, np.int64)), 0, self.max_length
-        )
+        histories, prompts = self.of_patient(np.asarray([row]))
+        return histories.prompted_row(prompts, 0, self.max_length)
 
     @property
     def subject_ids(self) -> NDArray[np.int64]:
@@ -376,23 +375,30 @@ class EncodedPrompts(Dataset[dict[str, Any]]):
     def lengths(self) -> NDArray[np.int64]:
         """`[n]` tokens of each row; the patients are decoded for it, batch by batch."""
         lengths = np.zeros(len(self), np.int64)
-        place = np.full(len(self.patients), -1)
-        for positions, histories in self.patients.parts(self._wanted):
-            place[positions] = np.arange(len(positions))
-            rows = np.flatnonzero(place[self.index["patient"]] >= 0)
-            prompts = self._prompts(histories, rows, place[self.index["patient"][rows]])
+        for rows, histories, prompts in self.parts():
             lengths[rows] = histories.plan_prompts(prompts, self.max_length).lengths
-            place[positions] = -1
         return lengths
 
     def tables(self) -> Iterator[pa.Table]:
         """The rows as tables of `EhrTokenizer.encode_table`, batch by batch, in the order of the files."""
-        for positions, histories in self.patients.parts(self._wanted):
-            place = np.full(len(self.patients), -1)
+        for _, histories, prompts in self.parts():
+            yield prompt_table(histories, prompts, self.max_length)
+
+    def parts(self) -> Iterator[tuple[NDArray[np.int64], EncodedHistories, PromptIndex]]:
+        """Batch by batch: which rows, the batch's histories, and the rows as an index into them."""
+        wanted = np.zeros(len(self.patients), bool)
+        wanted[self.index["patient"]] = True
+        place = np.full(len(self.patients), -1)
+        for positions, histories in self.patients.parts(wanted):
             place[positions] = np.arange(len(positions))
             rows = np.flatnonzero(place[self.index["patient"]] >= 0)
-            prompts = self._prompts(histories, rows, place[self.index["patient"][rows]])
-            yield prompt_table(histories, prompts, self.max_length)
+            yield rows, histories, self._prompts(histories, rows, place[self.index["patient"][rows]])
+            place[positions] = -1
+
+    def of_patient(self, rows: NDArray[np.int64]) -> tuple[EncodedHistories, PromptIndex]:
+        """One patient's history, and some of their rows as an index into it."""
+        histories = self.patients.history(int(self.index["patient"][rows[0]]))
+        return histories, self._prompts(histories, rows, np.zeros(len(rows), np.int64))
 
     def subset(self, rows: ArrayLike) -> EncodedPrompts:
         """The dataset of these rows, in this order (repeats allowed)."""
@@ -401,13 +407,7 @@ class EncodedPrompts(Dataset[dict[str, Any]]):
             self.patients, {name: column[chosen] for name, column in self.index.items()}, self.max_length
         )
 
-    @property
-    def _wanted(self) -> NDArray[np.bool_]:
-        wanted = np.zeros(len(self.patients), bool)
-        wanted[self.index["patient"]] = True
-        return wanted
-
-    def _prompts(self, histories: EncodedHistories, rows: NDArray[np.int64], history: NDArray[np.int64]) -> Any:
+    def _prompts(self, histories: EncodedHistories, rows: NDArray[np.int64], history: NDArray[np.int64]) -> PromptIndex:
         return histories.index_rows(
             history,
             self.index["known"][rows],

@@ -71,21 +71,27 @@ def read_labels(dataset_path: str | Path, tasks: Sequence[str] | None = None) ->
     return {name: read_label_table(root / name) for name in wanted}
 
 
-def label_tokens(dataset_path: str | Path) -> dict[str, str]:
-    """Task -> token of every task that a dataset has labels of, packaged ones first; empty where there are no labels.
+def labelled_tasks(dataset_path: str | Path) -> list[dict[str, Any]]:
+    """`config.tasks` entries of the tasks that a dataset has labels of, packaged ones first; empty without labels.
 
-    A token is the one of the labels' report; for labels of another tool the name in brackets.
+    They are those of the labels' reports; labels of another tool give a name, and the name in brackets as its token.
     """
     from ehrseq.tasks.registry import list_tasks
 
     root = _dataset(dataset_path) / "labels"
     rank = {name: place for place, name in enumerate(list_tasks(retrospective=None))}
-    tokens: dict[str, str] = {}
+    tasks = []
     for folder in sorted(_label_folders(root), key=lambda folder: (rank.get(folder.name, len(rank)), folder.name)):
-        report = folder / "report.json"
-        content = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
-        tokens[folder.name] = content.get("task", {}).get("token", f"[{folder.name.upper()}]")
-    return tokens
+        report, name = folder / "report.json", folder.name
+        known = json.loads(report.read_text(encoding="utf-8")).get("task", {}) if report.is_file() else {}
+        unknown = {"definition": "labels of the dataset", "positive_label": name}
+        tasks.append({"name": name, "token": f"[{name.upper()}]", **(known or unknown)})
+    return tasks
+
+
+def label_tokens(dataset_path: str | Path) -> dict[str, str]:
+    """Task -> token of every task that a dataset has labels of, in the order of `labelled_tasks`."""
+    return {task["name"]: task["token"] for task in labelled_tasks(dataset_path)}
 
 
 def _label_folders(root: Path) -> list[Path]:

@@ -7,7 +7,7 @@ flat arrays: nothing is copied until a row is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from .ehr_plans import PromptIndex, RowPlan
+from .ehr_codes import WEEK_US, YEAR_US
+from .ehr_plans import MAX_STATIC_SHARE, PromptIndex, RowPlan, check_context
 from .ehr_rows import NO_TIME
-from .ehr_sequence import MAX_STATIC_SHARE, check_context
 from .ehr_vocabulary import (
     CLS,
     REG,
@@ -30,8 +30,6 @@ from .ehr_vocabulary import (
     TYPE_VS,
     VE,
     VS,
-    WEEK_US,
-    YEAR_US,
     EventVocabulary,
 )
 
@@ -146,6 +144,28 @@ class EncodedHistories:
             task=task,
             label=label,
             prediction_time=prediction_time,
+        )
+
+    def index_last(self, tasks: Sequence[int], prediction_time: int | None) -> PromptIndex:
+        """Rows that ask tasks about one patient, of whom everything is known.
+
+        Args:
+            tasks: Positions in the tokenizer's tasks.
+            prediction_time: Microseconds; None: the time of the last token.
+        """
+        rows, count = len(self.row_time), len(tasks)
+        if prediction_time is None:
+            end = np.searchsorted(self.row_end, len(self.ids))  # rows behind it make no token
+            prediction_time = int(self.row_time[end]) if rows else NO_TIME
+        return PromptIndex(
+            history=np.zeros(count, np.int64),
+            end=np.full(count, len(self.ids)),
+            closed=np.full(count, rows > 0 and not self.row_open[-1]),
+            close_time=np.full(count, self.row_time[-1] if rows else 0),
+            order=np.full(count, self.row_order[-1] if rows else 0),
+            task=np.asarray(tasks, np.int64),
+            label=np.zeros(count, np.int8),
+            prediction_time=np.full(count, prediction_time),
         )
 
     def prompted_row(self, index: PromptIndex, row: int, max_length: int | None = None) -> dict[str, Any]:

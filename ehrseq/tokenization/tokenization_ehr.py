@@ -20,16 +20,10 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy, logging
 
 from .ehr_anchors import REASONS, UNANSWERABLE, reasons_against
-from .ehr_sequence import (
-    CHANNEL_DTYPES,
-    CHANNELS,
-    build_row,
-    check_context,
-    parse_time,
-    patient_of_table,
-    read_patient,
-    walk,
-)
+from .ehr_histories import EncodedHistories
+from .ehr_plans import CHANNEL_DTYPES, CHANNELS, check_context
+from .ehr_rows import lay_out
+from .ehr_sequence import parse_time, patient_of_table, patient_rows, read_patient
 from .ehr_vocabulary import PAPER_TASK_TOKENS, SPECIAL_TOKENS, TABLES_NEED_PACKAGE, TYPE_CLS, EventVocabulary
 
 if TYPE_CHECKING:
@@ -41,8 +35,6 @@ if TYPE_CHECKING:
         from ehrseq.encode.encoder import Encoder
     except ImportError:
         pass
-
-    from .ehr_histories import EncodedHistories
 
 logger = logging.get_logger(__name__)
 
@@ -257,6 +249,15 @@ class EhrTokenizer(TokenizersBackend):
 
     # -- one patient or many -----------------------------------------------------------------------------------------
 
+    def remove_task(self, name: str) -> None:
+        """Forget a task; its token keeps its id, so that weights and encoded rows still fit.
+
+        Raises:
+            ValueError: An unknown task.
+        """
+        self._task_token(name)
+        self._stored["tasks"] = [task for task in self._stored["tasks"] if task[0] != name]
+
     def __call__(  # type: ignore[override]
         self,
         patients: Any,
@@ -344,21 +345,24 @@ class EhrTokenizer(TokenizersBackend):
         cut = parse_time(prediction_time, "prediction_time")
         cut = own_time if cut is None else cut
         vocabulary = self.vocabulary
-        walked = walk(events, vocabulary, cut)
-        if cut is not None and not walked.body:
+        rows = patient_rows(events, vocabulary, cut)
+        if cut is not None and not len(rows.time):
             logger.warning_once(
                 f"prediction_time lies before every timed event of patient {_subject(patient)} (and maybe of others): "
                 "their rows hold static tokens only."
             )
+        history = EncodedHistories(
+            vocabulary=vocabulary,
+            task_names=self.tasks,
+            task_token_ids=np.asarray([vocabulary.token_ids[token] for token in self.task_tokens.values()], np.int64),
+            max_num_visits=self.max_num_visits,
+            **lay_out(rows, vocabulary),
+        )
+        asked = [self._task_id(task) for task in tasks if task is not None]
+        prompts = history.plan_prompts(history.index_last(asked, cut), max_length)
+        prompted = iter(range(len(asked)))
         return [
-            build_row(
-                walked,
-                vocabulary,
-                max_length=max_length,
-                max_num_visits=self.max_num_visits,
-                task_token=None if task is None else self._task_token(task),
-                prediction_time=cut,
-            )
+            history.row(history.plan_histories(max_length), 0) if task is None else history.row(prompts, next(prompted))
             for task in tasks
         ]
 
@@ -373,14 +377,13 @@ class EhrTokenizer(TokenizersBackend):
         cut = parse_time(prediction_time, "prediction_time")
         return reasons_against(events, self.vocabulary.kind, tasks, own_time if cut is None else cut)
 
-    def _task_token(self, task: str) -> str:
-        tasks = self.task_tokens
+    def _task_id(self, task: str) -> int:
+        tasks = self.tasks
         if task not in tasks:
             raise ValueError(
-                f"unknown task {task!r}; this tokenizer knows {list(tasks)}. Add one with "
-                "tokenizer.add_task(name, token)."
+                f"unknown task {task!r}; this tokenizer knows {tasks}. Add one with tokenizer.add_task(name, token)."
             )
-        return tasks[task]
+        return tasks.index(task)
 
     def _limit(
         self, truncation: bool | str | None, max_length: int | None, padding: bool | str | PaddingStrategy

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,30 @@ def leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
+def join_process_group() -> None:
+    """First thing of a command that torchrun may start; does nothing in a process that runs alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available())
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes: the only one, or the first that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def num_processes() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def wait_for_all() -> None:
+    """Wait until every process has come here; a process that runs alone does not wait."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
 def model_config(tokenizer: Any, *, tasks: Sequence[Mapping[str, Any]] = (), **sizes: Any) -> EhrMambaConfig:
     """An EhrMamba configuration that fits a tokenizer.
 
@@ -248,7 +273,10 @@ def training_arguments(output_dir: str | Path, *, max_steps: int, **options: Any
 
 
 def quiet_trainer(**options: Any) -> Any:
-    """A Trainer whose progress bar carries the loss, instead of a printed dictionary per logging step."""
+    """A Trainer whose progress bar carries the loss, instead of a printed dictionary per logging step.
+
+    All training of the package goes through here: what is to hold for each of it (threads, say) belongs here.
+    """
     from transformers import Trainer
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 

@@ -227,7 +227,7 @@ def test_killed_and_begun_again_it_ends_with_the_same_scores(simulated, tmp_path
         [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     stage = tmp_path / "killed" / "cells" / "ehrmamba" / "seed0" / "0-all" / "shared"
-    while process.poll() is None and not any(stage.glob("trainer/checkpoint-*/trainer_state.json")):
+    while process.poll() is None and not any(stage.glob("steps/checkpoint-*/trainer_state.json")):
         time.sleep(0.005)
     process.kill()  # SIGKILL: nothing is tidied up
     process.wait()

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from ehrseq.prediction.risks import predict_risks
+from tests.checkpoints.complete import complete_checkpoint
+from tests.checkpoints.patients import TASKS, is_sick, make_patient, make_table
 from tests.hub.bare_interpreter import link_packages, run_python
-from tests.hub.checkpoints import TASKS, is_sick, make_patient, make_table, train_checkpoint
 
 FAMILIES = ("ehr_lstm", "cehrbert", "ehr_bigbird")
 PATIENTS = [make_patient(subject_id) for subject_id in range(500, 506)]
@@ -26,8 +27,7 @@ print(json.dumps({"answers": risk(given["patients"], batch_size=4), "backbone": 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def checkpoint(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(request.param) / "checkpoint"
-    return train_checkpoint(folder, steps=200, model_type=request.param)
+    return complete_checkpoint(request.param, tmp_path_factory.mktemp(request.param) / "checkpoint")
 
 
 def test_trainer_teaches_it_and_the_pipeline_tells_risks(checkpoint: Path) -> None:

@@ -13,7 +13,7 @@ from ehrseq.data.simulate.stays import simulate_stays
 from ehrseq.encode.triplets import PHYSIONET2012, build_triplets
 from ehrseq.evaluation import auroc
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
-from ehrseq.training.triplets import Stage, TripletRecipe, finetune, hold_out_stays, pretrain
+from ehrseq.training import Stage, TripletRecipe, finetune, hold_out_stays, pretrain
 
 RECIPE = TripletRecipe(
     name="tiny",
@@ -128,7 +128,7 @@ def test_pretrained_weights_of_other_variables_are_refused(stays, trained, tmp_p
 
 @pytest.mark.parametrize(("schedule", "last"), [("constant", 3e-3), ("cosine", 0.0)])
 def test_a_schedule_ends_where_it_says(stays, tmp_path, monkeypatch, schedule, last):
-    from ehrseq.training.trainer import triplets as triplet_training
+    from ehrseq.training import stages as triplet_training
 
     made = []
     make = triplet_training.quiet_trainer
@@ -142,7 +142,7 @@ def test_a_schedule_ends_where_it_says(stays, tmp_path, monkeypatch, schedule, l
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_the_best_epoch_or_the_last_is_kept(stays, tmp_path, monkeypatch, keep):
     """The score is how far the weights are from where they began: the first epoch is the best one on any machine."""
-    from ehrseq.training.trainer import triplets as triplet_training
+    from ehrseq.training import stages as triplet_training
 
     make = triplet_training.quiet_trainer
 

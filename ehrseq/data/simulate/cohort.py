@@ -83,6 +83,34 @@ def simulated_seed(dataset_name: str) -> int | None:
     return int(seed) if seed != dataset_name and seed.isdecimal() else None
 
 
+def simulated_cohort(dataset: str | Path) -> Simulation | None:
+    """The simulation behind a dataset whose name says that it is one, None behind any other.
+
+    Args:
+        dataset: Folder of a MEDS dataset with splits.
+    """
+    from ehrseq.data.dataset import EventDataset
+
+    events = EventDataset(dataset)
+    seed = simulated_seed(str(events.metadata.get("dataset_name", "")))
+    if seed is None or events.splits.is_empty():
+        return None
+    last: Any = events.splits["subject_id"].max()
+    return simulate(int(last), seed, progress=False)
+
+
+def true_risks(
+    cohort: Simulation, tasks: Sequence[str], subject_ids: np.ndarray, prediction_times: np.ndarray
+) -> np.ndarray:
+    """`[n]` true risk of every row, each of a task of its own; NaN for a task whose risk is not known."""
+    truth, names = np.full(len(subject_ids), np.nan), np.asarray(tasks)
+    for task in np.unique(names):
+        rows = np.flatnonzero(names == task)
+        if task in SIMULATED_TASKS:
+            truth[rows] = cohort.true_risk(str(task), subject_ids[rows], prediction_times[rows])
+    return truth
+
+
 class Simulation:
     """A simulated cohort, see `simulate`.
 
