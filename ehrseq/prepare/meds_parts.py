@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -84,6 +85,31 @@ class MedsPart(RecordedPart[MedsPartReport]):
         partition = partition_of_subjects(checked["subject_id"].to_numpy(), self.partitions)
         groups = write_piece(checked.to_arrow(), partition, piece)
         return {"piece": piece.name, "groups": groups, "not_finite": not_finite, "error": ""}
+
+
+def meds_parts(
+    files: Sequence[Path], folder: Path, *, shard_rows: int, skip_errors: bool
+) -> tuple[list[MedsPart], int]:
+    """The parts of MEDS files, and the number of partitions."""
+    heights = [_height(file) for file in files]
+    partitions = max(1, math.ceil(sum(heights) / shard_rows))
+    ranges = [
+        (str(file), start)
+        for file, height in zip(files, heights, strict=True)
+        for start in range(0, max(height, 1), PART_ROWS)
+    ]
+    return [
+        MedsPart(number, path, start, PART_ROWS, str(folder), partitions, skip_errors)
+        for number, (path, start) in enumerate(ranges)
+    ], partitions
+
+
+def _height(file: Path) -> int:
+    """Rows of a file; 0 of one that cannot be read, which reading it then says."""
+    try:
+        return int(scan_meds_file(file).select(pl.len()).collect().item())
+    except (ValueError, pl.exceptions.PolarsError, OSError):
+        return 0
 
 
 def _count_non_finite(rows: pl.DataFrame) -> int:

@@ -135,7 +135,7 @@ def add_shards(shards: ShardReport, report: ConversionReport, whole: dict[str, A
     whole["first"], whole["last"] = min(firsts, default=None), max(lasts, default=None)
 
 
-def read_splits(plan: ShardPlan) -> pl.DataFrame:
+def written_splits(plan: ShardPlan) -> pl.DataFrame:
     """(subject_id, split) of all partitions, sorted."""
     frames = [pl.read_parquet(file) for file in Path(plan.records).glob("*.splits.parquet")]
     return pl.concat([pl.DataFrame(schema=SPLIT_SCHEMA), *frames]).sort("subject_id")
