@@ -146,28 +146,6 @@ class EncodedHistories:
             prediction_time=prediction_time,
         )
 
-    def index_last(self, tasks: Sequence[int], prediction_time: int | None) -> PromptIndex:
-        """Rows that ask tasks about one patient, of whom everything is known.
-
-        Args:
-            tasks: Positions in the tokenizer's tasks.
-            prediction_time: Microseconds; None: the time of the last token.
-        """
-        rows, count = len(self.row_time), len(tasks)
-        if prediction_time is None:
-            end = np.searchsorted(self.row_end, len(self.ids))  # rows behind it make no token
-            prediction_time = int(self.row_time[end]) if rows else NO_TIME
-        return PromptIndex(
-            history=np.zeros(count, np.int64),
-            end=np.full(count, len(self.ids)),
-            closed=np.full(count, rows > 0 and not self.row_open[-1]),
-            close_time=np.full(count, self.row_time[-1] if rows else 0),
-            order=np.full(count, self.row_order[-1] if rows else 0),
-            task=np.asarray(tasks, np.int64),
-            label=np.zeros(count, np.int8),
-            prediction_time=np.full(count, prediction_time),
-        )
-
     def prompted_row(self, index: PromptIndex, row: int, max_length: int | None = None) -> dict[str, Any]:
         """Channels of one row of the index, with `labels` and `task_ids`.
 
@@ -202,6 +180,46 @@ class EncodedHistories:
         )
         index._plan = (id(self), max_length, plan)
         return plan
+
+    # -- one patient -------------------------------------------------------------------------------------------------
+
+    def plan_patient(
+        self, tasks: Sequence[int | None], prediction_time: int | None, max_length: int | None = None
+    ) -> RowPlan:
+        """Rows of the one patient that is held here, of whom everything is known: one for each task.
+
+        Args:
+            tasks: Positions in the tokenizer's tasks; None = no prompt.
+            prediction_time: Time of the prompts (microseconds); None: the time of the last token.
+            max_length: Context length, None = the whole history.
+        """
+        count, tokens = len(tasks), self.vocabulary.token_ids
+        closed, latest, order, asked = False, NO_TIME, 0, NO_TIME
+        if len(self.row_time):
+            closed, latest, order = not self.row_open[-1], int(self.row_time[-1]), int(self.row_order[-1])
+            # Rows behind the last token make none; a visit's closing marks have the time of its last row.
+            asked = latest if closed else int(self.row_time[self.row_end.searchsorted(len(self.ids))])
+        if prediction_time is not None:
+            asked = prediction_time
+        questions = [
+            (tokens[CLS], tokens[REG], 2 * closed, latest)
+            if task is None
+            else (int(self.task_token_ids[task]), int(self.task_token_ids[task]), 1 + closed, asked)
+            for task in tasks
+        ]
+        first_id, last_id, tail, last_time = np.asarray(questions, np.int64).reshape(count, 4).T
+        return self._plan(
+            np.zeros(count, np.int64),
+            np.zeros(count, np.int64),
+            np.full(count, len(self.ids)),
+            tail=tail,
+            max_length=max_length,
+            first_id=first_id,
+            last_id=last_id,
+            last_time=last_time,
+            close_time=np.full(count, latest),
+            order=np.full(count, order),
+        )
 
     # -- whole histories and windows ---------------------------------------------------------------------------------
 
@@ -328,15 +346,13 @@ class EncodedHistories:
                 crowded = (self.types[at] != TYPE_VS) & (stop - at >= budget)
                 at = np.where(crowded, self.next_content[np.minimum(at + 1, len(self.types) - 1)], at)
                 start[rows] = at - base[rows]
-        flat = np.minimum(base + start, max(0, len(self.types) - 1))
-        has_body = end > start
-        if len(self.types):
-            cut = has_body & (start > 0) & (self.types[flat] != TYPE_VS)
-            own_start = self.visit_starts[np.maximum(np.searchsorted(self.visit_starts, flat, side="right") - 1, 0)]
-            vs_at = np.where(cut, own_start, -1)
-            shift = np.where(has_body & (start > 0), self.orders[flat].astype(np.int64) - 1, 0)
-        else:
-            vs_at, shift = np.full(len(start), -1), np.zeros(len(start), np.int64)
+        vs_at, shift = np.full(len(start), -1), np.zeros(len(start), np.int64)
+        cut = ((start > 0) & (end > start)).nonzero()[0]  # rows that begin inside their history
+        if len(cut):
+            first = base[cut] + start[cut]
+            visit = self.visit_starts[np.searchsorted(self.visit_starts, first, side="right") - 1]
+            vs_at[cut] = np.where(self.types[first] == TYPE_VS, -1, visit)
+            shift[cut] = self.orders[first] - 1
         return RowPlan(
             history=history, statics=statics, start=start, end=end, vs_at=vs_at, shift=shift, tail=tail, **rest
         )

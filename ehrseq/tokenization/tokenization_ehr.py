@@ -351,20 +351,17 @@ class EhrTokenizer(TokenizersBackend):
                 f"prediction_time lies before every timed event of patient {_subject(patient)} (and maybe of others): "
                 "their rows hold static tokens only."
             )
+        tasks_known = self.task_tokens
         history = EncodedHistories(
             vocabulary=vocabulary,
-            task_names=self.tasks,
-            task_token_ids=np.asarray([vocabulary.token_ids[token] for token in self.task_tokens.values()], np.int64),
+            task_names=list(tasks_known),
+            task_token_ids=np.asarray([vocabulary.token_ids[token] for token in tasks_known.values()], np.int64),
             max_num_visits=self.max_num_visits,
             **lay_out(rows, vocabulary),
         )
-        asked = [self._task_id(task) for task in tasks if task is not None]
-        prompts = history.plan_prompts(history.index_last(asked, cut), max_length)
-        prompted = iter(range(len(asked)))
-        return [
-            history.row(history.plan_histories(max_length), 0) if task is None else history.row(prompts, next(prompted))
-            for task in tasks
-        ]
+        asked = [None if task is None else _position(task, history.task_names) for task in tasks]
+        plan = history.plan_patient(asked, cut, max_length)
+        return [history.row(plan, number) for number in range(len(asked))]
 
     def reasons_against(
         self, patient: Any, tasks: Sequence[Mapping[str, Any]], prediction_time: Any = None
@@ -376,14 +373,6 @@ class EhrTokenizer(TokenizersBackend):
         events, own_time = read_patient(_as_patient(patient))
         cut = parse_time(prediction_time, "prediction_time")
         return reasons_against(events, self.vocabulary.kind, tasks, own_time if cut is None else cut)
-
-    def _task_id(self, task: str) -> int:
-        tasks = self.tasks
-        if task not in tasks:
-            raise ValueError(
-                f"unknown task {task!r}; this tokenizer knows {tasks}. Add one with tokenizer.add_task(name, token)."
-            )
-        return tasks.index(task)
 
     def _limit(
         self, truncation: bool | str | None, max_length: int | None, padding: bool | str | PaddingStrategy
@@ -469,6 +458,14 @@ class EhrTokenizer(TokenizersBackend):
             are not in `input_kinds`) and `lapsed_encounters` (taken as over for want of an end, see `ehr_visits`).
         """
         return _tables().coverage(self, events)
+
+
+def _position(task: str, known: list[str]) -> int:
+    if task not in known:
+        raise ValueError(
+            f"unknown task {task!r}; this tokenizer knows {known}. Add one with tokenizer.add_task(name, token)."
+        )
+    return known.index(task)
 
 
 def _subject(patient: Any) -> Any:

@@ -56,6 +56,22 @@ EVENTS = st.lists(
     min_size=1,
     max_size=25,
 )
+# Few codes and visit_ids, many starts, gaps on either side of every patience (1, 3 and 30 days).
+OPEN_ENDED = st.lists(
+    st.fixed_dictionaries(
+        {
+            "gap": st.sampled_from([0, 1, 12, 23, 24, 25, 71, 72, 73, 719, 720, 721]),
+            "code": st.sampled_from(
+                [*CODES[:4], *CODES[:4], "VISIT_END//home", "VISIT_END//IMP", "LAB//LOINC//1", "MEDICATION//RXNORM//3"]
+            ),
+            "visit_id": st.sampled_from([None, "a", "b"]),
+            **{name: st.none() for name in ("numeric_value", "text_value", "unit")},
+            "static": st.just(False),
+        }
+    ),
+    min_size=1,
+    max_size=14,
+)
 FIXTURES = {"suppress_health_check": [HealthCheck.function_scoped_fixture]}
 COMMON = examples(150, **FIXTURES)
 
@@ -140,9 +156,9 @@ def test_input_kinds_agree(paper_tokenizer: EhrTokenizer, drawn: list[dict]) -> 
     assert_rows_equal(known_row(paper_tokenizer, patient), row)
 
 
-@COMMON
+@examples(600, **FIXTURES)
 @given(
-    drawn=EVENTS,
+    drawn=st.one_of(EVENTS, OPEN_ENDED),
     statics=st.sampled_from([0, 1, 2, 9]),
     task=st.sampled_from([None, "readmission_30d", "mortality_30d"]),
     cut_hours=st.one_of(st.none(), st.integers(-5, 12_000)),
@@ -177,24 +193,6 @@ def test_several_tasks_of_one_patient_are_the_rows_of_each(
     tasks = ["readmission_30d", None, "mortality_30d", "readmission_30d"]
     for task, row in zip(tasks, tokenizer.encode_prompts(patient, tasks, at, max_length), strict=True):
         assert_rows_equal(tokenizer.encode_patient(patient, task, at, max_length), row)
-
-
-# Few codes and visit_ids, many starts, gaps on either side of every patience (1, 3 and 30 days).
-OPEN_ENDED = st.lists(
-    st.fixed_dictionaries(
-        {
-            "gap": st.sampled_from([0, 1, 12, 23, 24, 25, 71, 72, 73, 719, 720, 721]),
-            "code": st.sampled_from(
-                [*CODES[:4], *CODES[:4], "VISIT_END//home", "VISIT_END//IMP", "LAB//LOINC//1", "MEDICATION//RXNORM//3"]
-            ),
-            "visit_id": st.sampled_from([None, "a", "b"]),
-            **{name: st.none() for name in ("numeric_value", "text_value", "unit")},
-            "static": st.just(False),
-        }
-    ),
-    min_size=1,
-    max_size=14,
-)
 
 
 def test_many_encounters_without_ends_agree(tokenizer: EhrTokenizer) -> None:
