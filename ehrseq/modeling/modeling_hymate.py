@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +111,7 @@ class HyMaTEMambaBlock(GradientCheckpointingLayer):
         super().__init__()
         self.residual_in_fp32 = config.residual_in_fp32
         self.norm = EhrMambaRMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.mixer = EhrMambaMixer(cast(Any, config))  # the fields of a mixer have the same names in both configs
+        self.mixer = EhrMambaMixer(config)
         self.dropout = FastDropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor, layout: TripletLayout) -> Tensor:
