@@ -122,7 +122,7 @@ def of_patients(moments: pl.DataFrame, subjects: pl.Series, notes: Counter[str])
             "dataset?"
         )
     if known.height < moments.height:
-        notes["labelled times of patients that the data do not hold, not scored"] += moments.height - known.height
+        notes["labelled times of other patients, not scored"] += moments.height - known.height
     return known
 
 

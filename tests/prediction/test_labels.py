@@ -81,11 +81,9 @@ def test_the_answers_are_not_read(events, checkpoint, labels):
     assert one.equals(other)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_files_give_the_risks_of_the_whole_table(events, dataset, checkpoint, tmp_path, workers):
+def test_files_give_the_risks_of_the_whole_table(events, dataset, checkpoint, tmp_path):
     whole, _ = predict_risks(checkpoint, events, labels=dataset / "labels", progress=False)
-    engine = get_engine(num_workers=workers)
-    risks, _ = predict_dataset(checkpoint, dataset, tmp_path / "parts", labels=dataset, engine=engine)
+    risks, _ = predict_dataset(checkpoint, dataset, tmp_path / "parts", labels=dataset, engine=ONE)
     assert risks.sort(KEYS).drop("score").equals(whole.sort(KEYS).drop("score"))
     assert (risks.sort(KEYS)["score"] - whole.sort(KEYS)["score"]).abs().max() < 1e-6
 
@@ -96,7 +94,7 @@ def test_the_commands_fit_together(dataset, checkpoint, labels, tmp_path):
     said = run("predict", "--model", checkpoint, "--data", dataset, "--out", out, *options).output
     patients = EventDataset(dataset).splits.filter(pl.col("split") == "held_out")["subject_id"]
     assert set(pl.read_parquet(out)["subject_id"]) <= set(patients)
-    assert "labelled times of patients that the data do not hold" in said
+    assert "labelled times of other patients" in said
     done = run("evaluate", out, "--labels", dataset, "--out", tmp_path / "evaluation", "--resamples", 5)
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
@@ -139,7 +137,7 @@ def test_labels_of_other_patients_are_counted_and_of_nobody_refused(events, chec
     mixed = {TASKS[0]: pl.concat([table, other])}
     risks, report = predict_risks(checkpoint, events, labels=mixed, progress=False)
     assert risks.height == table.height
-    assert report.notes["labelled times of patients that the data do not hold, not scored"] == 3
+    assert report.notes["labelled times of other patients, not scored"] == 3
     with pytest.raises(ValueError, match="none of the 3 labelled times is of a patient of these data"):
         predict_risks(checkpoint, events, labels={TASKS[0]: other}, progress=False)
 
