@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 
-def evaluate(
+def evaluate_command(
     predictions: Annotated[
         Path, typer.Argument(help="Parquet of `ehrseq predict`, or in the schema of MEDS evaluation.")
     ],
