@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from huggingface_hub.errors import StrictDataclassError
 
@@ -43,6 +43,7 @@ class Checkpoint(NamedTuple):
     encoder: RiskEncoder
 
 
+@runtime_checkable
 class Savable(Protocol):
     """A model, tokenizer or feature extractor."""
 

@@ -19,7 +19,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from ehrseq.hub.families import FAMILIES, PIPELINES, Family, RegisteredPipeline
 
 
-class NamedInCheckpoint(PreTrainedConfig):
+class NamedInCheckpoint(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """Key under which tokenizers are registered; no checkpoint has this config.
 
     A checkpoint of the package names its tokenizer class, and that name is enough to find a registered class.
@@ -69,9 +69,9 @@ def _register_family(model_type: str, family: Family) -> None:
         for auto, model in models:
             auto.register(config, model, exist_ok=True)
         if tokenizer is not None:
-            AutoTokenizer.register(NamedInCheckpoint, tokenizer, exist_ok=True)
+            AutoTokenizer.register(NamedInCheckpoint, tokenizer, exist_ok=True)  # type: ignore[no-untyped-call]
         if extractor is not None:
-            AutoFeatureExtractor.register(config, extractor, exist_ok=True)
+            AutoFeatureExtractor.register(config, extractor, exist_ok=True)  # type: ignore[no-untyped-call]
         for pushed in (config, *(model for _, model in models), tokenizer, extractor):
             if pushed is not None:
                 _push_with_card(pushed)

@@ -300,7 +300,7 @@ def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if all(rows < product.min_rows or product.way == "default" for product in choice.products.values()):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return _FastLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return _FastLinear.apply(x, weight, bias)
     return _forward(x, weight, bias)
 
 
@@ -435,7 +435,7 @@ def halves(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
         needs_grad = any(t is not None and t.requires_grad for t in (x, weight, bias))
         if needs_grad and weight.shape[0] % 2 == 0 and _may_choose(x, weight, bias):
-            return _FastHalves.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+            return _FastHalves.apply(x, weight, bias)
     first, second = layer(x).chunk(2, dim=-1)
     return first, second
 

@@ -23,7 +23,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     if is_plain(x, weight) and not torch.is_autocast_enabled("cpu"):
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-            return _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+            return _RMSNorm.apply(x, weight, eps)
         return (x * _scale(x, eps)).to(weight.dtype).mul_(weight)
     return weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)).to(weight.dtype)
 
