@@ -7,6 +7,11 @@ DATA   ?=
 OUT    ?= demo_output
 PATIENTS ?=
 BENCH  ?= runs/bench
+# Test processes. Each takes its share of the cores, and as many threads (tests/conftest.py): nobody sets any.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# Without byte-code, which containers like to switch off, every process compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test test-full lint docs bench clean
 
@@ -16,7 +21,9 @@ KERNELS := hatch_build.py ehrseq/kernels/build_library.py $(wildcard ehrseq/kern
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
+	-$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib # on every core; pip would use one
+	$(BIN)/python tests/modeling/fetch_upstream.py
 	touch $@
 
 install: $(VENV)/.installed
@@ -25,10 +32,10 @@ demo: install
 	$(BIN)/ehrseq demo --output $(OUT) $(if $(DATA),--data $(DATA)) $(if $(PATIENTS),--patients $(PATIENTS))
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations=15
+	$(PYTEST) -m "not slow" --durations=15
 
 test-full: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=30
+	$(PYTEST) --hypothesis-profile=full --durations=30
 
 lint: install
 	$(BIN)/ruff check .

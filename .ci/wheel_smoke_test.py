@@ -1,8 +1,11 @@
-"""The installed wheel, far from its source: data, tokenizer, model, save, reload by Auto classes, a risk, the kernels.
+"""The installed wheel alone, in an empty folder: from simulated patients to an evaluated model and a risk.
 
-python wheel_smoke_test.py BACKEND      the backend of the scan that must be at work: cpp or torch
+python wheel_smoke_test.py BACKEND      the backend of the kernels that must be at work: cpp or torch
+
+Every command of `STEPS` runs in this process, in this order; a new one is one line more.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,36 +13,89 @@ from importlib.resources import files
 from pathlib import Path
 
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
 
 import ehrseq
-from ehrseq.data.simulate.cohort import simulate
+from ehrseq.cli.app import COMMANDS, main
+from ehrseq.data import EventDataset
 from ehrseq.tasks import list_tasks, load_task
 
-events = simulate(num_patients=8, seed=0).events()
-tasks = [load_task("mortality_30d").to_config(), load_task("readmission_30d").to_config()]
-tokenizer = ehrseq.EhrTokenizer.train(events, tasks=tasks)
-config = ehrseq.EhrMambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, tasks=tasks)
-model = ehrseq.EhrMambaForSequenceClassification(config).eval()
+TASK = "mortality_30d"
+AT_ITS_TIMES = ("--task", TASK, "--times", f"dataset/labels/{TASK}/labels.parquet")
+STEPS = [
+    ("simulate", "records", "-n", "60"),
+    ("prepare", "records", "dataset", "--workers", "1"),
+    ("label", "dataset", "--workers", "1"),
+    ("train", "dataset", "--out", "model", "--set", "max_steps=2"),
+    ("predict", "--model", "model", "--data", "dataset", *AT_ITS_TIMES, "--out", "risks.parquet"),
+    ("evaluate", "risks.parquet", "--labels", "dataset", "--out", "evaluation", "--resamples", "20"),
+]
 
-with tempfile.TemporaryDirectory() as folder:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    AutoModelForSequenceClassification.from_pretrained(folder)
-    AutoTokenizer.from_pretrained(folder)
-    risk = pipeline("ehr-risk", model=folder)
-    scores = risk(events.filter(events["subject_id"] == events["subject_id"][0]))
-    if not (len(scores) == 2 and all(0 <= row["score"] <= 1 for row in scores)):
-        raise SystemExit(f"expected two probabilities, got {scores}")
 
-package = Path(str(files("ehrseq")))
-missing = [name for name in ("py.typed", "hub_cards/model_card.md", "tasks") if not (package / name).exists()]
-tasks = list_tasks(retrospective=None)
-if missing or len(tasks) < 12 or "site-packages" not in str(package):
-    raise SystemExit(f"the wheel lacks {missing}, or tasks (has {tasks}), or this is not the wheel: {package}")
+def check_the_installation(backend: str) -> None:
+    """What the wheel has to hold, and what `ehrseq doctor` says does the work."""
+    package = Path(str(files("ehrseq")))
+    missing = [name for name in ("py.typed", "hub_cards/model_card.md", "tasks") if not (package / name).exists()]
+    tasks = list_tasks(retrospective=None)
+    if missing or len(tasks) < 12 or "site-packages" not in str(package):
+        raise SystemExit(f"the wheel lacks {missing}, or tasks (has {tasks}), or this is not the wheel: {package}")
+    doctor = subprocess.run([Path(sys.executable).with_name("ehrseq"), "doctor"], capture_output=True, text=True)
+    used = [line for line in doctor.stdout.splitlines() if line.startswith(("scan: ", "conv: "))]
+    if doctor.returncode != 0 or [line.split()[1] for line in used] != [backend] * 2:
+        raise SystemExit(f"expected the backend {backend}, got {doctor.stdout}{doctor.stderr}")
+    print("\n".join(used))
 
-# The backend that does the work, and what `ehrseq doctor` says about it.
-doctor = subprocess.run([Path(sys.executable).with_name("ehrseq"), "doctor"], capture_output=True, text=True)
-used = [line for line in doctor.stdout.splitlines() if line.startswith(("scan: ", "conv: "))]
-if doctor.returncode != 0 or [line.split()[1] for line in used] != [sys.argv[1]] * 2:
-    raise SystemExit(f"expected the backend {sys.argv[1]}, got {doctor.stdout}{doctor.stderr}")
-print("\n".join(used))
+
+def run(*words: str) -> None:
+    """Run `ehrseq WORDS` in this process."""
+    print("ehrseq", *words, flush=True)
+    sys.argv = ["ehrseq", *words]
+    try:
+        main()
+    except SystemExit as stopped:
+        if stopped.code:
+            raise
+
+
+def save_an_untrained_model() -> None:
+    """A model of random weights in the folder `model`."""
+    events = EventDataset("dataset").events()
+    tasks = [load_task(TASK).to_config(), load_task("readmission_30d").to_config()]
+    tokenizer = ehrseq.EhrTokenizer.train(events, tasks=tasks)
+    config = ehrseq.EhrMambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, tasks=tasks)
+    ehrseq.EhrMambaForSequenceClassification(config).save_pretrained("model")
+    tokenizer.save_pretrained("model")
+
+
+def check_a_risk(**model: str) -> None:
+    """The pipeline tells one patient's risks."""
+    events = EventDataset("dataset").events()
+    scores = pipeline("ehr-risk", **model)(events.filter(events["subject_id"] == events["subject_id"][0]))
+    told = [row["score"] for row in scores if row["score"] is not None]
+    if not told or not all(0 <= score <= 1 for score in told):
+        raise SystemExit(f"expected probabilities, got {scores}")
+
+
+def walk_the_whole_way() -> None:
+    """Every command, then the Auto classes and the pipeline on what they wrote."""
+    known = {command.__name__ for command in COMMANDS}
+    for words in STEPS:
+        if words[0] in known:
+            run(*words)
+        else:
+            save_an_untrained_model()
+    AutoModelForSequenceClassification.from_pretrained("model")
+    AutoTokenizer.from_pretrained("model")
+    check_a_risk(model="model")
+    if "default" in PIPELINE_REGISTRY.supported_tasks["ehr-risk"]:  # a checkpoint to start with is in the wheel
+        check_a_risk()
+    if not Path("evaluation", "evaluation.md").is_file():
+        raise SystemExit(f"expected an evaluation, got {sorted(Path('.').rglob('*.md'))}")
+
+
+if __name__ == "__main__":
+    check_the_installation(sys.argv[1])
+    with tempfile.TemporaryDirectory() as empty:
+        os.chdir(empty)
+        walk_the_whole_way()
+        os.chdir("/")

@@ -24,6 +24,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ehrseq.work import files
+from ehrseq.work.engine import available_cores
+
 _LOAD_AT_START = os.getloadavg()[0]  # of the last minute, before the benchmark itself is part of it
 
 
@@ -93,7 +96,7 @@ def machine() -> dict[str, Any]:
     result: dict[str, Any] = {
         "cpu": cpu_model(),
         "architecture": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "load_average_at_start": _LOAD_AT_START,
         "load_average_at_end": os.getloadavg()[0],
         "python": platform.python_version(),
@@ -146,15 +149,9 @@ def finish(result: Mapping[str, Any], output: Path | None = None, *, show: bool 
 
 def write_json(value: Any, file: Path) -> None:
     """Write a JSON file that appears whole or not at all; folders are made."""
-    text = json.dumps(value, indent=2) + "\n"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
+    files.write_json(file, value, indent=2)
 
 
 def write_parquet(table: Any, file: Path) -> None:
-    """Write a polars table that appears whole or not at all; the folder must be there."""
-    part = file.with_name(file.name + ".part")
-    table.write_parquet(part)
-    part.replace(file)
+    """Write a polars table that appears whole or not at all; folders are made."""
+    files.write_whole(file, table.write_parquet)

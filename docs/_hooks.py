@@ -130,6 +130,20 @@ def budgets() -> str:
     return _table(("budget", "what it is"), rows)
 
 
+def recipes(family: str) -> str:
+    """The named recipes of a family of models, ablations aside, from their files."""
+    folder = PACKAGE / "training" / "recipes"
+    files = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.yaml"))}
+
+    def family_of(values: dict[str, Any]) -> str:
+        return values["family"] if "family" in values else family_of(files[values["base"]])
+
+    rows = [
+        (f"`{name}`", _plain(values["description"])) for name, values in files.items() if family_of(values) == family
+    ]
+    return _table(("recipe", "what it is"), rows)
+
+
 def _first_comment(text: str) -> str:
     lines = []
     for line in text.splitlines():
@@ -206,6 +220,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "packaged_tasks": packaged_tasks,
     "reasons": reasons,
     "budgets": budgets,
+    "recipes": recipes,
     "docstring": docstring,
     "tables": tables,
     "public_names": public_names,

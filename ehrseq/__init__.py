@@ -17,7 +17,7 @@ Example:
 from typing import TYPE_CHECKING
 
 from ehrseq._lazy import lazy_exports
-from ehrseq._on_import import call_when_imported
+from ehrseq._on_import import CallAfterImport
 from ehrseq.hub.families import registered_classes
 from ehrseq.version import __version__
 
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
         write_dataset,
     )
     from ehrseq.data.simulate.cohort import simulate
-    from ehrseq.hub.cards import EhrModelCard, push_to_hub
+    from ehrseq.hub.cards import EhrModelCard
     from ehrseq.hub.convert_odyssey import convert_odyssey_checkpoint
+    from ehrseq.hub.push import push_to_hub
     from ehrseq.modeling.configuration_cehrbert import CehrBertConfig
     from ehrseq.modeling.configuration_ehr_bigbird import EhrBigBirdConfig
     from ehrseq.modeling.configuration_ehr_lstm import EhrLstmConfig
@@ -72,7 +73,7 @@ _EXPORTS = {
     "write_dataset": "data",
     "simulate": "data.simulate.cohort",
     "EhrModelCard": "hub.cards",
-    "push_to_hub": "hub.cards",
+    "push_to_hub": "hub.push",
     "convert_odyssey_checkpoint": "hub.convert_odyssey",
     "label_events": "tasks",
     "list_tasks": "tasks",
@@ -132,4 +133,4 @@ def _register() -> None:
     register_all()
 
 
-call_when_imported("transformers", {f"ehrseq.{path.partition(':')[0]}" for path in registered_classes()}, _register)
+CallAfterImport("transformers", __name__, _register).install()

@@ -1,73 +1,138 @@
-"""Calls that wait for the import of another package: `import ehrseq` does not load transformers, yet is known to it.
+"""A call that waits for the import of another package: `import ehrseq` does not load transformers, yet is known to it.
 
-A finder stands first on `sys.meta_path` and finds nothing itself: it lets the others find a watched module and calls
-back right behind that module's own code. Modules that define a registered class are watched beside transformers:
-where two threads import transformers and such a module at the same time, each waits for the other, and Python then
-hands one of them a module that is not finished. What could not be registered by the one is registered by the other.
+A finder stands first on `sys.meta_path` and finds nothing itself: it lets the others find a module, and calls behind
+that module's own code. It leaves once the call has succeeded.
+
+Threads make that harder than it sounds. The call runs inside the import of transformers and imports this package's
+classes; another thread may be importing one of them at that moment, which waits for transformers in turn. Python ends
+such a circle with a module that is not finished, or with an error. So a call that fails while a module of this package
+is being imported is made again behind that import.
 """
 
 from __future__ import annotations
 
-import importlib
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from importlib.abc import MetaPathFinder
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from importlib import _bootstrap  # type: ignore[attr-defined]
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 
-class _Watch(MetaPathFinder):
-    """Calls back behind the import of some modules."""
+class CallAfterImport(MetaPathFinder):
+    """Makes a call behind the import of a package, and until it succeeds behind each import of the calling package.
 
-    def __init__(self, modules: frozenset[str], call: Callable[[], None]) -> None:
-        self._modules = modules
+    Args:
+        package: Name of the package that the call needs.
+        caller: Name of the package whose modules the call imports.
+        call: May be made several times, and by two threads at once.
+    """
+
+    def __init__(self, package: str, caller: str, call: Callable[[], None]) -> None:
+        self._package = package
+        self._caller = f"{caller}."
         self._call = call
-        self._looking = threading.local()
+        self._imports = 0  # finished so far
+        self._thread = threading.local()
+
+    def install(self) -> None:
+        """Watch from now on; make the call at once where the package is imported already."""
+        sys.meta_path.insert(0, self)
+        # Another thread may be importing the package and have looked for it before this finder stood here. This waits
+        # for the end of such an import, and does nothing where there is none.
+        _bootstrap._lock_unlock_module(self._package)
+        self.imported(self._caller)
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The spec that the other finders give, with a loader that calls back; None for what is not watched."""
-        if name not in self._modules or getattr(self._looking, "name", None) == name:
+        if name != self._package and not name.startswith(self._caller):
             return None
-        self._looking.name = name
+        if getattr(self._thread, "looking_for", None) == name:
+            return None
+        self._thread.looking_for = name
         try:
-            found = (finder.find_spec(name, path, target) for finder in sys.meta_path)
-            spec = next((spec for spec in found if spec is not None), None)
+            finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
+            specs = (finder.find_spec(name, path, target) for finder in finders)
+            spec = next((spec for spec in specs if spec is not None), None)
         finally:
-            self._looking.name = None
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
-
-        def execute_and_call(module: ModuleType) -> None:
-            execute(module)
-            self._call()
-
-        spec.loader.exec_module = execute_and_call  # type: ignore[method-assign]
+            self._thread.looking_for = None
+        if spec is not None and spec.loader is not None and hasattr(spec.loader, "exec_module"):
+            spec.loader = _CallingLoader(spec.loader, self)
         return spec
 
+    def imported(self, name: str) -> None:
+        """Make the call behind the import of a module, if its package is there.
 
-def call_when_imported(package: str, others: Iterable[str], call: Callable[[], None]) -> None:
-    """Call back once a package is imported: now, where it is, and behind each later import of it or of the others.
+        A call that failed is made again at once where a module was finished meanwhile, and otherwise left to the import
+        that is still under way.
 
-    Args:
-        package: Name of the package that the call needs.
-        others: Modules whose import may end behind that of the package; the call is made again then.
-        call: Must do no harm when it is made twice, or by two threads at once. What it imports itself does not call it.
-    """
-    calling = threading.local()
+        Raises:
+            ImportError, AttributeError: Of the call, where no import could have been in its way.
+        """
+        self._imports += 1
+        if self._package not in sys.modules or getattr(self._thread, "calling", False):
+            return
+        self._thread.calling = True
+        try:
+            while self in sys.meta_path:
+                seen = self._imports
+                try:
+                    self._call()
+                except (ImportError, AttributeError, _bootstrap._DeadlockError) as error:
+                    in_the_way = isinstance(error, _bootstrap._DeadlockError) or self._is_importing_but(name)
+                    if self._imports != seen:
+                        continue
+                    if in_the_way:
+                        return
+                    raise
+                with suppress(ValueError):  # another thread's call was faster
+                    sys.meta_path.remove(self)
+        finally:
+            self._thread.calling = False
 
-    def call_with_package() -> None:
-        if package in sys.modules and not getattr(calling, "now", False):
-            calling.now = True
-            try:
-                call()
-            finally:
-                calling.now = False
+    def _is_importing_but(self, name: str) -> bool:
+        """Whether a module of the calling package other than this one is being imported, in whatever thread."""
+        return any(
+            getattr(getattr(module, "__spec__", None), "_initializing", False)
+            for key, module in list(sys.modules.items())
+            if key.startswith(self._caller) and key != name
+        )
 
-    sys.meta_path.insert(0, _Watch(frozenset([package, *others]), call_with_package))
-    if package in sys.modules:
-        importlib.import_module(package)  # waits, where another thread is importing it right now
-        call_with_package()
+
+class _CallingLoader(Loader):
+    """Runs a module by its own loader, puts that back in its place, and calls. Copied or pickled, it is that loader."""
+
+    def __init__(self, loader: Loader, watch: CallAfterImport) -> None:
+        self._loader = loader
+        self._watch = watch
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        in_place = sys.modules.get(module.__name__, module)
+        if in_place is not module:
+            # transformers puts another module into its place, and Python (3.11) gives the first one, empty, to threads
+            # that waited for the import: let that one answer as the other.
+            vars(module)["__getattr__"] = partial(getattr, in_place)
+        self._watch.imported(module.__name__)
+
+    def __getattr__(self, name: str) -> Any:  # whoever looks at a spec wants its loader's `get_source`, `path` ...
+        return getattr(self._loader, name)
+
+    def __reduce__(self) -> tuple[Callable[[Loader], Loader], tuple[Loader]]:
+        return _itself, (self._loader,)
+
+
+def _itself(loader: Loader) -> Loader:
+    return loader

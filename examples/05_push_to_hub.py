@@ -13,7 +13,7 @@ import polars as pl
 from transformers import AutoConfig, HfArgumentParser
 
 from ehrseq.evaluation import evaluate_tasks, metrics_table
-from ehrseq.hub.cards import DataDescription, EhrModelCard, push_to_hub
+from ehrseq.hub import DataDescription, EhrModelCard, push_to_hub
 
 
 @dataclass

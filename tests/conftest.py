@@ -1,15 +1,33 @@
-"""Fixtures shared by every test: where the real data and the reference tensors lie, and a quiet, seeded environment."""
+"""Fixtures shared by every test: the real data, the reference tensors, one demo, and a quiet, seeded environment."""
 
 import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+import tests.properties  # noqa: F401  (its profiles have to be there before the command line names one)
+from tests.in_process import run_ehrseq
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network; the Hub tests talk to a loopback server
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # who waits for a thread of a busy core does not spin beside it
+
+
+def _take_a_share_of_the_cores() -> None:
+    """With `-n N`, each test process has its own cores, and as many threads and worker processes as those."""
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker is None or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    number = int(worker.removeprefix("gw"))
+    os.sched_setaffinity(0, cores[number::count] or [cores[number % len(cores)]])
+
+
+_take_a_share_of_the_cores()  # before torch and polars count them
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -31,6 +49,24 @@ def ehr_data() -> Path:
 def reference_fixtures() -> Path:
     """Folder of reference tensors (environment variable EHRSEQ_FIXTURES)."""
     return _folder("EHRSEQ_FIXTURES", "shared/fixtures")
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of what `ehrseq demo` wrote for 120 patients, with what it printed in `printed.txt`; not to be changed.
+
+    One demo serves all processes of a run. `.ci/run`, which has made one already, names it in EHRSEQ_DEMO.
+    """
+    if ready := os.environ.get("EHRSEQ_DEMO"):
+        return Path(ready)
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "printed.txt").exists():
+            done = run_ehrseq("demo", "--output", folder, "--patients", 120)
+            assert done.returncode == 0, done.stderr
+            (folder / "printed.txt").write_text(done.stdout)
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -19,9 +19,8 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks.tables.bench_memory import MIB, peak_of
-
 from benchmarks.harness import benchmark_parser, finish, in_turns
+from benchmarks.speed.bench_memory import MIB, peak_of
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 SYSTEMS = ("ehrmamba", "bigbird", "dense")

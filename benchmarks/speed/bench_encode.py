@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from benchmarks.tables.bench_prepare import Watch
 
 from benchmarks.harness import benchmark_parser, finish, in_turns, keep_bytecode
+from benchmarks.speed.bench_prepare import Watch
 from benchmarks.speed.decoding import decode, nothing
 from ehrseq.data.dataset import write_parquet
 from ehrseq.data.schema import EVENT_COLUMNS, arrow_schema

@@ -23,7 +23,7 @@ import orjson
 from benchmarks.harness import benchmark_parser, finish, in_turns, keep_bytecode
 from ehrseq.data import read_fhir, write_dataset
 from ehrseq.data.fhir.blocks import is_ndjson, open_text
-from ehrseq.data.fhir.reader import fhir_files
+from ehrseq.data.fhir.plan import fhir_files
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TARGET = 120.0  # MB/s

@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.harness import benchmark_parser, finish
 from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
-from ehrseq.modeling.selective_scan import backend_table, selective_scan
+from ehrseq.modeling.selective_scan import SCAN_BACKENDS, selective_scan
 
 EXPONENTIALS_A_CYCLE = 16  # of a multiprocessor of Hopper and Ampere
 
@@ -93,7 +93,7 @@ def measure_scan(
     state = 16
     inputs = scan_inputs(batch, length, channels, state, torch.bfloat16)
     result: dict[str, Any] = {}
-    for name in backend_table():
+    for name in SCAN_BACKENDS.entries:
         if name in ("naive", "torch", "cpp"):
             continue
         try:

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from benchmarks.tables.bench_fhir import bare_orjson, find_source, replicate
 
 from benchmarks.harness import benchmark_parser, finish, in_turns, keep_bytecode
-from ehrseq.data.fhir.blocks import Task, open_text, read_task
-from ehrseq.data.fhir.reader import fhir_files, size_of
+from benchmarks.speed.bench_fhir import bare_orjson, find_source, replicate
+from ehrseq.data.fhir.blocks import ReadTask, open_text, read_task
+from ehrseq.data.fhir.plan import fhir_files, size_of
 from ehrseq.data.simulate.cohort import simulate
 from ehrseq.prepare import prepare_dataset
 from ehrseq.work.engine import get_engine
@@ -56,7 +56,7 @@ print(report.conversion.events_written)
 def parse(folder: Path) -> None:
     """Every line as rows in arrays, as the first stage parses them."""
     for index, file in enumerate(fhir_files(folder)):
-        for _ in read_task(Task(index, str(file))):
+        for _ in read_task(ReadTask(index, str(file))):
             pass
 
 

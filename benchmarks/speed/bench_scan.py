@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import benchmark_parser, finish, in_turns
-from ehrseq.modeling.causal_conv import backend_table as conv_table
-from ehrseq.modeling.causal_conv import causal_conv1d
-from ehrseq.modeling.selective_scan import backend_table as scan_table
-from ehrseq.modeling.selective_scan import selective_scan
+from ehrseq.modeling.causal_conv import CONV_BACKENDS, causal_conv1d
+from ehrseq.modeling.selective_scan import SCAN_BACKENDS, selective_scan
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,8 @@ def measure(problem: Problem, dtype: torch.dtype, device: str, repeats: int) -> 
 
     result = {}
     for operator, make, function, table, inputs in (
-        ("scan", scan, selective_scan, scan_table(), scan_inputs),
-        ("conv + SiLU", conv, causal_conv1d, conv_table(), conv_inputs),
+        ("scan", scan, selective_scan, SCAN_BACKENDS.entries, scan_inputs),
+        ("conv + SiLU", conv, causal_conv1d, CONV_BACKENDS.entries, conv_inputs),
     ):
         names = [name for name in table if name != "naive" and usable(function, name, inputs)]
         for way, build in (("forward", forward), ("backward", backward)):

@@ -15,7 +15,6 @@ at first and last event, on the same patients and labels.
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,13 +32,15 @@ from ehrseq.batches.packing import DataCollatorForPackedNextToken, DataCollatorF
 from ehrseq.batches.prompts import PromptedDataset, prompted_dataset
 from ehrseq.batches.scoring import score_rows
 from ehrseq.batches.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
-from ehrseq.data.simulate.cohort import ORDER_DEPENDENT_TASKS, simulate, true_risks
+from ehrseq.data.simulate.cohort import simulate, true_risks
+from ehrseq.data.simulate.risk import ORDER_DEPENDENT_TASKS
 from ehrseq.evaluation import Ranking, bootstrap_interval
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
 from ehrseq.tasks import label_events, list_tasks, load_task
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from ehrseq.training.stages import run_stage
 from ehrseq.training.trainer import ClassifierOfPrompts, model_config, quiet_trainer, training_arguments
+from ehrseq.work.engine import available_cores
 
 MIN_POSITIVES = 100
 TASKS = tuple(list_tasks())
@@ -180,7 +181,7 @@ def main() -> None:
     if known is not None and known | {"output": "", "threads": 0} != asdict(arguments) | {"output": "", "threads": 0}:
         raise SystemExit(f"{arguments.output} holds a run with other options: {known}. Give another --output.")
     stages.write("arguments", asdict(arguments))
-    threads = arguments.threads or os.cpu_count() or 1
+    threads = arguments.threads or available_cores()
     torch.set_num_threads(threads)
 
     if stages.read("report") is None:

@@ -16,6 +16,7 @@ import polars as pl
 from ehrseq.data.physionet2012.codes import TASK_CONFIG
 from ehrseq.evaluation import evaluate_tasks
 from ehrseq.hub.cards import DataDescription, EhrModelCard
+from ehrseq.work.files import write_text
 
 DATA = DataDescription(
     "PhysioNet/Computing in Cardiology Challenge 2012",
@@ -85,9 +86,7 @@ def main() -> None:
     parser.add_argument("--card", type=Path, required=True, help="file of the card")
     options = parser.parse_args()
     text = card_of(options.cell, options.repo_id)
-    unfinished = options.card.with_name(f"{options.card.name}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(options.card)
+    write_text(options.card, text)
 
 
 if __name__ == "__main__":

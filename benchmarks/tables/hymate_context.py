@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from benchmarks.tables.bench_memory import MIB, peak_of
 from transformers import AutoModelForSequenceClassification
 
 from benchmarks.harness import Costs, machine, write_json, write_parquet
+from benchmarks.speed.bench_memory import MIB, peak_of
 from ehrseq.batches.scoring import score_stays
 from ehrseq.batches.triplet_collation import DataCollatorForTriplets
 from ehrseq.data.physionet2012.codes import TASK_CONFIG

@@ -119,7 +119,8 @@ def _gap_class() -> pl.Expr:
     bounds = list(GAPS.values())
     for number, bound in enumerate(bounds[:-1]):
         chain = chain.when(gap <= bound).then(number)
-    return chain.otherwise(len(bounds) - 1).cast(pl.Int32)
+    expression: pl.Expr = chain.otherwise(len(bounds) - 1).cast(pl.Int32)
+    return expression
 
 
 def _value_class(value: pl.Expr) -> pl.Expr:

@@ -42,7 +42,7 @@ def read_fitted(model: str | Path) -> Fitted:
     Raises:
         ValueError: Neither a tokenizer of events nor a feature extractor of stays there.
     """
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     for file, kind in (("tokenizer_config.json", "tokenizer"), ("preprocessor_config.json", "feature extractor")):
         try:

@@ -23,7 +23,7 @@ import polars as pl
 from ehrseq.audit.findings import Finding, display_path
 from ehrseq.audit.outcomes import RowFinding
 from ehrseq.data.shards import Shard, scan_shard
-from ehrseq.tokenization.ehr_vocabulary import MINUTE_US, WEEK_US
+from ehrseq.tokenization.ehr_codes import MINUTE_US, WEEK_US
 
 _TOLERANCE_US = MINUTE_US  # and what float32 cannot tell apart
 _BATCH = 4_096

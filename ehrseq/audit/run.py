@@ -141,6 +141,8 @@ class _Audit:
                 for name in counts["tables"]:
                     files.setdefault(name, []).append(part.beside(f".{name}.parquet"))
             tables = {name: [pl.read_parquet(file) for file in several] for name, several in files.items()}
+        if "subjects" not in tables:
+            raise ValueError(f"{self.dataset} holds no events, so that there is nothing to audit; prepare some.")
         self.subjects = pl.concat(tables.pop("subjects"))
         self._say_what_is_there(report, sum(counts["matched"] for counts in reports))
         report.findings += self._split_findings()

@@ -35,10 +35,12 @@ class RiskConfig(Protocol):
     """What scoring reads of a model's configuration.
 
     Attributes:
+        model_type: Name of its family.
         tasks: One entry a task: its name, and what the model's card says of it.
         max_position_embeddings: Longest row that the model was trained on; None = any.
     """
 
+    model_type: str
     tasks: list[dict[str, Any]] | None
     max_position_embeddings: int | None
 

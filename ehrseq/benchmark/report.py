@@ -19,7 +19,7 @@ from ehrseq.benchmark.systems import SYSTEMS
 from ehrseq.benchmark.tables import Table, cost_table, data_table, long_table, overview, task_table
 from ehrseq.evaluation import assess_subgroups, row_attributes, write_meds_predictions
 from ehrseq.version import __version__
-from ehrseq.work.files import write_whole
+from ehrseq.work.files import write_text, write_whole
 from ehrseq.work.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -60,11 +60,11 @@ def write_report(
     ]
     words = _how(folder, source, budget, num_resamples)
     text = "\n".join(["# Benchmark", "", *words, "", *(table.to_markdown() for table in tables)])
-    _write(folder / "results.md", text)
+    write_text(folder / "results.md", text)
     write_whole(folder / "results.csv", long_table(results).write_csv)
     _write_predictions(folder, scores)
     forests = _forests(source, budget, scores, results, reference, seed)
-    _write(folder / "report.html", _page(words, tables, scores, results, forests, reference))
+    write_text(folder / "report.html", _page(words, tables, scores, results, forests, reference))
     return text
 
 
@@ -86,10 +86,6 @@ def _how(folder: Path, source: Source, budget: Budget, num_resamples: int) -> li
         "",
         f"ehrseq {__version__}; begun by `{' '.join(['ehrseq', *run['command'][1:]])}`.",
     ]
-
-
-def _write(file: Path, text: str) -> None:
-    write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _write_predictions(folder: Path, scores: Sequence[TaskScores]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +41,7 @@ def audit(
     """
     from ehrseq.audit import audit_dataset
     from ehrseq.work.engine import get_engine
-    from ehrseq.work.files import write_whole
+    from ehrseq.work.files import write_json
 
     report = audit_dataset(
         dataset,
@@ -58,8 +57,7 @@ def audit(
     )
     typer.echo(str(report))
     if out is not None:
-        text = json.dumps(report.to_dict(), indent=2) + "\n"
-        write_whole(out, lambda file: file.write_text(text, encoding="utf-8"))
+        write_json(out, report.to_dict(), indent=2)
     if report.open:
         raise typer.Exit(code=1)
 
@@ -79,11 +77,11 @@ def stats(
 ) -> None:
     """Write a page of plots and tables: codes, events per patient, missing times, prevalence over calendar time."""
     from ehrseq.stats import count_dataset, write_statistics
-    from ehrseq.stats.page import check_folder
+    from ehrseq.stats.page import check_page_folder
     from ehrseq.work.engine import get_engine
 
     folder = dataset / "stats" if out is None else out
-    check_folder(folder)  # before the work
+    check_page_folder(folder)  # before the work
     runner = get_engine(engine.value, num_workers=workers)
     statistics = count_dataset(dataset, labels, work=work, engine=runner)
     page = write_statistics(statistics, folder, least_patients=least_patients)

@@ -14,7 +14,7 @@ def doctor() -> None:
 
     typer.echo(report_machine(describe_machine()))
     operators = selective_scan.selective_scan, causal_conv.causal_conv1d
-    tables = selective_scan.backend_table(), causal_conv.backend_table()
+    tables = selective_scan.SCAN_BACKENDS.entries, causal_conv.CONV_BACKENDS.entries
     wrong = False
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         checks = check_backends(*operators, *tables, device)

@@ -23,6 +23,15 @@ def predict(
             help="Parquet or CSV with subject_id, prediction_time. Default: the end of each record, or of each stay."
         ),
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Score each task at its own labelled times: dataset with labels/, folder of labels, or label table."
+        ),
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Dataset in files: score the patients of this split; repeat. Default: all.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows (patient, task) in one forward pass.")] = 32,
     skip_bad_lines: Annotated[bool, typer.Option(help="FHIR: count and skip unreadable resources.")] = False,
     engine: EngineOption = EngineName.local,
@@ -31,13 +40,17 @@ def predict(
     """Write the risk of every patient (or stay): subject_id, prediction_time, task, label, score, reason.
 
     The reason says why a task does not apply then; where nothing is left to foretell, there is no score. A dataset of
-    `ehrseq prepare` is scored file by file, with --engine and --workers; a stopped run goes on.
+    `ehrseq prepare` is scored file by file, with --engine and --workers; a stopped run goes on. With --labels, what is
+    written is what `ehrseq evaluate` wants.
     """
     from ehrseq.data.meds import written_by_us
     from ehrseq.prediction.datasets import predict_dataset
     from ehrseq.prediction.risks import predict_risks
     from ehrseq.work.engine import get_engine
+    from ehrseq.work.files import write_whole
 
+    if labels is not None and times is not None:
+        raise ValueError("--labels and --times both say when to score; give one of them.")
     if out.is_dir() or out.suffix != ".parquet" or not is_writable(out.parent):
         raise ValueError(f"{out} cannot be written; give the name of a .parquet file in a folder of yours.")
     if written_by_us(data):
@@ -47,24 +60,26 @@ def predict(
             out.with_name(f".{out.name}.parts"),
             tasks=task or None,
             prediction_times=times,
+            labels=labels,
+            splits=split or None,
             batch_size=batch_size,
             engine=get_engine(engine.value, num_workers=workers),
         )
-    elif engine is not EngineName.local or workers is not None:
-        raise ValueError(f"--engine and --workers need a dataset in files; run `ehrseq prepare {data} FOLDER` first.")
+    elif engine is not EngineName.local or workers is not None or split:
+        raise ValueError(
+            f"--engine, --workers and --split need a dataset in files; run `ehrseq prepare {data} FOLDER` first."
+        )
     else:
         risks, report = predict_risks(
             model,
             data,
             tasks=task or None,
             prediction_times=times,
+            labels=labels,
             batch_size=batch_size,
             on_error="skip" if skip_bad_lines else "raise",
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(out.name + ".part")
-    risks.write_parquet(unfinished)
-    unfinished.replace(out)
+    write_whole(out, risks.write_parquet)
     typer.echo(str(report))
     scored = risks.height - risks["score"].null_count()
     typer.echo(

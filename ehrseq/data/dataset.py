@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -19,6 +17,10 @@ from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, arrow_schema, validate_events
 from ehrseq.data.splits import DEFAULT_FRACTIONS, SPLIT_SCHEMA, assign_splits, patients_needed
 from ehrseq.version import __version__
+from ehrseq.work.files import write_whole
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
@@ -73,25 +75,20 @@ def write_dataset(
         raise ValueError("There are no events to write; a dataset needs at least one.")
     table = _splits_for(checked, splits, report)
     make_folder(path.parent)
-    temporary = path.parent / f".{path.name}.writing-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        _write_shards(checked, table, temporary / "data", shard_size)
+    created_at = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def write(folder: Path) -> None:
+        _write_shards(checked, table, folder / "data", shard_size)
         write_metadata(
-            temporary / "metadata",
+            folder / "metadata",
             dataset_name=dataset_name,
             codes=checked["code"].unique().sort().to_list(),
             splits=table,
             report=report,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            created_at=created_at,
         )
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.exists():
-            path.unlink()
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    write_whole(path, write)
     return EventDataset(path)
 
 
@@ -269,7 +266,7 @@ def _write_shards(events: pl.DataFrame, splits: pl.DataFrame, folder: Path, shar
             first += height
 
 
-def write_parquet(table: Any, file: Path) -> None:
+def write_parquet(table: pa.Table, file: Path) -> None:
     """Write an Arrow table as the files of a dataset are written."""
     import pyarrow.parquet as pq
 

@@ -16,9 +16,14 @@ At one instant of one subject the order is: static rows, birth, starts of visits
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
+
+from ehrseq.data.instants import parse_instant
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 EVENT_SCHEMA: dict[str, pl.DataType] = {
     "subject_id": pl.Int64(),
@@ -74,7 +79,7 @@ def code_rank(codes: pl.Series) -> pl.Series:
     return frame.select(rank.cast(pl.UInt8).alias("rank"))["rank"]
 
 
-def arrow_schema() -> Any:
+def arrow_schema() -> pa.Schema:
     """Arrow schema of the event table in the files of a dataset."""
     import pyarrow as pa
 
@@ -102,7 +107,7 @@ def sort_events(events: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def validate_events(events: Any, *, source: str = "events", sort: bool = True) -> pl.DataFrame:
+def validate_events(events: object, *, source: str = "events", sort: bool = True) -> pl.DataFrame:
     """Cast, complete and sort an event table.
 
     Missing optional columns are filled with nulls, other columns are dropped, times with a zone become naive UTC. NaN
@@ -147,7 +152,7 @@ def validate_events(events: Any, *, source: str = "events", sort: bool = True) -
     return sort_events(checked) if sort else checked
 
 
-def validate_labels(labels: Any, *, source: str = "labels") -> pl.DataFrame:
+def validate_labels(labels: object, *, source: str = "labels") -> pl.DataFrame:
     """Cast a label table to `LABEL_SCHEMA` and sort it by subject and prediction time.
 
     Raises:
@@ -169,13 +174,13 @@ def validate_labels(labels: Any, *, source: str = "labels") -> pl.DataFrame:
     return checked.sort(["subject_id", "prediction_time"], maintain_order=True)
 
 
-def _as_frame(table: Any, source: str) -> pl.DataFrame:
+def _as_frame(table: object, source: str) -> pl.DataFrame:
     if isinstance(table, pl.DataFrame):
         return table
     if isinstance(table, pl.LazyFrame):
         return table.collect()
     try:
-        return pl.DataFrame(table)
+        return pl.DataFrame(cast(Any, table))
     except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
         raise ValueError(
             f"{source}: expected a table (polars, pyarrow, pandas or a dict of columns), got "
@@ -226,8 +231,6 @@ def _cast_time(column: pl.Series, source: str) -> pl.Series:
 
 
 def _parse_iso(column: pl.Series, source: str) -> pl.Series:
-    from ehrseq.data.fhir.time import parse_instant
-
     unique = column.unique().drop_nulls()
     micros: list[int] = []
     for text in unique.to_list():

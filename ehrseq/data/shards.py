@@ -162,13 +162,13 @@ def latest_time(shards: list[Shard]) -> datetime | None:
             raise ValueError(f"{shard.path} cannot be read as Parquet ({error}); prepare the dataset again.") from error
         column = metadata.schema.to_arrow_schema().get_field_index("time")
         groups = [metadata.row_group(k).column(column).statistics for k in range(metadata.num_row_groups)]
-        found: Any
+        latest: Any
         if all(group is not None and (group.has_min_max or group.null_count == group.num_values) for group in groups):
-            found = max((group.max for group in groups if group.has_min_max), default=None)
+            latest = max((group.max for group in groups if group.has_min_max), default=None)
         else:
-            found = scan_shard(shard).select(pl.col("time").max()).collect().item()
-        if found is not None and (last is None or found > last):
-            last = found
+            latest = scan_shard(shard).select(pl.col("time").max()).collect().item()
+        if latest is not None and (last is None or latest > last):
+            last = latest
     return last
 
 

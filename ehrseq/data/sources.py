@@ -7,7 +7,11 @@ from pathlib import Path
 
 import polars as pl
 
+from ehrseq.data.fhir.plan import fhir_files
+from ehrseq.data.fhir.reader import read_fhir
 from ehrseq.data.meds import read_meds_with_report
+from ehrseq.data.physionet2012.files import is_challenge_data
+from ehrseq.data.physionet2012.reader import load_physionet2012
 from ehrseq.data.report import ConversionReport
 
 logger = logging.getLogger(__name__)
@@ -30,8 +34,6 @@ def load_events(
     Raises:
         ValueError: `path` holds none of them, or an argument is none of what is named here.
     """
-    from ehrseq.data.fhir.reader import fhir_files, read_fhir
-
     if not isinstance(path, str | Path) or not str(path).strip():
         raise ValueError(f"path got {path!r}; expected the name of a folder or file of FHIR R4 or MEDS.")
     if on_error not in ("raise", "skip"):
@@ -52,8 +54,6 @@ def load_events(
         return events, report
     if kind == "fhir":
         return read_fhir(path, on_error=on_error, progress=progress)
-    from ehrseq.data.physionet2012.reader import load_physionet2012
-
     stays = load_physionet2012(path, on_error=on_error)
     return stays.events, stays.report
 
@@ -64,9 +64,6 @@ def source_format(path: Path) -> str:
     Raises:
         ValueError: None of them.
     """
-    from ehrseq.data.fhir.reader import fhir_files
-    from ehrseq.data.physionet2012.files import is_challenge_data
-
     if path.is_file():
         is_meds = path.suffix in (".parquet", ".csv")
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ SPLIT_SCHEMA: dict[str, pl.DataType] = {"subject_id": pl.Int64(), "split": pl.St
 
 
 def assign_splits(
-    subject_ids: Any,
+    subject_ids: pl.Series | np.ndarray | Sequence[int],
     *,
     fractions: Mapping[str, float] | None = None,
     seed: int = 0,
@@ -59,13 +59,13 @@ def assign_splits(
     if not isinstance(source_splits, pl.DataFrame) or not set(SPLIT_SCHEMA) <= set(source_splits.columns):
         got = getattr(source_splits, "columns", type(source_splits).__name__)
         raise ValueError(f"source_splits got {got}; expected a polars DataFrame with subject_id and split.")
-    given = source_splits.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)).unique()
-    if given["subject_id"].n_unique() != given.height:
+    assigned = source_splits.select(pl.col("subject_id").cast(pl.Int64), pl.col("split").cast(pl.String)).unique()
+    if assigned["subject_id"].n_unique() != assigned.height:
         raise ValueError("source_splits gives a subject two splits; splits must be disjoint by subject.")
-    if "pretrain" not in given["split"].to_list() and shares.get("pretrain", 0) > 0:
-        given = _divide_train(given, shares, seed)
+    if "pretrain" not in assigned["split"].to_list() and shares.get("pretrain", 0) > 0:
+        assigned = _divide_train(assigned, shares, seed)
     return (
-        drawn.join(given, on="subject_id", how="left", suffix="_given", maintain_order="left")
+        drawn.join(assigned, on="subject_id", how="left", suffix="_given", maintain_order="left")
         .with_columns(pl.coalesce("split_given", "split").alias("split"))
         .select(list(SPLIT_SCHEMA))
     )
@@ -93,12 +93,12 @@ def patients_needed(fractions: Mapping[str, float] | None = None, *, certainty: 
     return count
 
 
-def _divide_train(given: pl.DataFrame, shares: Mapping[str, float], seed: int) -> pl.DataFrame:
+def _divide_train(assigned: pl.DataFrame, shares: Mapping[str, float], seed: int) -> pl.DataFrame:
     """A source's `train` as `pretrain` and `train`, in the proportion of the two shares."""
     both = shares["pretrain"] + shares.get("train", 0.0)
-    uniform = uniform_of(given["subject_id"].to_numpy(), seed)
+    uniform = uniform_of(assigned["subject_id"].to_numpy(), seed)
     pretrain = pl.Series(uniform < shares["pretrain"] / both)
-    return given.with_columns(
+    return assigned.with_columns(
         pl.when((pl.col("split") == "train") & pretrain).then(pl.lit("pretrain")).otherwise("split").alias("split")
     )
 
@@ -107,7 +107,7 @@ def _is_share(share: Any) -> bool:
     return isinstance(share, int | float | np.number) and not isinstance(share, bool) and bool(np.isfinite(share))
 
 
-def _unique_ids(subject_ids: Any) -> pl.Series:
+def _unique_ids(subject_ids: pl.Series | np.ndarray | Sequence[int]) -> pl.Series:
     try:
         ids = pl.Series("subject_id", subject_ids)
     except (TypeError, pl.exceptions.PolarsError) as error:
@@ -127,19 +127,23 @@ def uniform_of(ids: np.ndarray, seed: int) -> np.ndarray:
     """Uniform numbers in [0, 1) of (seed, id): two rounds of splitmix64 (Steele, Lea, Flood 2014), whose bits all
     depend on all bits.
     """
-    mixed = _splitmix64(ids.astype(np.int64).view(np.uint64) ^ _splitmix64(np.array([seed % 2**64], dtype=np.uint64)))
-    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    mixed = splitmix64(ids.astype(np.int64).view(np.uint64) ^ splitmix64(np.array([seed % 2**64], dtype=np.uint64)))
+    uniform: np.ndarray = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return uniform
 
 
-def _splitmix64(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+def splitmix64(values: np.ndarray) -> np.ndarray:
+    """Hash of each number, a new array: the finaliser of splitmix64 (Steele, Lea, Flood 2014) on uint64."""
+    mixed: np.ndarray = values + np.uint64(0x9E3779B97F4A7C15)
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
 
 
 def _bin(uniform: np.ndarray, shares: Mapping[str, float]) -> list[str]:
     names = list(shares)
     edges = np.cumsum(list(shares.values()))[:-1]
-    return np.asarray(names, dtype=object)[np.searchsorted(edges, uniform, side="right")].tolist()
+    return [names[number] for number in np.searchsorted(edges, uniform, side="right").tolist()]

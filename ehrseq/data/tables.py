@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -10,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+
+from ehrseq.work.engine import available_cores
 
 _LONG_WORK = 16  # parts from which on a progress bar is shown
 
@@ -81,16 +82,11 @@ def subject_chunks(events: pl.DataFrame, rows: int) -> list[pl.DataFrame]:
     return [events[start:stop] for start, stop in pairwise(cuts) if stop > start]
 
 
-def core_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
 def in_threads(work: Callable[..., Any], parts: Sequence[tuple[Any, ...]], what: str) -> list[Any]:
     """[work(*part) for part in parts], on all cores: numpy and polars let go of the interpreter's lock."""
     from ehrseq.work.progress import progress_bar
 
-    cores = core_count()
+    cores = available_cores()
     bar: dict[str, Any] = {"desc": what, "total": len(parts), "unit": "part", "disable": len(parts) < _LONG_WORK}
     if cores == 1 or len(parts) == 1:
         return [work(*part) for part in progress_bar(parts, **bar)]

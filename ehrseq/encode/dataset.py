@@ -29,7 +29,7 @@ from ehrseq.encode.histories import prompt_table
 from ehrseq.encode.labels import label_rows, rows_until
 from ehrseq.encode.shards import SUMMARY
 from ehrseq.tokenization.ehr_histories import window_statics
-from ehrseq.tokenization.ehr_sequence import check_context
+from ehrseq.tokenization.ehr_plans import check_context
 
 if TYPE_CHECKING:
     import polars as pl

@@ -19,13 +19,15 @@ from typing import Any, TypeVar
 import numpy as np
 import polars as pl
 
-from ehrseq.data.tables import check_columns, core_count, in_threads, subject_chunks
+from ehrseq.data.tables import check_columns, in_threads, subject_chunks
 from ehrseq.encode.boundaries import Boundaries, keys
 from ehrseq.encode.columns import CONTENT, DROPPED, END, HOWS, REQUIRED, START, EventColumns
+from ehrseq.tokenization.ehr_codes import DAY_US
 from ehrseq.tokenization.ehr_histories import EncodedHistories, join_offsets
 from ehrseq.tokenization.ehr_rows import NO_TIME, HistoryRows, lay_out
 from ehrseq.tokenization.ehr_visits import RANK_BIRTH
-from ehrseq.tokenization.ehr_vocabulary import DAY_US, EventVocabulary
+from ehrseq.tokenization.ehr_vocabulary import EventVocabulary
+from ehrseq.work.engine import available_cores
 
 T = TypeVar("T")
 
@@ -96,7 +98,7 @@ class Encoder:
     def _parts(events: pl.DataFrame) -> list[tuple[pl.DataFrame]]:
         table = check_columns(events, REQUIRED, "the event table")
         # As many for each core, so that none waits for another's last chunk.
-        cores = core_count()
+        cores = available_cores()
         rounds = math.ceil(table.height / (cores * _CHUNK_ROWS))
         rows = max(min(_CHUNK_ROWS, _LEAST_ROWS), math.ceil(table.height / max(1, rounds * cores)))
         return [(part,) for part in subject_chunks(table, rows)]

@@ -27,8 +27,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ehrseq.tokenization.ehr_codes import SECOND_US
 from ehrseq.tokenization.ehr_rows import NO_TIME, HistoryRows
-from ehrseq.tokenization.ehr_vocabulary import SECOND_US
 
 FORMATS = ("arrow", "parquet")
 _KEY = b"ehrseq.encoded"

@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from ehrseq.data.tables import in_threads
 from ehrseq.encode.labels import label_rows, rows_until
+from ehrseq.tokenization.ehr_codes import WEEK_US, YEAR_US
 from ehrseq.tokenization.ehr_plans import PromptIndex, RowPlan
 from ehrseq.tokenization.ehr_rows import NO_TIME
-from ehrseq.tokenization.ehr_sequence import WEEK_US, YEAR_US
 from ehrseq.tokenization.ehr_vocabulary import TYPE_CLS, TYPE_REG, TYPE_STATIC, TYPE_VE, TYPE_VS, VE, VS
 
 if TYPE_CHECKING:

@@ -91,6 +91,7 @@ def _digests(shards: Sequence[Shard], engine: Engine) -> dict[str, str]:
 
 def _read_record(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / FITTED_ON).read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((folder / FITTED_ON).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return record

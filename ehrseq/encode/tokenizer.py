@@ -21,7 +21,8 @@ from ehrseq.encode.encoder import Encoder, coverage_of
 from ehrseq.encode.histories import assemble, channel_columns, prompt_table
 from ehrseq.encode.vocabulary import check_settings, fit_vocabulary
 from ehrseq.tokenization.ehr_histories import EncodedHistories
-from ehrseq.tokenization.ehr_sequence import check_context, subjects_digest
+from ehrseq.tokenization.ehr_plans import check_context
+from ehrseq.tokenization.ehr_sequence import subjects_digest
 from ehrseq.tokenization.ehr_vocabulary import (
     CLS,
     LONG_TERM,

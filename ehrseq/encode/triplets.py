@@ -30,7 +30,7 @@ from ehrseq.data.physionet2012.codes import (
     WINDOW_HOURS,
 )
 from ehrseq.data.schema import BIRTH_CODE, DEATH_CODE, validate_labels
-from ehrseq.tokenization.ehr_vocabulary import MINUTE_US, YEAR_US
+from ehrseq.tokenization.ehr_codes import MINUTE_US, YEAR_US
 from ehrseq.tokenization.triplet_stays import StaticFeature, TripletSpec
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ehrseq.encode.counts import EventCounts
 from ehrseq.tokenization.ehr_codes import category_and_chapter
-from ehrseq.tokenization.ehr_sequence import MIN_CONTEXT
+from ehrseq.tokenization.ehr_plans import MIN_CONTEXT
 from ehrseq.tokenization.ehr_vocabulary import (
     KIND_TYPES,
     PAPER_TASK_TOKENS,

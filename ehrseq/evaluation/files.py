@@ -14,7 +14,7 @@ from ehrseq.evaluation.assessment import assess
 from ehrseq.evaluation.predictions import match_predictions, read_predictions, write_meds_predictions
 from ehrseq.evaluation.subgroups import STATIC_CODES, assess_subgroups, row_attributes, subgroup_table
 from ehrseq.tasks.label_sources import read_audited
-from ehrseq.work.files import write_json, write_whole
+from ehrseq.work.files import write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def evaluate_files(
         write_meds_predictions(rows, Path(out) / "predictions" / f"{name}.parquet", threshold=found.threshold)
     report = "# Evaluation\n\n" + "\n".join(texts)
     write_json(Path(out) / "evaluation.json", {"predictions": str(predictions), "seed": seed, "tasks": results})
-    write_whole(Path(out) / "evaluation.md", lambda file: file.write_text(report, encoding="utf-8"))
+    write_text(Path(out) / "evaluation.md", report)
     return report
 
 

@@ -71,7 +71,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification, AutoTokenizer
 
     from ehrseq.batches.scoring import RiskModel
-    from ehrseq.hub.registration import load
+    from ehrseq.hub.registration import load_class
 
     checkpoint = str(checkpoint)
     _check_files(checkpoint)
@@ -93,7 +93,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         raise ValueError(
             f"{checkpoint} lacks {untrained}: it is a pretrained model; finetune it, or give a finetuned one."
         )
-    if not is_risk_model or not isinstance(encoder, load(family.encoder)):
+    if not is_risk_model or not isinstance(encoder, load_class(family.encoder)):
         raise ValueError(
             f"{checkpoint} holds a {type(model).__name__} and a {type(encoder).__name__}; expected a risk classifier "
             "of ehrseq with its EhrTokenizer or HyMaTEFeatureExtractor."
@@ -113,8 +113,9 @@ def checkpoint_digest(checkpoint: str | Path) -> str:
 @contextmanager
 def quiet_loading() -> Iterator[None]:
     """No bars for a second's work and no warning that a head is new, while a checkpoint is read or written."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
+    logging: Any = transformers_logging  # its functions are not typed
     verbosity, bars = logging.get_verbosity(), bars_are_shown()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from functools import wraps
+import threading
+from functools import partial, wraps
 from importlib import import_module
 from typing import Any
 
@@ -29,63 +30,65 @@ class NamedInCheckpoint(PreTrainedConfig):
     model_type = "ehrseq_tokenizer"
 
 
-class _UnfinishedError(Exception):
-    """Another thread is in the middle of importing a class's module; behind that import all is registered again."""
+_TABLES = threading.Lock()  # held while tables are changed, never while anything is imported
 
 
 def register_all() -> None:
-    """Register every family and every pipeline. Safe to call twice, and by several threads."""
-    for model_type, family in FAMILIES.items():
+    """Register every family and every pipeline. Safe to call twice, and by several threads.
+
+    Raises:
+        ImportError, AttributeError, RuntimeError: A class could not be imported; all others are registered.
+    """
+    errors: list[Exception] = []
+    families = [partial(_register_family, *item) for item in FAMILIES.items()]
+    pipelines = [partial(_register_pipeline, *item) for item in PIPELINES.items()]
+    for register in (*families, *pipelines):
         try:
-            _register_family(model_type, family)
-        except _UnfinishedError:
-            continue
-    for task, entry in PIPELINES.items():
-        try:
-            _register_pipeline(task, entry)
-        except _UnfinishedError:
-            continue
+            register()
+        except (ImportError, AttributeError, RuntimeError) as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
-def load(path: str) -> Any:
-    """The object at `module:name` under the package."""
-    module_name, name = path.split(":")
-    module = import_module(f"ehrseq.{module_name}")
-    if not hasattr(module, name) and getattr(module.__spec__, "_initializing", False):
-        raise _UnfinishedError(path)
-    return getattr(module, name)
+def load_class(path: str) -> Any:
+    """The class at `module:Class` under the package."""
+    module, name = path.split(":")
+    return getattr(import_module(f"ehrseq.{module}"), name)
 
 
 def _register_family(model_type: str, family: Family) -> None:
-    config_class = load(family.config)
-    AutoConfig.register(model_type, config_class, exist_ok=True)
-    _push_with_card(config_class)
-    for auto_name, path in family.models.items():
-        model_class = load(path)
-        getattr(transformers, auto_name).register(config_class, model_class, exist_ok=True)
-        _push_with_card(model_class)
-    if family.tokenizer is not None:
-        tokenizer_class = load(family.tokenizer)
-        AutoTokenizer.register(NamedInCheckpoint, tokenizer_class, exist_ok=True)
-        _push_with_card(tokenizer_class)
-    if family.feature_extractor is not None:
-        extractor_class = load(family.feature_extractor)
-        AutoFeatureExtractor.register(config_class, extractor_class, exist_ok=True)
-        _push_with_card(extractor_class)
+    # 1. Imports.
+    config = load_class(family.config)
+    models = [(getattr(transformers, auto), load_class(path)) for auto, path in family.models.items()]
+    tokenizer = None if family.tokenizer is None else load_class(family.tokenizer)
+    extractor = None if family.feature_extractor is None else load_class(family.feature_extractor)
+    # 2. Tables.
+    with _TABLES:
+        AutoConfig.register(model_type, config, exist_ok=True)
+        for auto, model in models:
+            auto.register(config, model, exist_ok=True)
+        if tokenizer is not None:
+            AutoTokenizer.register(NamedInCheckpoint, tokenizer, exist_ok=True)
+        if extractor is not None:
+            AutoFeatureExtractor.register(config, extractor, exist_ok=True)
+        for pushed in (config, *(model for _, model in models), tokenizer, extractor):
+            if pushed is not None:
+                _push_with_card(pushed)
 
 
 def _register_pipeline(task: str, entry: RegisteredPipeline) -> None:
-    if task in PIPELINE_REGISTRY.supported_tasks:
-        return
-    pipeline_class = load(entry.pipeline)
+    pipeline = load_class(entry.pipeline)
     auto_models = tuple(getattr(transformers, name) for name in entry.auto_models)
-    PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=auto_models, type="multimodal")
-    # With this attribute `pipe.save_pretrained` would leave `custom_pipelines` on the model's config, and transformers
-    # would ask for trust from then on. The model writes that field itself, for whoever lacks the package
-    # (modeling/hub_mixin.py).
-    if "_registered_impl" in vars(pipeline_class):
-        del pipeline_class._registered_impl
-    _push_with_card(pipeline_class)
+    with _TABLES:
+        if task in PIPELINE_REGISTRY.supported_tasks:
+            return
+        PIPELINE_REGISTRY.register_pipeline(task, pipeline, pt_model=auto_models, type="multimodal")
+        # With this attribute `pipe.save_pretrained` would leave `custom_pipelines` on the model's config, and
+        # transformers would ask for trust from then on. The model writes that field itself, for whoever lacks the
+        # package (modeling/hub_mixin.py).
+        del pipeline._registered_impl
+        _push_with_card(pipeline)
 
 
 def _push_with_card(pushed_class: Any) -> None:
@@ -96,7 +99,7 @@ def _push_with_card(pushed_class: Any) -> None:
 
     @wraps(upload)
     def upload_with_card(self: Any, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
-        from ehrseq.hub.cards import ensure_card
+        from ehrseq.hub.push import ensure_card
 
         ensure_card(working_dir, self, repo_id)
         return upload(self, working_dir, repo_id, *args, **kwargs)

@@ -8,27 +8,29 @@ equal results. Importing this package loads none of them: each is looked for at 
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from .backend import KernelBackend
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .operators import ConvInputsLike, ScanInputsLike
 
 # Fastest first. Each module has SCAN_BACKEND or CONV_BACKEND.
 _SCAN_MODULES = {"cuda": "cuda_scan", "triton": "triton_scan", "cpp": "cpu_scan"}
 _CONV_MODULES = {"cuda": "cuda_scan", "triton": "triton_conv", "cpp": "cpu_conv"}
 
 
-def scan_backends() -> dict[str, KernelBackend]:
+def scan_backends() -> dict[str, KernelBackend[ScanInputsLike, tuple[Tensor, Tensor]]]:
     """Backends of the selective scan by name, fastest first, whether or not this machine can run them."""
-    return {name: _module(module).SCAN_BACKEND for name, module in _SCAN_MODULES.items()}
+    return {name: import_module(f"{__name__}.{module}").SCAN_BACKEND for name, module in _SCAN_MODULES.items()}
 
 
-def conv_backends() -> dict[str, KernelBackend]:
+def conv_backends() -> dict[str, KernelBackend[ConvInputsLike, Tensor]]:
     """Backends of the causal convolution by name, fastest first, whether or not this machine can run them."""
-    return {name: _module(module).CONV_BACKEND for name, module in _CONV_MODULES.items()}
-
-
-def _module(name: str):  # type: ignore[no-untyped-def]
-    return importlib.import_module(f"{__name__}.{name}")
+    return {name: import_module(f"{__name__}.{module}").CONV_BACKEND for name, module in _CONV_MODULES.items()}
 
 
 __all__ = ["KernelBackend", "conv_backends", "scan_backends"]

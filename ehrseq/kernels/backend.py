@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
+
+Inputs = TypeVar("Inputs")
+Outputs = TypeVar("Outputs")
 
 
 @dataclass(frozen=True)
-class KernelBackend:
+class KernelBackend(Generic[Inputs, Outputs]):
     """One implementation of the selective scan or of the causal convolution.
 
     `ehrseq.modeling` hands over its checked inputs, `ScanInputs` or `ConvInputs`. They are read by attribute only, so
@@ -21,6 +24,6 @@ class KernelBackend:
         automatic: Whether it may be picked when nobody asks for a backend by name.
     """
 
-    run: Callable[[Any], Any]
-    why_not: Callable[[Any], str | None]
+    run: Callable[[Inputs], Outputs]
+    why_not: Callable[[Inputs], str | None]
     automatic: bool = True

@@ -1,11 +1,6 @@
-"""The causal convolution with SiLU on CPU by the compiled kernels: custom operators of torch with gradients.
-
-Registered as those of cpu_scan.py, with the same behaviour under `torch.compile`, `torch.export` and autocast.
-"""
+"""The causal convolution with SiLU on CPU by the compiled kernels, as a custom operator of torch (operators.py)."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,113 +8,60 @@ from torch import Tensor
 from . import cpu_library
 from .backend import KernelBackend
 from .cpu_library import contiguous, pointer, rows, rows_fields
-from .operators import compute_dtype, fake_gradients, register_conv_autograd
+from .operators import ConvArguments, ConvInputsLike, compute_dtype, conv_operator, present_gradients
 
 MAX_KERNEL = 4  # kTaps of csrc/conv.h
 
 
-def _sizes(x: Tensor, weight: Tensor, silu: bool) -> list[int]:
-    batch, length, channels = x.shape
-    dtype, threads = compute_dtype(x), cpu_library.num_threads(batch * length * channels * weight.shape[1])
+def _fields(
+    conv: ConvArguments, x: Tensor, out: Tensor | None, parameters: list[Tensor | None], gradients: list[int]
+) -> list[int]:
+    """`ConvCall` of csrc/conv.h; the tensors must live until the call is over."""
+    (batch, length, channels), taps, dtype = x.shape, conv.weight.shape[1], compute_dtype(x)
+    threads = cpu_library.num_threads(batch * length * channels * taps)
     splits = cpu_library.splits(batch, channels, dtype, threads)
-    return [int(dtype == torch.float64), batch, length, channels, weight.shape[1], splits, threads, int(silu)]
-
-
-def _reset_fields(reset_mask: Tensor | None) -> tuple[int, ...]:
-    return (0, 0, 0) if reset_mask is None else (reset_mask.data_ptr(), *reset_mask.stride())
-
-
-def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, reset_mask: Tensor | None, silu: bool
-) -> Tensor:
-    """The output for plain CPU tensors."""
-    dtype = compute_dtype(x)
-    x = rows(x)
-    out = torch.empty(x.shape, dtype=x.dtype)
-    parameters = [contiguous(t, dtype) for t in (weight, bias, initial_state)]
-    fields = [
-        *_sizes(x, weight, silu),
+    reset = conv.reset_mask
+    return [
+        *(int(dtype == torch.float64), batch, length, channels, taps, splits, threads, int(conv.silu)),
         *rows_fields(x),
         *rows_fields(out),
         *(pointer(t) for t in parameters),
-        *_reset_fields(reset_mask),
-        *[0] * (2 * 4 + 3),
+        *((0, 0, 0) if reset is None else (reset.data_ptr(), *reset.stride())),
+        *gradients,
     ]
-    cpu_library.call("ehrseq_conv_forward", fields)
+
+
+def _forward(conv: ConvArguments) -> Tensor:
+    """The output for plain CPU tensors."""
+    x, dtype = rows(conv.x), compute_dtype(conv.x)
+    out = torch.empty(x.shape, dtype=x.dtype)
+    parameters = [contiguous(t, dtype) for t in conv.differentiable[1:]]
+    cpu_library.call("ehrseq_conv_forward", _fields(conv, x, out, parameters, [0] * (2 * 4 + 3)))
     return out
 
 
-@torch.library.custom_op("ehrseq::causal_conv1d", mutates_args=(), device_types="cpu")
-def causal_conv1d_op(
-    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, reset_mask: Tensor | None, silu: bool
-) -> Tensor:
-    """The convolution; arguments as in `ehrseq.modeling.causal_conv.causal_conv1d`; `silu` for its activation."""
-    return _forward(x, weight, bias, initial_state, reset_mask, silu)
-
-
-@causal_conv1d_op.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, reset_mask: Tensor | None, silu: bool
-) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-@torch.library.custom_op("ehrseq::causal_conv1d_backward", mutates_args=(), device_types="cpu")
-def causal_conv1d_backward_op(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_state: Tensor | None,
-    reset_mask: Tensor | None,
-    silu: bool,
-    grad: Tensor,
-) -> list[Tensor]:
-    """Gradients of x, weight, bias and initial_state, those that are there, in their dtypes."""
-    dtype = compute_dtype(x)
-    x, grad = rows(x), rows(grad)
-    inputs = [contiguous(t, dtype) for t in (weight, bias, initial_state)]
+def _backward(conv: ConvArguments, grad: Tensor) -> list[Tensor]:
+    x, grad, dtype = rows(conv.x), rows(grad), compute_dtype(conv.x)
+    parameters = [contiguous(t, dtype) for t in conv.differentiable[1:]]
     grad_x = torch.empty(x.shape, dtype=x.dtype)
-    grads = [None if t is None else torch.empty(t.shape, dtype=dtype) for t in (weight, bias, initial_state)]
-    fields = [
-        *_sizes(x, weight, silu),
-        *rows_fields(x),
-        *rows_fields(None),
-        *(pointer(t) for t in inputs),
-        *_reset_fields(reset_mask),
-        *rows_fields(grad),
-        *rows_fields(grad_x),
-        *(pointer(t) for t in grads),
-    ]
-    cpu_library.call("ehrseq_conv_backward", fields)
-    pairs = zip((weight, bias, initial_state), grads, strict=True)
-    return [grad_x, *(g.to(t.dtype) for t, g in pairs if t is not None and g is not None)]
+    grads = [None if t is None else torch.empty(t.shape, dtype=dtype) for t in conv.differentiable[1:]]
+    gradients = [*rows_fields(grad), *rows_fields(grad_x), *(pointer(t) for t in grads)]
+    cpu_library.call("ehrseq_conv_backward", _fields(conv, x, None, parameters, gradients))
+    return present_gradients(conv.differentiable, (grad_x, *grads))
 
 
-@causal_conv1d_backward_op.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_state: Tensor | None,
-    reset_mask: Tensor | None,
-    silu: bool,
-    grad: Tensor,
-) -> list[Tensor]:
-    return fake_gradients(x, weight, bias, initial_state)
+causal_conv1d_op = conv_operator("ehrseq::causal_conv1d", "cpp", _forward, _backward, device="cpu")
 
 
-register_conv_autograd(causal_conv1d_op, causal_conv1d_backward_op, "cpp")
+def _run(inputs: ConvInputsLike) -> Tensor:
+    conv = ConvArguments.of(inputs)
+    if not inputs.needs_grad and cpu_library.is_plain(*conv):
+        return _forward(conv)
+    out: Tensor = causal_conv1d_op(*conv)
+    return out
 
 
-def _run(inputs: Any) -> Tensor:
-    arguments = (inputs.x, inputs.weight, inputs.bias, inputs.initial_state, inputs.reset_mask)
-    silu = inputs.activation == "silu"
-    if not inputs.needs_grad and cpu_library.is_plain(*arguments):
-        return _forward(*arguments, silu)
-    return causal_conv1d_op(*arguments, silu)
-
-
-def _why_not(inputs: Any) -> str | None:
+def _why_not(inputs: ConvInputsLike) -> str | None:
     if inputs.x.device.type != "cpu":
         return f"it runs on CPU, the tensors are on {inputs.x.device.type}"
     if inputs.x.dtype not in cpu_library.DTYPE_CODES:

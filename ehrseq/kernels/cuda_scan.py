@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .backend import KernelBackend
+from .operators import ConvInputsLike, ScanInputsLike
 
 MAX_STATE = 256
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -73,7 +74,7 @@ class _StateWithoutGradient(torch.autograd.Function):
         )
 
 
-def _run_scan(inputs: Any) -> tuple[Tensor, Tensor]:
+def _run_scan(inputs: ScanInputsLike) -> tuple[Tensor, Tensor]:
     function = _mamba_scan()[0]
     if function is None:
         raise RuntimeError(_mamba_scan()[1])
@@ -100,7 +101,7 @@ def _run_scan(inputs: Any) -> tuple[Tensor, Tensor]:
     return y, _StateWithoutGradient.apply(state, y) if inputs.needs_grad else state  # type: ignore[no-untyped-call]
 
 
-def _why_not_scan(inputs: Any) -> str | None:
+def _why_not_scan(inputs: ScanInputsLike) -> str | None:
     reason = _why_not_here(inputs.u, "u")
     if reason is not None:
         return reason
@@ -122,7 +123,7 @@ SCAN_BACKEND = KernelBackend(_run_scan, _why_not_scan)
 # ---------------------------------------------------------------------------------------------------------------------
 # Convolution
 # ---------------------------------------------------------------------------------------------------------------------
-def _run_conv(inputs: Any) -> Tensor:
+def _run_conv(inputs: ConvInputsLike) -> Tensor:
     function = _fast_conv()[0]
     if function is None:
         raise RuntimeError(_fast_conv()[1])
@@ -136,7 +137,7 @@ def _run_conv(inputs: Any) -> Tensor:
     weight = inputs.weight.float().contiguous()
     bias = None if inputs.bias is None else inputs.bias.float().contiguous()
     with torch.autocast("cuda", enabled=False), torch.cuda.device(x.device):
-        out = function(
+        out: Tensor = function(
             x.transpose(1, 2),
             weight,
             bias=bias,
@@ -147,7 +148,7 @@ def _run_conv(inputs: Any) -> Tensor:
     return out.transpose(1, 2)
 
 
-def _why_not_conv(inputs: Any) -> str | None:
+def _why_not_conv(inputs: ConvInputsLike) -> str | None:
     reason = _why_not_here(inputs.x, "x")
     if reason is not None:
         return reason

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from . import build_library, cpu_library
 
 # The scan and the convolution are the modeling package's, which imports these kernels: they are handed in.
 Operator = Callable[..., Any]
+MakeInputs = Callable[[int, int, int, torch.dtype, str], dict[str, Tensor]]
 SECONDS_OF_A_MEASUREMENT = 0.1
 TOLERANCE = 1e-5  # max |difference| / max |reference| in float32; a right kernel is far below
 
@@ -66,8 +67,20 @@ def describe_machine() -> list[tuple[str, str]]:
     return lines
 
 
+class TableEntry(Protocol):
+    """What the self-test reads of a backend."""
+
+    @property
+    def automatic(self) -> bool:
+        """Whether it may be picked when nobody asks for a backend by name."""
+
+
 def check_backends(
-    scan: Operator, conv: Operator, scan_table: dict[str, Any], conv_table: dict[str, Any], device: str = "cpu"
+    scan: Operator,
+    conv: Operator,
+    scan_table: Mapping[str, TableEntry],
+    conv_table: Mapping[str, TableEntry],
+    device: str = "cpu",
 ) -> list[Check]:
     """Run the self-test.
 
@@ -79,17 +92,18 @@ def check_backends(
         device: Where to run.
     """
     checks = []
-    for operator, function, table, make in (
+    cases: list[tuple[str, Operator, Mapping[str, TableEntry], MakeInputs]] = [
         ("scan", scan, scan_table, _scan_arguments),
         ("conv", conv, conv_table, _conv_arguments),
-    ):
+    ]
+    for operator, function, table, make in cases:
         for name, entry in table.items():
             if name != "naive":
                 checks.append(_check(operator, name, function, make, device, entry.automatic))
     return checks
 
 
-def _check(operator: str, name: str, function: Operator, make: Operator, device: str, automatic: bool) -> Check:
+def _check(operator: str, name: str, function: Operator, make: MakeInputs, device: str, automatic: bool) -> Check:
     try:
         small = make(2, 40, 24, torch.float64, device)
         exact = _results(function, small, "naive")
@@ -131,7 +145,8 @@ def _results(function: Operator, inputs: dict[str, Tensor], backend: str) -> lis
 
 def _call(function: Operator, inputs: dict[str, Tensor], backend: str) -> Tensor:
     options = {"delta_softplus": True} if "delta" in inputs else {}
-    return function(**inputs, **options, backend=backend)
+    out: Tensor = function(**inputs, **options, backend=backend)
+    return out
 
 
 def _measure(function: Operator, inputs: dict[str, Tensor], backend: str, device: str) -> tuple[float, float]:

@@ -1,7 +1,6 @@
-"""The causal convolution with SiLU on GPU by Triton kernels: custom operators of torch with gradients.
+"""The causal convolution with SiLU on GPU by Triton kernels, as a custom operator of torch (operators.py).
 
-Registered as those of cpu_scan.py, with the same behaviour under `torch.compile`, `torch.export` and autocast. The
-kernels themselves are in triton_conv_kernels.py, which is imported at the first call.
+The kernels themselves are in triton_conv_kernels.py, which is imported at the first call.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ import torch
 from torch import Tensor
 
 from .backend import KernelBackend
-from .operators import compute_dtype, fake_gradients, register_conv_autograd
+from .operators import ConvArguments, ConvInputsLike, compute_dtype, conv_operator, present_gradients
 from .triton_library import (
     DTYPES,
-    contiguous,
+    dense,
+    innermost_dense,
     interpreted,
     mask_bytes,
     on_device,
-    rows,
     strides,
     why_not_triton,
 )
@@ -41,58 +40,37 @@ def _settings(x: Tensor, weight: Tensor) -> dict[str, Any]:
     }
 
 
-@torch.library.custom_op("ehrseq::triton_causal_conv1d", mutates_args=())
-def triton_causal_conv1d_op(
-    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, reset_mask: Tensor | None, silu: bool
-) -> Tensor:
-    """The convolution; arguments as in `ehrseq.modeling.causal_conv.causal_conv1d`; `silu` for its activation."""
+def _forward(conv: ConvArguments) -> Tensor:
     from .triton_conv_kernels import conv_forward
 
-    batch, length, channels = x.shape
-    x = rows(x)
+    batch, length, channels = conv.x.shape
+    x = innermost_dense(conv.x)
     out = x.new_empty(batch, length, channels)
-    settings = _settings(x, weight)
+    settings = _settings(x, conv.weight)
     with on_device(x):
         conv_forward[(batch * -(-length // settings["BT"]) * -(-channels // settings["BD"]),)](
             x,
-            weight.contiguous(),
-            contiguous(bias),
-            contiguous(initial_state),
-            mask_bytes(reset_mask),
+            conv.weight.contiguous(),
+            dense(conv.bias),
+            dense(conv.initial_state),
+            mask_bytes(conv.reset_mask),
             out,
             length,
             channels,
             *strides(x),
-            SILU=silu,
+            SILU=conv.silu,
             **settings,
         )
     return out
 
 
-@triton_causal_conv1d_op.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, reset_mask: Tensor | None, silu: bool
-) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-@torch.library.custom_op("ehrseq::triton_causal_conv1d_backward", mutates_args=())
-def triton_causal_conv1d_backward_op(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_state: Tensor | None,
-    reset_mask: Tensor | None,
-    silu: bool,
-    grad: Tensor,
-) -> list[Tensor]:
-    """Gradients of x, weight, bias and initial_state, those that are there, in their dtypes."""
+def _backward(conv: ConvArguments, grad: Tensor) -> list[Tensor]:
     from .triton_conv_kernels import conv_backward_inputs, conv_backward_sum
 
-    originals = (x, weight, bias, initial_state)
-    batch, length, channels = x.shape
-    x, grad, weight, reset = rows(x), rows(grad), weight.contiguous(), mask_bytes(reset_mask)
-    kernel, dtype, settings = weight.shape[1], compute_dtype(x), _settings(x, weight)
+    batch, length, channels = conv.x.shape
+    x, grad, weight = innermost_dense(conv.x), innermost_dense(grad), conv.weight.contiguous()
+    reset, settings = mask_bytes(conv.reset_mask), _settings(conv.x, conv.weight)
+    kernel, dtype = weight.shape[1], compute_dtype(x)
     t_blocks, d_blocks = -(-length // settings["BT"]), -(-channels // settings["BD"])
 
     def empty(*shape: int) -> Tensor:
@@ -100,15 +78,15 @@ def triton_causal_conv1d_backward_op(
 
     # Gradients of the parameters have a slot for each row and block of steps.
     weight_slots, grad_sum = empty(batch * t_blocks, channels, kernel), empty(batch, length, channels)
-    bias_slots = None if bias is None else empty(batch * t_blocks, channels)
+    bias_slots = None if conv.bias is None else empty(batch * t_blocks, channels)
     grad_x = x.new_empty(batch, length, channels)
-    grad_initial = None if initial_state is None else empty(batch, channels, kernel - 1)
+    grad_initial = None if conv.initial_state is None else empty(batch, channels, kernel - 1)
     with on_device(x):
         conv_backward_sum[(batch * t_blocks * d_blocks,)](
             x,
             weight,
-            contiguous(bias),
-            contiguous(initial_state),
+            dense(conv.bias),
+            dense(conv.initial_state),
             reset,
             grad,
             grad_sum,
@@ -118,38 +96,25 @@ def triton_causal_conv1d_backward_op(
             channels,
             *strides(x),
             *strides(grad),
-            SILU=silu,
+            SILU=conv.silu,
             **settings,
         )
         conv_backward_inputs[(batch * -(-(length + kernel - 1) // settings["BT"]) * d_blocks,)](
             weight, reset, grad_sum, grad_x, grad_initial, length, channels, **settings
         )
-    grads = (grad_x, weight_slots.sum(0), None if bias_slots is None else bias_slots.sum(0), grad_initial)
-    return [g.to(t.dtype) for t, g in zip(originals, grads, strict=True) if t is not None and g is not None]
+    grad_bias = None if bias_slots is None else bias_slots.sum(0)
+    return present_gradients(conv.differentiable, (grad_x, weight_slots.sum(0), grad_bias, grad_initial))
 
 
-@triton_causal_conv1d_backward_op.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_state: Tensor | None,
-    reset_mask: Tensor | None,
-    silu: bool,
-    grad: Tensor,
-) -> list[Tensor]:
-    return fake_gradients(x, weight, bias, initial_state)
+triton_causal_conv1d_op = conv_operator("ehrseq::triton_causal_conv1d", "triton", _forward, _backward)
 
 
-register_conv_autograd(triton_causal_conv1d_op, triton_causal_conv1d_backward_op, "triton")
+def _run(inputs: ConvInputsLike) -> Tensor:
+    out: Tensor = triton_causal_conv1d_op(*ConvArguments.of(inputs))
+    return out
 
 
-def _run(inputs: Any) -> Tensor:
-    arguments = (inputs.x, inputs.weight, inputs.bias, inputs.initial_state, inputs.reset_mask)
-    return triton_causal_conv1d_op(*arguments, inputs.activation == "silu")
-
-
-def _why_not(inputs: Any) -> str | None:
+def _why_not(inputs: ConvInputsLike) -> str | None:
     for name in ("x", "weight", "bias", "initial_state"):
         tensor = getattr(inputs, name)
         if tensor is not None and tensor.dtype not in DTYPES:

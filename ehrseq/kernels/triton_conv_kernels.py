@@ -35,23 +35,11 @@ def _cuts(reset_ptr, row, t, length):
 
 @triton.jit
 def _sum(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    initial_ptr,
-    reset_ptr,
-    row,
-    t,
-    d,
-    length,
-    channels,
-    x_batch,
-    x_step,
-    K: tl.constexpr,
-    BT: tl.constexpr,
-    BD: tl.constexpr,
-    CT: tl.constexpr,
-):
+    x_ptr, weight_ptr, bias_ptr, initial_ptr, reset_ptr,
+    row, t, d, length, channels,
+    x_batch, x_step,
+    K: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, CT: tl.constexpr,
+):  # fmt: skip
     """What goes into the activation, [t, d]."""
     real_d = d < channels
     out = tl.zeros((BT, BD), CT)
@@ -75,22 +63,11 @@ def _sigmoid(x):
 
 @triton.jit
 def conv_forward(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    initial_ptr,
-    reset_ptr,
-    out_ptr,
-    length,
-    channels,
-    x_batch,
-    x_step,
-    SILU: tl.constexpr,
-    K: tl.constexpr,
-    BT: tl.constexpr,
-    BD: tl.constexpr,
-    CT: tl.constexpr,
-):
+    x_ptr, weight_ptr, bias_ptr, initial_ptr, reset_ptr, out_ptr,
+    length, channels,
+    x_batch, x_step,
+    SILU: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, CT: tl.constexpr,
+):  # fmt: skip
     """Grid: batch * blocks of steps * blocks of channels."""
     d_blocks, t_blocks = tl.cdiv(channels, BD), tl.cdiv(length, BT)
     d = (tl.program_id(0) % d_blocks) * BD + tl.arange(0, BD)
@@ -107,27 +84,11 @@ def conv_forward(
 
 @triton.jit
 def conv_backward_sum(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    initial_ptr,
-    reset_ptr,
-    grad_ptr,
-    grad_sum_ptr,
-    grad_weight_ptr,
-    grad_bias_ptr,
-    length,
-    channels,
-    x_batch,
-    x_step,
-    grad_batch,
-    grad_step,
-    SILU: tl.constexpr,
-    K: tl.constexpr,
-    BT: tl.constexpr,
-    BD: tl.constexpr,
-    CT: tl.constexpr,
-):
+    x_ptr, weight_ptr, bias_ptr, initial_ptr, reset_ptr, grad_ptr, grad_sum_ptr, grad_weight_ptr, grad_bias_ptr,
+    length, channels,
+    x_batch, x_step, grad_batch, grad_step,
+    SILU: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, CT: tl.constexpr,
+):  # fmt: skip
     """Grid as of the forward. Gradient of the sum before the activation, in the compute dtype.
 
     And the programs' shares of the gradients of the weight, [batch * blocks of steps, channels, K], and of the bias.
@@ -176,18 +137,10 @@ def conv_backward_sum(
 
 @triton.jit
 def conv_backward_inputs(
-    weight_ptr,
-    reset_ptr,
-    grad_sum_ptr,
-    grad_x_ptr,
-    grad_initial_ptr,
-    length,
-    channels,
-    K: tl.constexpr,
-    BT: tl.constexpr,
-    BD: tl.constexpr,
-    CT: tl.constexpr,
-):
+    weight_ptr, reset_ptr, grad_sum_ptr, grad_x_ptr, grad_initial_ptr,
+    length, channels,
+    K: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, CT: tl.constexpr,
+):  # fmt: skip
     """Gradients of the inputs and of the initial state, which is the K - 1 steps before the first.
 
     Grid: batch * blocks of length + K - 1 steps * blocks of channels.

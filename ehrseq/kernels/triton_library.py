@@ -46,7 +46,7 @@ def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def rows(tensor: Tensor) -> Tensor:
+def innermost_dense(tensor: Tensor) -> Tensor:
     """The tensor itself when its last dimension is contiguous, else a copy; also of one that torch negates lazily."""
     tensor = tensor.resolve_neg()
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
@@ -62,6 +62,6 @@ def mask_bytes(reset_mask: Tensor | None) -> Tensor | None:
     return None if reset_mask is None else reset_mask.contiguous().view(torch.uint8)
 
 
-def contiguous(tensor: Tensor | None) -> Tensor | None:
+def dense(tensor: Tensor | None) -> Tensor | None:
     """The tensor with dense memory, or None."""
     return None if tensor is None else tensor.resolve_neg().contiguous()

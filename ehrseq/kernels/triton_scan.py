@@ -1,25 +1,32 @@
-"""The selective scan on GPU by Triton kernels: custom operators of torch with gradients.
+"""The selective scan on GPU by Triton kernels, as a custom operator of torch (operators.py).
 
-Registered as those of cpu_scan.py, with the same behaviour under `torch.compile`, `torch.export` and autocast. The
-kernels themselves are in triton_scan_kernels.py, which is imported at the first call.
+The kernels themselves are in triton_scan_kernels.py, which is imported at the first call.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .backend import KernelBackend
-from .operators import compute_dtype, fake_gradients, register_scan_autograd, scan_arguments
+from .operators import (
+    ScanArguments,
+    ScanInputsLike,
+    compute_dtype,
+    empty_scan_results,
+    present_gradients,
+    scan_operator,
+)
 from .triton_library import (
     DTYPES,
-    contiguous,
+    dense,
+    innermost_dense,
     interpreted,
     mask_bytes,
     on_device,
-    rows,
     strides,
     why_not_triton,
 )
@@ -47,146 +54,74 @@ def _settings(u: Tensor, A: Tensor, delta_softplus: bool) -> dict[str, Any]:
     }
 
 
-@torch.library.custom_op("ehrseq::triton_selective_scan", mutates_args=())
-def triton_selective_scan_op(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    reset_mask: Tensor | None,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The scan; arguments as in `ehrseq.modeling.selective_scan.selective_scan`.
+_empty_results = partial(empty_scan_results, tile_steps=TILE_STEPS, channels_innermost=False)
 
-    Args:
-        keep_states: Whether a backward will follow.
 
-    Returns:
-        y; the final state [batch, channels, state]; with `keep_states` the state before each tile [batch, tiles,
-        channels, state], which the backward starts from, else an empty tensor.
-    """
+class _Launch:
+    """What both kernels read: the tensors of one call in the order of their parameters, sizes, strides, settings."""
+
+    def __init__(self, scan: ScanArguments) -> None:
+        self.settings = _settings(scan.u, scan.A, scan.delta_softplus)
+        self.blocks = -(-scan.u.shape[2] // self.settings["BD"])
+        u, delta, B, C = (innermost_dense(t) for t in (scan.u, scan.delta, scan.B, scan.C))
+        z = None if scan.z is None else innermost_dense(scan.z)
+        self.inputs = (u, delta, scan.A.contiguous(), B, C, dense(scan.D), z, dense(scan.delta_bias))
+        self.reset_mask = mask_bytes(scan.reset_mask)
+        self.sizes = scan.sizes[1:]
+        self.strides = [stride for tensor in (u, delta, B, C, z) for stride in strides(tensor)]
+
+
+def _forward(scan: ScanArguments, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, final state, state before each tile [batch, tiles, channels, state])."""
     from .triton_scan_kernels import scan_forward
 
-    (batch, length, channels), state, dtype = u.shape, A.shape[1], compute_dtype(u)
-    u, delta, B, C = rows(u), rows(delta), rows(B), rows(C)
-    z = None if z is None else rows(z)
-    y = u.new_empty(batch, length, channels)
-    final_state = u.new_empty(batch, channels, state, dtype=dtype)
-    tiles = -(-length // TILE_STEPS) if keep_states else 0
-    tile_states = u.new_empty(batch, tiles, channels, state, dtype=dtype)
-    if y.numel() == 0 or state == 0:
-        raise ValueError(f"triton selective_scan: nothing to compute for u {list(u.shape)} and A {list(A.shape)}.")
-    settings = _settings(u, A, delta_softplus)
-    with on_device(u):
-        scan_forward[(batch * -(-channels // settings["BD"]),)](
-            u,
-            delta,
-            A.contiguous(),
-            B,
-            C,
-            contiguous(D),
-            z,
-            contiguous(delta_bias),
-            contiguous(initial_state),
-            mask_bytes(reset_mask),
+    y, final_state, tile_states = _empty_results(scan, keep_states)
+    if y.numel() == 0 or final_state.numel() == 0:
+        raise ValueError(
+            f"triton selective_scan: nothing to compute for u {list(scan.u.shape)} and A {list(scan.A.shape)}."
+        )
+    launch = _Launch(scan)
+    with on_device(scan.u):
+        scan_forward[(scan.u.shape[0] * launch.blocks,)](
+            *launch.inputs,
+            dense(scan.initial_state),
+            launch.reset_mask,
             y,
             final_state,
             tile_states if keep_states else None,
-            length,
-            channels,
-            state,
-            *strides(u),
-            *strides(delta),
-            *strides(B),
-            *strides(C),
-            *strides(z),
-            **settings,
+            *launch.sizes,
+            *launch.strides,
+            **launch.settings,
         )
     return y, final_state, tile_states
 
 
-@triton_selective_scan_op.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    reset_mask: Tensor | None,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, length, channels = u.shape
-    dtype, state = compute_dtype(u), A.shape[1]
-    tiles = (length + TILE_STEPS - 1) // TILE_STEPS if keep_states else 0
-    return (
-        u.new_empty(u.shape),
-        u.new_empty(batch, channels, state, dtype=dtype),
-        u.new_empty(batch, tiles, channels, state, dtype=dtype),
-    )
-
-
-@torch.library.custom_op("ehrseq::triton_selective_scan_backward", mutates_args=())
-def triton_selective_scan_backward_op(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    reset_mask: Tensor | None,
-    tile_states: Tensor,
-    grad_y: Tensor | None,
-    grad_final_state: Tensor | None,
+def _backward(
+    scan: ScanArguments, tile_states: Tensor, grad_y: Tensor | None, grad_final_state: Tensor | None
 ) -> list[Tensor]:
-    """Gradients of the tensors that are there, in the order of the arguments and in their dtypes."""
     from .triton_scan_kernels import scan_backward
 
-    originals = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    (batch, length, channels), state, dtype = u.shape, A.shape[1], compute_dtype(u)
-    u, delta, B, C = rows(u), rows(delta), rows(B), rows(C)
-    z = None if z is None else rows(z)
-    grad_y = None if grad_y is None else rows(grad_y)
-    settings = _settings(u, A, delta_softplus)
-    blocks = -(-channels // settings["BD"])
+    (batch, length, channels, state), dtype = scan.sizes, compute_dtype(scan.u)
+    launch = _Launch(scan)
+    blocks = launch.blocks
+    grad_y = None if grad_y is None else innermost_dense(grad_y)
 
     def empty(*shape: int) -> Tensor:
-        return u.new_empty(shape, dtype=dtype)
+        return scan.u.new_empty(shape, dtype=dtype)
 
-    grad_u, grad_delta = (t.new_empty(batch, length, channels) for t in (u, delta))
-    grad_z = None if z is None else z.new_empty(batch, length, channels)
+    grad_u, grad_delta = (t.new_empty(batch, length, channels) for t in (scan.u, scan.delta))
+    grad_z = None if scan.z is None else scan.z.new_empty(batch, length, channels)
     # A slot for each program that adds to a gradient: rows for the parameters, blocks of channels for B and C.
     A_slots, B_slots, C_slots = empty(batch, channels, state), *(empty(blocks, batch, length, state) for _ in "BC")
-    D_slots, bias_slots = (None if t is None else empty(batch, channels) for t in (D, delta_bias))
-    grad_initial = None if initial_state is None else empty(batch, channels, state)
-    with on_device(u):
+    D_slots, bias_slots = (None if t is None else empty(batch, channels) for t in (scan.D, scan.delta_bias))
+    grad_initial = None if scan.initial_state is None else empty(batch, channels, state)
+    with on_device(scan.u):
         scan_backward[(batch * blocks,)](
-            u,
-            delta,
-            A.contiguous(),
-            B,
-            C,
-            contiguous(D),
-            z,
-            contiguous(delta_bias),
-            mask_bytes(reset_mask),
+            *launch.inputs,
+            launch.reset_mask,
             tile_states,
             grad_y,
-            contiguous(grad_final_state),
+            dense(grad_final_state),
             grad_u,
             grad_delta,
             A_slots,
@@ -196,55 +131,26 @@ def triton_selective_scan_backward_op(
             grad_z,
             bias_slots,
             grad_initial,
-            length,
-            channels,
-            state,
-            *strides(u),
-            *strides(delta),
-            *strides(B),
-            *strides(C),
-            *strides(z),
+            *launch.sizes,
+            *launch.strides,
             *strides(grad_y),
-            **settings,
+            **launch.settings,
         )
-    sums = (None if slots is None else slots.sum(0) for slots in (A_slots, B_slots, C_slots, D_slots))
-    grad_A, grad_B, grad_C, grad_D = sums
-    grad_bias = None if bias_slots is None else bias_slots.sum(0)
+    slots = (A_slots, B_slots, C_slots, D_slots, bias_slots)
+    grad_A, grad_B, grad_C, grad_D, grad_bias = (None if slot is None else slot.sum(0) for slot in slots)
     grads = (grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_initial)
-    return [grad.to(t.dtype) for t, grad in zip(originals, grads, strict=True) if t is not None and grad is not None]
+    return present_gradients(scan.differentiable, grads)
 
 
-@triton_selective_scan_backward_op.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    initial_state: Tensor | None,
-    reset_mask: Tensor | None,
-    tile_states: Tensor,
-    grad_y: Tensor | None,
-    grad_final_state: Tensor | None,
-) -> list[Tensor]:
-    return fake_gradients(u, delta, A, B, C, D, z, delta_bias, initial_state)
+triton_selective_scan_op = scan_operator("ehrseq::triton_selective_scan", "triton", _forward, _backward, _empty_results)
 
 
-register_scan_autograd(
-    triton_selective_scan_op, triton_selective_scan_backward_op, "ehrseq::triton_selective_scan", "triton"
-)
-
-
-def _run(inputs: Any) -> tuple[Tensor, Tensor]:
-    y, final_state, _ = triton_selective_scan_op(*scan_arguments(inputs))
+def _run(inputs: ScanInputsLike) -> tuple[Tensor, Tensor]:
+    y, final_state, _ = triton_selective_scan_op(*ScanArguments.of(inputs), inputs.needs_grad)
     return y, final_state
 
 
-def _why_not(inputs: Any) -> str | None:
+def _why_not(inputs: ScanInputsLike) -> str | None:
     for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"):
         tensor = getattr(inputs, name)
         if tensor is not None and tensor.dtype not in DTYPES:

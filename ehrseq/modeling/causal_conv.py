@@ -9,21 +9,28 @@ One operator, several interchangeable backends with equal results, gradients inc
 - `naive`: the same sum differentiated by autograd. Only used when it is asked for.
 - `cuda`, `triton`, `cpp`: compiled kernels of `ehrseq.kernels`, where the package is installed.
 
-The environment variable EHRSEQ_BACKEND forces one by name.
+kernel_backends.py has the choice between them.
 
 Glossary: b batch, l length, d channels, k kernel size.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .kernel_backends import (
+    BackendTable,
+    OperatorBackend,
+    any_needs_grad,
+    check_dimensions,
+    check_tensor,
+    compute_dtype_of,
+)
 
 try:  # absent where a checkpoint brings this file along as remote code
     from ehrseq.kernels import conv_backends as _accelerators
@@ -75,7 +82,7 @@ def causal_conv1d(
     """
     _check_inputs(x, weight, bias, initial_state, reset_mask, lengths, activation)
     inputs = ConvInputs(x, weight, bias, initial_state, reset_mask, activation)
-    out = _choose_backend(backend, inputs).run(inputs)
+    out = CONV_BACKENDS.choose(backend, inputs).run(inputs)
     if not return_final_state:
         return out
     kernel = weight.shape[1]
@@ -143,61 +150,17 @@ class ConvInputs:
     @property
     def needs_grad(self) -> bool:
         """Whether autograd will ask for a backward of this call."""
-        tensors = (self.x, self.weight, self.bias, self.initial_state)
-        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        return any_needs_grad(vars(self).values())
 
     @property
     def compute_dtype(self) -> torch.dtype:
         """float64 for float64 inputs, float32 for everything narrower."""
-        return _compute_dtype(self.x)
+        return compute_dtype_of(self.x)
 
 
-@dataclass(frozen=True)
-class ConvBackend:
-    """One implementation of the convolution.
-
-    Attributes:
-        run: `ConvInputs` -> output [batch, length, channels] in the dtype of x. (The final state is a slice of the
-            inputs: `conv_final_state`.)
-        why_not: `ConvInputs` -> None when this backend serves the call and its gradients, else why it does not.
-        automatic: Whether `backend=None` may pick it.
-    """
-
-    run: Callable[[ConvInputs], Tensor]
-    why_not: Callable[[ConvInputs], str | None] = lambda inputs: None
-    automatic: bool = True
-
-
-_BACKENDS: dict[str, ConvBackend] = {}  # fastest first: the order in which `backend=None` tries them
-
-
-def register_conv_backend(name: str, backend: ConvBackend) -> None:
-    """Put a backend in front of the table, so that `backend=None` tries it first; one of the same name is replaced."""
-    others = {key: value for key, value in _BACKENDS.items() if key != name}
-    _BACKENDS.clear()
-    _BACKENDS.update({name: backend, **others})
-
-
-def conv_backends() -> list[str]:
-    """Names of the registered backends, fastest first."""
-    return list(_BACKENDS)
-
-
-def backend_table() -> dict[str, ConvBackend]:
-    """The registered backends by name, fastest first."""
-    return dict(_BACKENDS)
-
-
-def _choose_backend(name: str | None, inputs: ConvInputs) -> ConvBackend:
-    name = name or os.environ.get("EHRSEQ_BACKEND") or None
-    if name is None:
-        return next(entry for entry in _BACKENDS.values() if entry.automatic and entry.why_not(inputs) is None)
-    if name not in _BACKENDS:
-        raise ValueError(f"Unknown conv backend {name!r}: expected one of {conv_backends()}, or None for the fastest.")
-    reason = _BACKENDS[name].why_not(inputs)
-    if reason is not None:
-        raise ValueError(f"Conv backend {name!r} cannot serve this call: {reason}. Use backend=None for one that can.")
-    return _BACKENDS[name]
+# Outputs are [batch, length, channels] in the dtype of x. (The final state is a slice of the inputs:
+# `conv_final_state`.)
+CONV_BACKENDS: BackendTable[ConvInputs, Tensor] = BackendTable("conv")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -242,7 +205,7 @@ class _CausalConv(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError("causal_conv1d has no second derivative: call backward without create_graph=True.")
         x, weight, bias, initial_state, positions = ctx.saved_tensors
-        dtype = _compute_dtype(x)
+        dtype = compute_dtype_of(x)
         kernel, length = weight.shape[1], x.shape[1]
         g = grad.to(dtype)  # [b, l, d], of the sum before the activation
         if ctx.activation == "silu":
@@ -275,15 +238,11 @@ class _CausalConv(torch.autograd.Function):
         )
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, positions: Tensor | None
 ) -> Tensor:
     """The sum before the activation, in the compute dtype, [b, l, d]."""
-    dtype = _compute_dtype(x)
+    dtype = compute_dtype_of(x)
     kernel, length = weight.shape[1], x.shape[1]
     x, w = x.to(dtype), weight.to(dtype)
     out = x * w[:, -1] if bias is None else torch.addcmul(bias.to(dtype), x, w[:, -1])
@@ -313,9 +272,8 @@ def _check_inputs(
     activation: Activation,
 ) -> None:
     """Raise a ValueError that names the argument, what it is, and what it should be."""
-    for name, tensor, layout in (("x", x, "[batch, length, channels]"), ("weight", weight, "[channels, kernel]")):
-        if not isinstance(tensor, Tensor) or not _is_dense(tensor) or tensor.dim() != layout.count(",") + 1:
-            raise ValueError(f"causal_conv1d: {name} is {_describe(tensor)}, expected a tensor {layout}.")
+    check_dimensions("causal_conv1d", "x", x, "[batch, length, channels]")
+    check_dimensions("causal_conv1d", "weight", weight, "[channels, kernel]")
     batch, length, channels = x.shape
     kernel = weight.shape[1]
     if length == 0:
@@ -331,40 +289,15 @@ def _check_inputs(
         "lengths": (lengths, "[batch]", (batch,)),
     }
     for name, (value, layout, shape) in expected.items():
-        if value is None:
-            continue
-        if not isinstance(value, Tensor) or not _is_dense(value) or value.shape != shape:
-            raise ValueError(f"causal_conv1d: {name} is {_describe(value)}, expected {layout} = {list(shape)}.")
-        if value.device != x.device:
-            raise ValueError(f"causal_conv1d: {name} is on {value.device}, x on {x.device}; move both to one device.")
-        if name not in ("reset_mask", "lengths") and not value.is_floating_point():
-            raise ValueError(f"causal_conv1d: {name} is {value.dtype}, expected a floating dtype; use `.float()`.")
-    if reset_mask is not None and reset_mask.dtype != torch.bool:
-        raise ValueError(f"causal_conv1d: reset_mask is {reset_mask.dtype}, expected torch.bool; use `.bool()`.")
-    if lengths is not None:
-        if lengths.is_floating_point() or lengths.dtype == torch.bool:
-            raise ValueError(
-                f"causal_conv1d: lengths is {lengths.dtype}, expected integers as `attention_mask.sum(1)`."
-            )
-        if lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= length:
-            raise ValueError(f"causal_conv1d: lengths is {lengths.tolist()}, expected values from 0 to {length}.")
+        if value is not None:
+            check_tensor("causal_conv1d", name, value, layout, shape, ("x", x))
+    if lengths is not None and lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= length:
+        raise ValueError(f"causal_conv1d: lengths is {lengths.tolist()}, expected values from 0 to {length}.")
     if activation not in ("silu", None):
         raise ValueError(f"causal_conv1d: unknown activation {activation!r}, expected 'silu' or None.")
 
 
-def _is_dense(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and not tensor.is_nested
-
-
-def _describe(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    if not _is_dense(value):
-        return f"a {'nested' if value.is_nested else str(value.layout).removeprefix('torch.')} tensor, not a dense one"
-    return f"a tensor of shape {list(value.shape)}"
-
-
-register_conv_backend("naive", ConvBackend(_run_naive, automatic=False))
-register_conv_backend("torch", ConvBackend(_run_torch))
-for _name, _entry in reversed(list(_accelerators().items())):
-    register_conv_backend(_name, ConvBackend(_entry.run, _entry.why_not, _entry.automatic))
+CONV_BACKENDS.register("naive", OperatorBackend(_run_naive, automatic=False))
+CONV_BACKENDS.register("torch", OperatorBackend(_run_torch))
+for _name, _entry in reversed(_accelerators().items()):
+    CONV_BACKENDS.register(_name, _entry)

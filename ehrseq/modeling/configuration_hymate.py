@@ -7,17 +7,23 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .configuration_mamba_block import MambaBlockConfig, width_as_factors
 from .hub_mixin import EhrConfigMixin
 from .risk_tasks import RiskConfigMixin
 
 
 @strict
-class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
+class HyMaTEConfig(RiskConfigMixin, MambaBlockConfig, EhrConfigMixin, PreTrainedConfig):
     r"""Configuration of `HyMaTEModel` and its heads (arXiv:2509.24118).
 
     The paper states few sizes. Marked below: [P] the paper, [S] STraTS, on which it builds, [T] the authors' sibling
     code, [C] a choice of this package. Keyword-only and strictly typed: a value of the wrong type or out of range
-    raises an error that names the field.
+    raises an error that names the field. The Mamba blocks have the fields of `MambaBlockConfig`.
+
+    The names that all models of transformers have are understood too, a value that contradicts a field is refused:
+    `num_hidden_layers` counts the blocks of both kinds (where one kind is not given, it gets what the other leaves;
+    where neither is, attention has its default), `intermediate_size` is the width inside the blocks of both kinds
+    (`expand` and `feed_forward_expand`), `vocab_size` is `num_variables`.
 
     Args:
         num_variables: Number of variables (V): `variable_ids` are 0 .. V - 1, and forecasts have V values. [S] has 37
@@ -31,12 +37,6 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
         max_position_embeddings: Triplets that the model is meant for. There are no positional embeddings, so nothing in
             the model enforces it: pipelines and `ehrseq predict` cut stays there, and a recipe's `max_length` becomes
             it. [T] 1497 is the longest stay of PhysioNet-2012.
-
-        state_size, conv_kernel, expand, time_step_rank, time_step_min, time_step_max, time_step_floor: Of the Mamba
-            blocks, as in `EhrMambaConfig` (Gu & Dao 2023).
-        use_bias, use_conv_bias, hidden_act, initialization: Of the same blocks.
-        layer_norm_epsilon: Epsilon of all RMS norms.
-        residual_in_fp32: Keep the residual stream in float32 when the weights are in half precision.
 
         embedding_mode: How a triplet becomes a vector: "sum" of the embeddings of variable, value and time [P]; their
             "concat"enation, projected to d; "value" alone, the paper's ablation without triplets; or "binned", where
@@ -80,6 +80,7 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
     """
 
     model_type = "hymate"
+    attribute_map = {"vocab_size": "num_variables"}
     keys_to_ignore_at_inference = [
         "auxiliary_predictions",
         "fusion_attentions",
@@ -98,21 +99,6 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
     num_attention_heads: int = 4
     feed_forward_expand: int = 2
     max_position_embeddings: int = 1497
-
-    # Mamba block (Gu & Dao 2023, arXiv:2312.00752)
-    state_size: int = 16
-    conv_kernel: int = 4
-    expand: int = 2
-    time_step_rank: int | str = "auto"
-    time_step_min: float = 0.001
-    time_step_max: float = 0.1
-    time_step_floor: float = 1e-4
-    use_bias: bool = False
-    use_conv_bias: bool = True
-    hidden_act: Literal["silu"] = "silu"
-    initialization: Literal["paper", "history_first"] = "paper"
-    layer_norm_epsilon: float = 1e-5
-    residual_in_fp32: bool = True
 
     # Triplets (HyMaTE, section 3.2.1), and what stands in their place in the ablations
     embedding_mode: Literal["sum", "concat", "value", "binned"] = "sum"
@@ -144,8 +130,7 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.time_step_rank == "auto":
-            self.time_step_rank = math.ceil(self.hidden_size / 16)
+        self.resolve_time_step_rank()
         self.tasks = [] if self.tasks is None else [dict(task) for task in self.tasks]
         outcomes = self.auxiliary_outcomes or []
         self.auxiliary_outcomes = [{"mean": 0.0, "std": 1.0, **outcome} for outcome in outcomes]
@@ -153,10 +138,32 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.check_number_of_class_weights(self.num_labels)
 
+    @classmethod
+    def from_common_names(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """`num_hidden_layers` gives the number of blocks of either kind, `intermediate_size` their inner width."""
+        fields = width_as_factors(arguments, cls.hidden_size, "expand", "feed_forward_expand")
+        variables = fields.pop("vocab_size", None)
+        if variables is not None and fields.setdefault("num_variables", variables) != variables:
+            raise ValueError(f"vocab_size={variables} contradicts num_variables={fields['num_variables']}: give one.")
+        total = fields.pop("num_hidden_layers", None)
+        if total is None:
+            return fields
+        if not isinstance(total, int):
+            raise ValueError(f"num_hidden_layers={total!r}: expected an integer, the number of blocks of both kinds.")
+        if "num_mamba_layers" not in fields:
+            fields.setdefault("num_attention_layers", cls.num_attention_layers)
+            fields["num_mamba_layers"] = total - fields["num_attention_layers"]
+        fields.setdefault("num_attention_layers", total - fields["num_mamba_layers"])
+        mamba, attention = fields["num_mamba_layers"], fields["num_attention_layers"]
+        if mamba + attention != total or mamba < 0 or attention < 0:
+            raise ValueError(
+                f"num_hidden_layers={total} does not fit num_mamba_layers={mamba} and num_attention_layers="
+                f"{attention}: it is their sum; give the two."
+            )
+        return fields
+
     def _check_values(self) -> None:
         """Raise a ValueError for the first field whose value no model could be built from."""
-        if not isinstance(self.time_step_rank, int):
-            raise ValueError(f"time_step_rank={self.time_step_rank!r}: expected a positive integer or 'auto'.")
         positive = (
             "num_variables hidden_size num_attention_heads feed_forward_expand max_position_embeddings state_size "
             "conv_kernel expand time_step_rank num_bins num_horizons"
@@ -175,11 +182,7 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "additive_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a probability in [0, 1).")
-        if not 0.0 < self.time_step_min <= self.time_step_max:
-            raise ValueError(
-                f"time_step_min={self.time_step_min}, time_step_max={self.time_step_max}: expected "
-                "0 < time_step_min <= time_step_max."
-            )
+        self.check_time_steps()
         if self.embedding_mode == "binned" and (self.value_change_embedding or self.time_gap_embedding):
             raise ValueError(
                 "embedding_mode='binned' has no triplets to which value_change_embedding or time_gap_embedding could "
@@ -201,11 +204,6 @@ class HyMaTEConfig(RiskConfigMixin, EhrConfigMixin, PreTrainedConfig):
                     f"auxiliary_outcomes: got {outcome!r}; expected dicts with a name, and the mean and a positive "
                     "std of its values in training."
                 )
-
-    @property
-    def intermediate_size(self) -> int:
-        """Channels inside a Mamba mixer."""
-        return self.expand * self.hidden_size
 
     @property
     def num_hidden_layers(self) -> int:

@@ -26,7 +26,7 @@ CHANNELS = ("token_type_ids", "times", "ages", "visit_orders", "visit_segments")
 
 
 @dataclass
-class Clock:
+class GenerationClock:
     """Where a history stands after its last token, one value a row [b].
 
     Attributes:
@@ -42,7 +42,7 @@ class Clock:
     visit_segments: Tensor
 
 
-def read_clock(config: EhrMambaConfig, input_ids: Tensor, channels: dict[str, Tensor], real: Tensor) -> Clock:
+def read_clock(config: EhrMambaConfig, input_ids: Tensor, channels: dict[str, Tensor], real: Tensor) -> GenerationClock:
     """The clock at the end of a prompt.
 
     Args:
@@ -65,7 +65,7 @@ def read_clock(config: EhrMambaConfig, input_ids: Tensor, channels: dict[str, Te
         return torch.where(begun, values, torch.zeros_like(values))
 
     days = interval_days(config, input_ids).masked_fill(~real | (positions <= last[:, None]), 0.0).sum(1)
-    return Clock(
+    return GenerationClock(
         times=at_last("times").float() + days / DAYS_PER_WEEK,
         ages=_older(at_last("ages").float(), days),
         visit_orders=at_last("visit_orders"),
@@ -73,7 +73,7 @@ def read_clock(config: EhrMambaConfig, input_ids: Tensor, channels: dict[str, Te
     )
 
 
-def advance(config: EhrMambaConfig, clock: Clock, generated: Tensor) -> dict[str, Tensor]:
+def advance(config: EhrMambaConfig, clock: GenerationClock, generated: Tensor) -> dict[str, Tensor]:
     """Channels of the tokens generated after a prompt.
 
     Args:
@@ -239,4 +239,4 @@ class EhrMambaGenerationMixin(GenerationMixin):
         return model_kwargs
 
 
-__all__ = ["CHANNELS", "Clock", "EhrMambaGenerationMixin", "advance", "freeze", "read_clock"]
+__all__ = ["CHANNELS", "EhrMambaGenerationMixin", "GenerationClock", "advance", "freeze", "read_clock"]

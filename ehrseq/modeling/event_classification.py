@@ -1,11 +1,9 @@
-"""What classifiers of a patient's events share: which tokens are real, which one is read, the head, the loss.
+"""What classifiers of a patient's events are made of: which tokens are real, which one is read, and the head.
 
 Glossary: b batch, l length (tokens), d hidden_size, S packed sequences of a row.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +11,7 @@ from torch import Tensor, nn
 
 from .configuration_ehr_events import EhrEventConfig
 from .ehr_embeddings import last_positions_of_segments, last_real_positions
-
-IGNORED_LABEL = -100  # transformers' own convention
+from .risk_tasks import IGNORED_LABEL
 
 
 class EventClassificationHead(nn.Module):
@@ -29,33 +26,6 @@ class EventClassificationHead(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         """[..., d] -> [..., num_labels]."""
         return self.out_proj(self.dropout(F.silu(self.dense(self.dropout(pooled)))))
-
-
-class EventClassifierMixin:
-    """Base of classifiers of events: the loss of their logits."""
-
-    if TYPE_CHECKING:
-        config: Any
-        num_labels: int
-        loss_function: Any
-
-    def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Weighted cross-entropy over the classes, or transformers' loss of another `config.problem_type`."""
-        classes = not labels.is_floating_point() and self.num_labels > 1
-        if self.config.problem_type not in (None, "single_label_classification") or not classes:
-            return self.loss_function(labels=labels, logits=logits, pooled_logits=logits, config=self.config)
-        if labels.shape != logits.shape[:-1]:
-            raise ValueError(
-                f"labels have shape {list(labels.shape)}, expected one label for each of the "
-                f"{list(logits.shape[:-1])} rows (packed: [batch, sequences])."
-            )
-        weights = self.config.class_weights
-        return F.cross_entropy(
-            logits.reshape(-1, self.num_labels),
-            labels.reshape(-1).long(),
-            weight=None if weights is None else logits.new_tensor(weights),
-            ignore_index=IGNORED_LABEL,
-        )
 
 
 def real_tokens(attention_mask: Tensor | None, segment_ids: Tensor | None) -> Tensor | None:
@@ -123,9 +93,7 @@ def gather_tokens(states: Tensor, positions: Tensor) -> Tensor:
 
 
 __all__ = [
-    "IGNORED_LABEL",
     "EventClassificationHead",
-    "EventClassifierMixin",
     "gather_tokens",
     "pool_first_tokens",
     "pool_last_tokens",

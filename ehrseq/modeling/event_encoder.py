@@ -1,9 +1,12 @@
-"""What the baselines on EhrMamba's embedding layer share: inputs, initialisation, and the prompted classifier.
+"""What all models over a patient's events share: inputs, initialisation, and the heads.
 
-A baseline is a configuration (an `EhrEventConfig`) and the layers of an encoder; the table of the paper (EhrMamba,
-arXiv:2405.14567) compares them on equal embeddings. Glossary: b batch, l length (tokens), d hidden_size, S packed
-sequences of a row, n sequences of the batch (rows, or packed ones), m tokens of the longest. The input channels are
-those of `EhrTokenizer`, all [b, l]: see ehr_embeddings.py.
+A model of the table of the paper (EhrMamba, arXiv:2405.14567) is a configuration (an `EhrEventConfig`) and the layers
+of an encoder, compared on equal embeddings. EhrMamba's own encoder (modeling_ehrmamba.py) reads padded and packed rows
+as they are and adds a state to all outputs; the baselines' layers see one sequence at a time (`EventEncoderModel`).
+
+Glossary: b batch, l length (tokens), d hidden_size, S packed sequences of a row, n sequences of the batch (rows, or
+packed ones), m tokens of the longest. The input channels are those of `EhrTokenizer`, all [b, l]: see
+ehr_embeddings.py.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,15 +24,9 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_ehr_events import EhrEventConfig
 from .ehr_embeddings import EhrEmbeddings, TimeEmbedding, check_channels, segment_starts, time_differences
-from .event_classification import (
-    IGNORED_LABEL,
-    EventClassificationHead,
-    EventClassifierMixin,
-    pool_last_tokens,
-    real_tokens,
-)
+from .event_classification import EventClassificationHead, gather_tokens, pool_last_tokens, real_tokens
 from .hub_mixin import EhrHubMixin
-from .risk_tasks import RiskScoresMixin
+from .risk_tasks import IGNORED_LABEL, RiskScoresMixin
 
 
 @dataclass
@@ -101,46 +97,78 @@ class EventPreTrainedModel(EhrHubMixin, PreTrainedModel):
             init.xavier_uniform_(module.phi)
 
 
-def embed_events(
-    embeddings: EhrEmbeddings,
-    config: EhrEventConfig,
-    input_ids: Tensor | None,
-    inputs_embeds: Tensor | None,
-    attention_mask: Tensor | None,
-    segment_ids: Tensor | None,
-    **channels: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Check the channels of a batch and embed them.
+@dataclass
+class EventInputs:
+    """The checked inputs of a batch.
 
-    Args:
-        embeddings: The embedding layer.
-        config: Its configuration.
-        input_ids: Token ids, [b, l], or None with `inputs_embeds`, concept embeddings [b, l, d].
-        inputs_embeds: See there.
-        attention_mask: 1 at real tokens, [b, l]; None: no padding.
-        segment_ids: Packed sequences, [b, l]; None: one a row.
-        channels: token_type_ids, times, ages, visit_orders, visit_segments, [b, l] each; None means 0 everywhere.
-
-    Returns:
-        Embeddings [b, l, d], and which tokens are real, bool [b, l].
-
-    Raises:
-        ValueError: As `check_channels`; both or none of `input_ids` and `inputs_embeds`.
+    Attributes:
+        concepts: Concept embeddings, [b, l, d].
+        channels: token_type_ids, times, ages, visit_orders, visit_segments, [b, l] each.
+        real: bool [b, l], False at padding; None where there is none.
+        starts: bool [b, l], True at the first token of each packed sequence; None without packing.
     """
-    given = input_ids if input_ids is not None else inputs_embeds
-    if given is None or (input_ids is not None and inputs_embeds is not None):
-        raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-    shape = (given.shape[0], given.shape[1] if given.dim() > 1 else 0)
-    masks = {"attention_mask": attention_mask, "segment_ids": segment_ids}
-    check_channels(config, shape, input_ids=input_ids, **masks, **channels)
-    nothing = torch.zeros(shape, dtype=torch.int64, device=given.device)
-    values = {name: nothing if channel is None else channel for name, channel in channels.items()}
-    concepts = embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-    real = real_tokens(attention_mask, segment_ids)
-    starts = None if segment_ids is None else segment_starts(segment_ids)
-    differences = time_differences(values.pop("times"), real, starts)
-    hidden_states = embeddings(concepts, differences, **values)
-    return hidden_states, torch.ones_like(nothing, dtype=torch.bool) if real is None else real
+
+    concepts: Tensor
+    channels: dict[str, Tensor]
+    real: Tensor | None
+    starts: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        embeddings: EhrEmbeddings,
+        config: EhrEventConfig,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        times: Tensor | None,
+        ages: Tensor | None,
+        visit_orders: Tensor | None,
+        visit_segments: Tensor | None,
+        segment_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> EventInputs:
+        """Check the first arguments of a `forward`, which has them in this order and says what they are.
+
+        Args:
+            embeddings: The embedding layer.
+            config: Its configuration.
+
+        Raises:
+            ValueError: As `check_channels`; both or none of `input_ids` and `inputs_embeds`.
+        """
+        tokens = input_ids if input_ids is not None else inputs_embeds
+        if tokens is None or (input_ids is not None and inputs_embeds is not None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        shape = (tokens.shape[0], tokens.shape[1] if tokens.dim() > 1 else 0)
+        masks = {"attention_mask": attention_mask, "segment_ids": segment_ids}
+        channels = {
+            "token_type_ids": token_type_ids,
+            "times": times,
+            "ages": ages,
+            "visit_orders": visit_orders,
+            "visit_segments": visit_segments,
+        }
+        check_channels(config, shape, input_ids=input_ids, **masks, **channels)
+        nothing = torch.zeros(shape, dtype=torch.int64, device=tokens.device)
+        return cls(
+            embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds,
+            {name: nothing if channel is None else channel for name, channel in channels.items()},
+            real_tokens(attention_mask, segment_ids),
+            None if segment_ids is None else segment_starts(segment_ids),
+        )
+
+    def ordered(self, order: Tensor) -> EventInputs:
+        """The same tokens with those at positions `order` [b, l] in this order; rows must not be packed."""
+        channels = {name: channel.gather(1, order) for name, channel in self.channels.items()}
+        real = None if self.real is None else self.real.gather(1, order)
+        return EventInputs(gather_tokens(self.concepts, order), channels, real, self.starts)
+
+    def embed(self, embeddings: EhrEmbeddings, last_times: Tensor | None = None) -> Tensor:
+        """Embeddings [b, l, d] of tokens that follow others, the last of them at `last_times` [b]."""
+        others = {name: channel for name, channel in self.channels.items() if name != "times"}
+        differences = time_differences(self.channels["times"], self.real, self.starts, last_times)
+        return embeddings(self.concepts, differences, **others)
 
 
 @dataclass
@@ -183,15 +211,16 @@ class EventSequences:
         return out.masked_scatter(self.real[..., None], tokens[self.sequence, self.place])
 
 
-class EventEncoderModel(ABC, EventPreTrainedModel):
-    """The EHR embedding layer, and layers that see one sequence at a time.
-
-    Subclasses make their layers in `__init__`, after `self.embeddings`, and run them in `encode`.
-    """
+class EventModel(EventPreTrainedModel):
+    """The EHR embedding layer, under whatever layers a subclass makes after it."""
 
     def __init__(self, config: EhrEventConfig):
         super().__init__(config)
         self.embeddings = EhrEmbeddings(config)
+
+
+class EventEncoderModel(ABC, EventModel):
+    """A model whose layers see one sequence at a time; subclasses run them in `encode`."""
 
     @abstractmethod
     def encode(
@@ -248,34 +277,26 @@ class EventEncoderModel(ABC, EventPreTrainedModel):
         if output_attentions is None:
             output_attentions = bool(self.config.output_attentions)
         # 1. Embeddings.
-        hidden_states, real = embed_events(
-            self.embeddings,
-            self.config,
-            input_ids,
-            inputs_embeds,
-            attention_mask,
-            segment_ids,
-            token_type_ids=token_type_ids,
-            times=times,
-            ages=ages,
-            visit_orders=visit_orders,
-            visit_segments=visit_segments,
-        )
+        tokens = (input_ids, attention_mask, token_type_ids, times, ages)
+        visits = (visit_orders, visit_segments, segment_ids, inputs_embeds)
+        inputs = EventInputs.of(self.embeddings, self.config, *tokens, *visits)
+        hidden_states = inputs.embed(self.embeddings)
+        real = hidden_states.new_ones(hidden_states.shape[:2], dtype=torch.bool) if inputs.real is None else inputs.real
         if not bool(real.any()):
             raise ValueError("All rows hold padding only (attention_mask is 0): there is nothing to read.")
         all_hidden_states, attentions = [hidden_states], []
 
         # 2. Each sequence in a row of its own through the layers, and back to where it stood.
         sequences = EventSequences.of(real, segment_ids)
-        tokens = sequences.take(hidden_states)
-        for encoded, weights in self.encode(tokens, sequences.lengths, output_attentions):
-            tokens = encoded
+        encoded = sequences.take(hidden_states)
+        for layer_output, weights in self.encode(encoded, sequences.lengths, output_attentions):
+            encoded = layer_output
             if output_hidden_states:
-                all_hidden_states.append(sequences.restore(tokens))
+                all_hidden_states.append(sequences.restore(encoded))
             if weights is not None:
                 attentions.append(weights)
         return EventEncoderOutput(
-            last_hidden_state=sequences.restore(tokens),
+            last_hidden_state=sequences.restore(encoded),
             hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if attentions else None,
         )
@@ -338,20 +359,9 @@ class EventForMaskedLM(EventPreTrainedModel):
         Args:
             labels: The tokens that were masked, int64 [b, l], -100 elsewhere. A batch without any has loss 0.
         """
-        encoder: Any = self.model
-        outputs = encoder(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            times=times,
-            ages=ages,
-            visit_orders=visit_orders,
-            visit_segments=visit_segments,
-            segment_ids=segment_ids,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
+        tokens = (input_ids, attention_mask, token_type_ids, times, ages)
+        visits = (visit_orders, visit_segments, segment_ids, inputs_embeds)
+        outputs = self.model(*tokens, *visits, output_hidden_states, output_attentions)
         logits = self.head(outputs.last_hidden_state)
         loss = None
         if labels is not None:
@@ -367,7 +377,7 @@ class EventForMaskedLM(EventPreTrainedModel):
         )
 
 
-class EventForSequenceClassification(EventClassifierMixin, RiskScoresMixin, EventPreTrainedModel):
+class EventForSequenceClassification(RiskScoresMixin, EventPreTrainedModel):
     """One head for prompted tasks on any encoder; class 1 is the task's positive outcome.
 
     Subclasses make `self.model`, and may read another token than the last one (`pool`).
@@ -387,6 +397,39 @@ class EventForSequenceClassification(EventClassifierMixin, RiskScoresMixin, Even
     ) -> Tensor:
         """What the head reads, [b, d] or [b, S, d]: the hidden state of the last real token, the task token."""
         return pool_last_tokens(hidden_states, attention_mask, segment_ids, labels)
+
+    def classify(
+        self,
+        hidden_states: Tensor,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        segment_ids: Tensor | None,
+        labels: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor]:
+        """(loss where there are labels, logits in float32) from what the encoder made of these inputs, [b, l, d]."""
+        if input_ids is not None:
+            mask = attention_mask if segment_ids is None else segment_ids.clamp(max=1)
+            self.warn_if_padding_and_no_attention_mask(input_ids, mask)
+        logits = self.classifier(self.pool(hidden_states, attention_mask, segment_ids, labels)).float()
+        return None if labels is None else self.classification_loss(logits, labels), logits
+
+    def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Weighted cross-entropy over the classes, or transformers' loss of another `config.problem_type`."""
+        classes = not labels.is_floating_point() and self.num_labels > 1
+        if self.config.problem_type not in (None, "single_label_classification") or not classes:
+            return self.loss_function(labels=labels, logits=logits, pooled_logits=logits, config=self.config)
+        if labels.shape != logits.shape[:-1]:
+            raise ValueError(
+                f"labels have shape {list(labels.shape)}, expected one label for each of the "
+                f"{list(logits.shape[:-1])} rows (packed: [batch, sequences])."
+            )
+        weights = self.config.class_weights
+        return F.cross_entropy(
+            logits.reshape(-1, self.num_labels),
+            labels.reshape(-1).long(),
+            weight=None if weights is None else logits.new_tensor(weights),
+            ignore_index=IGNORED_LABEL,
+        )
 
     @can_return_tuple
     def forward(
@@ -413,32 +456,11 @@ class EventForSequenceClassification(EventClassifierMixin, RiskScoresMixin, Even
             task_ids: Index of each row's task in `config.tasks`, [b]. Unused: it is here so that Trainer keeps the
                 column for metrics per task (`label_names=["labels", "task_ids"]`).
         """
-        if input_ids is not None:
-            self.warn_if_padding_and_no_attention_mask(
-                input_ids, attention_mask if segment_ids is None else segment_ids.clamp(max=1)
-            )
-        encoder: Any = self.model
-        outputs = encoder(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            times=times,
-            ages=ages,
-            visit_orders=visit_orders,
-            visit_segments=visit_segments,
-            segment_ids=segment_ids,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
-        pooled = self.pool(outputs.last_hidden_state, attention_mask, segment_ids, labels)
-        logits = self.classifier(pooled).float()
-        return EventSequenceClassifierOutput(
-            loss=None if labels is None else self.classification_loss(logits, labels),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        tokens = (input_ids, attention_mask, token_type_ids, times, ages)
+        visits = (visit_orders, visit_segments, segment_ids, inputs_embeds)
+        outputs = self.model(*tokens, *visits, output_hidden_states, output_attentions)
+        loss, logits = self.classify(outputs.last_hidden_state, input_ids, attention_mask, segment_ids, labels)
+        return EventSequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
 __all__ = [
@@ -446,9 +468,10 @@ __all__ = [
     "EventEncoderOutput",
     "EventForMaskedLM",
     "EventForSequenceClassification",
+    "EventInputs",
     "EventMaskedLMOutput",
+    "EventModel",
     "EventPreTrainedModel",
     "EventSequenceClassifierOutput",
     "EventSequences",
-    "embed_events",
 ]

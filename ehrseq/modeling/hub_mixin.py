@@ -15,6 +15,7 @@ mixins keep that promise:
 
 import os
 import shutil
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -50,6 +51,25 @@ class EhrConfigMixin(_ConfigBase):
     """First base of every configuration class of the package; see the module's text for why."""
 
     _auto_class: ClassVar[str | None] = "AutoConfig"  # so that what saves it carries its code
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)  # makes the dataclass and its `__init__`
+        initialise = cls.__init__
+
+        @wraps(initialise)
+        def __init__(self: Any, *positional: Any, **arguments: Any) -> None:  # noqa: N807
+            initialise(self, *positional, **cls.from_common_names(arguments))
+
+        cls.__init__ = __init__  # type: ignore[method-assign]
+
+    @classmethod
+    def from_common_names(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A config's arguments with names that all models of transformers have replaced by the fields they stand for.
+
+        Raises:
+            ValueError: A value that contradicts such a field.
+        """
+        return arguments
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

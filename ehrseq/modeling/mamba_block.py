@@ -17,7 +17,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .causal_conv import causal_conv1d
-from .configuration_ehrmamba import EhrMambaConfig
+from .configuration_mamba_block import MambaBlockConfig
 from .fast_linear import FastLinear, fast_linear, halves
 from .fast_norm import rms_norm
 from .selective_scan import selective_scan
@@ -82,7 +82,7 @@ class StepSizeProjection(FastLinear):
 class EhrMambaMixer(nn.Module):
     """Mamba's selective state-space mixer."""
 
-    def __init__(self, config: EhrMambaConfig):
+    def __init__(self, config: MambaBlockConfig):
         super().__init__()
         self.config = config
         d, e, n, r = config.hidden_size, config.intermediate_size, config.state_size, int(config.time_step_rank)
@@ -196,7 +196,7 @@ class EhrMambaMixer(nn.Module):
 class EhrMambaBlock(GradientCheckpointingLayer):
     """Pre-norm residual block."""
 
-    def __init__(self, config: EhrMambaConfig):
+    def __init__(self, config: MambaBlockConfig):
         super().__init__()
         self.residual_in_fp32 = config.residual_in_fp32
         self.norm = EhrMambaRMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)

@@ -13,35 +13,19 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_ehrmamba import EhrMambaConfig
-from .ehr_embeddings import (
-    EhrEmbeddings,
-    TimeEmbedding,
-    check_channels,
-    last_real_positions,
-    segment_starts,
-    time_differences,
-)
+from .ehr_embeddings import EhrEmbeddings, last_real_positions, segment_starts
 from .ehrmamba_cache import EhrMambaCache
 from .ehrmamba_generation import EhrMambaGenerationMixin
-from .event_classification import (
-    IGNORED_LABEL,
-    EventClassificationHead,
-    EventClassifierMixin,
-    gather_tokens,
-    pool_last_tokens,
-    real_tokens,
-)
+from .event_classification import gather_tokens, real_tokens
+from .event_encoder import EventForSequenceClassification, EventInputs, EventModel, EventPreTrainedModel
 from .fast_linear import FastLinear
 from .fast_step import step_blocks
-from .hub_mixin import EhrHubMixin
 from .mamba_block import EhrMambaBlock, EhrMambaMixer, EhrMambaRMSNorm
-from .risk_tasks import RiskScoresMixin
+from .risk_tasks import IGNORED_LABEL
 
 
 @dataclass
@@ -94,12 +78,11 @@ class EhrMambaSequenceClassifierOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
-class EhrMambaPreTrainedModel(EhrHubMixin, PreTrainedModel):
+class EhrMambaPreTrainedModel(EventPreTrainedModel):
     """Weights, initialisation and what the Trainer and the Hub ask of every EhrMamba class."""
 
     config: EhrMambaConfig
     config_class = EhrMambaConfig
-    base_model_prefix = "model"
     auto_classes = {
         "AutoModel": "EhrMambaModel",
         "AutoModelForCausalLM": "EhrMambaForCausalLM",
@@ -108,36 +91,30 @@ class EhrMambaPreTrainedModel(EhrHubMixin, PreTrainedModel):
     }
     supports_gradient_checkpointing = True
     _no_split_modules = ["EhrMambaBlock"]
-    _input_embed_layer = "word_embeddings"
     _is_stateful = True  # the state cannot be rolled back: no assisted decoding
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """The paper's initialisation, or `config.initialization`.
 
-        Embeddings and heads N(0, initializer_range) with zero biases and a zero [PAD] concept, norms at 1 and 0 (all
-        by the base class), Xavier-uniform time embeddings, the mixer as in `EhrMambaMixer.reset_parameters`. A module
-        comes after its parts, so the mixer has the last word on its projections.
+        Embeddings, heads and norms as in all models of events, the mixer as in `EhrMambaMixer.reset_parameters`. A
+        module comes after its parts, so the mixer has the last word on its projections.
         """
         super()._init_weights(module)
-        if isinstance(module, TimeEmbedding):
-            init.xavier_uniform_(module.w)
-            init.xavier_uniform_(module.phi)
-        elif isinstance(module, EhrMambaMixer):
+        if isinstance(module, EhrMambaMixer):
             module.reset_parameters()
         elif self.config.initialization == "history_first":
             embeddings = cast(EhrEmbeddings, self.base_model.embeddings)
             embeddings.let_history_speak(module, self.config.initializer_range)
 
 
-class EhrMambaModel(EhrMambaPreTrainedModel):
+class EhrMambaModel(EhrMambaPreTrainedModel, EventModel):
     """The EHR embedding layer, the Mamba blocks and a final norm."""
 
     _auto_class = "AutoModel"  # so that what saves it carries its code
 
     def __init__(self, config: EhrMambaConfig):
         super().__init__(config)
-        self.embeddings = EhrEmbeddings(config)
         self.layers = nn.ModuleList(EhrMambaBlock(config) for _ in range(config.num_hidden_layers))
         self.norm_f = EhrMambaRMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
@@ -192,21 +169,13 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
             use_cache = False  # the recomputation would advance the state a second time
 
         # 1. Inputs: what is padding, where packed sequences start.
-        given = input_ids if input_ids is not None else inputs_embeds
-        if given is None or (input_ids is not None and inputs_embeds is not None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        batch, length = given.shape[0], given.shape[1] if given.dim() > 1 else 0
         if attention_mask is not None and cache_params is not None:
-            attention_mask = attention_mask[:, -length:]
-        channels = {
-            "times": times,
-            "ages": ages,
-            "token_type_ids": token_type_ids,
-            "visit_orders": visit_orders,
-            "visit_segments": visit_segments,
-        }
-        masks = {"attention_mask": attention_mask, "segment_ids": segment_ids}
-        check_channels(self.config, (batch, length), input_ids=input_ids, **masks, **channels)
+            shown = input_ids if input_ids is not None else inputs_embeds
+            attention_mask = attention_mask if shown is None else attention_mask[:, -shown.shape[1] :]
+        tokens = (input_ids, attention_mask, token_type_ids, times, ages)
+        visits = (visit_orders, visit_segments, segment_ids, inputs_embeds)
+        inputs = EventInputs.of(self.embeddings, self.config, *tokens, *visits)
+        batch, length = inputs.concepts.shape[:2]
         if cache_params is not None:
             cache_params.check_fits(self.config)
         if cache_params is not None and cache_params.batch_size != batch:
@@ -215,30 +184,16 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
             raise ValueError(
                 "Packed rows (segment_ids) have no single state: give no cache_params, and use_cache=False."
             )
-        nothing = torch.zeros(batch, length, dtype=torch.int64, device=given.device)
-        values = {name: nothing if channel is None else channel for name, channel in channels.items()}
-        concepts = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        real = real_tokens(attention_mask, segment_ids)
-        starts = None if segment_ids is None else segment_starts(segment_ids)
 
         # 2. A continued row must follow its past without a gap: real tokens move to the front, outputs back at the end.
         order = None
-        if real is not None and cache_params is not None and cache_params.seen_tokens > 0:
-            order = torch.argsort(~real, dim=1, stable=True)
-            values = {name: value.gather(1, order) for name, value in values.items()}
-            concepts, real = gather_tokens(concepts, order), real.gather(1, order)
+        if inputs.real is not None and cache_params is not None and cache_params.seen_tokens > 0:
+            order = torch.argsort(~inputs.real, dim=1, stable=True)
+            inputs = inputs.ordered(order)
+        real, starts = inputs.real, inputs.starts
 
         # 3. Embeddings.
-        last_times = None if cache_params is None else cache_params.last_times
-        differences = time_differences(values["times"], real, starts, last_times)
-        hidden_states = self.embeddings(
-            concepts,
-            differences,
-            values["ages"],
-            values["token_type_ids"],
-            values["visit_orders"],
-            values["visit_segments"],
-        )
+        hidden_states = inputs.embed(self.embeddings, None if cache_params is None else cache_params.last_times)
         all_hidden_states = [hidden_states] if output_hidden_states else []
 
         # 4. Blocks: all at once where that is possible, a single token that continues a state.
@@ -262,8 +217,9 @@ class EhrMambaModel(EhrMambaPreTrainedModel):
         # 5. State after each row's last real token.
         if use_cache:
             if cache_params is None:
-                cache_params = EhrMambaCache(self.config, batch, dtype=concepts.dtype, device=given.device)
-            newest = _last_times(values["times"], lengths, cache_params)
+                concepts = inputs.concepts
+                cache_params = EhrMambaCache(self.config, batch, dtype=concepts.dtype, device=concepts.device)
+            newest = _last_times(inputs.channels["times"], lengths, cache_params)
             if stepped is None:
                 conv_states, ssm_states = (torch.stack(states) for states in zip(*new_states, strict=True))
                 cache_params.update(conv_states, ssm_states, newest, length)
@@ -321,20 +277,9 @@ class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaGenerationMixin):
             loss_kwargs: Passed on to the loss, such as Trainer's `num_items_in_batch`, by which gradient accumulation
                 over rows of different length stays exact.
         """
-        outputs = self.model(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            times=times,
-            ages=ages,
-            visit_orders=visit_orders,
-            visit_segments=visit_segments,
-            segment_ids=segment_ids,
-            inputs_embeds=inputs_embeds,
-            cache_params=cache_params,
-            use_cache=use_cache,
-            output_hidden_states=output_hidden_states,
-        )
+        tokens = (input_ids, attention_mask, token_type_ids, times, ages)
+        visits = (visit_orders, visit_segments, segment_ids, inputs_embeds)
+        outputs = self.model(*tokens, *visits, cache_params, use_cache, output_hidden_states)
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
         logits = self.lm_head(hidden_states).float()
 
@@ -352,7 +297,7 @@ class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaGenerationMixin):
         )
 
 
-class EhrMambaForSequenceClassification(EventClassifierMixin, RiskScoresMixin, EhrMambaPreTrainedModel):
+class EhrMambaForSequenceClassification(EhrMambaPreTrainedModel, EventForSequenceClassification):
     """One head for every prompted task (MPF): it reads the hidden state of the last real token, the task token.
 
     Class 1 is the task's positive outcome. Use `risk_scores` to turn logits into probabilities.
@@ -360,16 +305,8 @@ class EhrMambaForSequenceClassification(EventClassifierMixin, RiskScoresMixin, E
 
     _auto_class = "AutoModelForSequenceClassification"  # so that what saves it carries its code
 
-    # `forward` of the causal model takes loss kwargs, this one does not: Trainer must divide by the accumulation steps
-    # itself.
-    accepts_loss_kwargs = False
-
     def __init__(self, config: EhrMambaConfig):
-        super().__init__(config)
-        self.num_labels = int(config.num_labels or 2)
-        self.model = EhrMambaModel(config)
-        self.classifier = EventClassificationHead(config, self.num_labels)
-        self.post_init()
+        EventForSequenceClassification.__init__(self, config, EhrMambaModel(config))
 
     @can_return_tuple
     def forward(
@@ -399,32 +336,11 @@ class EhrMambaForSequenceClassification(EventClassifierMixin, RiskScoresMixin, E
                 column for metrics per task (`label_names=["labels", "task_ids"]`).
             use_cache: Return the state; default False.
         """
-        if input_ids is not None:
-            self.warn_if_padding_and_no_attention_mask(
-                input_ids, attention_mask if segment_ids is None else segment_ids.clamp(max=1)
-            )
-        outputs = self.model(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            times=times,
-            ages=ages,
-            visit_orders=visit_orders,
-            visit_segments=visit_segments,
-            segment_ids=segment_ids,
-            inputs_embeds=inputs_embeds,
-            cache_params=cache_params,
-            use_cache=bool(use_cache),
-            output_hidden_states=output_hidden_states,
-        )
-        pooled = pool_last_tokens(outputs.last_hidden_state, attention_mask, segment_ids, labels)
-        logits = self.classifier(pooled).float()
-        return EhrMambaSequenceClassifierOutput(
-            loss=None if labels is None else self.classification_loss(logits, labels),
-            logits=logits,
-            cache_params=outputs.cache_params,
-            hidden_states=outputs.hidden_states,
-        )
+        tokens = (input_ids, attention_mask, token_type_ids, times, ages)
+        visits = (visit_orders, visit_segments, segment_ids, inputs_embeds)
+        outputs = self.model(*tokens, *visits, cache_params, bool(use_cache), output_hidden_states)
+        loss, logits = self.classify(outputs.last_hidden_state, input_ids, attention_mask, segment_ids, labels)
+        return EhrMambaSequenceClassifierOutput(loss, logits, outputs.cache_params, outputs.hidden_states)
 
 
 def _last_times(times: Tensor, lengths: Tensor | None, cache: EhrMambaCache) -> Tensor:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -39,9 +39,7 @@ from .hymate_inputs import check_inputs, check_labels, check_rows, num_segments_
 from .hymate_layout import TripletLayout, joined_layout, layout_as_given, owners
 from .hymate_summaries import AdditiveHead, ForecastHead, SummaryEmbedding, summarise_variables
 from .mamba_block import EhrMambaMixer, EhrMambaRMSNorm, at_least_float32
-from .risk_tasks import RiskScoresMixin
-
-IGNORED_LABEL = -100  # transformers' own convention
+from .risk_tasks import IGNORED_LABEL, RiskScoresMixin
 
 
 @dataclass
@@ -113,7 +111,7 @@ class HyMaTEMambaBlock(GradientCheckpointingLayer):
         super().__init__()
         self.residual_in_fp32 = config.residual_in_fp32
         self.norm = EhrMambaRMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.mixer = EhrMambaMixer(cast(Any, config))  # the fields of a mixer have the same names in both configs
+        self.mixer = EhrMambaMixer(config)
         self.dropout = FastDropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor, layout: TripletLayout) -> Tensor:
@@ -349,18 +347,10 @@ class HyMaTEForPreTraining(HyMaTEPreTrainedModel):
                 after b for packed rows.
             label_mask: 1 where there is a target, shape of `labels`; None: at every label that is not NaN.
         """
-        outputs = self.model(
-            variable_ids,
-            times=times,
-            values=values,
-            attention_mask=attention_mask,
-            static_values=static_values,
-            segment_ids=segment_ids,
-            num_segments=None if labels is None or segment_ids is None else labels.shape[1],
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            output_fusion_attentions=output_fusion_attentions,
-        )
+        stays = (variable_ids, times, values, attention_mask, static_values, segment_ids)
+        num_segments = None if labels is None or segment_ids is None else labels.shape[1]
+        wanted = (output_hidden_states, output_attentions, output_fusion_attentions)
+        outputs = self.model(*stays, num_segments, *wanted)
         flat = self.forecast_head(self.dropout(outputs.pooler_output), outputs.last_values).float()  # [..., H V]
         horizons = (self.config.num_horizons, self.config.num_variables)
         return HyMaTEForecastOutput(
@@ -424,18 +414,10 @@ class HyMaTEForSequenceClassification(RiskScoresMixin, HyMaTEPreTrainedModel):
             auxiliary_targets: The auxiliary outcomes in their own units, [b, A] or [b, S, A], NaN where unknown. (No
                 "label" in the name, lest Trainer wait for it before it evaluates.)
         """
-        outputs = self.model(
-            variable_ids,
-            times=times,
-            values=values,
-            attention_mask=attention_mask,
-            static_values=static_values,
-            segment_ids=segment_ids,
-            num_segments=None if labels is None or segment_ids is None else labels.shape[1],
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            output_fusion_attentions=output_fusion_attentions,
-        )
+        stays = (variable_ids, times, values, attention_mask, static_values, segment_ids)
+        num_segments = None if labels is None or segment_ids is None else labels.shape[1]
+        wanted = (output_hidden_states, output_attentions, output_fusion_attentions)
+        outputs = self.model(*stays, num_segments, *wanted)
         pooled = self.dropout(outputs.pooler_output)
         read = pooled if self.forecast_head is None else self.forecast_head(pooled, outputs.last_values)
         logits = self.classifier(read).float()

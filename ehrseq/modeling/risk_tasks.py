@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+IGNORED_LABEL = -100  # transformers' own convention
+
 
 class RiskConfigMixin:
     """Base of configurations with the fields `tasks`, `class_weights` and `num_labels`."""
@@ -59,7 +61,7 @@ class RiskScoresMixin:
     """Base of classifiers whose class 1 is the positive outcome and whose config is a `RiskConfigMixin`."""
 
     if TYPE_CHECKING:
-        config: Any
+        config: RiskConfigMixin
 
     def risk_scores(self, logits: Tensor, task_ids: Tensor | None = None) -> Tensor:
         """P(positive) of each row: the one place where training's shift of the log-odds is taken back.
@@ -98,4 +100,4 @@ class RiskScoresMixin:
         return torch.sigmoid(log_odds - table[task_ids.clamp(min=0, max=len(shifts) - 1)])
 
 
-__all__ = ["RiskConfigMixin", "RiskScoresMixin"]
+__all__ = ["IGNORED_LABEL", "RiskConfigMixin", "RiskScoresMixin"]

@@ -11,7 +11,7 @@ gradients included:
 - `naive`: the formula above as a loop over the steps, differentiated by autograd. Only used when it is asked for.
 - `cuda`, `triton`, `cpp`: compiled kernels of `ehrseq.kernels`, where the package is installed.
 
-The environment variable EHRSEQ_BACKEND forces one by name.
+kernel_backends.py has the choice between them.
 
 Glossary: b batch, l length (steps), d channels, n state size, c steps of a tile. Inside a tile the layout is
 [c, b, n, d]: a step is one contiguous block, and the innermost loop of every operation runs over the channels.
@@ -20,16 +20,24 @@ Glossary: b batch, l length (steps), d channels, n state size, c steps of a tile
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils import logging
+
+from .kernel_backends import (
+    BackendTable,
+    OperatorBackend,
+    any_needs_grad,
+    check_dimensions,
+    check_tensor,
+    compute_dtype_of,
+)
 
 try:  # absent where a checkpoint brings this file along as remote code
     from ehrseq.kernels import scan_backends as _accelerators
@@ -96,32 +104,12 @@ def selective_scan(
     """
     inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset_mask)
     _check_inputs(inputs)
-    y, final_state = _choose_backend(backend, inputs).run(inputs)
+    y, final_state = SCAN_BACKENDS.choose(backend, inputs).run(inputs)
     return (y, final_state) if return_final_state else y
 
 
-def selective_scan_naive(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    initial_state: Tensor | None = None,
-    reset_mask: Tensor | None = None,
-    return_final_state: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The scan as written on paper, a step at a time, differentiated by autograd: slow, the truth for every backend.
-
-    Arguments and returns as in `selective_scan`.
-    """
-    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reset_mask)
-    _check_inputs(inputs)
-    y, final_state = _run_naive(inputs)
-    return (y, final_state) if return_final_state else y
+# The scan as written on paper, a step at a time, differentiated by autograd: slow, the truth for every backend.
+selective_scan_naive = partial(selective_scan, backend="naive")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,65 +134,12 @@ class ScanInputs:
     @property
     def needs_grad(self) -> bool:
         """Whether autograd will ask for a backward of this call."""
-        return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in vars(self).values())
+        return any_needs_grad(vars(self).values())
 
     @property
     def compute_dtype(self) -> torch.dtype:
         """float64 for float64 inputs, float32 for everything narrower."""
-        return torch.float64 if self.u.dtype == torch.float64 else torch.float32
-
-
-@dataclass(frozen=True)
-class ScanBackend:
-    """One implementation of the scan.
-
-    Attributes:
-        run: `ScanInputs` -> (y [batch, length, channels] in the dtype of u, final_state [batch, channels, state] in the
-            compute dtype).
-        why_not: `ScanInputs` -> None when this backend serves the call and its gradients, else why it does not.
-        automatic: Whether `backend=None` may pick it.
-    """
-
-    run: Callable[[ScanInputs], tuple[Tensor, Tensor]]
-    why_not: Callable[[ScanInputs], str | None] = lambda inputs: None
-    automatic: bool = True
-
-
-_BACKENDS: dict[str, ScanBackend] = {}  # fastest first: the order in which `backend=None` tries them
-
-
-def register_scan_backend(name: str, backend: ScanBackend) -> None:
-    """Put a backend in front of the table, so that `backend=None` tries it first; one of the same name is replaced."""
-    others = {key: value for key, value in _BACKENDS.items() if key != name}
-    _BACKENDS.clear()
-    _BACKENDS.update({name: backend, **others})
-
-
-def scan_backends() -> list[str]:
-    """Names of the registered backends, fastest first."""
-    return list(_BACKENDS)
-
-
-def backend_table() -> dict[str, ScanBackend]:
-    """The registered backends by name, fastest first."""
-    return dict(_BACKENDS)
-
-
-def _choose_backend(name: str | None, inputs: ScanInputs) -> ScanBackend:
-    name = name or os.environ.get("EHRSEQ_BACKEND") or None
-    if name is None:
-        name, backend = next(
-            (key, entry) for key, entry in _BACKENDS.items() if entry.automatic and entry.why_not(inputs) is None
-        )
-        if not torch.compiler.is_compiling():
-            _announce(name, inputs)
-        return backend
-    if name not in _BACKENDS:
-        raise ValueError(f"Unknown scan backend {name!r}: expected one of {scan_backends()}, or None for the fastest.")
-    reason = _BACKENDS[name].why_not(inputs)
-    if reason is not None:
-        raise ValueError(f"Scan backend {name!r} cannot serve this call: {reason}. Use backend=None for one that can.")
-    return _BACKENDS[name]
+        return compute_dtype_of(self.u)
 
 
 _announced: set[str] = set()
@@ -218,7 +153,9 @@ def _announce(name: str, inputs: ScanInputs) -> None:
     logger.info(f"Selective scan: backend {name!r}.")
     if name == "torch" and inputs.u.device.type != "meta":
         reasons = [
-            f"{key}: {entry.why_not(inputs)}" for key, entry in _BACKENDS.items() if key not in ("torch", "naive")
+            f"{key}: {entry.why_not(inputs)}"
+            for key, entry in SCAN_BACKENDS.entries.items()
+            if key not in ("torch", "naive")
         ]
         logger.warning(
             "Selective scan: only the torch fallback serves this call; it is exact but several times slower "
@@ -227,12 +164,16 @@ def _announce(name: str, inputs: ScanInputs) -> None:
         )
 
 
+# Outputs are y [batch, length, channels] in the dtype of u, and the final state [batch, channels, state] in the compute
+# dtype.
+SCAN_BACKENDS: BackendTable[ScanInputs, tuple[Tensor, Tensor]] = BackendTable("scan", _announce)
+
+
 def _check_inputs(inputs: ScanInputs) -> None:
     """Raise a ValueError that names the argument, what it is, and what it should be."""
     u, A = inputs.u, inputs.A
-    for name, tensor, layout in (("u", u, "[batch, length, channels]"), ("A", A, "[channels, state]")):
-        if not isinstance(tensor, Tensor) or not _is_dense(tensor) or tensor.dim() != layout.count(",") + 1:
-            raise ValueError(f"selective_scan: {name} is {_describe(tensor)}, expected a tensor {layout}.")
+    check_dimensions("selective_scan", "u", u, "[batch, length, channels]")
+    check_dimensions("selective_scan", "A", A, "[channels, state]")
     if not isinstance(inputs.delta_softplus, bool):
         raise ValueError(f"selective_scan: delta_softplus is {inputs.delta_softplus!r}, expected True or False.")
     batch, length, channels = u.shape
@@ -253,29 +194,8 @@ def _check_inputs(inputs: ScanInputs) -> None:
     }
     for name, (layout, shape) in expected.items():
         tensor = getattr(inputs, name)
-        if tensor is None and name in ("D", "z", "delta_bias", "initial_state", "reset_mask"):
-            continue
-        if not isinstance(tensor, Tensor) or not _is_dense(tensor) or tensor.shape != shape:
-            raise ValueError(f"selective_scan: {name} is {_describe(tensor)}, expected {layout} = {list(shape)}.")
-        if name == "reset_mask":
-            if tensor.dtype != torch.bool:
-                raise ValueError(f"selective_scan: reset_mask is {tensor.dtype}, expected torch.bool; use `.bool()`.")
-        elif not tensor.is_floating_point():
-            raise ValueError(f"selective_scan: {name} is {tensor.dtype}, expected a floating dtype; use `.float()`.")
-        if tensor.device != u.device:
-            raise ValueError(f"selective_scan: {name} is on {tensor.device}, u on {u.device}; move both to one device.")
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and not tensor.is_nested
-
-
-def _describe(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    if not _is_dense(value):
-        return f"a {'nested' if value.is_nested else str(value.layout).removeprefix('torch.')} tensor, not a dense one"
-    return f"a tensor of shape {list(value.shape)}"
+        if tensor is not None or name not in ("D", "z", "delta_bias", "initial_state", "reset_mask"):
+            check_tensor("selective_scan", name, tensor, layout, shape, ("u", u))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -569,7 +489,7 @@ def _tiled_backward(
     return grads
 
 
-register_scan_backend("naive", ScanBackend(_run_naive, automatic=False))
-register_scan_backend("torch", ScanBackend(_run_torch))
-for _name, _entry in reversed(list(_accelerators().items())):
-    register_scan_backend(_name, ScanBackend(_entry.run, _entry.why_not, _entry.automatic))
+SCAN_BACKENDS.register("naive", OperatorBackend(_run_naive, automatic=False))
+SCAN_BACKENDS.register("torch", OperatorBackend(_run_torch))
+for _name, _entry in reversed(_accelerators().items()):
+    SCAN_BACKENDS.register(_name, _entry)

@@ -8,14 +8,54 @@ calls such a pipeline a chunk pipeline: rows are batched over patients and tasks
 import math
 import types
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
+from torch import Tensor
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
+
+
+@runtime_checkable
+class _PromptTokenizer(Protocol):
+    """A tokenizer of patients (`EhrTokenizer`): one row for each question."""
+
+    task_reasons: Mapping[str, str]
+    unanswerable_reasons: Collection[str]
+    all_special_ids: list[int]
+
+    @property
+    def task_tokens(self) -> Mapping[str, str]: ...
+
+    def encode_prompts(
+        self, patient: Any, tasks: Sequence[str], prediction_time: Any, max_length: int | None
+    ) -> list[Mapping[str, Any]]: ...
+
+    def reasons_against(
+        self, patient: Any, tasks: Sequence[Mapping[str, Any]], prediction_time: Any
+    ) -> list[str | None]: ...
+
+
+class _StayEncoder(Protocol):
+    """A feature extractor of patients (`HyMaTEFeatureExtractor`): one row for all questions."""
+
+    def __call__(self, patient: Any, *, prediction_time: Any, max_length: int | None) -> Mapping[str, Any]: ...
+
+
+@runtime_checkable
+class _RiskModel(Protocol):
+    """A classifier whose class 1 is the positive outcome."""
+
+    config: Any
+
+    def __call__(self, **inputs: Tensor) -> Any: ...
+
+    def risk_scores(self, logits: Tensor, task_ids: Tensor | None = None) -> Tensor: ...
+
+    def untrained_weights(self) -> list[str]: ...
 
 
 class EhrRiskPipeline(ChunkPipeline):
@@ -62,6 +102,10 @@ class EhrRiskPipeline(ChunkPipeline):
         self._outside: Counter[tuple[str, str]] = Counter()  # (reason, task) of this call's answers
         self.encoder = self._check_encoder()
         self._task_ids = self._check_model()
+
+    @property
+    def _classifier(self) -> _RiskModel:
+        return cast(_RiskModel, self.model)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Score one patient or many.
@@ -130,18 +174,15 @@ class EhrRiskPipeline(ChunkPipeline):
         context = max_length
         if context is None:
             context = getattr(self.model.config, "max_position_embeddings", None)
-        if self.tokenizer is not None:
-            rows = self.encoder.encode_prompts(patient, names, prediction_time, context)
-            self._warn_where_nothing_is_known(patient, rows[0])
-        else:
-            # Triplets carry no prompt: every task reads the same row.
-            rows = [self.encoder(patient, prediction_time=prediction_time, max_length=context)] * len(names)
+        encoder = self.encoder
         reasons: list[str | None] = [None] * len(names)
-        if hasattr(self.encoder, "reasons_against"):
-            tasks_of = self.model.config.tasks
-            reasons = self.encoder.reasons_against(
-                patient, [tasks_of[self._task_ids[name]] for name in names], prediction_time
-            )
+        if isinstance(encoder, _PromptTokenizer):
+            rows = encoder.encode_prompts(patient, names, prediction_time, context)
+            _warn_where_nothing_is_known(encoder, patient, rows[0])
+            entries = [self._classifier.config.tasks[self._task_ids[name]] for name in names]
+            reasons = encoder.reasons_against(patient, entries, prediction_time)
+        else:  # triplets carry no prompt: every task reads the same row
+            rows = [encoder(patient, prediction_time=prediction_time, max_length=context)] * len(names)
         for name, row, reason in zip(names, rows, reasons, strict=True):
             yield {
                 **{channel: _as_batch(values) for channel, values in row.items()},
@@ -153,12 +194,10 @@ class EhrRiskPipeline(ChunkPipeline):
 
     # A batch of rows -> a probability for each.
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        told = {name: model_inputs.pop(name) for name in ("subject_id", "reason", "is_last")}
+        metadata = {name: model_inputs.pop(name) for name in ("subject_id", "reason", "is_last")}
         task_ids = model_inputs["task_ids"]
-        model: Any = self.model
-        logits = model(**model_inputs).logits
-        scores = model.risk_scores(logits, task_ids)
-        return {"scores": scores.float(), "task_ids": task_ids, **told}
+        scores = self._classifier.risk_scores(self._classifier(**model_inputs).logits, task_ids)
+        return {"scores": scores.float(), "task_ids": task_ids, **metadata}
 
     # The rows of one patient -> the answer.
     def postprocess(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -177,7 +216,7 @@ class EhrRiskPipeline(ChunkPipeline):
             if reason := row["reason"]:
                 self._outside[reason, task["name"]] += 1
                 answers[-1]["reason"] = reason
-                if reason in self.encoder.unanswerable_reasons:
+                if reason in cast(_PromptTokenizer, self.encoder).unanswerable_reasons:
                     answers[-1]["score"] = None
         return answers
 
@@ -186,71 +225,64 @@ class EhrRiskPipeline(ChunkPipeline):
         if not self._outside:
             return
         parts = []
-        for reason, words in self.encoder.task_reasons.items():
+        tokenizer = cast(_PromptTokenizer, self.encoder)  # no other gives reasons
+        for reason, words in tokenizer.task_reasons.items():
             by_task = {task: count for (why, task), count in self._outside.items() if why == reason}
             if by_task:
-                score = "no score" if reason in self.encoder.unanswerable_reasons else "scored all the same"
+                score = "no score" if reason in tokenizer.unanswerable_reasons else "scored all the same"
                 tasks = ", ".join(f"{task} {count}" for task, count in by_task.items())
                 parts.append(f"{words} ({score}): {tasks}")
         logger.warning(f"Risks asked for where the task does not apply, see their 'reason': {'; '.join(parts)}.")
 
-    def _warn_where_nothing_is_known(self, patient: Any, row: dict[str, Any]) -> None:
-        """A score for somebody of whom no event could be read is a guess from the question alone: say so each time."""
-        in_visits = row["input_ids"][row["visit_orders"] > 0]
-        if set(in_visits.tolist()) <= set(self.encoder.all_special_ids):  # [UNK] and the task tokens among them
-            logger.warning(
-                f"Subject {_subject_of(patient)} has no event of a known code up to the prediction time: the risk says "
-                f"nothing about this patient. Check prediction_time, and the codes with tokenizer.coverage(events)."
-            )
-
-    def _check_encoder(self) -> Any:
+    def _check_encoder(self) -> _PromptTokenizer | _StayEncoder:
         """The one encoder of this checkpoint, or an error that says what is missing."""
         where = getattr(self.model.config, "name_or_path", "") or type(self.model).__name__
-        given = [part for part in (self.tokenizer, self.feature_extractor) if part is not None]
-        if not given:
+        encoders = [part for part in (self.tokenizer, self.feature_extractor) if part is not None]
+        if not encoders:
             raise ValueError(
                 f"The checkpoint {where} has neither a tokenizer nor a feature extractor, and its vocabulary cannot be "
                 f"guessed. Save the one it was trained with into the same folder (tokenizer.save_pretrained(folder)), "
                 f"or give it: pipeline('ehr-risk', model=..., tokenizer=...)."
             )
-        if len(given) > 1:
+        if len(encoders) > 1:
             raise ValueError(
                 f"pipeline('ehr-risk') needs exactly one of tokenizer and feature extractor, got "
-                f"{' and '.join(type(part).__name__ for part in given)}."
+                f"{' and '.join(type(part).__name__ for part in encoders)}."
             )
-        if self.tokenizer is not None and not hasattr(self.tokenizer, "task_tokens"):
+        if self.tokenizer is not None and not isinstance(self.tokenizer, _PromptTokenizer):
             raise ValueError(
                 f"The tokenizer of {where} was loaded as {type(self.tokenizer).__name__}, which reads text and no "
                 f"patients. Import ehrseq first, or pass trust_remote_code=True to use the checkpoint's own tokenizer."
             )
-        return given[0]
+        return cast("_PromptTokenizer | _StayEncoder", encoders[0])
 
     def _check_model(self) -> dict[str, int]:
         """Task name -> its index in `config.tasks`, which is what `task_ids` means."""
-        model: Any = self.model
-        tasks = getattr(model.config, "tasks", None)
+        model: object = self.model
+        tasks = getattr(self.model.config, "tasks", None)
         name = type(model).__name__
         if not tasks:
             raise ValueError(
                 f"config.tasks of this {name} is empty, so it is not known what its logits stand for. Finetune it on "
                 f"tasks, or set config.tasks (name, token, horizon, definition, positive_label of each)."
             )
-        if not hasattr(model, "risk_scores"):
+        if not isinstance(model, _RiskModel):
             raise ValueError(
-                f"{name} has no risk_scores(logits, task_ids): pipeline('ehr-risk') needs a risk classifier."
+                f"{name} has no risk_scores(logits, task_ids) and untrained_weights(): pipeline('ehr-risk') needs a "
+                f"risk classifier."
             )
-        untrained = model.untrained_weights() if hasattr(model, "untrained_weights") else []
+        untrained = model.untrained_weights()
         if untrained:
             raise ValueError(
                 f"The checkpoint {model.config.name_or_path} lacks {untrained}, which were drawn at random: it "
                 f"was saved by another class than {name} (a pretrained model?). Finetune it, or give a finetuned one."
             )
-        known = getattr(self.tokenizer, "task_tokens", {})
-        unknown = [task["name"] for task in tasks if self.tokenizer is not None and task["name"] not in known]
+        known = self.encoder.task_tokens if isinstance(self.encoder, _PromptTokenizer) else None
+        unknown = [task["name"] for task in tasks if known is not None and task["name"] not in known]
         if unknown:
             raise ValueError(
                 f"The tokenizer has no token for {unknown}, which the model's config lists: this tokenizer (tasks "
-                f"{sorted(known)}) is not the one that the model was trained with."
+                f"{sorted(known or ())}) is not the one that the model was trained with."
             )
         return {task["name"]: index for index, task in enumerate(tasks)}
 
@@ -267,6 +299,16 @@ class EhrRiskPipeline(ChunkPipeline):
         if not names:
             raise ValueError(f"tasks is empty: name at least one of {known}, or leave it out for all of them.")
         return list(dict.fromkeys(names))
+
+
+def _warn_where_nothing_is_known(tokenizer: _PromptTokenizer, patient: Any, row: Mapping[str, Any]) -> None:
+    """A score for somebody of whom no event could be read is a guess from the question alone: say so each time."""
+    in_visits = row["input_ids"][row["visit_orders"] > 0]
+    if set(in_visits.tolist()) <= set(tokenizer.all_special_ids):  # [UNK] and the task tokens among them
+        logger.warning(
+            f"Subject {_subject_of(patient)} has no event of a known code up to the prediction time: the risk says "
+            f"nothing about this patient. Check prediction_time, and the codes with tokenizer.coverage(events)."
+        )
 
 
 def _check_batch_size(batch_size: Any) -> None:

@@ -6,22 +6,34 @@ patient's resources meet. Patients and medications, which any row may name, are 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
 
-from ehrseq.data.fhir.blocks import MAX_ERRORS, Block, Task, read_task
+from ehrseq.data.fhir.blocks import MAX_ERRORS, Block, ReadTask, read_task
+from ehrseq.data.fhir.plan import plan_reading, size_of
+from ehrseq.data.fhir.rows import TABLE_OF
 from ehrseq.data.fhir.versions import version_columns
 from ehrseq.prepare.spill import partition_of_keys, write_piece, write_table
-from ehrseq.work.files import write_json
+from ehrseq.work.parts import RecordedPart
 
+BYTES_PER_EVENT = 430
+"""Bytes of FHIR text that become an event, at least as a rule: MIMIC-IV has 1,230, Synthea 710, our simulator 430.
+Where it is less, partitions hold more rows than was asked for.
+"""
+PART_BYTES = 128 << 20
+"""Bytes of text in a part, about."""
+STRIPE_BYTES = 1 << 30
+"""Bytes of text in a part of a gzip file, about: each of its parts decompresses all of it."""
+_MOST_STRIPES = 8
 PIECE_ROWS = 400_000
 """Rows of a piece, about: what is held before it is written."""
-TABLES = {"subject": "subjects", "encounter": "encounters", "code": "codes", "text": "texts", "unit": "units"}
 _VERSION = (("updated", pa.int64()), ("place", pa.int64()))
 VISIT_SCHEMA = pa.schema(
     [
@@ -38,11 +50,43 @@ VISIT_SCHEMA = pa.schema(
 PATIENT_SCHEMA = pa.schema([("keys", pa.list_(pa.string())), ("id", pa.string()), *_VERSION])
 MEDICATION_SCHEMA = pa.schema([("keys", pa.list_(pa.string())), ("codes", pa.list_(pa.string())), *_VERSION])
 NUMBERS = {"time": np.int64, "value": np.float32, "place": np.int64, "updated": np.int64, "resource": np.int64}
-"""Columns of the rows beside `TABLES`."""
+"""Columns of the rows beside `TABLE_OF`."""
+
+
+class FhirPartReport(TypedDict):
+    """What a part of the files held.
+
+    Attributes:
+        pieces: Each piece: its two files, and the partitions of their row groups.
+        tables: Which of the tables `patients`, `medications` and `shared` (encounters that name no patient) stand
+            beside the record.
+        counts: [table of the conversion's report, entry, number].
+        errors: The first [(file, position in it), message].
+        bytes_read: Bytes of text.
+        identifiers: Keys of subjects that are identifiers.
+        displays: Code -> display text.
+    """
+
+    pieces: list[FhirPiece]
+    tables: list[str]
+    counts: list[tuple[str, str, int]]
+    errors: list[tuple[tuple[int, int], str]]
+    bytes_read: int
+    identifiers: list[str]
+    displays: dict[str, str]
+
+
+class FhirPiece(TypedDict):
+    """Files of a piece, and the partitions of their row groups (`write_piece`)."""
+
+    rows: str
+    row_groups: list[int]
+    visits: str
+    visit_groups: list[int]
 
 
 @dataclass(frozen=True)
-class FhirPart:
+class FhirPart(RecordedPart[FhirPartReport]):
     """A part of the files: some small files, or some bytes of a large one.
 
     Attributes:
@@ -50,14 +94,12 @@ class FhirPart:
         tasks: What to read, in order.
         folder: Where its pieces go.
         partitions: Number of partitions.
-        skip_errors: Count what cannot be read and go on.
     """
 
     number: int
-    tasks: tuple[Task, ...]
+    tasks: tuple[ReadTask, ...]
     folder: str
     partitions: int
-    skip_errors: bool
 
     @property
     def name(self) -> str:
@@ -66,20 +108,49 @@ class FhirPart:
 
     @property
     def record(self) -> Path:
-        """The file that says that the part is done, and what it held."""
+        """See `RecordedPart.record`."""
         return Path(self.folder) / f"{self.number}.json"
 
+    def make(self) -> FhirPartReport:
+        """Parse the files."""
+        spill = _Spill(self)
+        for task in self.tasks:
+            for block in read_task(task):
+                spill.add(block)
+        return spill.finish()
 
-def parse_part(part: FhirPart) -> str:
-    """Parse one part, if that is not done yet; returns the path of its record."""
-    if part.record.is_file():
-        return str(part.record)
-    spill = _Spill(part)
-    for task in part.tasks:
-        for block in read_task(task, skip_errors=part.skip_errors):
-            spill.add(block)
-    spill.finish()
-    return str(part.record)
+
+def fhir_parts(
+    files: Sequence[Path], folder: Path, *, shard_rows: int, skip_errors: bool
+) -> tuple[list[FhirPart], int]:
+    """The parts of FHIR files, and the number of partitions.
+
+    Both follow from the source and the settings, not from the machine: the same source gives the same bytes, whatever
+    the number of workers.
+    """
+    sizes = [size_of(file) for file in files]
+    tasks = plan_reading(files, sizes, part_bytes=PART_BYTES, stripes_of=_stripes_of, skip_errors=skip_errors)
+    partitions = max(1, math.ceil(sum(sizes) / (shard_rows * BYTES_PER_EVENT)))
+    return [
+        FhirPart(number, tuple(group), str(folder), partitions) for number, group in enumerate(_grouped(tasks))
+    ], partitions
+
+
+def _stripes_of(size: int) -> int:
+    return min(_MOST_STRIPES, max(1, math.ceil(size / STRIPE_BYTES)))
+
+
+def _grouped(tasks: Sequence[ReadTask]) -> list[list[ReadTask]]:
+    """Neighbours together, as long as they are not more than a part."""
+    groups: list[list[ReadTask]] = []
+    cost = 0
+    for task in tasks:
+        if not groups or cost + task.cost > PART_BYTES:
+            groups.append([])
+            cost = 0
+        groups[-1].append(task)
+        cost += task.cost
+    return groups
 
 
 class _Spill:
@@ -91,7 +162,7 @@ class _Spill:
         self.errors: list[tuple[tuple[int, int], str]] = []
         self._bytes_read = 0
         self._displays: dict[str, str] = {}
-        self._pieces: list[dict[str, Any]] = []
+        self._pieces: list[FhirPiece] = []
         self._shared: list[Any] = []
         self._patients: list[Any] = []
         self._medications: list[Any] = []
@@ -100,7 +171,7 @@ class _Spill:
         self._clear()
 
     def _clear(self) -> None:
-        self._tables: dict[str, dict[str, int]] = {name: {"": 0} for name in TABLES.values()}
+        self._tables: dict[str, dict[str, int]] = {name: {"": 0} for name in TABLE_OF.values()}
         self._columns: list[dict[str, np.ndarray]] = []
         self._visits: list[Any] = []
         self._rows = 0
@@ -110,7 +181,7 @@ class _Spill:
         first, updated = block.place, block.updated
         maps = {name: self._intern(name, strings) for name, strings in block.tables.items()}
         columns = {name: np.frombuffer(column, dtype=column.typecode) for name, column in block.columns.items()}
-        columns |= {name: maps[table][columns[name]] for name, table in TABLES.items()}
+        columns |= {name: maps[table][columns[name]] for name, table in TABLE_OF.items()}
         self._columns.append(columns | version_columns(block))
         self._rows += len(columns["time"])
         subjects = block.tables["subjects"]
@@ -140,7 +211,7 @@ class _Spill:
         partition = self._partitions(list(self._tables["subjects"]))[columns["subject"]]
         arrays: dict[str, pa.Array] = {
             name: pa.DictionaryArray.from_arrays(columns[name], pa.array(list(self._tables[table]), pa.string()))
-            for name, table in TABLES.items()
+            for name, table in TABLE_OF.items()
         }
         arrays |= {name: pa.array(columns[name]) for name in NUMBERS}
         visits = _table(self._visits, VISIT_SCHEMA)
@@ -162,29 +233,26 @@ class _Spill:
         known.update(zip(new, partition_of_keys(new, self.part.partitions).tolist(), strict=True))
         return np.fromiter((known[key] for key in keys), dtype=np.int32, count=len(keys))
 
-    def finish(self) -> None:
-        """Write what is left, then the record, by which the part counts as done."""
+    def finish(self) -> FhirPartReport:
+        """Write what is left; what the part held."""
         self._write()
-        record, stem = self.part.record, str(self.part.number)
-        for kind, rows, schema in (
-            ("patients", self._patients, PATIENT_SCHEMA),
-            ("medications", self._medications, MEDICATION_SCHEMA),
-            ("shared", self._shared, VISIT_SCHEMA),
-        ):
-            if rows:
-                table = _table(rows, schema)
-                write_table(table, record.with_name(f"{stem}.{kind}.parquet"))
-        content = {
+        tables = {
+            "patients": _table(self._patients, PATIENT_SCHEMA),
+            "medications": _table(self._medications, MEDICATION_SCHEMA),
+            "shared": _table(self._shared, VISIT_SCHEMA),
+        }
+        for name, table in tables.items():
+            if table.num_rows:
+                write_table(table, self.part.beside(f".{name}.parquet"))
+        return {
             "pieces": self._pieces,
-            "files": {"patients": bool(self._patients), "medications": bool(self._medications)}
-            | {"shared": bool(self._shared)},
-            "counts": [[table, entry, number] for (table, entry), number in sorted(self.counts.items())],
+            "tables": [name for name, table in tables.items() if table.num_rows],
+            "counts": [(table, entry, number) for (table, entry), number in sorted(self.counts.items())],
             "errors": sorted(self.errors)[:MAX_ERRORS],
             "bytes_read": self._bytes_read,
             "identifiers": sorted(self._identifiers),
             "displays": self._displays,
         }
-        write_json(record, content)
 
 
 def _table(rows: list[Any], schema: pa.Schema) -> pa.Table:

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import polars as pl
 
 from ehrseq.data.meds import collect_meds, deaths_at_the_end_of_their_day, scan_meds_file
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, sort_events, validate_events
-from ehrseq.prepare.shard_files import ShardPlan, is_done, write_shards
+from ehrseq.prepare.shard_files import ShardPlan, ShardReport, write_shards
 from ehrseq.prepare.spill import partition_of_subjects, read_partition, write_piece
 from ehrseq.work.files import write_json
+from ehrseq.work.parts import RecordedPart
 
 PART_ROWS = 1_000_000
 """Rows of a file that are read at once."""
 
 
+class MedsPartReport(TypedDict):
+    """What a part of the files held.
+
+    Attributes:
+        piece, groups: Its piece, and the partitions of the row groups (`write_piece`).
+        not_finite: Values that are no numbers.
+        error: Why it could not be read, empty where it was.
+    """
+
+    piece: str
+    groups: list[int]
+    not_finite: int
+    error: str
+
+
 @dataclass(frozen=True)
-class MedsPart:
+class MedsPart(RecordedPart[MedsPartReport]):
     """Some rows of a file.
 
     Attributes:
@@ -48,32 +66,50 @@ class MedsPart:
 
     @property
     def record(self) -> Path:
-        """The file that says that the part is done, and what it held."""
+        """See `RecordedPart.record`."""
         return Path(self.folder) / f"{self.number}.json"
 
+    def make(self) -> MedsPartReport:
+        """Write the rows, by partition."""
+        try:
+            path = Path(self.path)
+            rows = collect_meds(scan_meds_file(path).slice(self.start, self.rows), path)
+            not_finite = _count_non_finite(rows)
+            # Sorting is left to the partitions, which hold whole patients.
+            checked = validate_events(rows, source=self.path, sort=False)
+        except ValueError as error:
+            if not self.skip_errors:
+                raise
+            return {"piece": "", "groups": [], "not_finite": 0, "error": str(error)}
+        piece = self.beside(".parquet")
+        partition = partition_of_subjects(checked["subject_id"].to_numpy(), self.partitions)
+        groups = write_piece(checked.to_arrow(), partition, piece)
+        return {"piece": piece.name, "groups": groups, "not_finite": not_finite, "error": ""}
 
-def spill_part(part: MedsPart) -> str:
-    """Write one part's piece, if that is not done yet; returns the path of its record."""
-    if part.record.is_file():
-        return str(part.record)
-    content: dict[str, object] = {"piece": "", "groups": [], "error": ""}
+
+def meds_parts(
+    files: Sequence[Path], folder: Path, *, shard_rows: int, skip_errors: bool
+) -> tuple[list[MedsPart], int]:
+    """The parts of MEDS files, and the number of partitions."""
+    heights = [_height(file) for file in files]
+    partitions = max(1, math.ceil(sum(heights) / shard_rows))
+    ranges = [
+        (str(file), start)
+        for file, height in zip(files, heights, strict=True)
+        for start in range(0, max(height, 1), PART_ROWS)
+    ]
+    return [
+        MedsPart(number, path, start, PART_ROWS, str(folder), partitions, skip_errors)
+        for number, (path, start) in enumerate(ranges)
+    ], partitions
+
+
+def _height(file: Path) -> int:
+    """Rows of a file; 0 of one that cannot be read, which reading it then says."""
     try:
-        path = Path(part.path)
-        rows = collect_meds(scan_meds_file(path).slice(part.start, part.rows), path)
-        unknown = _count_non_finite(rows)
-        # Sorting is left to the partitions, which hold whole patients.
-        checked = validate_events(rows, source=part.path, sort=False)
-    except ValueError as error:
-        if not part.skip_errors:
-            raise
-        content["error"] = str(error)
-    else:
-        piece = part.record.with_suffix(".parquet")
-        partition = partition_of_subjects(checked["subject_id"].to_numpy(), part.partitions)
-        content |= {"piece": piece.name, "groups": write_piece(checked.to_arrow(), partition, piece)}
-        content["not_finite"] = unknown
-    write_json(part.record, content)
-    return str(part.record)
+        return int(scan_meds_file(file).select(pl.len()).collect().item())
+    except (ValueError, pl.exceptions.PolarsError, OSError):
+        return 0
 
 
 def _count_non_finite(rows: pl.DataFrame) -> int:
@@ -83,7 +119,7 @@ def _count_non_finite(rows: pl.DataFrame) -> int:
 
 
 @dataclass(frozen=True)
-class MedsPartition:
+class MedsPartition(RecordedPart[ShardReport]):
     """The patients of one partition.
 
     Attributes:
@@ -103,44 +139,43 @@ class MedsPartition:
         """The partition, in messages."""
         return f"partition {self.number}"
 
+    @property
+    def record(self) -> Path:
+        """See `RecordedPart.record`."""
+        return self.plan.record(self.number)
 
-def index_parts(spill: Path, records: Sequence[str], report: ConversionReport) -> None:
-    """Read the records of all parts: fill the report, and write `index.json`."""
-    pieces = []
-    failed: dict[str, str] = {}
-    for record in records:
-        content = json.loads(Path(record).read_text(encoding="utf-8"))
-        if content["error"]:
-            failed.setdefault(content["error"], record)
+    def make(self) -> ShardReport:
+        """Sort the rows, and write them as shards."""
+        spill = Path(self.spill)
+        frames = [pl.DataFrame(schema=EVENT_SCHEMA)]
+        for piece, groups in json.loads((spill / "index.json").read_text(encoding="utf-8")):
+            table = read_partition(spill / piece, groups, self.number)
+            if table is not None:
+                frames.append(pl.DataFrame(table).select(EVENT_COLUMNS))
+        report = ConversionReport(format="meds")
+        rows = pl.concat(frames)
+        del frames
+        events = sort_events(rows).unique(maintain_order=True)
+        report.duplicates_dropped = rows.height - events.height
+        if not self.ours:
+            events, moved = deaths_at_the_end_of_their_day(events)
+            report.notes["deaths known to the day"] += moved
+        report.notes["static rows"] += events["time"].null_count()
+        return write_shards(events, report, self.plan, self.number)
+
+
+def index_parts(spill: Path, parts: Iterable[MedsPartReport], report: ConversionReport) -> None:
+    """Fill the report from those of all parts, and write `index.json`: the pieces, and where they hold what."""
+    pieces: list[tuple[str, list[int]]] = []
+    errors: dict[str, None] = {}
+    for part in parts:
+        if part["error"]:
+            errors[part["error"]] = None
             continue
-        pieces.append([content["piece"], content["groups"]])
-        if content["not_finite"]:
-            report.notes["values that are NaN, infinite or beyond float32, read as missing"] += content["not_finite"]
-    if failed:
-        report.skipped["file that cannot be read"] += len(failed)
-        report.errors += list(failed)
+        pieces.append((part["piece"], part["groups"]))
+        if part["not_finite"]:
+            report.notes["values that are NaN, infinite or beyond float32, read as missing"] += part["not_finite"]
+    if errors:
+        report.skipped["file that cannot be read"] += len(errors)
+        report.errors += list(errors)
     write_json(spill / "index.json", pieces)
-
-
-def sort_partition(task: MedsPartition) -> str:
-    """Make the shards of one partition, if that is not done yet; returns the path of its record."""
-    record = task.plan.record(task.number)
-    if is_done(record):
-        return str(record)
-    spill = Path(task.spill)
-    frames = [pl.DataFrame(schema=EVENT_SCHEMA)]
-    for piece, groups in json.loads((spill / "index.json").read_text(encoding="utf-8")):
-        table = read_partition(spill / piece, groups, task.number)
-        if table is not None:
-            frames.append(pl.DataFrame(table).select(EVENT_COLUMNS))
-    report = ConversionReport(format="meds")
-    rows = pl.concat(frames)
-    del frames
-    events = sort_events(rows).unique(maintain_order=True)
-    report.duplicates_dropped = rows.height - events.height
-    if not task.ours:
-        events, moved = deaths_at_the_end_of_their_day(events)
-        report.notes["deaths known to the day"] += moved
-    report.notes["static rows"] += events["time"].null_count()
-    write_shards(events, report, task.plan, task.number)
-    return str(record)

@@ -13,30 +13,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
 from ehrseq.data.dataset import make_folder, write_metadata
-from ehrseq.data.fhir.reader import fhir_files
-from ehrseq.data.meds import meds_files, read_descriptions, read_splits, scan_meds_file, written_by_us
+from ehrseq.data.fhir.plan import fhir_files
+from ehrseq.data.meds import meds_files, read_descriptions, read_splits, written_by_us
+from ehrseq.data.physionet2012.reader import load_physionet2012
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.sources import source_format
 from ehrseq.data.splits import DEFAULT_FRACTIONS, assign_splits
-from ehrseq.prepare import fhir_parts as stage1
-from ehrseq.prepare import fhir_patients as stage2
-from ehrseq.prepare import meds_parts, shard_files
-from ehrseq.prepare.plan import DEFAULT_SHARD_ROWS, fhir_parts
+from ehrseq.prepare import fhir_parts, fhir_patients, meds_parts
+from ehrseq.prepare.shard_files import ShardPlan, ShardReport, add_shards, write_shards, written_splits
 from ehrseq.version import __version__
 from ehrseq.work.engine import Engine, get_engine
-from ehrseq.work.files import remove, remove_unfinished, write_json, write_whole
+from ehrseq.work.files import remove, write_json, write_whole
+from ehrseq.work.parts import Part, run_parts
 
-_LAYOUT = 1  # of the hidden folder: one that another version began is not continued
+_Report = TypeVar("_Report", bound=Mapping[str, object])
+
+DEFAULT_SHARD_ROWS = 750_000
+"""Rows of a partition: a worker then takes about half a gigabyte, and two of them with their parent stay below two."""
+
+_LAYOUT = 2  # of the hidden folder: one that another version began is not continued
 
 
 @dataclass
@@ -118,37 +123,32 @@ def prepare_dataset(
         source.resolve(),
         output,
         engine or get_engine(),
-        skip_errors=on_error == "skip",
-        fractions=dict(DEFAULT_FRACTIONS if fractions is None else fractions),
-        seed=seed,
-        shard_rows=shard_rows,
-        dataset_name=dataset_name or source.resolve().name,
+        on_error == "skip",
+        dict(DEFAULT_FRACTIONS if fractions is None else fractions),
+        seed,
+        shard_rows,
+        dataset_name or source.resolve().name,
     )
     return work.run()
 
 
+@dataclass
 class _Preparation:
     """One run, or the rest of one that was stopped."""
 
-    def __init__(
-        self,
-        source: Path,
-        output: Path,
-        engine: Engine,
-        *,
-        skip_errors: bool,
-        fractions: dict[str, float],
-        seed: int,
-        shard_rows: int,
-        dataset_name: str,
-    ) -> None:
-        self.source, self.output, self.engine = source, output, engine
-        self.skip_errors, self.fractions, self.seed = skip_errors, fractions, seed
-        self.shard_rows, self.dataset_name = shard_rows, dataset_name
-        self.format = source_format(source)
-        self.folder = output.absolute().parent / f".{output.absolute().name}.preparing"
-        self.spill, self.records = self.folder / "spill", self.folder / "records"
-        self.data = self.folder / "dataset" / "data"
+    source: Path
+    output: Path
+    engine: Engine
+    skip_errors: bool
+    fractions: dict[str, float]
+    seed: int
+    shard_rows: int
+    dataset_name: str
+
+    def __post_init__(self) -> None:
+        self.format = source_format(self.source)
+        self.folder = self.output.absolute().parent / f".{self.output.absolute().name}.preparing"
+        self.spill = self.folder / "spill"
 
     def run(self) -> PreparationReport:
         """Prepare what is not prepared yet."""
@@ -170,16 +170,15 @@ class _Preparation:
             remove(self.folder)
         if not same:
             write_json(kept, settings)
-        remove_unfinished(self.folder)
         report = ConversionReport(source=self.source.name, format=self.format, files=len(files))
         plan = self._plan()
         if self.format == "fhir":
-            records = self._fhir(files, plan, report)
+            shards = self._fhir(files, plan, report)
         elif self.format == "meds":
-            records = self._meds(files, plan, report)
+            shards = self._meds(files, plan, report)
         else:
-            records = self._challenge(plan, report)
-        return self._finish(records, plan, report)
+            shards = self._challenge(plan, report)
+        return self._finish(shards, plan, report)
 
     def _files(self) -> list[Path]:
         if self.format == "fhir":
@@ -204,77 +203,62 @@ class _Preparation:
             "dataset_name": self.dataset_name,
         }
 
-    def _plan(self) -> shard_files.ShardPlan:
+    def _plan(self) -> ShardPlan:
         splits = read_splits(self.source) if self.format == "meds" else None
         file = self.folder / "source_splits.parquet"
         if splits is not None:
             write_whole(file, splits.write_parquet)
-        return shard_files.ShardPlan(
-            str(self.data),
-            str(self.records),
+        return ShardPlan(
+            str(self.folder / "dataset" / "data"),
+            str(self.folder / "records"),
             tuple(self.fractions.items()),
             self.seed,
             "" if splits is None else str(file),
         )
 
-    def _fhir(self, files: Sequence[Path], plan: shard_files.ShardPlan, report: ConversionReport) -> list[str]:
-        parts, partitions = fhir_parts(files, self.spill, shard_rows=self.shard_rows, skip_errors=self.skip_errors)
-        records = list(self.engine.map(stage1.parse_part, parts, desc="Reading FHIR"))
-        stage2.index_patients(self.spill, records, partitions, report)
-        tasks = [stage2.FhirPartition(number, str(self.spill), plan) for number in range(partitions)]
-        return list(self.engine.map(stage2.assemble_partition, tasks, desc="Writing shards"))
+    def _run(self, parts: Sequence[Part[_Report]], desc: str) -> Iterator[_Report]:
+        return run_parts(parts, desc=desc, folder=self.folder, engine=self.engine)
 
-    def _meds(self, files: Sequence[Path], plan: shard_files.ShardPlan, report: ConversionReport) -> list[str]:
-        heights = [self._height(file) for file in files]
-        partitions = max(1, math.ceil(sum(heights) / self.shard_rows))
-        ranges = [
-            (str(file), start)
-            for file, height in zip(files, heights, strict=True)
-            for start in range(0, max(height, 1), meds_parts.PART_ROWS)
-        ]
-        parts = [
-            meds_parts.MedsPart(
-                number, path, start, meds_parts.PART_ROWS, str(self.spill), partitions, self.skip_errors
-            )
-            for number, (path, start) in enumerate(ranges)
-        ]
-        records = list(self.engine.map(meds_parts.spill_part, parts, desc="Reading MEDS"))
-        meds_parts.index_parts(self.spill, records, report)
+    def _fhir(self, files: Sequence[Path], plan: ShardPlan, report: ConversionReport) -> Iterator[ShardReport]:
+        parts, partitions = fhir_parts.fhir_parts(
+            files, self.spill, shard_rows=self.shard_rows, skip_errors=self.skip_errors
+        )
+        read = zip(parts, self._run(parts, "Reading FHIR"), strict=True)
+        fhir_patients.index_patients(self.spill, read, partitions, report)
+        return self._run(
+            [fhir_patients.FhirPartition(number, str(self.spill), plan) for number in range(partitions)],
+            "Writing shards",
+        )
+
+    def _meds(self, files: Sequence[Path], plan: ShardPlan, report: ConversionReport) -> Iterator[ShardReport]:
+        parts, partitions = meds_parts.meds_parts(
+            files, self.spill, shard_rows=self.shard_rows, skip_errors=self.skip_errors
+        )
+        meds_parts.index_parts(self.spill, self._run(parts, "Reading MEDS"), report)
         report.code_descriptions = read_descriptions(self.source)
         ours = written_by_us(self.source)
-        tasks = [meds_parts.MedsPartition(number, str(self.spill), plan, ours) for number in range(partitions)]
-        return list(self.engine.map(meds_parts.sort_partition, tasks, desc="Writing shards"))
+        return self._run(
+            [meds_parts.MedsPartition(number, str(self.spill), plan, ours) for number in range(partitions)],
+            "Writing shards",
+        )
 
-    def _height(self, file: Path) -> int:
-        """Rows of a file; 0 of one that cannot be read, which reading it then says."""
-        try:
-            return scan_meds_file(file).select(pl.len()).collect().item()
-        except (ValueError, pl.exceptions.PolarsError, OSError):
-            return 0
-
-    def _challenge(self, plan: shard_files.ShardPlan, report: ConversionReport) -> list[str]:
-        from ehrseq.data.physionet2012.reader import load_physionet2012
-
+    def _challenge(self, plan: ShardPlan, report: ConversionReport) -> Iterator[ShardReport]:
         stays = load_physionet2012(self.source, on_error="skip" if self.skip_errors else "raise")
-        record = plan.record(0)
-        shard_files.write_shards(stays.events, ConversionReport(), plan, 0)
         stays.write_beside(self.folder / "dataset")
-        found = stays.report
-        report.files, report.bytes_read, report.errors = found.files, found.bytes_read, found.errors
-        report.code_descriptions = found.code_descriptions
+        read = stays.report
+        report.files, report.bytes_read, report.errors = read.files, read.bytes_read, read.errors
+        report.code_descriptions = read.code_descriptions
         for name in ("skipped", "notes"):
-            getattr(report, name).update(getattr(found, name))
-        report.duplicates_dropped = found.duplicates_dropped
-        return [str(record)]
+            getattr(report, name).update(getattr(read, name))
+        report.duplicates_dropped = read.duplicates_dropped
+        yield write_shards(stays.events, ConversionReport(), plan, 0)
 
-    def _finish(
-        self, records: Sequence[str], plan: shard_files.ShardPlan, report: ConversionReport
-    ) -> PreparationReport:
+    def _finish(self, shards: Iterable[ShardReport], plan: ShardPlan, report: ConversionReport) -> PreparationReport:
         """Metadata, and the dataset under its name."""
-        whole: dict[str, Any] = {"codes": set(), "units": {}, "first": None, "last": None}
+        whole: dict[str, Any] = {"codes": set(), "units": Counter(), "first": None, "last": None}
         whole |= {"visits": 0, "splits": {}, "shards": 0}
-        for record in records:
-            shard_files.add_record(report, json.loads(Path(record).read_text(encoding="utf-8")), whole)
+        for written in shards:
+            add_shards(written, report, whole)
         if not report.events_written:
             raise ValueError(f"{self.source} gives no event to write; see what it holds: {report.to_dict()}.")
         for name in ("first", "last"):
@@ -290,7 +274,7 @@ class _Preparation:
         challenge = metadata / "outcomes.parquet"
         outcomes = challenge.read_bytes() if challenge.is_file() else None
         remove(metadata)
-        splits = shard_files.read_splits(plan, range(len(records)))
+        splits = written_splits(plan)
         write_metadata(metadata, dataset_name=self.dataset_name, codes=codes, splits=splits, report=report, more=whole)
         if outcomes is not None:
             challenge.write_bytes(outcomes)

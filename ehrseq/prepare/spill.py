@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ehrseq.data.dataset import write_parquet
 from ehrseq.data.fhir.references import bare_id
 from ehrseq.work.files import write_whole
 
@@ -41,7 +42,8 @@ def _fold(hashes: np.ndarray, partitions: int) -> np.ndarray:
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         mixed ^= mixed >> np.uint64(31)
     # The high 32 bits scaled to the range: no division, and no bias worth the name.
-    return (((mixed >> np.uint64(32)) * np.uint64(partitions)) >> np.uint64(32)).astype(np.int32)
+    scaled: np.ndarray = ((mixed >> np.uint64(32)) * np.uint64(partitions)) >> np.uint64(32)
+    return scaled.astype(np.int32)
 
 
 def write_piece(table: pa.Table, partition: np.ndarray, path: Path) -> list[int]:
@@ -72,16 +74,12 @@ def write_piece(table: pa.Table, partition: np.ndarray, path: Path) -> list[int]
                 writer.write_table(rows.cast(plain), row_group_size=max(1, rows.num_rows))
 
     write_whole(path, write)
-    return present.tolist()
+    return [int(number) for number in present]
 
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a table, whole or not at all."""
-
-    def write(file: Path) -> None:
-        pq.write_table(table, file, compression="zstd")
-
-    write_whole(path, write)
+    write_whole(path, partial(write_parquet, table))
 
 
 def read_partition(
@@ -101,7 +99,7 @@ def read_partition(
         return file.read_row_group(groups.index(partition), use_threads=False)
 
 
-def codes_of(column: Any) -> tuple[list[str], np.ndarray]:
+def codes_of(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
     """(distinct strings, index of each row into them int32) of a column that was read as dictionary."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):

@@ -36,7 +36,7 @@ def write_statistics(statistics: DatasetStatistics, folder: str | Path, *, least
     folder = Path(folder)
     if isinstance(least_patients, bool) or not isinstance(least_patients, int) or least_patients < 1:
         raise ValueError(f"least_patients must be a whole number from 1 on, got {least_patients!r}.")
-    check_folder(folder)
+    check_page_folder(folder)
     shown, notes = hide_few(statistics, least_patients)
     page = _page(shown, notes)
 
@@ -50,7 +50,7 @@ def write_statistics(statistics: DatasetStatistics, folder: str | Path, *, least
     return folder / "index.html"
 
 
-def check_folder(folder: str | Path) -> None:
+def check_page_folder(folder: str | Path) -> None:
     """Raise ValueError where a page cannot be written: it would replace what is not a page of ours."""
     folder = Path(folder)
     ours = {"index.html", *(f"{field.name}.csv" for field in fields(DatasetStatistics))}

@@ -9,7 +9,6 @@ file of ours (`ehrseq.tasks.schema`).
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import yaml
 
 from ehrseq.data.schema import LABEL_SCHEMA
 from ehrseq.data.shards import ShardPart, dataset_shards, scan_shard
+from ehrseq.tasks.storage import write_label_folder
 from ehrseq.work.engine import Engine
 from ehrseq.work.files import write_whole
 from ehrseq.work.parts import kept_parts, run_parts
@@ -87,13 +87,7 @@ def label_dataset_aces(
             "labels": labels.height,
             "positives": int(labels["boolean_value"].sum()),
         }
-
-        def write(temporary: Path) -> None:
-            temporary.mkdir()
-            labels.write_parquet(temporary / "labels.parquet")
-            (temporary / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-        write_whole(root / name, write)
+        write_label_folder(root / name, labels, report)
     return name, labels
 
 

@@ -249,21 +249,21 @@ def _alone(table: pl.DataFrame) -> Admissions:
 
 def _with_status(inpatient: pl.DataFrame) -> pl.DataFrame:
     """Adds `status`, and `reach`: the end, the far future while in progress, the start where the end is unknown."""
-    # The latest start of the patient's *other* visits: the latest of all, or the second where the latest is one's own.
-    own = pl.coalesce("visit_id", pl.lit("row ") + pl.int_range(pl.len()).cast(pl.String))
-    inpatient = inpatient.with_columns(own.alias("own"))
+    # Latest start of the patient's *other* visits: that of all, or the second where the latest is this visit's.
+    visit = pl.coalesce("visit_id", pl.lit("row ") + pl.int_range(pl.len()).cast(pl.String))
+    inpatient = inpatient.with_columns(visit.alias("visit"))
     latest = (
-        inpatient.group_by("subject_id", "own")
+        inpatient.group_by("subject_id", "visit")
         .agg(pl.col("start").max().alias("latest"))
         .sort("latest", descending=True)
         .group_by("subject_id", maintain_order=True)
         .agg(
-            pl.col("own").first().alias("latest_own"),
+            pl.col("visit").first().alias("latest_visit"),
             pl.col("latest").first(),
             pl.col("latest").slice(1, 1).first().alias("second"),
         )
     )
-    other = pl.when(pl.col("own") == pl.col("latest_own")).then(pl.col("second")).otherwise(pl.col("latest"))
+    other = pl.when(pl.col("visit") == pl.col("latest_visit")).then(pl.col("second")).otherwise(pl.col("latest"))
     return (
         inpatient.join(latest, on="subject_id", how="left")
         .with_columns(

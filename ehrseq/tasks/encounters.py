@@ -59,7 +59,7 @@ def encounters(
     untimed = rows["time"].null_count()
     rows = rows.filter(pl.col("time").is_not_null()).sort("subject_id", "time", "rank", maintain_order=True)
 
-    found: list[list[Any]] = []  # subject, visit_id, class, start, end
+    visits: list[list[Any]] = []  # subject, visit_id, class, start, end
     unpaired = 0
     subject: int | None = None
     by_visit: dict[str | None, list[tuple[str, str | None, Any]]] = {}
@@ -69,12 +69,12 @@ def encounters(
             subject, by_visit = row_subject, {}
         kind, encounter_class = boundary[code]
         if kind == "visit_start":
-            found.append([row_subject, visit_id, encounter_class, time, None])
-        by_visit.setdefault(visit_id, []).append((kind, encounter_class, found[-1] if kind == "visit_start" else time))
+            visits.append([row_subject, visit_id, encounter_class, time, None])
+        by_visit.setdefault(visit_id, []).append((kind, encounter_class, visits[-1] if kind == "visit_start" else time))
     unpaired += sum(pair_ends(visit, of_visit) for visit, of_visit in by_visit.items())
     if report is not None:
-        report["encounters"] = report.get("encounters", 0) + len(found)
-        report["open_encounters"] = report.get("open_encounters", 0) + sum(row[4] is None for row in found)
+        report["encounters"] = report.get("encounters", 0) + len(visits)
+        report["open_encounters"] = report.get("open_encounters", 0) + sum(row[4] is None for row in visits)
         report["unpaired_visit_ends"] = report.get("unpaired_visit_ends", 0) + unpaired
         report["visit_rows_without_time"] = report.get("visit_rows_without_time", 0) + untimed
     schema = {
@@ -84,7 +84,7 @@ def encounters(
         "start": pl.Int64,
         "end": pl.Int64,
     }
-    table = pl.DataFrame(found, schema=schema, orient="row")
+    table = pl.DataFrame(visits, schema=schema, orient="row")
     return table.with_columns(pl.col("start", "end").cast(pl.Datetime("us"))).sort(
         "subject_id", "start", maintain_order=True
     )

@@ -46,12 +46,12 @@ def read_audited(path: str | Path, definitions: Sequence[str | Path | Task] = ()
     Raises:
         ValueError: Nothing to read, a table that is no label table, a definition without labels.
     """
-    given = {task.name: task for task in (d if isinstance(d, Task) else load_task(d) for d in definitions)}
+    by_name = {task.name: task for task in (d if isinstance(d, Task) else load_task(d) for d in definitions)}
     places = _places(Path(path))
-    without = [name for name in given if name not in places]
+    without = [name for name in by_name if name not in places]
     if without:
         raise ValueError(f"{path} has no labels of the task(s) {without}; it has {sorted(places)}.")
-    return [_read(name, place, given) for name, place in sorted(places.items())]
+    return [_read(name, place, by_name) for name, place in sorted(places.items())]
 
 
 def _places(path: Path) -> dict[str, Path]:
@@ -75,15 +75,15 @@ def _places(path: Path) -> dict[str, Path]:
     return folders
 
 
-def _read(name: str, place: Path, given: dict[str, Task]) -> AuditedTask:
+def _read(name: str, place: Path, by_name: dict[str, Task]) -> AuditedTask:
     labels = read_label_table(place)
     file = (place if place.is_dir() else place.parent) / "report.json"
     report = read_json(file) if file.is_file() else {}
     stored = report.get("task") if isinstance(report.get("task"), dict) else {}
     end = report.get("end_of_data")
     end_of_data = as_instant(end) if isinstance(end, str) else None
-    if name in given:
-        return AuditedTask(name, labels, given[name], "", end_of_data)
+    if name in by_name:
+        return AuditedTask(name, labels, by_name[name], "", end_of_data)
     if name not in list_tasks(retrospective=None, paper=None):
         return AuditedTask(name, labels, None, "no packaged task has this name; give its file", end_of_data)
     task = load_task(name)

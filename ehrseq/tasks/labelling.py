@@ -28,7 +28,7 @@ from ehrseq.tasks.measures import value_columns
 from ehrseq.tasks.registry import load_task
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.timeline import Timeline, read_timeline
-from ehrseq.tokenization.ehr_vocabulary import YEAR_US
+from ehrseq.tokenization.ehr_codes import YEAR_US
 from ehrseq.work.progress import progress_bar
 
 logger = logging.getLogger(__name__)

@@ -188,10 +188,10 @@ def _baseline(values: pl.DataFrame, bounds: pl.DataFrame, first: np.ndarray, wit
     place = np.maximum(first - 1, 0)
     if not len(values):
         return np.full(len(bounds), np.nan)
-    found = values[place]
-    ours = (found["subject_id"] == bounds["subject_id"]) & (found["time"] >= bounds["prediction_time"] - within)
+    rows = values[place]
+    ours = (rows["subject_id"] == bounds["subject_id"]) & (rows["time"] >= bounds["prediction_time"] - within)
     known = ours.fill_null(False).to_numpy() & (first > 0)
-    return np.where(known, found["value"].to_numpy(), np.nan)
+    return np.where(known, rows["value"].to_numpy(), np.nan)
 
 
 def _changed(values: np.ndarray, baseline: np.ndarray, first: np.ndarray, last: np.ndarray, rule: Rule) -> np.ndarray:

@@ -146,7 +146,7 @@ class Task:
     source: str = field(default="", compare=False)
 
     @classmethod
-    def from_dict(cls, data: Any, *, source: str = "task") -> Task:
+    def from_dict(cls, data: object, *, source: str = "task") -> Task:
         """Read the content of a task file.
 
         Args:
@@ -307,14 +307,14 @@ class Task:
         if self.outcome == "code_at_admission" and self.stays != "admission":
             raise reader.error("outcome.event", self.outcome, "first_code, with this anchor")
         if self.outcome in ("icu_admission", "admission") and self.side == "start" and self.stays != "visit":
-            own = "icu" if self.outcome == "icu_admission" else "admission"
-            if self.stays == own:
+            further = "icu" if self.outcome == "icu_admission" else "admission"
+            if self.stays == further:
                 raise reader.error("outcome.event", self.outcome, "another, or the anchor at the end of the stay")
         is_value = self.outcome == "value"
-        for key, given in (("values", self.measures), ("any_of", self.rules)):
-            if is_value and not given:
+        for key, content in (("values", self.measures), ("any_of", self.rules)):
+            if is_value and not content:
                 raise reader.error(f"outcome.{key}", [], "at least one entry: outcome value looks for values")
-            if given and not is_value:
+            if content and not is_value:
                 raise reader.error(f"outcome.{key}", "given", f"nothing: outcome {self.outcome} looks at no values")
         if "earlier_value" in self.exclude and not any(rule.since == "window" for rule in self.rules):
             raise reader.error("exclude", "earlier_value", "a rule that needs no prediction time, to hold earlier")
@@ -333,7 +333,7 @@ def _icd(revision: int, category: str) -> str:
 class _Reader:
     """Takes keys out of a mapping one by one, and complains about what is left."""
 
-    def __init__(self, data: Any, source: str, prefix: str) -> None:
+    def __init__(self, data: object, source: str, prefix: str) -> None:
         if not isinstance(data, Mapping):
             where = f"key '{prefix.rstrip('.')}'" if prefix else "the file"
             raise ValueError(f"{source}: {where} is {data!r}; expected a mapping of keys.")
@@ -369,7 +369,7 @@ class _Reader:
         return value
 
     def word(self, key: str, allowed: Iterable[str], default: str | None = None) -> str:
-        value = self.take(key, default)
+        value: str = self.take(key, default)
         if value not in allowed:
             raise self.error(key, value, f"one of {list(allowed)}")
         return value
@@ -391,11 +391,11 @@ class _Reader:
 
     def duration(self, key: str, default: str | None = None) -> tuple[timedelta, str]:
         value = self.take(key, default)
-        found = _DURATION.fullmatch(value) if isinstance(value, str) else None
-        if not found:
+        match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+        if not match:
             raise self.error(key, value, "a whole number and a unit m, h, d or w, like 24h or 30d")
         try:
-            return timedelta(**{_UNITS[found[2]]: int(found[1])}), value
+            return timedelta(**{_UNITS[match[2]]: int(match[1])}), value
         except OverflowError:
             raise self.error(key, value, "a duration of a human life at most") from None
 
@@ -429,33 +429,33 @@ class _Reader:
         return [_Reader(entry, self.source, f"{self.prefix}{key}[{k}].") for k, entry in enumerate(value)]
 
     def measures(self) -> tuple[Measure, ...]:
-        found = []
+        measures = []
         for entry in self.entries("values"):
             codes = entry.patterns("codes")
             if not codes:
                 raise entry.error("codes", [], "at least one regular expression")
             unit = entry.text("unit") if "unit" in entry.data else None
-            found.append(Measure(codes, unit, entry.number("times", least=0, default=1.0)))
+            measures.append(Measure(codes, unit, entry.number("times", least=0, default=1.0)))
             entry.finish()
-        return tuple(found)
+        return tuple(measures)
 
     def rules(self) -> tuple[Rule, ...]:
-        found = []
+        rules = []
         for entry in self.entries("any_of"):
             kinds = [kind for kind in (*LIMITS, *CHANGES) if kind in entry.data]
             if len(kinds) != 1:
                 raise self.error("any_of", dict(entry.data), f"one of {[*LIMITS, *CHANGES]} in each entry")
             kind = kinds[0]
             if kind in LIMITS:
-                found.append(Rule(kind, entry.number(kind)))
+                rules.append(Rule(kind, entry.number(kind)))
             else:
                 amount = entry.number(kind, least=0)
                 within, text = entry.duration("within")
                 if within <= timedelta(0):
                     raise entry.error("within", text, "a duration above 0")
-                found.append(Rule(kind, amount, within, entry.word("since", SINCE, default="window")))
+                rules.append(Rule(kind, amount, within, entry.word("since", SINCE, default="window")))
             entry.finish()
-        return tuple(found)
+        return tuple(rules)
 
     def categories(self, key: str) -> tuple[str, ...]:
         value = self.words(key, None)

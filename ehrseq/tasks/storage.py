@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import polars as pl
 
 from ehrseq.data.schema import LABEL_SCHEMA, validate_labels
 from ehrseq.tasks.labelling import LabelResult
+from ehrseq.work.files import write_whole
 
 
 def write_labels(result: LabelResult, dataset_path: str | Path) -> list[Path]:
@@ -31,24 +30,21 @@ def write_labels(result: LabelResult, dataset_path: str | Path) -> list[Path]:
         ValueError: `dataset_path` is no folder.
     """
     root = _dataset(dataset_path) / "labels"
-    root.mkdir(exist_ok=True)
-    written = []
     for name, labels in result.labels.items():
-        temporary, previous = root / f".{name}.writing-{os.getpid()}", root / f".{name}.previous-{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_label_folder(root / name, labels, _report(result, name))
+    return [root / name for name in result.labels]
+
+
+def write_label_folder(folder: Path, labels: pl.DataFrame, report: Mapping[str, Any]) -> None:
+    """Write the labels of one task and what is to stand in `report.json`, whole or not at all."""
+    checked = validate_labels(labels, source=f"labels of {folder.name}")
+
+    def write(temporary: Path) -> None:
         temporary.mkdir()
-        try:
-            validate_labels(labels, source=f"labels of {name}").write_parquet(temporary / "labels.parquet")
-            (temporary / "report.json").write_text(json.dumps(_report(result, name), indent=2) + "\n", encoding="utf-8")
-            folder = root / name
-            if folder.exists():
-                os.replace(folder, previous)
-            os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(previous, ignore_errors=True)
-        written.append(folder)
-    return written
+        checked.write_parquet(temporary / "labels.parquet")
+        (temporary / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+    write_whole(folder, write)
 
 
 def read_labels(dataset_path: str | Path, tasks: Sequence[str] | None = None) -> dict[str, pl.DataFrame]:

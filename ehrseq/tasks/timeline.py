@@ -105,8 +105,8 @@ def read_timeline(
         .join(codes, on="code", how="left", maintain_order="left")
     )
     boundary = rows.filter(pl.col("kind").is_in(["visit_start", "visit_end"]))
-    found: dict[str, int] = {}
-    visits = encounters(boundary.select("subject_id", "time", "code", "visit_id"), code_map, report=found)
+    counts: dict[str, int] = {}
+    visits = encounters(boundary.select("subject_id", "time", "code", "visit_id"), code_map, report=counts)
     admissions = merge_admissions(visits)
     table = _with_deaths(admissions, rows)
     stays = {"admission": table}
@@ -116,7 +116,7 @@ def read_timeline(
         stays["visit"] = _with_deaths(merge_visits(visits), rows)
     status = table["status"]
     notes = {
-        **found,
+        **counts,
         "admissions": table.height,
         "admissions_in_progress": int((status == IN_PROGRESS).sum()),
         "admissions_end_unknown": int((status == END_UNKNOWN).sum()),

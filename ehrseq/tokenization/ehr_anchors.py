@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from .ehr_codes import EXPIRED, INPATIENT_CLASSES
+from .ehr_codes import DAY_US, EXPIRED, HOUR_US, INPATIENT_CLASSES
 from .ehr_sequence import Event
 from .ehr_visits import KIND_RANKS, RANK_OTHER, pair_ends
-from .ehr_vocabulary import DAY_US, HOUR_US
 
 REASONS = {
     "died_before_prediction": "the patient died at or before the prediction time",

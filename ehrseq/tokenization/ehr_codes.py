@@ -17,6 +17,14 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
+SECOND_US = 1_000_000
+"""Microseconds, in which all instants and spans are counted; and so on."""
+MINUTE_US = 60 * SECOND_US
+HOUR_US = 60 * MINUTE_US
+DAY_US = 24 * HOUR_US
+WEEK_US = 7 * DAY_US
+YEAR_US = 365.25 * DAY_US
+
 INPATIENT_CLASSES = frozenset({"IMP", "ACUTE", "NONAC"})
 """Encounter classes that make a visit an admission."""
 

@@ -7,7 +7,7 @@ flat arrays: nothing is copied until a row is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from .ehr_plans import PromptIndex, RowPlan
+from .ehr_codes import WEEK_US, YEAR_US
+from .ehr_plans import MAX_STATIC_SHARE, PromptIndex, RowPlan, check_context
 from .ehr_rows import NO_TIME
-from .ehr_sequence import MAX_STATIC_SHARE, check_context
 from .ehr_vocabulary import (
     CLS,
     REG,
@@ -30,8 +30,6 @@ from .ehr_vocabulary import (
     TYPE_VS,
     VE,
     VS,
-    WEEK_US,
-    YEAR_US,
     EventVocabulary,
 )
 
@@ -183,6 +181,46 @@ class EncodedHistories:
         index._plan = (id(self), max_length, plan)
         return plan
 
+    # -- one patient -------------------------------------------------------------------------------------------------
+
+    def plan_patient(
+        self, tasks: Sequence[int | None], prediction_time: int | None, max_length: int | None = None
+    ) -> RowPlan:
+        """Rows of the one patient that is held here, of whom everything is known: one for each task.
+
+        Args:
+            tasks: Positions in the tokenizer's tasks; None = no prompt.
+            prediction_time: Time of the prompts (microseconds); None: the time of the last token.
+            max_length: Context length, None = the whole history.
+        """
+        count, tokens = len(tasks), self.vocabulary.token_ids
+        closed, latest, order, asked = False, NO_TIME, 0, NO_TIME
+        if len(self.row_time):
+            closed, latest, order = not self.row_open[-1], int(self.row_time[-1]), int(self.row_order[-1])
+            # Rows behind the last token make none; a visit's closing marks have the time of its last row.
+            asked = latest if closed else int(self.row_time[self.row_end.searchsorted(len(self.ids))])
+        if prediction_time is not None:
+            asked = prediction_time
+        questions = [
+            (tokens[CLS], tokens[REG], 2 * closed, latest)
+            if task is None
+            else (int(self.task_token_ids[task]), int(self.task_token_ids[task]), 1 + closed, asked)
+            for task in tasks
+        ]
+        first_id, last_id, tail, last_time = np.asarray(questions, np.int64).reshape(count, 4).T
+        return self._plan(
+            np.zeros(count, np.int64),
+            np.zeros(count, np.int64),
+            np.full(count, len(self.ids)),
+            tail=tail,
+            max_length=max_length,
+            first_id=first_id,
+            last_id=last_id,
+            last_time=last_time,
+            close_time=np.full(count, latest),
+            order=np.full(count, order),
+        )
+
     # -- whole histories and windows ---------------------------------------------------------------------------------
 
     def plan_histories(self, max_length: int | None = None) -> RowPlan:
@@ -308,15 +346,13 @@ class EncodedHistories:
                 crowded = (self.types[at] != TYPE_VS) & (stop - at >= budget)
                 at = np.where(crowded, self.next_content[np.minimum(at + 1, len(self.types) - 1)], at)
                 start[rows] = at - base[rows]
-        flat = np.minimum(base + start, max(0, len(self.types) - 1))
-        has_body = end > start
-        if len(self.types):
-            cut = has_body & (start > 0) & (self.types[flat] != TYPE_VS)
-            own_start = self.visit_starts[np.maximum(np.searchsorted(self.visit_starts, flat, side="right") - 1, 0)]
-            vs_at = np.where(cut, own_start, -1)
-            shift = np.where(has_body & (start > 0), self.orders[flat].astype(np.int64) - 1, 0)
-        else:
-            vs_at, shift = np.full(len(start), -1), np.zeros(len(start), np.int64)
+        vs_at, shift = np.full(len(start), -1), np.zeros(len(start), np.int64)
+        cut = ((start > 0) & (end > start)).nonzero()[0]  # rows that begin inside their history
+        if len(cut):
+            first = base[cut] + start[cut]
+            visit = self.visit_starts[np.searchsorted(self.visit_starts, first, side="right") - 1]
+            vs_at[cut] = np.where(self.types[first] == TYPE_VS, -1, visit)
+            shift[cut] = self.orders[first] - 1
         return RowPlan(
             history=history, statics=statics, start=start, end=end, vs_at=vs_at, shift=shift, tail=tail, **rest
         )

@@ -3,10 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+MIN_CONTEXT = 8
+"""Shortest context that holds a prompt, a visit's marks and an event with its interval."""
+MAX_STATIC_SHARE = 4
+"""Static tokens stay in a truncated sequence while [CLS] and they take at most a quarter of the context."""
+CHANNELS = ["input_ids", "attention_mask", "token_type_ids", "times", "ages", "visit_orders", "visit_segments"]
+CHANNEL_DTYPES = {
+    "input_ids": np.int64,
+    "attention_mask": np.int64,
+    "token_type_ids": np.int64,
+    "times": np.float32,
+    "ages": np.float32,
+    "visit_orders": np.int64,
+    "visit_segments": np.int64,
+}
+
+
+def check_context(max_length: int) -> int:
+    """The context length, where it is one.
+
+    Raises:
+        ValueError: It holds not even the special tokens and an event.
+    """
+    if isinstance(max_length, bool) or not isinstance(max_length, (int, np.integer)) or max_length < MIN_CONTEXT:
+        raise ValueError(
+            f"max_length got {max_length!r}; a context holds the special tokens and an event from {MIN_CONTEXT} "
+            "tokens on."
+        )
+    return int(max_length)
 
 
 @dataclass
@@ -26,14 +54,9 @@ class RowPlan:
     close_time: np.ndarray
     order: np.ndarray
 
-    @cached_property
-    def _numbers(self) -> np.ndarray:
-        """All fields side by side, int64 [rows, fields]."""
-        return np.stack([getattr(self, part.name).astype(np.int64) for part in fields(self)], axis=1)
-
     def row(self, row: int) -> list[int]:
         """The fields of one row, in their order."""
-        return self._numbers[row].tolist()
+        return [getattr(self, part.name).item(row) for part in fields(self)]
 
     def subset(self, rows: Any) -> RowPlan:
         """The plan of some rows."""

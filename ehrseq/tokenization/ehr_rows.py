@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .ehr_codes import DAY_US, WEEK_US, YEAR_US
 from .ehr_vocabulary import (
-    DAY_US,
-    LONG_TERM,
     MONTHS,
     REG,
     TYPE_INTERVAL,
@@ -23,9 +22,7 @@ from .ehr_vocabulary import (
     TYPE_VS,
     VE,
     VS,
-    WEEK_US,
     WEEKS,
-    YEAR_US,
     EventVocabulary,
 )
 
@@ -69,50 +66,43 @@ class HistoryRows:
 def lay_out(rows: HistoryRows, vocabulary: EventVocabulary) -> dict[str, Any]:
     """The arrays of `EncodedHistories`.
 
-    Every row knows how many tokens stand before it, so that one scatter writes each channel: first what opens its visit
-    ([VE] [REG] interval [VS], the first three after an earlier visit), then its own.
+    A row becomes what opens its visit ([VE] [REG] interval [VS], the first three after an earlier visit), then its own
+    token. Every token has its time, age and visit from one row: that row, or the one before it for the three that
+    belong to the earlier visit.
     """
-    per_subject = np.diff(rows.row_offsets)
-    count, time = len(rows), rows.time
-    opens = np.flatnonzero(rows.opens)
-    # A patient's first row opens a visit, so the running number of openings starts again there.
-    order = np.cumsum(rows.opens) - np.repeat(
-        np.concatenate([[0], np.cumsum(rows.opens)])[rows.row_offsets[:-1]], per_subject
-    )
-    own = rows.types > 0
-    width = own.astype(np.int32)
-    width[opens] += np.where(order[opens] > 1, 4, 1).astype(np.int32)
-    through = np.cumsum(width, dtype=np.int64)  # tokens through each row, over all patients
-    offsets = np.zeros(count + 1, np.int64)
-    if len(time):
-        offsets = np.where(rows.row_offsets > 0, through[rows.row_offsets - 1], 0)
-    ids = np.empty(int(offsets[-1]), np.int32)
-    types = np.empty(len(ids), np.int8)
-    times, ages = np.zeros(len(ids), np.float32), np.zeros(len(ids), np.float32)
-    orders = np.empty(len(ids), np.int32)
-    token_ids = vocabulary.token_ids
-    row_times = ((time - np.repeat(rows.first, per_subject)) / WEEK_US).astype(np.float32)
-    row_ages = _ages(time, np.repeat(rows.birth, per_subject))
-
-    content = np.flatnonzero(own)
-    at = through[content] - 1
+    # One patient is laid out while somebody waits: methods of arrays cost less than numpy's functions.
+    per_subject = rows.row_offsets[1:] - rows.row_offsets[:-1]
+    time, token_ids = rows.time, vocabulary.token_ids
+    # 1. The order of each row's visit: a patient's first row opens one, so the running number of openings starts again.
+    openings = _running(rows.opens, np.int32)
+    order = openings[1:] - openings[rows.row_offsets[:-1]].repeat(per_subject)
+    # 2. Tokens of each row, and where they lie.
+    makes_token = rows.types > 0
+    opens = rows.opens.nonzero()[0]
+    is_later, own = order[opens] > 1, makes_token[opens]
+    width = makes_token.astype(np.int32)
+    width[opens] = own + np.where(is_later, 4, 1)
+    through = _running(width, np.int64)
+    offsets = through[rows.row_offsets]
+    row_end = through[1:]
+    # 3. Ids and types.
+    ids, types = np.empty(through[-1], np.int32), np.empty(through[-1], np.int8)
+    content = makes_token.nonzero()[0]
+    at = row_end[content] - 1
     ids[at], types[at] = rows.ids[content], rows.types[content]
-    times[at], ages[at], orders[at] = row_times[content], row_ages[content], order[content]
-
-    at = through[opens] - own[opens] - 1
+    at = row_end[opens] - own - 1
     ids[at], types[at] = token_ids[VS], TYPE_VS
-    times[at], ages[at], orders[at] = row_times[opens], row_ages[opens], order[opens]
-
-    again = opens[order[opens] > 1]  # visits after the first: the row before them ended the previous visit
-    at = through[again] - own[again] - 1
-    for back, token, token_type in ((3, token_ids[VE], TYPE_VE), (2, token_ids[REG], TYPE_REG)):
-        ids[at - back], types[at - back] = token, token_type
-        times[at - back], ages[at - back] = row_times[again - 1], row_ages[again - 1]
-        orders[at - back] = order[again] - 1
-    ids[at - 1], types[at - 1] = _interval_ids(token_ids, (time[again] - time[again - 1]) // DAY_US), TYPE_INTERVAL
-    orders[at - 1] = order[again] - 1
-
-    through -= np.repeat(offsets[:-1], per_subject)
+    at, later = at[is_later], opens[is_later]
+    ids[at - 3], types[at - 3] = token_ids[VE], TYPE_VE
+    ids[at - 2], types[at - 2] = token_ids[REG], TYPE_REG
+    days = (time[later] - time[later - 1]) // DAY_US
+    ids[at - 1], types[at - 1] = vocabulary.interval_ids[_interval(days)], TYPE_INTERVAL
+    # 4. Times, ages and visits; an interval has no time of its own.
+    row_of = np.arange(len(time)).repeat(width)
+    row_of[at - 3] = row_of[at - 2] = row_of[at - 1] = later - 1
+    times = ((time - rows.first.repeat(per_subject)) / WEEK_US).astype(np.float32)[row_of]
+    ages = _ages(time, rows.birth.repeat(per_subject))[row_of]
+    times[at - 1] = ages[at - 1] = 0
     return {
         "subject_ids": rows.subject_ids,
         "first": rows.first,
@@ -124,21 +114,26 @@ def lay_out(rows: HistoryRows, vocabulary: EventVocabulary) -> dict[str, Any]:
         "types": types,
         "times": times,
         "ages": ages,
-        "orders": orders,
+        "orders": order[row_of],
         "row_offsets": rows.row_offsets,
         "row_time": time,
-        "row_end": through,
+        "row_end": row_end - offsets[:-1].repeat(per_subject),
         "row_open": rows.is_open,
         "row_order": order,
     }
 
 
-def _interval_ids(token_ids: dict[str, int], days: np.ndarray) -> np.ndarray:
-    """`interval_token` of many."""
-    weeks = np.asarray([token_ids[t] for t in WEEKS])
-    months = np.asarray([token_ids[t] for t in MONTHS])
-    inner = np.where(days < 28, weeks[np.clip(days // 7, 0, 3)], months[np.clip(days // 30, 0, 12)])
-    return np.where(days <= 365, inner, token_ids[LONG_TERM])
+def _running(values: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
+    """Sums of the values before each, and of all: [n + 1]."""
+    sums = np.zeros(len(values) + 1, dtype)
+    sums[1:] = values
+    return np.add.accumulate(sums, out=sums)
+
+
+def _interval(days: np.ndarray) -> np.ndarray:
+    """Positions in `EventVocabulary.interval_ids`: `interval_token` of many."""
+    months = len(WEEKS) + np.minimum(days // 30, len(MONTHS) - 1)
+    return np.where(days < 28, days // 7, np.where(days <= 365, months, len(WEEKS) + len(MONTHS)))
 
 
 def _ages(time: np.ndarray, birth: np.ndarray) -> np.ndarray:

@@ -1,77 +1,33 @@
-"""One patient -> one sequence, as a plain state machine: the readable twin of the columnar `ehr_histories.py`.
+"""One patient's events -> rows, as a plain state machine: the readable twin of the columnar reader `ehrseq.encode`.
 
-    [CLS] static* ([VS] events [VE] [REG] interval)* ... [VE] [REG]
+1. Read the patient's events and check them.
+2. Order them in time; cut at the prediction time, by each row's own time.
+3. Walk over them: which rows take part, which open a visit, and after which a visit is open.
 
-1. Read the patient's events, in the order of time; cut at the prediction time, by each row's own time.
-2. Walk over them: open visits, close them, give every token its time, age, visit order and segment.
-3. Truncate to the context length (the most recent tokens stay), then put the task token in front and at the end.
-
-Needs nothing but numpy, so that a checkpoint can score a patient wherever transformers runs.
+The rows become tokens where those of whole tables do (`ehr_rows.lay_out`). Needs nothing but numpy, so that a
+checkpoint can score a patient wherever transformers runs.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import MAXYEAR, MINYEAR, UTC, date, datetime
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from .ehr_codes import INPATIENT_CLASSES
-from .ehr_visits import KIND_RANKS, RANK_OTHER, RANK_STATIC, silence_us
-from .ehr_vocabulary import (
-    CLS,
-    DAY_US,
-    REG,
-    SECOND_US,
-    TYPE_CLS,
-    TYPE_INTERVAL,
-    TYPE_REG,
-    TYPE_STATIC,
-    TYPE_VE,
-    TYPE_VS,
-    VE,
-    VS,
-    WEEK_US,
-    YEAR_US,
-    EventVocabulary,
-    interval_token,
-)
+from .ehr_codes import DAY_US, INPATIENT_CLASSES, SECOND_US
+from .ehr_rows import NO_TIME, HistoryRows
+from .ehr_visits import KIND_RANKS, RANK_OTHER, silence_us
+from .ehr_vocabulary import EventVocabulary
 
-MIN_CONTEXT = 8
-"""Shortest context that holds a prompt, a visit's marks and an event with its interval."""
-MAX_STATIC_SHARE = 4
-"""Static tokens stay in a truncated sequence while [CLS] and they take at most a quarter of the context."""
-
+_TIME_AND_RANK = itemgetter(0, 1)
 EPOCH = datetime(1970, 1, 1)
 PATIENT_KEYS = {"subject_id", "events", "prediction_time"}
 EVENT_KEYS = frozenset({"subject_id", "time", "code", "numeric_value", "text_value", "visit_id", "unit"})
-CHANNELS = ["input_ids", "attention_mask", "token_type_ids", "times", "ages", "visit_orders", "visit_segments"]
-CHANNEL_DTYPES = {
-    "input_ids": np.int64,
-    "attention_mask": np.int64,
-    "token_type_ids": np.int64,
-    "times": np.float32,
-    "ages": np.float32,
-    "visit_orders": np.int64,
-    "visit_segments": np.int64,
-}
-
-
-def check_context(max_length: int) -> int:
-    """The context length, where it is one.
-
-    Raises:
-        ValueError: It holds not even the special tokens and an event.
-    """
-    if isinstance(max_length, bool) or not isinstance(max_length, (int, np.integer)) or max_length < MIN_CONTEXT:
-        raise ValueError(
-            f"max_length got {max_length!r}; a context holds the special tokens and an event from {MIN_CONTEXT} "
-            "tokens on."
-        )
-    return int(max_length)
 
 
 @dataclass(slots=True)
@@ -84,51 +40,6 @@ class Event:
     text: str | None = None
     visit_id: str | None = None
     unit: str | None = None
-
-
-@dataclass(slots=True, frozen=True)
-class Token:
-    """One token before it becomes numbers; `order` counts visits from 1 and is not clamped yet."""
-
-    id: int
-    type: int
-    time: float = 0.0
-    age: float = 0.0
-    order: int = 0
-    segment: int = 0
-
-
-@dataclass(slots=True)
-class Walk:
-    """What the state machine leaves behind.
-
-    Attributes:
-        static: Ids of static tokens, in source order.
-        body: Tokens of all visits, without the closing marks of the last one.
-        closing: [VE] and [REG] of the last visit where it is closed, else nothing.
-        clock: (time, age) of an instant, by this patient's first event and birth.
-    """
-
-    static: list[int]
-    body: list[Token]
-    closing: list[Token]
-    clock: Clock
-
-
-@dataclass(slots=True, frozen=True)
-class Clock:
-    """Turns instants (microseconds) into the channels' units."""
-
-    first: int | None
-    birth: int | None
-
-    def time(self, instant: int) -> float:
-        """Weeks since the first timed event after birth."""
-        return 0.0 if self.first is None else (instant - self.first) / WEEK_US
-
-    def age(self, instant: int) -> float:
-        """Age in years, 0 where the birth is unknown or later."""
-        return 0.0 if self.birth is None else max(0.0, (instant - self.birth) / YEAR_US)
 
 
 # -- 1. reading ------------------------------------------------------------------------------------------------------
@@ -303,217 +214,143 @@ def _text(value: Any, k: int, name: str) -> str | None:
     raise ValueError(f"event {k}: {name} got {value!r} ({type(value).__name__}); expected a string or None.")
 
 
-# -- 2. the state machine --------------------------------------------------------------------------------------------
+# -- 2. and 3. rows ---------------------------------------------------------------------------------------------------
 
 
-def walk(events: Sequence[Event], vocabulary: EventVocabulary, cut: int | None = None) -> Walk:
-    """Segment a patient's events into visits and make their tokens.
+def patient_rows(events: Sequence[Event], vocabulary: EventVocabulary, cut: int | None = None) -> HistoryRows:
+    """The rows of a patient that take part, with their tokens and visits.
 
     Args:
         events: Any order; sorted here by time, source order kept inside an instant except for starts, ends, birth and
             death.
         vocabulary: Codes to ids.
         cut: Rows later than this instant (microseconds) are left out, before anything else looks at them.
+
+    Returns:
+        The rows of one patient, whose subject_id is 0.
     """
-    ids = vocabulary.token_ids
-    known = [e for e in events if e.time is None or cut is None or e.time <= cut]
-    kinds = [vocabulary.kind(e.code) for e in known]
-    birth = min(
-        (e.time for e, (kind, _) in zip(known, kinds, strict=True) if kind == "birth" and e.time is not None),
-        default=None,
-    )
-    first = min(
-        (e.time for e, (kind, _) in zip(known, kinds, strict=True) if kind != "birth" and e.time is not None),
-        default=None,
-    )
-    clock = Clock(first, birth)
-    rows = sorted(
-        ((e, kind, cls) for e, (kind, cls) in zip(known, kinds, strict=True)),
-        key=lambda row: (
-            row[0].time is not None,
-            row[0].time or 0,
-            RANK_STATIC if row[0].time is None else KIND_RANKS.get(row[1], RANK_OTHER),
-        ),
-    )
+    known = [
+        (event, *vocabulary.kind(event.code))
+        for event in events
+        if event.time is None or cut is None or event.time <= cut
+    ]
     static: list[int] = []
-    body: list[Token] = []
-    order = segment = 0
-    open_encounters: list[tuple[str | None, str]] = []  # (visit_id, class), latest last
-    latest: dict[str | None, int] = {}  # visit_id of open encounters -> time of its latest row
-    patience: dict[str | None, int] = {}  # ... -> silence after which they lapse
-    ended: set[str] = set()  # visit_ids whose encounters have ended
-    implicit_key: tuple[str, Any] | None = None  # of the previous visit, where that is implicit
-    admission = False  # whether the previous visit holds an inpatient encounter
-    last_time = 0  # of the latest row of the previous or current visit
-
-    def token(name: str, token_type: int, time: int, in_visit: bool = True) -> Token:
-        if not in_visit:
-            return Token(ids[name], token_type, order=order)
-        return Token(ids[name], token_type, clock.time(time), clock.age(time), order, segment)
-
-    def open_visit(time: int) -> None:
-        nonlocal order, segment
-        if order:
-            body.append(token(VE, TYPE_VE, last_time))
-            body.append(token(REG, TYPE_REG, last_time))
-            interval = interval_token((time - last_time) // DAY_US)
-            body.append(token(interval, TYPE_INTERVAL, time, in_visit=False))
-        order, segment = order + 1, 1 if segment == 2 or order == 0 else 2
-        body.append(token(VS, TYPE_VS, time))
-
-    def lapse(event: Event, time: int) -> None:
-        """Forget the encounters that have been silent for too long when a row of somebody else arrives."""
-        nonlocal admission
-        for visit_id in [v for v, since in latest.items() if time - since > patience[v]]:
-            if visit_id is not None and visit_id == event.visit_id:
-                continue
-            open_encounters[:] = [encounter for encounter in open_encounters if encounter[0] != visit_id]
-            forget(visit_id)
-            admission = admission and bool(open_encounters)  # nothing that lapsed is transferred from
-
-    def forget(visit_id: str | None) -> None:
-        del latest[visit_id], patience[visit_id]
-        if visit_id is not None:
-            ended.add(visit_id)
-
-    def event_token(event: Event, token_type: int, time: int) -> Token:
-        token_id, _ = vocabulary.row_id(event.code, event.value, event.text, event.unit)
-        return Token(token_id, token_type, clock.time(time), clock.age(time), order, segment)
-
-    for event, kind, encounter_class in rows:
-        time, token_type = event.time, vocabulary.token_type(event.code)
-        if time is None:
-            # A death or a visit of unknown time would tell the future.
-            if token_type and kind not in ("death", "visit_start", "visit_end"):
-                static.append(vocabulary.row_id(event.code, event.value, event.text, event.unit)[0])
-            continue
+    timed: list[tuple[int, int, Event, str, str | None]] = []
+    for event, kind, encounter_class in known:
+        if event.time is not None:
+            timed.append((event.time, KIND_RANKS.get(kind, RANK_OTHER), event, kind, encounter_class))
+        # A death or a visit of unknown time would tell the future.
+        elif vocabulary.token_type(event.code) and kind not in ("death", "visit_start", "visit_end"):
+            static.append(vocabulary.row_id(event.code, event.value, event.text, event.unit)[0])
+    timed.sort(key=_TIME_AND_RANK)
+    visits = _Visits()
+    times, ids, types = [], [], []
+    opens, is_open = [], []
+    for time, _, event, kind, encounter_class in timed:
+        token_type = vocabulary.token_type(event.code)
         if kind == "visit_start":
-            lapse(event, time)
-            inpatient = encounter_class in INPATIENT_CLASSES
-            if not open_encounters:
-                same_day = order > 0 and last_time // DAY_US == time // DAY_US
-                transfer = implicit_key is None and admission and inpatient and same_day
-                continues = event.visit_id is not None and implicit_key == ("visit", event.visit_id)
-                if not (transfer or continues):
-                    open_visit(time)
-                admission = inpatient or transfer
-                implicit_key = None
-            admission = admission or inpatient
-            open_encounters.append((event.visit_id, encounter_class or ""))
-            latest[event.visit_id] = time
-            patience[event.visit_id] = max(patience.get(event.visit_id, 0), silence_us(encounter_class))
+            starts_visit = visits.start(event.visit_id, encounter_class, time)
         elif kind == "visit_end":
-            mine = [k for k, (visit_id, _) in enumerate(open_encounters) if visit_id == event.visit_id]
-            if not mine:
+            if not visits.end(event.visit_id, encounter_class, time):
                 continue  # an end without a start: `encounters` counts it
-            same_class = [k for k in mine if open_encounters[k][1] == encounter_class]
-            open_encounters.pop((same_class or mine)[-1])
-            latest[event.visit_id] = time
-            if len(mine) == 1:
-                forget(event.visit_id)
-        elif not token_type:
-            continue  # it takes no part: the birth, what is ignored, kinds that do not enter
+            starts_visit = False
+        elif token_type:
+            starts_visit = visits.content(event.visit_id, time)
         else:
-            lapse(event, time)
-            if event.visit_id in latest:
-                latest[event.visit_id] = time
-            if not open_encounters:
-                late = event.visit_id is None or event.visit_id in ended
-                key = ("day", time // DAY_US) if late else ("visit", event.visit_id)
-                if key != implicit_key:
-                    open_visit(time)
-                implicit_key, admission = key, False
-        if token_type:
-            body.append(event_token(event, token_type, time))
-        last_time = time
-    closing: list[Token] = []
-    if order and not open_encounters:
-        closing = [token(VE, TYPE_VE, last_time), token(REG, TYPE_REG, last_time)]
-    return Walk(static, body, closing, clock)
+            continue  # it takes no part: the birth, what is ignored, kinds that do not enter
+        visits.last_time = time
+        times.append(time)
+        ids.append(vocabulary.row_id(event.code, event.value, event.text, event.unit)[0] if token_type else 0)
+        types.append(token_type)
+        opens.append(starts_visit)
+        is_open.append(bool(visits.encounters))
+    births = (time for time, _, _, kind, _ in timed if kind == "birth")
+    others = (time for time, _, _, kind, _ in timed if kind != "birth")
+    return HistoryRows(
+        subject_ids=np.zeros(1, np.int64),
+        first=np.asarray([next(others, 0)], np.int64),
+        birth=np.asarray([next(births, NO_TIME)], np.int64),
+        static_offsets=np.asarray([0, len(static)], np.int64),
+        static_ids=np.asarray(static, np.int32),
+        row_offsets=np.asarray([0, len(times)], np.int64),
+        time=np.asarray(times, np.int64),
+        ids=np.asarray(ids, np.int32),
+        types=np.asarray(types, np.int8),
+        opens=np.asarray(opens, bool),
+        is_open=np.asarray(is_open, bool),
+    )
 
 
-# -- 3. truncation and prompt ----------------------------------------------------------------------------------------
+class _Visits:
+    """The encounters of a patient that are open, row after row; says which rows open a visit.
 
-
-def build_row(
-    walked: Walk,
-    vocabulary: EventVocabulary,
-    *,
-    max_length: int | None,
-    max_num_visits: int,
-    task_token: str | None = None,
-    prediction_time: int | None = None,
-) -> dict[str, np.ndarray]:
-    """The channels of one sequence.
-
-    Args:
-        walked: What `walk` made of the patient.
-        vocabulary: Ids of the special tokens.
-        max_length: Context length, None = all tokens. The most recent tokens stay; [CLS], the static tokens (while
-            they take at most a quarter) and, inside a visit, [VS] are put back; orders start again at 1.
-        max_num_visits: Orders are clamped to `max_num_visits - 1`.
-        task_token: Token of the task. It replaces [CLS] and, at the end, the [REG] of a closed visit; in an open
-            visit it is appended.
-        prediction_time: Time of the task token at the end (microseconds); default: the latest event's.
+    Attributes:
+        encounters: (visit_id, class) of those that are open, the latest last.
+        last_time: Time of the latest row of the previous or current visit, None before the first.
     """
-    ids = vocabulary.token_ids
-    body, tail = walked.body, list(walked.closing)
-    if task_token is not None:
-        latest = body[-1] if body else Token(0, 0)
-        if tail:
-            latest = tail[-1]
-        time, age = latest.time, latest.age
-        if prediction_time is not None:
-            # where nothing timed is known yet, there is no clock to tell the time by
-            time = walked.clock.time(prediction_time) if latest.order else 0.0
-            age = walked.clock.age(prediction_time)
-        end = Token(ids[task_token], TYPE_REG, time, age, latest.order, latest.segment)
-        tail = [*tail[:1], end]
-    head = [Token(ids[task_token or CLS], TYPE_CLS), *(Token(i, TYPE_STATIC) for i in walked.static)]
-    if max_length is not None and len(head) + len(body) + len(tail) > max_length:
-        if len(head) * MAX_STATIC_SHARE > max_length:
-            head = head[:1]
-        body = truncate(body, max_length - len(head) - len(tail))
-        shift = (body[0] if body else tail[0]).order - 1
-        body, tail = ([_shifted(t, shift) for t in part] for part in (body, tail))
-    return to_channels([*head, *body, *tail], max_num_visits)
 
+    def __init__(self) -> None:
+        self.encounters: list[tuple[str | None, str]] = []
+        self.last_time: int | None = None
+        self._latest: dict[str | None, int] = {}  # visit_id of open encounters -> time of its latest row
+        self._patience: dict[str | None, int] = {}  # ... -> silence after which they lapse
+        self._ended: set[str] = set()  # visit_ids whose encounters have ended
+        self._implicit: tuple[str, Any] | None = None  # key of the previous visit, where that is implicit
+        self._admission = False  # whether the previous visit holds an inpatient encounter
 
-def truncate(body: list[Token], budget: int) -> list[Token]:
-    """The most recent tokens within the budget, beginning with [VS]: the marks between two visits do not lead.
+    def start(self, visit_id: str | None, encounter_class: str | None, time: int) -> bool:
+        """An encounter starts; whether it opens a visit."""
+        self._lapse(visit_id, time)
+        inpatient = encounter_class in INPATIENT_CLASSES
+        opens = False
+        if not self.encounters:
+            same_day = self.last_time is not None and self.last_time // DAY_US == time // DAY_US
+            transfer = self._implicit is None and self._admission and inpatient and same_day
+            continues = visit_id is not None and self._implicit == ("visit", visit_id)
+            opens = not (transfer or continues)
+            self._admission = inpatient or transfer
+            self._implicit = None
+        self._admission = self._admission or inpatient
+        self.encounters.append((visit_id, encounter_class or ""))
+        self._latest[visit_id] = time
+        self._patience[visit_id] = max(self._patience.get(visit_id, 0), silence_us(encounter_class))
+        return opens
 
-    A visit that was cut gets its [VS] back, with the time and age of the visit's real start.
-    """
-    start = max(0, len(body) - budget)
-    if start == 0:
-        return body
-    while start < len(body):
-        while start < len(body) and body[start].type in (TYPE_VE, TYPE_REG, TYPE_INTERVAL):
-            start += 1
-        if start == len(body) or body[start].type == TYPE_VS:
-            break
-        if len(body) - start < budget:  # room for the [VS] of the visit that was cut
-            return [next(t for t in reversed(body[:start]) if t.type == TYPE_VS), *body[start:]]
-        start += 1
-    return body[start:]
+    def end(self, visit_id: str | None, encounter_class: str | None, time: int) -> bool:
+        """An encounter ends; False where none of this visit_id is open."""
+        same_visit = [k for k, (other, _) in enumerate(self.encounters) if other == visit_id]
+        if not same_visit:
+            return False
+        same_class = [k for k in same_visit if self.encounters[k][1] == encounter_class]
+        self.encounters.pop((same_class or same_visit)[-1])
+        self._latest[visit_id] = time
+        if len(same_visit) == 1:
+            self._forget(visit_id)
+        return True
 
+    def content(self, visit_id: str | None, time: int) -> bool:
+        """A row of any other kind; whether it opens a visit."""
+        self._lapse(visit_id, time)
+        if visit_id in self._latest:
+            self._latest[visit_id] = time
+        if self.encounters:
+            return False
+        late = visit_id is None or visit_id in self._ended
+        key = ("day", time // DAY_US) if late else ("visit", visit_id)
+        opens = key != self._implicit
+        self._implicit, self._admission = key, False
+        return opens
 
-def _shifted(token: Token, shift: int) -> Token:
-    if token.order == 0:
-        return token
-    order = token.order - shift
-    return replace(token, order=order, segment=0 if token.segment == 0 else 1 + (order - 1) % 2)
+    def _lapse(self, row_visit_id: str | None, time: int) -> None:
+        """Forget the encounters that have been silent for too long when a row of another visit_id arrives."""
+        for visit_id in [v for v, since in self._latest.items() if time - since > self._patience[v]]:
+            if visit_id is not None and visit_id == row_visit_id:
+                continue
+            self.encounters = [encounter for encounter in self.encounters if encounter[0] != visit_id]
+            self._forget(visit_id)
+            self._admission = self._admission and bool(self.encounters)  # nothing that lapsed is transferred from
 
-
-def to_channels(tokens: Sequence[Token], max_num_visits: int) -> dict[str, np.ndarray]:
-    """Channels of a list of tokens, each of shape [length]."""
-    columns = {
-        "input_ids": [t.id for t in tokens],
-        "attention_mask": [1] * len(tokens),
-        "token_type_ids": [t.type for t in tokens],
-        "times": [t.time for t in tokens],
-        "ages": [t.age for t in tokens],
-        "visit_orders": [min(t.order, max_num_visits - 1) for t in tokens],
-        "visit_segments": [t.segment for t in tokens],
-    }
-    return {name: np.asarray(values, dtype=CHANNEL_DTYPES[name]) for name, values in columns.items()}
+    def _forget(self, visit_id: str | None) -> None:
+        del self._latest[visit_id], self._patience[visit_id]
+        if visit_id is not None:
+            self._ended.add(visit_id)

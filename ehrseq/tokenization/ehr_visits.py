@@ -18,8 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .ehr_codes import INPATIENT_CLASSES
-from .ehr_vocabulary import DAY_US
+from .ehr_codes import DAY_US, INPATIENT_CLASSES
 
 # Order at one instant inside a subject: birth, visit starts, everything else in source order, visit ends, death.
 RANK_STATIC, RANK_BIRTH, RANK_START, RANK_OTHER, RANK_END, RANK_DEATH = range(6)

@@ -14,8 +14,10 @@ falls back to its bare code, since another unit's bins would say something false
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -57,13 +59,7 @@ SPECIAL_TYPES = {PAD: TYPE_PAD, CLS: TYPE_CLS, VS: TYPE_VS, VE: TYPE_VE, REG: TY
     [*WEEKS, *MONTHS, LONG_TERM], TYPE_INTERVAL
 )
 
-SECOND_US = 1_000_000
-"""Microseconds, in which all instants and spans are counted; and so on."""
-MINUTE_US = 60 * SECOND_US
-HOUR_US = 60 * MINUTE_US
-DAY_US = 24 * HOUR_US
-WEEK_US = 7 * DAY_US
-YEAR_US = 365.25 * DAY_US
+_TOO_LARGE = (2 - 2**-24) * 2.0**127  # from here on single precision rounds to infinity
 MAX_TEXT_LENGTH = 64
 """Longer text results are prose, not results: the row keeps its bare code."""
 
@@ -119,8 +115,14 @@ class EventVocabulary:
     code_map: list[list[str]]
     reserved: frozenset[str] = frozenset(SPECIAL_TOKENS)
     _kind_of: dict[str, tuple[str, str | None]] = field(default_factory=dict, repr=False)
+    _type_of: dict[str, int] = field(default_factory=dict, repr=False)
     _id_of_code: dict[str, tuple[int, str]] = field(default_factory=dict, repr=False)
     _bins_of: dict[tuple[str, str], Bins | None] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def interval_ids(self) -> np.ndarray:
+        """Ids of the interval tokens, from the shortest on: weeks, months, [LT]."""
+        return np.asarray([self.token_ids[token] for token in [*WEEKS, *MONTHS, LONG_TERM]])
 
     def kind(self, code: str) -> tuple[str, str | None]:
         """(kind, encounter class or None) of a code."""
@@ -131,8 +133,12 @@ class EventVocabulary:
 
     def token_type(self, code: str) -> int:
         """Token type of a code's rows, 0 where they make no token of their own."""
-        kind, encounter_class = self.kind(code)
-        return KIND_TYPES[kind] if enters(code, kind, encounter_class, self.kinds) else TYPE_PAD
+        known = self._type_of.get(code)
+        if known is None:
+            kind, encounter_class = self.kind(code)
+            known = KIND_TYPES[kind] if enters(code, kind, encounter_class, self.kinds) else TYPE_PAD
+            self._type_of[code] = known
+        return known
 
     def code_id(self, code: str) -> tuple[int, str]:
         """(id, "exact" | "fallback" | "lost") of a bare code."""
@@ -163,7 +169,7 @@ class EventVocabulary:
     def value_id(self, code: str, unit: str | None, value: float) -> tuple[int, str]:
         """(id, how) of a finite numeric value."""
         bins = self.bins(code, unit)
-        number = 0 if bins is None else int(np.searchsorted(bins.edges, np.float32(value), side="left"))
+        number = 0 if bins is None else bisect_left(bins.cuts, float(np.float32(value)))
         return self.bin_id(code, bins, number)
 
     def bin_id(self, code: str, bins: Bins | None, number: int) -> tuple[int, str]:
@@ -210,11 +216,15 @@ class Bins:
     ids: list[int | None]
     how: str
 
+    @cached_property
+    def cuts(self) -> list[float]:
+        """The edges as Python's numbers, for one value at a time."""
+        return self.edges.tolist()
+
 
 def is_finite(value: float) -> bool:
     """Whether a value is a number in single precision, in which all values are compared."""
-    with np.errstate(over="ignore"):
-        return bool(np.isfinite(np.float32(value)))
+    return abs(value) < _TOO_LARGE
 
 
 def _plain(unit: str) -> str:

@@ -20,16 +20,10 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy, logging
 
 from .ehr_anchors import REASONS, UNANSWERABLE, reasons_against
-from .ehr_sequence import (
-    CHANNEL_DTYPES,
-    CHANNELS,
-    build_row,
-    check_context,
-    parse_time,
-    patient_of_table,
-    read_patient,
-    walk,
-)
+from .ehr_histories import EncodedHistories
+from .ehr_plans import CHANNEL_DTYPES, CHANNELS, check_context
+from .ehr_rows import lay_out
+from .ehr_sequence import parse_time, patient_of_table, patient_rows, read_patient
 from .ehr_vocabulary import PAPER_TASK_TOKENS, SPECIAL_TOKENS, TABLES_NEED_PACKAGE, TYPE_CLS, EventVocabulary
 
 if TYPE_CHECKING:
@@ -41,8 +35,6 @@ if TYPE_CHECKING:
         from ehrseq.encode.encoder import Encoder
     except ImportError:
         pass
-
-    from .ehr_histories import EncodedHistories
 
 logger = logging.get_logger(__name__)
 
@@ -353,23 +345,23 @@ class EhrTokenizer(TokenizersBackend):
         cut = parse_time(prediction_time, "prediction_time")
         cut = own_time if cut is None else cut
         vocabulary = self.vocabulary
-        walked = walk(events, vocabulary, cut)
-        if cut is not None and not walked.body:
+        rows = patient_rows(events, vocabulary, cut)
+        if cut is not None and not len(rows.time):
             logger.warning_once(
                 f"prediction_time lies before every timed event of patient {_subject(patient)} (and maybe of others): "
                 "their rows hold static tokens only."
             )
-        return [
-            build_row(
-                walked,
-                vocabulary,
-                max_length=max_length,
-                max_num_visits=self.max_num_visits,
-                task_token=None if task is None else self._task_token(task),
-                prediction_time=cut,
-            )
-            for task in tasks
-        ]
+        tasks_known = self.task_tokens
+        history = EncodedHistories(
+            vocabulary=vocabulary,
+            task_names=list(tasks_known),
+            task_token_ids=np.asarray([vocabulary.token_ids[token] for token in tasks_known.values()], np.int64),
+            max_num_visits=self.max_num_visits,
+            **lay_out(rows, vocabulary),
+        )
+        asked = [None if task is None else _position(task, history.task_names) for task in tasks]
+        plan = history.plan_patient(asked, cut, max_length)
+        return [history.row(plan, number) for number in range(len(asked))]
 
     def reasons_against(
         self, patient: Any, tasks: Sequence[Mapping[str, Any]], prediction_time: Any = None
@@ -381,15 +373,6 @@ class EhrTokenizer(TokenizersBackend):
         events, own_time = read_patient(_as_patient(patient))
         cut = parse_time(prediction_time, "prediction_time")
         return reasons_against(events, self.vocabulary.kind, tasks, own_time if cut is None else cut)
-
-    def _task_token(self, task: str) -> str:
-        tasks = self.task_tokens
-        if task not in tasks:
-            raise ValueError(
-                f"unknown task {task!r}; this tokenizer knows {list(tasks)}. Add one with "
-                "tokenizer.add_task(name, token)."
-            )
-        return tasks[task]
 
     def _limit(
         self, truncation: bool | str | None, max_length: int | None, padding: bool | str | PaddingStrategy
@@ -475,6 +458,14 @@ class EhrTokenizer(TokenizersBackend):
             are not in `input_kinds`) and `lapsed_encounters` (taken as over for want of an end, see `ehr_visits`).
         """
         return _tables().coverage(self, events)
+
+
+def _position(task: str, known: list[str]) -> int:
+    if task not in known:
+        raise ValueError(
+            f"unknown task {task!r}; this tokenizer knows {known}. Add one with tokenizer.add_task(name, token)."
+        )
+    return known.index(task)
 
 
 def _subject(patient: Any) -> Any:

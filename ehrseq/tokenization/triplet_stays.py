@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from .ehr_codes import MINUTE_US, YEAR_US
 from .ehr_sequence import Event
-from .ehr_vocabulary import MINUTE_US, YEAR_US
 
 WINDOW_STARTS = ("code", "first_event", "before_prediction")
 STATIC_KINDS = ("numeric", "category", "age")

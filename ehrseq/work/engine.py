@@ -1,11 +1,11 @@
-"""One way to work on many shards: the same tasks in this process, in several processes, or on a Ray cluster.
+"""One way to work on many tasks: in this process, in several processes, or on a Ray cluster.
 
     engine = get_engine("local", num_workers=2)
     for result in engine.map(convert_file, tasks, desc="Reading"):
         ...
 
-A task and its result are small (paths, numbers, counters); tables stay on disk. Whoever calls decides what needs to be
-done at all (a result file that is there already); engines know nothing of it.
+A task is small (paths, numbers); tables stay on disk, or come back piece by piece (`Engine.stream`). Whoever calls
+decides what needs to be done at all (a result file that is there already); engines know nothing of it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from ehrseq.work.pipes import receive, send, worker_command
+from ehrseq.work.worker import Message, Work, messages_of, results_of, work_of, worker_environment
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 ENGINES = ("local", "ray")
-_MAX_NAME = 160  # characters of a task in messages
 
-# glibc's own names (mallopt(3)): no request is large enough for a mapping of its own, nor the heap for trimming.
-_KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+_Arrival = tuple[int, Message]  # number of the task, and what came of it
+_MAX_NAME = 160  # characters of a task in messages
 
 
 class Engine(Protocol):
@@ -38,15 +38,32 @@ class Engine(Protocol):
     num_workers: int
 
     def map(self, work: Callable[[Task], Result], tasks: Sequence[Task], *, desc: str) -> Iterator[Result]:
-        """Results in the order of the tasks, with a progress bar.
+        """One result a task, in the order of the tasks, with a progress bar.
 
         Args:
             work: A function of a module (workers import it by its name).
-            tasks: What it is called with; pickled.
+            tasks: What it is called with; pickled. An attribute `name` stands for the task in messages.
             desc: What is being done, for the progress bar and for messages.
 
         Raises:
             Exception: The first error of a task, with a note that names the task; no further task is begun.
+            RuntimeError: A worker process died.
+        """
+        ...
+
+    def stream(self, work: Callable[[Task], Iterator[Result]], tasks: Sequence[Task], *, desc: str) -> Iterator[Result]:
+        """Many results a task, as they come: those of one task in their order, those of several tasks mixed.
+
+        For results that are large: workers wait where the caller falls behind, so that memory stays modest. Tasks
+        begin in their order; large ones first is best. Progress is the caller's to show, in a measure of its own.
+
+        Args:
+            work: A generator function of a module.
+            tasks: See `map`.
+            desc: What is being done, for messages.
+
+        Raises:
+            Exception: See `map`.
             RuntimeError: A worker process died.
         """
         ...
@@ -91,7 +108,8 @@ class LocalEngine:
     process does.
 
     Args:
-        num_workers: Processes at a time.
+        num_workers: Processes at a time. Those of `map` stand beside this one, which waits; in `stream`, where it has
+            to take in large results, this one is among them and works whenever no result is ready.
         keep_freed_memory: See `get_engine`.
     """
 
@@ -101,12 +119,58 @@ class LocalEngine:
 
     def map(self, work: Callable[[Task], Result], tasks: Sequence[Task], *, desc: str) -> Iterator[Result]:
         """See `Engine.map`."""
+        return _one_each(self._arrivals(work, tasks, desc, streams=False), len(tasks), desc)
+
+    def stream(self, work: Callable[[Task], Iterator[Result]], tasks: Sequence[Task], *, desc: str) -> Iterator[Result]:
+        """See `Engine.stream`."""
+        return _all_of(self._arrivals(work, tasks, desc, streams=True))
+
+    def _arrivals(
+        self, work: Callable[[Any], Any], tasks: Sequence[Any], desc: str, *, streams: bool
+    ) -> Iterator[_Arrival]:
         workers = min(self.num_workers, len(tasks))
         if workers <= 1:
-            results = _here(work, tasks, desc)
-        else:
-            results = _in_processes(work, tasks, desc, workers, self.keep_freed_memory)
-        return _with_progress(results, len(tasks), desc)
+            return _work_here(work, streams, tasks, desc, range(len(tasks)))
+        return self._in_processes(work, tasks, desc, workers, streams)
+
+    def _in_processes(
+        self, work: Callable[[Any], Any], tasks: Sequence[Any], desc: str, workers: int, streams: bool
+    ) -> Iterator[_Arrival]:
+        named = work_of(work, streams=streams)
+        waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        for number in [*range(len(tasks)), *[None] * workers]:
+            waiting.put(number)
+        # Bounded where results are large: a worker that finds no room waits.
+        arrived: queue.Queue[_Arrival] = queue.Queue(maxsize=2 * workers if streams else 0)
+        here = _work_here(work, streams, tasks, desc, iter(waiting.get, None)) if streams else iter(())
+        processes = [self._start(workers) for _ in range(workers - streams)]
+        threads = [
+            threading.Thread(target=_drive, args=(process, named, tasks, waiting, arrived), daemon=True)
+            for process in processes
+        ]
+        unfinished = len(tasks)
+        try:
+            for thread in threads:
+                thread.start()
+            while unfinished:
+                arrival = next(here, None) if arrived.empty() else None
+                number, message = arrival or arrived.get()
+                if message.error is not None:
+                    raise _noted(message.error, desc, number, tasks)
+                unfinished -= message.is_last
+                yield number, message
+        finally:
+            _end(processes, threads, arrived)
+
+    def _start(self, workers: int) -> subprocess.Popen[bytes]:
+        """One of several workers: together they have as many threads as there are cores."""
+        limits = worker_environment(max(1, available_cores() // workers), keep_freed_memory=self.keep_freed_memory)
+        return subprocess.Popen(
+            worker_command("ehrseq.work.worker", "serve"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **limits, "TQDM_DISABLE": "1"},
+        )
 
 
 class RayEngine:
@@ -127,197 +191,119 @@ class RayEngine:
         except ImportError as error:
             raise ImportError('The Ray engine needs Ray: pip install "ehrseq[ray]".') from error
         if not self._ray.is_initialized():
-            # RAY_ADDRESS decides whether this joins a cluster; only a cluster of our own takes a number of cores.
-            own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": num_workers, "include_dashboard": False}
-            self._ray.init(log_to_driver=False, logging_level="ERROR", **own)
+            # RAY_ADDRESS decides whether this joins a cluster; only a cluster that is started here takes a number.
+            here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": num_workers, "include_dashboard": False}
+            self._ray.init(log_to_driver=False, logging_level="ERROR", **here)
         self.num_workers = num_workers or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
     def map(self, work: Callable[[Task], Result], tasks: Sequence[Task], *, desc: str) -> Iterator[Result]:
         """See `Engine.map`."""
-        return _with_progress(self._results(work, tasks, desc), len(tasks), desc)
+        return _one_each(self._arrivals(work, tasks, desc, streams=False), len(tasks), desc)
 
-    def _results(self, work: Callable[[Task], Result], tasks: Sequence[Task], desc: str) -> Iterator[Result]:
+    def stream(self, work: Callable[[Task], Iterator[Result]], tasks: Sequence[Task], *, desc: str) -> Iterator[Result]:
+        """See `Engine.stream`."""
+        return _all_of(self._arrivals(work, tasks, desc, streams=True))
+
+    def _arrivals(
+        self, work: Callable[[Any], Any], tasks: Sequence[Any], desc: str, *, streams: bool
+    ) -> Iterator[_Arrival]:
         ray = self._ray
-        environment = {"env_vars": _limits(1, self.keep_freed_memory)}
-        remote = ray.remote(num_cpus=1, runtime_env=environment)(_call_by_name)
-        name = _name_of(work)
+        remote = ray.remote(
+            num_cpus=1,
+            num_returns="streaming",
+            runtime_env={"env_vars": worker_environment(1, keep_freed_memory=self.keep_freed_memory)},
+            _generator_backpressure_num_objects=2,
+        )(messages_of)
+        named = work_of(work, streams=streams)
         waiting = iter(enumerate(tasks))
         running: dict[Any, int] = {}
-        done: dict[int, Any] = {}
-        following = 0
         try:
-            while following < len(tasks):
+            while True:
                 # One more than there are workers waits, so that none of them does.
                 while len(running) <= self.num_workers and (item := next(waiting, None)) is not None:
-                    running[remote.remote(name, item[1])] = item[0]
-                if following not in done:
-                    for reference in ray.wait(list(running), num_returns=1)[0]:
-                        number = running.pop(reference)
-                        try:
-                            done[number] = ray.get(reference)
-                        except ray.exceptions.RayTaskError as error:
-                            cause = error.cause if isinstance(error.cause, Exception) else RuntimeError(str(error))
-                            raise _noted(cause, desc, number, tasks) from error
-                    continue
-                yield done.pop(following)
-                following += 1
+                    running[remote.remote(named, item[1])] = item[0]
+                if not running:
+                    return
+                for messages in ray.wait(list(running), num_returns=1)[0]:
+                    number = running[messages]
+                    try:
+                        message = ray.get(next(messages))
+                    except ray.exceptions.RayError as error:
+                        raise _noted(_death(error), desc, number, tasks) from error
+                    if message.error is not None:
+                        raise _noted(message.error, desc, number, tasks)
+                    if message.is_last:
+                        del running[messages]
+                    yield number, message
         finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
+            for messages in running:
+                ray.cancel(messages, force=True)
 
 
-def _call_by_name(name: tuple[str, str], task: Any) -> Any:
-    return _function(name)(task)
-
-
-def _name_of(work: Callable[..., Any]) -> tuple[str, str]:
-    """(module, name) under which a worker finds a function.
-
-    Raises:
-        ValueError: It is a lambda, a method, an inner function or one of the script that was started.
-    """
-    module, name = getattr(work, "__module__", None), getattr(work, "__qualname__", None)
-    if not module or not name or "." in name or "<" in name or module == "__main__":
-        raise ValueError(f"work got {work!r}; expected a function of a module that can be imported by its name.")
-    return module, name
-
-
-def _function(name: tuple[str, str]) -> Callable[..., Any]:
-    return getattr(importlib.import_module(name[0]), name[1])
-
-
-def _here(work: Callable[[Task], Result], tasks: Sequence[Task], desc: str) -> Iterator[Result]:
-    for number, task in enumerate(tasks):
+def _work_here(
+    work: Callable[[Any], Any], streams: bool, tasks: Sequence[Any], desc: str, numbers: Iterable[int]
+) -> Iterator[_Arrival]:
+    for number in numbers:
         try:
-            result = work(task)
+            for result in results_of(work, streams, tasks[number]):
+                yield number, Message(result)
         except Exception as error:
             raise _noted(error, desc, number, tasks) from error.__cause__
-        yield result
-
-
-def _in_processes(
-    work: Callable[[Task], Result], tasks: Sequence[Task], desc: str, workers: int, keep_freed_memory: bool
-) -> Iterator[Result]:
-    name = _name_of(work)
-    waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-    for number in [*range(len(tasks)), *[None] * workers]:
-        waiting.put(number)
-    results: queue.SimpleQueue[tuple[int, Any, Exception | None]] = queue.SimpleQueue()
-    processes = [_start(workers, keep_freed_memory) for _ in range(workers)]
-    threads = [
-        threading.Thread(target=_drive, args=(process, name, tasks, waiting, results), daemon=True)
-        for process in processes
-    ]
-    done: dict[int, Any] = {}
-    try:
-        for thread in threads:
-            thread.start()
-        for number in range(len(tasks)):
-            while number not in done:
-                finished, result, error = results.get()
-                if error is not None:
-                    raise _noted(error, desc, finished, tasks)
-                done[finished] = result
-            yield done.pop(number)
-    finally:
-        for process in processes:
-            process.kill()
-        for process, thread in zip(processes, threads, strict=True):
-            process.wait()
-            thread.join()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    try:
-                        pipe.close()
-                    except BrokenPipeError:
-                        continue
-
-
-def _start(workers: int, keep_freed_memory: bool) -> subprocess.Popen[bytes]:
-    threads = max(1, available_cores() // workers)
-    return subprocess.Popen(
-        worker_command("ehrseq.work.engine", "serve"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, **_limits(threads, keep_freed_memory), "TQDM_DISABLE": "1"},
-    )
-
-
-def _limits(threads: int, keep_freed_memory: bool) -> dict[str, str]:
-    """Environment of a worker: together the workers have as many threads as there are cores.
-
-    A core of its own is no reason to keep freed memory: glibc would hold up to eight arenas a core.
-    """
-    kept = _KEPT_MEMORY if keep_freed_memory else {}
-    names = ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
-    return {**dict.fromkeys(names, str(threads)), "MALLOC_ARENA_MAX": "2", **kept}
+        yield number, Message(is_last=True)
 
 
 def _drive(
     process: subprocess.Popen[bytes],
-    name: tuple[str, str],
+    work: Work,
     tasks: Sequence[Any],
     waiting: queue.SimpleQueue[int | None],
-    results: queue.SimpleQueue[tuple[int, Any, Exception | None]],
+    arrived: queue.Queue[_Arrival],
 ) -> None:
-    """Hand tasks to one process and pass its results on."""
+    """Hand tasks to one process and pass on what comes of them."""
     number: int | None = 0
     try:
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("a worker process has no pipes")
-        send(process.stdin, (list(sys.path), name))
+        send(process.stdin, (list(sys.path), work))
         while (number := waiting.get()) is not None:
             send(process.stdin, tasks[number])
-            result, error = receive(process.stdout, died="the process ended before its task did")
-            results.put((number, result, error))
-            if error is not None:
+            message = Message()
+            while not message.is_last:
+                message = receive(process.stdout, died="the process ended before its task did")
+                arrived.put((number, message))
+            if message.error is not None:
                 return
     except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError, ImportError) as error:
-        results.put((number or 0, None, RuntimeError(f"A worker process died ({error}); out of memory?")))
+        arrived.put((number or 0, Message(is_last=True, error=_death(error))))
 
 
-def serve() -> None:
-    """Loop of a worker process: a function's name, then tasks, from stdin; results to stdout.
+def _death(error: Exception) -> RuntimeError:
+    return RuntimeError(f"A worker process died ({error}); out of memory? Use fewer workers.")
 
-    Stdin ends when the process that started this one does, however it ended; the worker then leaves its task at once:
-    it may be begun anew by another run, and the files of one task must not have two writers.
-    """
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr  # what a library prints must not run into the results
-    path, name = receive(source)
-    sys.path[:] = path
-    tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_read_tasks, args=(source, tasks), daemon=True).start()
-    while True:
-        task = tasks.get()
-        result, failure = None, None
+
+def _end(
+    processes: Sequence[subprocess.Popen[bytes]], threads: Sequence[threading.Thread], arrived: queue.Queue[_Arrival]
+) -> None:
+    """End the workers, whatever they do, and the threads that drive them."""
+    for process in processes:
+        process.kill()
+    while any(thread.is_alive() for thread in threads):
         try:
-            result = _function(name)(task)
-        except Exception as error:
-            failure = _portable(error)
-        send(sink, (result, failure))
-
-
-def _read_tasks(source: Any, tasks: queue.SimpleQueue[Any]) -> None:
-    """Take tasks from a stream; end the process where the stream ends, or holds what cannot be read."""
-    try:
-        while (task := receive(source)) is not None:
-            tasks.put(task)
-    finally:
-        os._exit(0)
-
-
-def _portable(error: Exception) -> Exception:
-    """An error that another process can take; with its text only where it cannot be pickled."""
-    try:
-        copy = pickle.loads(pickle.dumps(error))
-        same = type(copy) is type(error) and str(copy) == str(error)
-    except Exception:  # whatever a class of errors does when it is pickled
-        same = False
-    return error if same else RuntimeError(f"{type(error).__name__}: {error}")
+            arrived.get(timeout=0.02)  # a thread may wait for room in the queue
+        except queue.Empty:
+            continue
+    for process in processes:
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    continue
 
 
 def _noted(error: Exception, desc: str, number: int, tasks: Sequence[Any]) -> Exception:
+    """The error, with a note that names its task."""
     text = str(getattr(tasks[number], "name", tasks[number]))
     if len(text) > _MAX_NAME:
         text = text[: _MAX_NAME - 3] + "..."
@@ -325,13 +311,24 @@ def _noted(error: Exception, desc: str, number: int, tasks: Sequence[Any]) -> Ex
     return error
 
 
-def _with_progress(results: Iterator[Result], total: int, desc: str) -> Iterator[Result]:
-    if total < 2:
-        yield from results
-        return
+def _all_of(arrivals: Iterator[_Arrival]) -> Iterator[Any]:
+    """The results, as they come."""
+    for _, message in arrivals:
+        if not message.is_last:
+            yield message.result
+
+
+def _one_each(arrivals: Iterator[_Arrival], total: int, desc: str) -> Iterator[Any]:
+    """The one result of each task, in the order of the tasks; a progress bar where there are several."""
     from ehrseq.work.progress import progress_bar
 
-    with progress_bar(total=total, desc=desc) as bar:
-        for result in results:
-            bar.update()
-            yield result
+    early: dict[int, Any] = {}
+    following = 0
+    with progress_bar(total=total, desc=desc, disable=total < 2) as bar:
+        for number, message in arrivals:
+            if not message.is_last:
+                early[number] = message.result
+            while following in early:
+                bar.update()
+                yield early.pop(following)
+                following += 1

@@ -21,18 +21,21 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
 
     Args:
         path: What to write; its folder is made.
-        write: Writes under the (temporary) name that it is given.
+        write: Writes under the (temporary) name that it is given, at which nothing stands.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    replaced = temporary.with_name(f"{temporary.name}-replaced")
+    remove(temporary)
     try:
         write(temporary)
-        if path.is_dir():
-            remove(path)
+        if path.is_dir() or (temporary.is_dir() and path.exists()):  # removing a folder takes its time: aside with it
+            os.replace(path, replaced)
         os.replace(temporary, path)
     finally:
         remove(temporary)
+        remove(replaced)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -17,7 +17,7 @@ def worker_command(module: str, function: str) -> list[str]:
     return [sys.executable, "-c", code, str(Path(__file__).resolve().parents[2])]
 
 
-def send(stream: IO[bytes], message: Any) -> None:
+def send(stream: IO[bytes], message: object) -> None:
     """Write one message to a pipe."""
     body = pickle.dumps(message, protocol=5)
     stream.write(struct.pack("<Q", len(body)))

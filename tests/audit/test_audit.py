@@ -18,7 +18,7 @@ from ehrseq.audit.rows import encoding_findings
 from ehrseq.cli.app import app
 from ehrseq.data import read_meds
 from ehrseq.data.dataset import write_dataset
-from ehrseq.data.shards import dataset_shards
+from ehrseq.data.shards import dataset_shards, read_blocks
 from ehrseq.data.simulate.cohort import simulate
 from ehrseq.encode import tokenize_dataset
 from ehrseq.tasks import label_events, list_tasks, load_task, write_labels
@@ -129,6 +129,31 @@ def test_blocks_processes_and_other_places_of_labels_change_nothing(clean, label
     monkeypatch.setattr("ehrseq.audit.shard.BLOCK_ROWS", 4_000)
     for place in (tmp_path / "readmission_30d", tmp_path / "readmission_30d" / "labels.parquet"):
         assert audit(clean, place).to_dict() == whole.to_dict()
+
+
+def test_a_stopped_run_goes_on_where_it_was_unless_the_labels_are_others(clean, labels, monkeypatch, tmp_path):
+    write(tmp_path / "labels", "readmission_30d", labels.labels["readmission_30d"])
+    write(tmp_path / "fewer", "readmission_30d", labels.labels["readmission_30d"][5:])
+    audited = []
+
+    def interrupted(shard, **options):
+        audited.append(shard.name)
+        if len(audited) == 2:
+            raise KeyboardInterrupt
+        return read_blocks(shard, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ehrseq.audit.shard.read_blocks", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            audit(clean, tmp_path / "labels", work=tmp_path / "work")
+        fewer = audit(clean, tmp_path / "fewer", work=tmp_path / "work")
+        files = len(dataset_shards(clean))
+        assert len(audited) == files + 2
+        again = audit(clean, tmp_path / "labels", work=tmp_path / "work")
+        assert len(audited) == 2 * files + 1
+    assert again.to_dict() == audit(clean, tmp_path / "labels").to_dict()
+    assert fewer.to_dict() == audit(clean, tmp_path / "fewer").to_dict()
+    assert not list((tmp_path / "work").iterdir())
 
 
 # -- planted leaks ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Trainer, TrainingArguments
 
@@ -20,6 +20,7 @@ from ehrseq.batches.packing import (
 )
 from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM, EhrMambaForSequenceClassification
+from tests.properties import examples
 
 CHANNELS = ["input_ids", "attention_mask", "token_type_ids", "times", "ages", "visit_orders", "visit_segments"]
 TOKENIZER = SimpleNamespace(model_input_names=CHANNELS, padding_side="right")
@@ -69,7 +70,7 @@ COLLATORS = {
 # -- the plan ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@examples(200)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(60, 200))
 def test_every_sequence_stands_in_one_row_that_holds_it(lengths, max_length):
     plan = pack_lengths(lengths, max_length)

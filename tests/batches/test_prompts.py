@@ -7,13 +7,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from ehrseq.batches.balance import balance_rows
 from ehrseq.batches.prompts import PromptedDataset
 from ehrseq.evaluation import positive_probabilities
+from tests.properties import examples
 
 TASKS = ["a", "b", "c"]
 
@@ -33,7 +34,7 @@ def tables(draw):
     st.one_of(st.none(), st.floats(0.05, 0.95)),
     st.integers(0, 3),
 )
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_what_the_sampler_reports_is_what_it_draws(table, num_rows, balance_tasks, share, seed):
     task_ids, labels = table
     sample = balance_rows(

@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import subprocess
-import sys
 
 import numpy as np
 import polars as pl
@@ -11,13 +9,13 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ehrseq.data.simulate.stays import simulate_stays
+from tests.in_process import run_module
 
 SCRIPT = "benchmarks.tables.hymate_context"
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", SCRIPT, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return run_module(SCRIPT, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def simulated(script):
 
 def test_quick_runs_every_cell_once_and_the_table_reports_them(tmp_path):
     command = ("--quick", "--rows", "mamba_attention", "--output", tmp_path)
-    first = run(*command)
+    first = run(*command)  # which measures costs in processes of its own
     assert first.returncode == 0, first.stderr
     assert "'stays_seed': 0" in first.stderr
     assert "training seeds [0]" in first.stderr

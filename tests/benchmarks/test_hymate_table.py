@@ -9,12 +9,13 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ehrseq.data.simulate.stays import simulate_stays
+from tests.in_process import run_module
 
 SCRIPT = "benchmarks.tables.hymate_table"
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, "-m", SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+    return run_module(SCRIPT, *arguments)
 
 
 def write_cell(folder, labels, scores, first_subject=1):
@@ -46,7 +47,8 @@ def test_a_cell_is_run_once_and_the_table_reports_it(stays, tmp_path):
     second = run(*command, "--directions", "b-a")
     assert second.stdout == first.stdout
     assert "seed 0" not in second.stderr
-    third = run("--output", tmp_path, "--directions", "b-a", "--report")
+    command = [sys.executable, "-m", SCRIPT, "--output", tmp_path, "--directions", "b-a", "--report"]
+    third = subprocess.run(command, capture_output=True, text=True)
     assert third.stdout == first.stdout
 
 
@@ -107,7 +109,7 @@ def test_a_cell_of_a_recipe_has_a_card_of_its_results(stays, tmp_path):
     scores = pl.read_parquet(cell / "scores.parquet")
     script, card = "benchmarks.tables.hymate_card", tmp_path / "card.md"
     options = ("--repo_id", "me/tiny", "--card", card)
-    made = subprocess.run([sys.executable, "-m", script, "--cell", cell, *options], capture_output=True, text=True)
+    made = run_module(script, "--cell", cell, *options)
     assert made.returncode == 0, made.stderr
     text = card.read_text()
     assert f"| in_hospital_mortality | 180 | 180 | {scores['label'].sum()} |" in text
@@ -115,7 +117,8 @@ def test_a_cell_of_a_recipe_has_a_card_of_its_results(stays, tmp_path):
     assert "Trained on set a of the challenge, scored the 180 stays of set b." in text
     assert 'model="me/tiny"' in text
     (cell / "result.json").unlink()
-    refused = subprocess.run([sys.executable, "-m", script, "--cell", cell, *options], capture_output=True, text=True)
+    command = [sys.executable, "-m", script, "--cell", cell, *options]
+    refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 1
     assert "has no result.json: it is no finished cell" in refused.stderr
 

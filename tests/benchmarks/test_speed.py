@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.harness import Costs, benchmark_parser, finish, in_turns, machine, write_json
+from tests.in_process import run_module
 
 
 def test_ways_take_turns_and_short_ones_more_often():
@@ -59,16 +60,14 @@ def test_every_benchmark_has_the_two_options():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: the benchmark would run")
 def test_the_benchmark_of_the_gpu_says_that_there_is_none():
-    script = "benchmarks.speed.bench_gpu"
-    done = subprocess.run([sys.executable, "-m", script], capture_output=True, text=True)
+    done = run_module("benchmarks.speed.bench_gpu")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "no GPU is here; benchmarks/tables/mamba_table.py has the table of the CPU.\n"
 
 
 def test_the_benchmark_of_evaluation_runs():
-    script = "benchmarks.speed.bench_evaluation"
-    command = [sys.executable, "-m", script, "--rows", "400", "--patients", "200", "--resamples", "5", "--repeats", "1"]
-    result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    sizes = ("--rows", 400, "--patients", 200, "--resamples", 5, "--repeats", 1)
+    result = json.loads(run_module("benchmarks.speed.bench_evaluation", *sizes).stdout)
     assert result["rows"] == 400
     assert result["cpu_seconds"].keys() == {"all intervals", "scikit-learn, once"}
     assert result["met"]

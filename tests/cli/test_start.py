@@ -8,6 +8,7 @@ import pytest
 
 from ehrseq import EhrTokenizer, simulate
 from ehrseq.prepare import prepare_dataset
+from ehrseq.work.engine import get_engine
 
 HEAVY = "{'torch', 'transformers', 'polars'} & set(sys.modules)"
 
@@ -29,7 +30,7 @@ def test_it_answers_without_what_it_does_not_use(arguments):
 
 def test_the_tokenizer_of_the_command_brings_its_code(tmp_path):
     simulate(40, seed=0).write_fhir(tmp_path / "fhir")
-    prepare_dataset(tmp_path / "fhir", tmp_path / "dataset")
+    prepare_dataset(tmp_path / "fhir", tmp_path / "dataset", engine=get_engine(num_workers=1))
     command = ["-m", "ehrseq.cli.app", "tokenize", str(tmp_path / "dataset"), "--workers", "1"]
     subprocess.run([sys.executable, *command], check=True, capture_output=True)
     written = tmp_path / "dataset" / "encoded" / "tokenizer"

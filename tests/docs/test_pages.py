@@ -21,8 +21,10 @@ SITE = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(SITE.rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)(?: (\w+): ([^\n]+))?\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 STARTS_WITH = re.compile(r"^<!-- starts with: (.*) -->$", flags=re.MULTILINE)
+MIMIC = SITE / "guides" / "mimic_iv.md"
 TASKS = ("mortality_30d", "long_stay_7d", "readmission_30d")
-SMALLER = {"2000": "120", "1000": "60", "100": "20"}  # numbers of patients, by what the pages say
+SHORT = "pretrain.tokens=2000 shared.tokens=2000 finetune.tokens=2000"  # of training EhrMamba
+SMALLER = {"2000": "120", "1000": "200", "100": "20"}  # numbers of patients, by what the pages say
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page) and page.name != "mimic_iv.md"], ids=name)
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page) and page != MIMIC], ids=name)
 def test_a_page_runs_from_top_to_bottom(
-    page: Path, request: pytest.FixtureRequest, here: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    request: pytest.FixtureRequest,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for wanted in " ".join(STARTS_WITH.findall(page.read_text())).split():
         if wanted != "nothing":
@@ -114,6 +120,12 @@ def test_a_page_runs_from_top_to_bottom(
                 run(words, monkeypatch)
         else:
             assert block.language == "text", f"{name(page)}: a block of {block.language} is neither run nor a file"
+    if "risk" in namespace:  # a pipeline, asked about the page's patient
+        assert "'mortality_30d'" in capsys.readouterr().out
+    if page.name == "README.md":
+        scores = namespace["risk"](namespace["patient"])
+        assert scores
+        assert all(0 < row["score"] < 1 for row in scores)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -129,8 +141,8 @@ def commands(block: Block) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line of a page, in this process."""
+def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """One line of a page, in this process; how it ended."""
     from ehrseq.cli.app import main
 
     if words[0] == "python" and words[1].endswith(".py"):
@@ -143,16 +155,19 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(f"{words}: nobody runs this line; mark its block `norun: why`")
     # An audit ends with 1 where it finds something, as its page says; on few patients it may.
     assert code in ((0, 1) if words[1] == "audit" else (0,)), f"{words} ended with {code}"
+    return code
 
 
 def smaller(words: list[str]) -> list[str]:
     """The same command on few patients, for few steps, in one process."""
-    takes_workers = {"prepare", "split", "label", "tokenize", "audit", "stats", "predict"}
+    takes_workers = {"prepare", "split", "label", "tokenize", "audit", "stats"}
     words = [SMALLER.get(word, word) if before == "-n" else word for before, word in zip(["", *words], words)]  # noqa: B905
-    if words[1] in takes_workers:
+    prepared = words[1] == "predict" and Path(words[words.index("--data") + 1], "metadata").is_dir()
+    if words[1] in takes_workers or prepared:
         words += ["--workers", "1"]
     if words[1] == "train" and "--list" not in words:
-        words += ["--set", "max_steps=2"]
+        short = "pretrain.epochs=1 finetune.epochs=1" if "hymate" in words else SHORT
+        words += [f"--set={change}" for change in short.split()]
     if words[1] == "evaluate":
         words += ["--resamples", "20"]
     return words
@@ -164,6 +179,42 @@ def _exit_code(call) -> int:  # type: ignore[no-untyped-def]
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
+
+
+# -- MIMIC-IV, on simulated patients and with a tiny budget ----------------------------------------------------------
+
+
+def mimic_commands() -> list[list[str]]:
+    return [words for block in blocks(MIMIC) for words in commands(block)]
+
+
+def test_the_mimic_page_has_the_way_from_files_to_the_table() -> None:
+    assert [words[1] for words in mimic_commands()] == [
+        "prepare", "label", "split", "stats", "benchmark", "label", "tokenize", "audit", "benchmark"
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_mimic_page_runs(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from ehrseq import simulate
+    from tests.benchmark.cohorts import write_budget
+
+    simulate(250, 3, progress=False).write_fhir(here / "MIMIC", compress=True)
+    budget = write_budget(here, finetune_splits=["train"])
+    quick = ["--models", "logistic,ehrmamba", "--workers", "1", "--resamples", "20"]
+    for words in mimic_commands():
+        assert words[0] == "ehrseq"
+        if words[1] == "benchmark":
+            words = [str(budget) if word == "full" else "1" if word == "3" else word for word in words] + quick
+        capsys.readouterr()
+        code = run(words, monkeypatch)
+        if words[1] == "audit":  # as the page says, the paper's own tasks are found out, and nothing else is
+            findings = re.findall(r"FINDING (\S+)", capsys.readouterr().out)
+            assert code == 1
+            assert findings
+            assert all("_paper" in finding for finding in findings), findings
+    assert (here / "mimic" / "table" / "report.html").is_file()
+    assert (here / "mimic" / "table_prospective" / "report.html").is_file()
 
 
 # -- what pages name -------------------------------------------------------------------------------------------------
@@ -182,8 +233,8 @@ def test_the_commands_that_it_names_exist(page: Path) -> None:
     from ehrseq.cli.app import app
 
     known = {info.name or info.callback.__name__.replace("_", "-") for info in app.registered_commands}
-    named = set(re.findall(r"^(?:\w+=\S+ )*ehrseq ([a-z-]+)", page.read_text(), flags=re.MULTILINE))
-    named |= set(re.findall(r"`ehrseq ([a-z-]+)", page.read_text()))
+    named = set(re.findall(r"^(?:\w+=\S+ )*ehrseq ([a-z][a-z-]*)", page.read_text(), flags=re.MULTILINE))
+    named |= set(re.findall(r"`ehrseq ([a-z][a-z-]*)", page.read_text()))
     assert named <= known
 
 

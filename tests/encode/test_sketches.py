@@ -5,7 +5,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ehrseq.data.simulate.cohort import simulate
@@ -13,6 +13,7 @@ from ehrseq.encode import counts as ehr_counts
 from ehrseq.encode.counts import EventCounts
 from ehrseq.encode.sketches import QuantileSketches
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
+from tests.properties import examples
 
 SHARES = np.arange(1, 10) / 10
 RNG = np.random.default_rng(0)
@@ -53,7 +54,7 @@ def test_the_error_is_at_most_what_is_stated(values, size, rows):
     assert errors[0] <= (math.log2(blocks) + 2) * len(values) / size / 2 + 1
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@examples(200)
 @given(
     blocks=st.lists(
         st.lists(st.tuples(st.integers(0, 3), st.integers(-40, 40)), min_size=1, max_size=60), min_size=1, max_size=9

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve as sklearn_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
 from ehrseq.evaluation import Calibration, brier_score, calibration_curve, expected_calibration_error
+from tests.properties import examples
 
 
 def scored(n=3000, seed=0, slope=1.0, shift=0.0):
@@ -90,7 +91,7 @@ def test_scores_of_0_and_1_are_probabilities():
     assert np.isfinite(calibration.intercept()[0])
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(st.integers(0, 10_000), st.integers(20, 80))
 def test_the_order_of_rows_and_a_second_copy_change_nothing(seed, n):
     rng = np.random.default_rng(seed)

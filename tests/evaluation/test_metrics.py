@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import sklearn.metrics
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ehrseq.evaluation import (
@@ -20,6 +20,7 @@ from ehrseq.evaluation import (
     metrics_table,
     patient_weights,
 )
+from tests.properties import examples
 
 
 @st.composite
@@ -33,7 +34,7 @@ def rows(draw):
 
 
 @given(rows())
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_metrics_equal_scikit_learn_weighted_and_unweighted(case):
     labels, scores, weights = case
     assert auroc(labels, scores) == pytest.approx(sklearn.metrics.roc_auc_score(labels, scores), abs=1e-12)
@@ -55,7 +56,7 @@ def test_metrics_equal_scikit_learn_weighted_and_unweighted(case):
 
 
 @given(rows())
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_best_f1_threshold_is_the_best_of_all_thresholds(case):
     labels, scores, _ = case
     best = f1_score(labels, scores, best_f1_threshold(labels, scores))[0]

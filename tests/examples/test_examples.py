@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from ehrseq.data.simulate.stays import simulate_stays
 from ehrseq.encode import encode_dataset
 from ehrseq.work.engine import get_engine
+from tests.in_process import run_ehrseq
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 QUIET = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "True"]
@@ -200,8 +201,8 @@ def test_hymate_goes_from_stays_to_a_table_of_scores(tmp_path):
     # Without reported stays: the same checkpoint, which one command applies to a folder of stays.
     assert "seed0/outcome is ready" in run("06_hymate_train.py", *options[:2], *options[4:], "--recipe", recipe)
     model, out = tmp_path / "out" / "seed0" / "outcome", tmp_path / "predictions.parquet"
-    command = ["-m", "ehrseq.cli.app", "predict", "--model", model, "--data", tmp_path / "test", "--out", out]
-    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    done = run_ehrseq("predict", "--model", model, "--data", tmp_path / "test", "--out", out)
+    assert done.returncode == 0, done.stderr
     predicted = pl.read_parquet(out).join(scores, on="subject_id")
     assert len(predicted) == len(scores)
     np.testing.assert_allclose(predicted["score"], predicted["seed 0"], atol=1e-5)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from ehrseq.hub.cards import EhrModelCard, push_to_hub
+from ehrseq.hub import EhrModelCard, push_to_hub
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +17,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the Hub was asked before the arguments were looked at")
 
-    monkeypatch.setattr("ehrseq.hub.cards.HfApi.create_repo", refuse)
+    monkeypatch.setattr("ehrseq.hub.push.HfApi.create_repo", refuse)
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,9 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from ehrseq.evaluation import Interval, TaskMetrics
-from ehrseq.hub.cards import (
-    CARD_MARKER,
-    STOCK_CARD,
-    DataDescription,
-    EhrModelCard,
-    card_template,
-    ensure_card,
-    push_to_hub,
-    use_card,
-)
-from tests.hub.checkpoints import TASKS
+from ehrseq.hub.cards import CARD_MARKER, DataDescription, EhrModelCard, card_template
+from ehrseq.hub.push import STOCK_CARD, ensure_card, push_to_hub, use_card
+from tests.checkpoints.patients import TASKS
 from tests.hub.minihub import card_problems
 
 CONFIG = {

@@ -16,8 +16,8 @@ import yaml
 from transformers import pipeline
 
 from ehrseq.hub.cards import CARD_MARKER
+from tests.checkpoints.patients import make_patient
 from tests.hub.bare_interpreter import link_packages, run_python
-from tests.hub.checkpoints import make_patient
 from tests.hub.minihub import MiniHub, card_problems
 
 PATIENTS = [make_patient(subject_id, seed=3) for subject_id in range(3)]
@@ -27,7 +27,7 @@ import torch
 from huggingface_hub import HfApi, hf_hub_download
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline
 import ehrseq
-from ehrseq.hub.cards import DataDescription, EhrModelCard, push_to_hub, use_card
+from ehrseq.hub import DataDescription, EhrModelCard, push_to_hub, use_card
 
 model = AutoModelForSequenceClassification.from_pretrained(given["model"])
 tokenizer = AutoTokenizer.from_pretrained(given["model"])

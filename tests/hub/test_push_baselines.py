@@ -10,24 +10,47 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from ehrseq.prediction.risks import predict_risks
+from tests.checkpoints.complete import complete_checkpoint
+from tests.checkpoints.patients import TASKS, is_sick, make_patient, make_table
 from tests.hub.bare_interpreter import link_packages, run_python
-from tests.hub.checkpoints import TASKS, is_sick, make_patient, make_table, train_checkpoint
 
 FAMILIES = ("ehr_lstm", "cehrbert", "ehr_bigbird")
 PATIENTS = [make_patient(subject_id) for subject_id in range(500, 506)]
 
 LOAD = """
 from transformers import AutoModel, pipeline
-risk = pipeline("ehr-risk", model=given["model"], device="cpu", trust_remote_code=True)
-backbone = AutoModel.from_pretrained(given["model"], trust_remote_code=True)
-print(json.dumps({"answers": risk(given["patients"], batch_size=4), "backbone": type(backbone).__name__}))
+loaded = {}
+for family, model in given["models"].items():
+    risk = pipeline("ehr-risk", model=model, device="cpu", trust_remote_code=True)
+    backbone = AutoModel.from_pretrained(model, trust_remote_code=True)
+    loaded[family] = {"answers": risk(given["patients"], batch_size=4), "backbone": type(backbone).__name__}
+print(json.dumps(loaded))
 """
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def checkpoint(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(request.param) / "checkpoint"
-    return train_checkpoint(folder, steps=200, model_type=request.param)
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {family: complete_checkpoint(family, tmp_path_factory.mktemp(family) / family) for family in FAMILIES}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: Any) -> str:
+    return request.param
+
+
+@pytest.fixture
+def checkpoint(family: str, checkpoints: dict[str, Path]) -> Path:
+    return checkpoints[family]
+
+
+@pytest.fixture(scope="module")
+def without_package(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one interpreter without ehrseq makes of all three."""
+    folder = tmp_path_factory.mktemp("bare")
+    patients = json.loads(json.dumps(PATIENTS, default=lambda time: time.isoformat()))
+    models = {family: str(path) for family, path in checkpoints.items()}
+    environment = {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+    return run_python(LOAD, {"models": models, "patients": patients}, environment, link_packages(folder / "packages"))
 
 
 def test_trainer_teaches_it_and_the_pipeline_tells_risks(checkpoint: Path) -> None:
@@ -41,11 +64,10 @@ def test_trainer_teaches_it_and_the_pipeline_tells_risks(checkpoint: Path) -> No
     np.testing.assert_allclose(alone, scores[3], atol=1e-6)
 
 
-def test_without_the_package_the_folder_gives_the_same(checkpoint: Path, tmp_path: Path) -> None:
-    patients = json.loads(json.dumps(PATIENTS, default=lambda time: time.isoformat()))
-    bare = link_packages(tmp_path / "packages")
-    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    loaded = run_python(LOAD, {"model": str(checkpoint), "patients": patients}, environment, bare)
+def test_without_the_package_the_folder_gives_the_same(
+    checkpoint: Path, family: str, without_package: dict[str, Any]
+) -> None:
+    loaded = without_package[family]
     expected = pipeline("ehr-risk", model=str(checkpoint), device="cpu")(PATIENTS)
     for found, answers in zip(loaded["answers"], expected, strict=True):
         for one, two in zip(found, answers, strict=True):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from transformers import pipeline
 
+from tests.checkpoints.complete import complete_checkpoint
+from tests.checkpoints.stays import make_stay
 from tests.hub.bare_interpreter import link_packages, run_python
-from tests.hub.hymate_checkpoints import make_stay, train_hymate
 from tests.hub.minihub import MiniHub, card_problems
 
 PATIENTS = [make_stay(subject_id) for subject_id in range(200, 203)]
@@ -19,7 +20,7 @@ PUSH = """
 from huggingface_hub import hf_hub_download
 from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification, pipeline
 import ehrseq
-from ehrseq.hub.cards import DataDescription, EhrModelCard, push_to_hub
+from ehrseq.hub import DataDescription, EhrModelCard, push_to_hub
 
 model = AutoModelForSequenceClassification.from_pretrained(given["model"])
 extractor = AutoFeatureExtractor.from_pretrained(given["model"])
@@ -57,7 +58,7 @@ def hub() -> Iterator[MiniHub]:
 
 @pytest.fixture(scope="module")
 def hymate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_hymate(tmp_path_factory.mktemp("hymate") / "checkpoint")
+    return complete_checkpoint("hymate", tmp_path_factory.mktemp("hymate") / "checkpoint")
 
 
 @pytest.fixture(scope="module")

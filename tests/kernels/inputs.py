@@ -108,10 +108,10 @@ def scan_backends_here(dtype=torch.float32):
     inputs = scan_inputs(dtype=dtype)
     order = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "delta_softplus", "initial_state")
     call = selective_scan.ScanInputs(*(inputs[name] for name in order), resets(2, 37))
-    return served(selective_scan._BACKENDS, call)
+    return served(selective_scan.SCAN_BACKENDS.entries, call)
 
 
 def conv_backends_here():
     inputs = conv_inputs(dtype=torch.float32)
     call = causal_conv.ConvInputs(*inputs.values(), resets(2, 13), "silu")
-    return served(causal_conv._BACKENDS, call)
+    return served(causal_conv.CONV_BACKENDS.entries, call)

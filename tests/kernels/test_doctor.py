@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from ehrseq.cli.app import app
 from ehrseq.kernels import cpu_library, doctor
 from ehrseq.modeling import causal_conv, selective_scan
+from ehrseq.modeling.kernel_backends import OperatorBackend
 from tests.kernels.inputs import needs_cpu_library
 
 
@@ -44,7 +45,7 @@ def test_doctor_fails_where_a_backend_is_wrong(monkeypatch):
         y, state = selective_scan._run_naive(inputs)
         return y * 1.001, state
 
-    monkeypatch.setitem(selective_scan._BACKENDS, "cpp", selective_scan.ScanBackend(wrong))
+    monkeypatch.setitem(selective_scan.SCAN_BACKENDS.entries, "cpp", OperatorBackend(wrong))
     result = run()
     assert result.exit_code == 1
     assert re.search(r"scan +cpp +WRONG RESULTS: error \d\.\de-0[23]", result.output)
@@ -54,8 +55,8 @@ def test_a_check_knows_error_and_times():
     checks = doctor.check_backends(
         selective_scan.selective_scan,
         causal_conv.causal_conv1d,
-        {"torch": selective_scan._BACKENDS["torch"]},
-        {"torch": causal_conv._BACKENDS["torch"]},
+        {"torch": selective_scan.SCAN_BACKENDS.entries["torch"]},
+        {"torch": causal_conv.CONV_BACKENDS.entries["torch"]},
     )
     assert [(c.operator, c.backend, c.problem) for c in checks] == [("scan", "torch", None), ("conv", "torch", None)]
     assert all(c.error < 1e-5 and min(c.milliseconds) > 0 for c in checks)

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ehrseq.modeling.causal_conv import causal_conv1d
@@ -27,6 +27,7 @@ from tests.kernels.inputs import (
     scan_inputs,
     with_gradients,
 )
+from tests.properties import examples
 
 SCANS = pytest.mark.parametrize("backend", scan_backends_here())
 CONVS = pytest.mark.parametrize("backend", conv_backends_here())
@@ -53,7 +54,7 @@ def check_conv(backend, inputs, tolerance, reset_mask=None, activation="silu", f
 
 
 @SCANS
-@settings(max_examples=40, deadline=None, derandomize=True)
+@examples(40)
 @given(data=st.data())
 def test_scan_over_random_shapes(backend, data):
     batch, length = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 100))
@@ -67,7 +68,7 @@ def test_scan_over_random_shapes(backend, data):
 
 
 @CONVS
-@settings(max_examples=40, deadline=None, derandomize=True)
+@examples(40)
 @given(data=st.data())
 def test_convolution_over_random_shapes(backend, data):
     batch, length = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 70))

@@ -13,6 +13,7 @@ import torch
 from ehrseq.kernels import cpu_library
 from ehrseq.modeling import causal_conv, selective_scan
 from ehrseq.modeling.causal_conv import causal_conv1d
+from ehrseq.modeling.kernel_backends import OperatorBackend
 from tests.kernels.inputs import conv_inputs, max_error, needs_cpu_library, resets, scan_inputs, with_gradients
 
 scan = selective_scan.selective_scan
@@ -217,8 +218,8 @@ def test_inputs_are_left_as_they_were():
 
 @needs_cpu_library
 def test_the_compiled_backend_is_the_default_on_cpu():
-    entry = selective_scan._choose_backend(None, scan_call())
-    assert entry is selective_scan._BACKENDS["cpp"]
+    table = selective_scan.SCAN_BACKENDS
+    assert table.choose(None, scan_call()) is table.entries["cpp"]
 
 
 def scan_call(**changes):
@@ -231,17 +232,17 @@ def scan_call(**changes):
 def test_the_environment_variable_forces_both_operators(monkeypatch, name):
     monkeypatch.setenv("EHRSEQ_BACKEND", name)
     seen = []
-    for module, entry_type in ((selective_scan, "ScanBackend"), (causal_conv, "ConvBackend")):
-        entry = module._BACKENDS[name]
+    for table in (selective_scan.SCAN_BACKENDS, causal_conv.CONV_BACKENDS):
+        entry = table.entries[name]
 
-        def run(inputs, entry=entry, kind=entry_type):
-            seen.append(kind)
+        def run(inputs, entry=entry, operator=table.operator):
+            seen.append(operator)
             return entry.run(inputs)
 
-        monkeypatch.setitem(module._BACKENDS, name, getattr(module, entry_type)(run))
+        monkeypatch.setitem(table.entries, name, OperatorBackend(run))
     scan(**scan_inputs())
     causal_conv1d(**conv_inputs())
-    assert seen == ["ScanBackend", "ConvBackend"]
+    assert seen == ["scan", "conv"]
 
 
 def test_an_unknown_name_in_the_environment_says_what_there_is(monkeypatch):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -12,6 +12,7 @@ from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
 from ehrseq.modeling.ehrmamba_cache import EhrMambaCache
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM, EhrMambaForSequenceClassification
 from tests.modeling.common import assert_close, collate
+from tests.properties import examples
 
 
 def make_model(kind, layers=4, width=40, **changes):
@@ -60,7 +61,7 @@ def prefill(model, *patients, side="right"):
 # -- exactness ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@examples(30)
 @given(st.data())
 def test_a_history_cut_anywhere_and_padded_anyhow_equals_the_whole_pass(data):
     """Several patients, each cut into pieces of any size, 0 and 1 included; every call pads on a side of its own."""

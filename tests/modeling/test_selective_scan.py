@@ -9,13 +9,8 @@ import pytest
 import torch
 
 from ehrseq.modeling import selective_scan as module
-from ehrseq.modeling.selective_scan import (
-    ScanBackend,
-    register_scan_backend,
-    scan_backends,
-    selective_scan,
-    selective_scan_naive,
-)
+from ehrseq.modeling.kernel_backends import OperatorBackend
+from ehrseq.modeling.selective_scan import SCAN_BACKENDS, selective_scan, selective_scan_naive
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
@@ -431,7 +426,7 @@ def test_an_empty_batch_gives_an_empty_result():
 
 
 def test_backends_are_chosen_in_order_and_a_forced_one_that_cannot_serve_raises(monkeypatch):
-    monkeypatch.setattr(module, "_BACKENDS", dict(module._BACKENDS))
+    monkeypatch.setattr(SCAN_BACKENDS, "entries", SCAN_BACKENDS.entries)
     monkeypatch.delenv("EHRSEQ_BACKEND")
     seen = []
 
@@ -442,8 +437,8 @@ def test_backends_are_chosen_in_order_and_a_forced_one_that_cannot_serve_raises(
     def why_not(inputs):
         return None if inputs.reset_mask is None else "it has no reset"
 
-    register_scan_backend("fast", ScanBackend(run, why_not))
-    assert scan_backends()[0] == "fast"
+    SCAN_BACKENDS.register("fast", OperatorBackend(run, why_not))
+    assert next(iter(SCAN_BACKENDS.entries)) == "fast"
     inputs = make_inputs()
     selective_scan(**inputs)
     assert seen == ["fast"], "the first of the table that can"

@@ -1,9 +1,12 @@
 """The baselines under transformers' own ModelTesterMixin and ConfigTester.
 
-Tests that skip themselves do so for a reason of the table `EXPLAINED`, another one fails.
+Tests that skip themselves do so for a reason of the table `EXPLAINED`, another one fails. CEHR-BERT stands for the
+three, which share a base class; the other two are slow.
 """
 
 import unittest
+
+import pytest
 
 import ehrseq  # noqa: F401  (registers the classes)
 from ehrseq.modeling.configuration_cehrbert import CehrBertConfig
@@ -87,6 +90,7 @@ class BaselineSuite(UpstreamSuite, common.ModelTesterMixin):
         )
 
 
+@pytest.mark.slow
 class EhrLstmTest(BaselineSuite, unittest.TestCase):
     case, model_type = LstmTester, "ehr_lstm"
     tables = {
@@ -107,6 +111,7 @@ class CehrBertTest(BaselineSuite, unittest.TestCase):
     all_model_classes = (CehrBertModel, CehrBertForMaskedLM, CehrBertForSequenceClassification)
 
 
+@pytest.mark.slow
 class EhrBigBirdTest(BaselineSuite, unittest.TestCase):
     case, model_type = BigBirdTester, "ehr_bigbird"
     tables = {

@@ -1,40 +1,17 @@
-"""transformers' own model tests, of the version that is installed, fetched from its source distribution.
+"""transformers' own model tests, of the version that is installed, from its source distribution.
 
-The wheel does not carry them. They land in `.cache/` of the repository (never in git) and stay there. What the source
-distribution leaves out (`tests/{generation,exporters,models,utils}`) is replaced by the smallest stubs that let the
-rest be imported: there are no generation and export tests in it, and `config_common_kwargs` is a table of fields.
+`make install` fetches them (fetch_upstream.py) into `.cache/` of the repository, never in git: no test downloads.
 """
 
 import importlib
 import re
-import subprocess
 import sys
-import tarfile
-import tempfile
-from pathlib import Path
 
 import pytest
 import transformers
 from transformers.models.auto import modeling_auto
 
-CACHE = Path(__file__).resolve().parents[2] / ".cache"
-PACKAGE = f"transformers_tests_{transformers.__version__.replace('.', '_')}"
-SECONDS = 120
-
-STUBS = {
-    "__init__.py": "",
-    "generation/__init__.py": "",
-    "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
-    "exporters/__init__.py": "",
-    "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
-    "models/__init__.py": "",
-    "utils/__init__.py": "",
-    "utils/test_configuration_utils.py": (
-        'config_common_kwargs = {"return_dict": False, "output_hidden_states": True, "dtype": "float16",\n'
-        '    "chunk_size_feed_forward": 5, "architectures": ["X"], "id2label": {0: "label"},\n'
-        '    "label2id": {"label": "0"}, "problem_type": "regression"}\n'
-    ),
-}
+from tests.modeling.fetch_upstream import CACHE, tests_package
 
 
 class UpstreamSuite:
@@ -77,54 +54,11 @@ class UpstreamSuite:
 
 
 def upstream(module):
-    """A module of the upstream tests; the calling test module is skipped, with the reason, where it cannot be had."""
-    folder = CACHE / PACKAGE
-    if not folder.is_dir():
-        problem = _fetch(folder)
-        if problem:
-            pytest.skip(f"transformers' own tests cannot be had: {problem}", allow_module_level=True)
+    """A module of the upstream tests; the calling test module is skipped, with the reason, where they are not."""
+    package = tests_package(transformers.__version__)
+    if not (CACHE / package).is_dir():
+        pytest.skip(f"{CACHE / package} is absent: `make install` fetches it", allow_module_level=True)
     pytest.importorskip("parameterized", reason="transformers' own tests need the package parameterized")
     if str(CACHE) not in sys.path:
         sys.path.insert(0, str(CACHE))
-    return importlib.import_module(f"{PACKAGE}.{module}")
-
-
-def _fetch(folder):
-    """Download and unpack; returns what went wrong, or None."""
-    CACHE.mkdir(exist_ok=True)
-    wanted = f"transformers=={transformers.__version__}"
-    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-binary",
-            ":all:",
-            "--no-deps",
-            "-q",
-            "-d",
-            scratch,
-            wanted,
-        ]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-        except subprocess.TimeoutExpired:
-            return f"pip download {wanted} took more than {SECONDS} s"
-        archives = list(Path(scratch).glob("*.tar.gz"))
-        if done.returncode or not archives:
-            return f"pip download {wanted} failed: {done.stderr.strip()[-300:]}"
-        with tarfile.open(archives[0]) as archive:
-            archive.extractall(scratch, filter="data")
-        tests = next(Path(scratch).glob("transformers-*/tests"))
-        for name, text in STUBS.items():
-            file = tests / name
-            file.parent.mkdir(exist_ok=True)
-            if not file.exists():
-                file.write_text(text)
-        try:
-            tests.replace(folder)
-        except OSError:  # another test process was faster
-            if not folder.is_dir():
-                raise
-    return None
+    return importlib.import_module(f"{package}.{module}")

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 import ehrseq
 from ehrseq.tasks import load_task
-from tests.hub.checkpoints import TASKS, make_patient, make_table
+from tests.checkpoints.patients import TASKS, make_patient, make_table
 
 NAMES = [task["name"] for task in TASKS]
 PATIENTS = [make_patient(subject_id, seed=1) for subject_id in range(4)]

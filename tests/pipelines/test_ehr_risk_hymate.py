@@ -18,8 +18,9 @@ from transformers import (
 )
 
 import ehrseq
+from tests.checkpoints.complete import complete_checkpoint
+from tests.checkpoints.stays import HYMATE_TASKS, make_stay
 from tests.hub.bare_interpreter import link_packages, run_python
-from tests.hub.hymate_checkpoints import HYMATE_TASKS, make_stay, train_hymate
 
 PATIENTS = [make_stay(subject_id) for subject_id in range(100, 105)]
 
@@ -51,7 +52,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def hymate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_hymate(tmp_path_factory.mktemp("hymate") / "checkpoint")
+    return complete_checkpoint("hymate", tmp_path_factory.mktemp("hymate") / "checkpoint")
 
 
 @pytest.fixture(scope="module")

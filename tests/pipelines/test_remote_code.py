@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers.dynamic_module_utils import get_imports
 
 import ehrseq
+from tests.checkpoints.patients import make_patient
 from tests.hub.bare_interpreter import link_packages, run_python
-from tests.hub.checkpoints import make_patient
 
 PACKAGE = Path(ehrseq.__file__).parent
 FOLDERS = ("modeling", "tokenization", "pipelines")

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 
 from ehrseq.data import EventDataset, read_fhir, validate_events
@@ -18,12 +18,13 @@ from ehrseq.data.meds import read_meds_with_report
 from ehrseq.data.schema import EVENT_SCHEMA
 from ehrseq.prepare import prepare_dataset
 from ehrseq.work.engine import get_engine
+from tests.properties import examples
 
 ONE = get_engine(num_workers=1)
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 EXAMPLES = int(os.environ.get("EHRSEQ_FUZZ", "25"))
-SHORT = settings(max_examples=EXAMPLES, deadline=None, phases=PHASES, suppress_health_check=list(HealthCheck))
-LONG = settings(max_examples=40 * EXAMPLES, deadline=None, phases=PHASES, suppress_health_check=list(HealthCheck))
+SHORT = examples(EXAMPLES, phases=PHASES, suppress_health_check=list(HealthCheck))
+LONG = examples(40 * EXAMPLES, phases=PHASES, suppress_health_check=list(HealthCheck))
 
 people = st.sampled_from(["1", "2", "3", "a", "b"])
 anything = st.recursive(

@@ -11,11 +11,11 @@ import pytest
 
 from ehrseq.data import EventDataset, load_events, write_dataset
 from ehrseq.data.fhir import blocks as fhir_blocks
-from ehrseq.data.fhir.reader import fhir_files
+from ehrseq.data.fhir.plan import fhir_files
 from ehrseq.data.meds import read_splits
 from ehrseq.data.shards import dataset_shards
 from ehrseq.data.simulate.cohort import simulate
-from ehrseq.prepare import plan, prepare_dataset
+from ehrseq.prepare import fhir_parts, prepare_dataset
 from ehrseq.work.engine import get_engine
 
 ONE = get_engine(num_workers=1)
@@ -81,12 +81,12 @@ def test_hl7_examples(ehr_data, tmp_path):
 @pytest.mark.parametrize("compress", [True, False])
 def test_large_files_are_read_in_parts(tmp_path, monkeypatch, compress):
     source = simulate(40, seed=3, progress=False).write_fhir(tmp_path / "fhir", compress=compress)
-    parts, _ = plan.fhir_parts(fhir_files(source), tmp_path, shard_rows=4000, skip_errors=False)
+    parts, _ = fhir_parts.fhir_parts(fhir_files(source), tmp_path, shard_rows=4000, skip_errors=False)
     assert len(parts) == 1
-    monkeypatch.setattr(plan, "PART_BYTES", 1 << 20)
-    monkeypatch.setattr(plan, "STRIPE_BYTES", 1 << 20)
+    monkeypatch.setattr(fhir_parts, "PART_BYTES", 1 << 20)
+    monkeypatch.setattr(fhir_parts, "STRIPE_BYTES", 1 << 20)
     monkeypatch.setattr(fhir_blocks, "BLOCK_BYTES", 1 << 17)
-    parts, _ = plan.fhir_parts(fhir_files(source), tmp_path, shard_rows=4000, skip_errors=False)
+    parts, _ = fhir_parts.fhir_parts(fhir_files(source), tmp_path, shard_rows=4000, skip_errors=False)
     assert len(parts) > 6
     assert max(task.stripes for part in parts for task in part.tasks) > 1 or not compress
     check_equal(source, tmp_path / "out", 4000)

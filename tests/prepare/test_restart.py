@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ehrseq.data.simulate.cohort import simulate
-from ehrseq.prepare import plan, prepare_dataset
+from ehrseq.prepare import fhir_parts, prepare_dataset
 from ehrseq.work.engine import get_engine
 
 ONE = get_engine(num_workers=1)
@@ -59,7 +59,7 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(plan, "PART_BYTES", 1 << 20)
+    monkeypatch.setattr(fhir_parts, "PART_BYTES", 1 << 20)
 
 
 @pytest.fixture
@@ -145,8 +145,8 @@ def test_a_run_that_was_stopped_after_the_dataset_was_there_is_complete(source, 
 _SCRIPT = f"""
 import sys
 from ehrseq.work.engine import get_engine
-from ehrseq.prepare import plan, prepare_dataset
-plan.PART_BYTES = 1 << 20
+from ehrseq.prepare import fhir_parts, prepare_dataset
+fhir_parts.PART_BYTES = 1 << 20
 prepare_dataset(sys.argv[1], sys.argv[2], engine=get_engine(num_workers=2), shard_rows={ROWS})
 """
 

@@ -91,6 +91,41 @@ def test_a_run_that_was_stopped_between_the_two_moves_is_completed(dataset, monk
     assert not list(dataset.parent.glob(".*"))
 
 
+class KilledError(BaseException):
+    """What ends a test's run where a process would be killed."""
+
+
+@pytest.mark.parametrize(("change", "again"), [({}, False), ({"seed": 1}, True)], ids=["the same", "another seed"])
+def test_a_killed_run_is_gone_on_with_unless_the_splits_are_others(dataset, monkeypatch, change, again):
+    written = []
+
+    def write(table, path):
+        written.append(path)
+        original(table, path)
+
+    def killed(*_):
+        raise KilledError
+
+    original = resplit.write_table
+    monkeypatch.setattr(resplit, "write_table", write)
+    with monkeypatch.context() as patch:
+        patch.setattr(resplit, "_take_along", killed)
+        patch.setattr(resplit, "remove", lambda path: None)  # nothing of a killed process tidies up
+        with pytest.raises(KilledError):
+            split_dataset(dataset, fractions=HALVES, engine=ONE)
+    files = len(written)
+    assert files > 4
+    split_dataset(dataset, fractions=HALVES, engine=ONE, **change)
+    assert (len(written) > files) == again
+    ours = EventDataset(dataset)
+    assert ours.splits.equals(assign_splits(ours.events()["subject_id"], fractions=HALVES, **change))
+    splits = dict(ours.splits.iter_rows())
+    for shard in dataset_shards(dataset):
+        assert {splits[who] for who in pl.read_parquet(shard.path)["subject_id"].to_list()} == {shard.split}
+    assert not list(dataset.parent.glob(".*"))
+    assert sorted(path.name for path in dataset.iterdir()) == ["data", "labels", "metadata"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

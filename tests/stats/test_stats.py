@@ -172,6 +172,25 @@ def test_workers_and_blocks_change_nothing(dataset, statistics, tmp_path, monkey
         assert_frame_equal(table, statistics.tables()[name], rel_tol=1e-12)
 
 
+def test_a_stopped_run_goes_on_where_it_was(dataset, statistics, tmp_path, monkeypatch):
+    counted = []
+
+    def interrupted(shard):
+        counted.append(shard.name)
+        if len(counted) == 4:
+            raise KeyboardInterrupt
+        return read_blocks(shard)
+
+    monkeypatch.setattr(counting, "read_blocks", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        count_dataset(dataset, engine=ONE, work=tmp_path)
+    again = count_dataset(dataset, engine=ONE, work=tmp_path)
+    assert len(counted) == len(dataset_shards(dataset)) + 1
+    for name, table in statistics.tables().items():
+        assert_frame_equal(again.tables()[name], table, check_exact=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_without_rows_or_labels_or_times(tmp_path):
     events = pl.DataFrame({"subject_id": [1, 2], "time": [None, None], "code": ["GENDER//F", "GENDER//M"]})
     write_dataset(events.cast({"time": pl.Datetime("us")}), tmp_path / "d", dataset_name="static")

@@ -5,10 +5,11 @@ from datetime import datetime, timedelta
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from ehrseq.tasks import Task, label_events, list_tasks, load_task
+from tests.properties import examples
 from tests.tasks.naive import naive_labels
 from tests.tasks.timelines import I10
 
@@ -118,12 +119,7 @@ def _history(drawn: dict, subject: int, end_of_data: datetime) -> tuple[list[dic
 SCHEMA = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "visit_id": pl.String}
 
 
-@settings(
-    max_examples=100,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@examples(100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(patients=st.lists(patient, min_size=1, max_size=12), end=st.sampled_from([10, 30, 60, 1000]))
 def test_the_engine_equals_its_naive_twin(patients, end):
     end_of_data = BASE + timedelta(hours=12 * end)

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from ehrseq.data import read_meds
@@ -18,6 +18,7 @@ from ehrseq.data.simulate.cohort import simulate
 from ehrseq.tasks import Task, label_events, list_tasks, load_task, read_labels
 from ehrseq.tasks.shards import label_dataset
 from ehrseq.work.engine import get_engine
+from tests.properties import examples
 from tests.tasks.naive import naive_labels
 from tests.tasks.test_labelling_naive import BASE, SCHEMA, _history, moments, patient
 from tests.tasks.timelines import ED_STAY, ICU_STAY, at, stay
@@ -137,12 +138,7 @@ def value_row(time: datetime, value: float, unit: str) -> dict:
     }
 
 
-@settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@examples(60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(patients=st.lists(with_values, min_size=1, max_size=10), end=st.sampled_from([12, 30, 60, 1000]))
 def test_the_engine_equals_its_naive_twin(patients, end):
     end_of_data = BASE + timedelta(hours=12 * end)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, BatchEncoding, DataCollatorWithPadding, Trainer, TrainingArguments
 
 import ehrseq  # registers the class
-from ehrseq.tokenization.ehr_sequence import CHANNEL_DTYPES, CHANNELS
+from ehrseq.tokenization.ehr_plans import CHANNEL_DTYPES, CHANNELS
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from tests.tokenization.timelines import at, event, fitted, table
 

@@ -1,17 +1,19 @@
-"""One patient's state machine and the columnar encoder give the same rows; a cut history is a prefix of the whole."""
+"""Plain reader, columnar reader and naive twin give the same rows; a cut history is a prefix of the whole."""
 
 from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from ehrseq.encode import encoder as ehr_encoding
 from ehrseq.encode import histories as encoded_histories
-from ehrseq.tokenization.ehr_sequence import CHANNELS
+from ehrseq.tokenization.ehr_plans import CHANNELS
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
+from tests.properties import examples
+from tests.tokenization.naive_sequence import naive_row
 
 START = datetime(2020, 1, 1)
 SCHEMA = {
@@ -54,9 +56,24 @@ EVENTS = st.lists(
     min_size=1,
     max_size=25,
 )
-COMMON = settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+# Few codes and visit_ids, many starts, gaps on either side of every patience (1, 3 and 30 days).
+OPEN_ENDED = st.lists(
+    st.fixed_dictionaries(
+        {
+            "gap": st.sampled_from([0, 1, 12, 23, 24, 25, 71, 72, 73, 719, 720, 721]),
+            "code": st.sampled_from(
+                [*CODES[:4], *CODES[:4], "VISIT_END//home", "VISIT_END//IMP", "LAB//LOINC//1", "MEDICATION//RXNORM//3"]
+            ),
+            "visit_id": st.sampled_from([None, "a", "b"]),
+            **{name: st.none() for name in ("numeric_value", "text_value", "unit")},
+            "static": st.just(False),
+        }
+    ),
+    min_size=1,
+    max_size=14,
 )
+FIXTURES = {"suppress_health_check": [HealthCheck.function_scoped_fixture]}
+COMMON = examples(150, **FIXTURES)
 
 
 def rows_of(drawn: list[dict], subject_id: int) -> list[dict]:
@@ -96,6 +113,12 @@ def tokenizer() -> EhrTokenizer:
 
 
 @pytest.fixture(scope="module")
+def few_visits_tokenizer(tokenizer: EhrTokenizer) -> EhrTokenizer:
+    rows = [{"subject_id": 1, "time": START, "code": code, "unit": None} for code in CODES]
+    return EhrTokenizer.train(pl.DataFrame(rows), tasks=["mortality_30d", "readmission_30d"], max_num_visits=4)
+
+
+@pytest.fixture(scope="module")
 def paper_tokenizer(tokenizer: EhrTokenizer) -> EhrTokenizer:
     rows = [{"subject_id": 1, "time": START, "code": code, "unit": None} for code in CODES]
     return EhrTokenizer.train(pl.DataFrame(rows), tasks=["mortality_30d"], input_kinds="paper")
@@ -106,6 +129,15 @@ def assert_rows_equal(ours: dict, columnar: dict) -> None:
         np.testing.assert_array_equal(ours[name], np.asarray(columnar[name], dtype=ours[name].dtype), err_msg=name)
 
 
+def known_row(tokenizer: EhrTokenizer, patient: list[dict], *question) -> dict:
+    """The naive twin's row (task, prediction time, context), which the tokenizer's own must equal to the last bit."""
+    truth = naive_row(tokenizer, patient, *question)
+    ours = tokenizer.encode_patient({"events": patient}, *question)
+    assert {name: values.dtype for name, values in ours.items()} == {k: v.dtype for k, v in truth.items()}
+    assert_rows_equal(truth, ours)
+    return truth
+
+
 @COMMON
 @given(first=EVENTS, second=EVENTS)
 def test_whole_histories_agree(tokenizer: EhrTokenizer, first: list[dict], second: list[dict]) -> None:
@@ -113,7 +145,7 @@ def test_whole_histories_agree(tokenizer: EhrTokenizer, first: list[dict], secon
     table = tokenizer.encode_table(table_of(*patients)).to_pylist()
     assert [row["subject_id"] for row in table] == [3, 8]
     for patient, row in zip(patients, table, strict=True):
-        assert_rows_equal(tokenizer.encode_patient({"events": patient}), row)
+        assert_rows_equal(known_row(tokenizer, patient), row)
 
 
 @COMMON
@@ -121,25 +153,46 @@ def test_whole_histories_agree(tokenizer: EhrTokenizer, first: list[dict], secon
 def test_input_kinds_agree(paper_tokenizer: EhrTokenizer, drawn: list[dict]) -> None:
     patient = rows_of(drawn, 3)
     (row,) = paper_tokenizer.encode_table(table_of(patient)).to_pylist()
-    assert_rows_equal(paper_tokenizer.encode_patient({"events": patient}), row)
+    assert_rows_equal(known_row(paper_tokenizer, patient), row)
 
 
-# Few codes and visit_ids, many starts, gaps on either side of every patience (1, 3 and 30 days).
-OPEN_ENDED = st.lists(
-    st.fixed_dictionaries(
-        {
-            "gap": st.sampled_from([0, 1, 12, 23, 24, 25, 71, 72, 73, 719, 720, 721]),
-            "code": st.sampled_from(
-                [*CODES[:4], *CODES[:4], "VISIT_END//home", "VISIT_END//IMP", "LAB//LOINC//1", "MEDICATION//RXNORM//3"]
-            ),
-            "visit_id": st.sampled_from([None, "a", "b"]),
-            **{name: st.none() for name in ("numeric_value", "text_value", "unit")},
-            "static": st.just(False),
-        }
-    ),
-    min_size=1,
-    max_size=14,
+@examples(600, **FIXTURES)
+@given(
+    drawn=st.one_of(EVENTS, OPEN_ENDED),
+    statics=st.sampled_from([0, 1, 2, 9]),
+    task=st.sampled_from([None, "readmission_30d", "mortality_30d"]),
+    cut_hours=st.one_of(st.none(), st.integers(-5, 12_000)),
+    max_length=st.sampled_from([None, 8, 9, 11, 14, 20, 40]),
 )
+def test_one_patient_equals_the_naive_twin(
+    few_visits_tokenizer: EhrTokenizer,
+    drawn: list[dict],
+    statics: int,
+    task: str | None,
+    cut_hours: int | None,
+    max_length: int | None,
+) -> None:
+    """Every question, with and without a cut, static tokens that crowd the context, visits beyond the last order."""
+    patient = [{"time": None, "code": "GENDER//F"}] * statics + rows_of(drawn, 3)
+    at = None if cut_hours is None else START + timedelta(hours=cut_hours)
+    row = known_row(few_visits_tokenizer, patient, task, at, max_length)
+    assert row["visit_orders"].max() < 4
+
+
+def test_static_tokens_alone_that_exceed_the_context_leave_the_first_token(tokenizer: EhrTokenizer) -> None:
+    row = known_row(tokenizer, [{"time": None, "code": "GENDER//F"}] * 30, None, None, 8)
+    assert row["input_ids"].tolist() == [tokenizer.cls_token_id]
+
+
+@COMMON
+@given(drawn=EVENTS, cut_hours=st.integers(-5, 12_000), max_length=st.sampled_from([None, 8, 12, 20]))
+def test_several_tasks_of_one_patient_are_the_rows_of_each(
+    tokenizer: EhrTokenizer, drawn: list[dict], cut_hours: int, max_length: int | None
+) -> None:
+    patient, at = {"events": rows_of(drawn, 3)}, START + timedelta(hours=cut_hours)
+    tasks = ["readmission_30d", None, "mortality_30d", "readmission_30d"]
+    for task, row in zip(tasks, tokenizer.encode_prompts(patient, tasks, at, max_length), strict=True):
+        assert_rows_equal(tokenizer.encode_patient(patient, task, at, max_length), row)
 
 
 def test_many_encounters_without_ends_agree(tokenizer: EhrTokenizer) -> None:
@@ -147,12 +200,12 @@ def test_many_encounters_without_ends_agree(tokenizer: EhrTokenizer) -> None:
     starts = [{"gap": 30, "code": "VISIT_START//AMB", "visit_id": f"v{k}", "static": False} for k in range(count)]
     patient = rows_of([{**row, **dict.fromkeys(("numeric_value", "text_value", "unit"))} for row in starts], 3)
     (row,) = tokenizer.encode_table(table_of(patient)).to_pylist()
-    ours = tokenizer.encode_patient({"events": patient})
+    ours = known_row(tokenizer, patient)
     assert_rows_equal(ours, row)
     assert sum(ours["token_type_ids"] == 2) == count
 
 
-@settings(COMMON, max_examples=500)
+@examples(500, **FIXTURES)
 @given(first=OPEN_ENDED, second=OPEN_ENDED, place=st.integers(0, 13))
 def test_encounters_without_ends_agree(
     tokenizer: EhrTokenizer, first: list[dict], second: list[dict], place: int
@@ -163,8 +216,8 @@ def test_encounters_without_ends_agree(
     whole = tokenizer.encode_table(table_of(*patients)).to_pylist()
     cut = tokenizer.encode_table(table_of(*patients), {"readmission_30d": labels}).to_pylist()
     for patient, row, known in zip(patients, whole, cut, strict=True):
-        assert_rows_equal(tokenizer.encode_patient({"events": patient}), row)
-        assert_rows_equal(tokenizer.encode_patient({"events": patient}, "readmission_30d", at), known)
+        assert_rows_equal(known_row(tokenizer, patient), row)
+        assert_rows_equal(known_row(tokenizer, patient, "readmission_30d", at), known)
         # the known rows, without task and closing marks, are a prefix of the whole
         closing = 2 if known["token_type_ids"][-2] == 3 else 1
         assert known["input_ids"][1:-closing] == row["input_ids"][1 : len(known["input_ids"]) - closing]
@@ -180,7 +233,7 @@ def test_prompts_agree_at_any_cut(
     labels = pl.DataFrame({"subject_id": [8, 3], "prediction_time": [at, at], "boolean_value": [True, False]})
     table = tokenizer.encode_table(table_of(patient, other), {"readmission_30d": labels}, max_length).to_pylist()
     for row, events in zip(table, (other, patient), strict=True):
-        ours = tokenizer.encode_patient({"events": events}, "readmission_30d", at, max_length)
+        ours = known_row(tokenizer, events, "readmission_30d", at, max_length)
         assert_rows_equal(ours, row)
         assert ours["input_ids"][-1] == tokenizer.convert_tokens_to_ids("[REA_1M]")
         assert max_length is None or len(ours["input_ids"]) <= max_length

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from ehrseq.data import read_meds
-from ehrseq.tokenization.ehr_sequence import CHANNELS
+from ehrseq.tokenization.ehr_plans import CHANNELS
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
 

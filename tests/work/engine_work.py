@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,44 @@ import numpy as np
 def square(number: int) -> int:
     time.sleep(0.02 * (5 - number % 5))  # later tasks finish first
     return number * number
+
+
+def count_up(number: int) -> Iterator[tuple[int, int]]:
+    """Several results a task: as many as its number says."""
+    for k in range(number):
+        yield number, k
+
+
+def blocks_with_process(number: int) -> Iterator[tuple[int, bytes]]:
+    """Large results, by whichever process."""
+    for _ in range(4):
+        time.sleep(0.01)
+        yield os.getpid(), bytes([number]) * 1_000_000
+
+
+def refuse_three_in_the_middle(number: int) -> Iterator[int]:
+    yield number
+    if number == 3:
+        raise ValueError("a.ndjson, line 7: not JSON")
+
+
+def die_in_the_middle(parent: int) -> Iterator[int]:
+    """In a worker, end its process once it has given something."""
+    yield parent
+    if os.getpid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.1)
+
+
+def mark_each(folder: str) -> Iterator[bytes]:
+    """Leave a file for each (large) result, before it is given."""
+    for k in range(100):
+        Path(folder, f"{os.getpid()}-{k}").touch()
+        yield bytes(200_000)
+
+
+def wait_policy(_: int) -> str | None:
+    return os.environ.get("OMP_WAIT_POLICY")
 
 
 def process_and_threads(_: int) -> tuple[int, str]:

@@ -40,6 +40,57 @@ def test_workers_are_other_processes_and_share_the_cores():
     assert {threads for _, threads in results} == {str(max(1, available_cores() // 2))}
 
 
+def test_threads_of_workers_that_wait_sleep():
+    assert set(get_engine(num_workers=2).map(work.wait_policy, range(2), desc="Policy")) == {"PASSIVE"}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_stream_gives_every_result_of_every_task(workers):
+    results = list(get_engine(num_workers=workers).stream(work.count_up, [3, 0, 5, 1, 2], desc="Counting"))
+    assert sorted(results) == [(number, k) for number in (1, 2, 3, 5) for k in range(number)]
+    for number in (1, 2, 3, 5):  # those of one task in their order
+        assert [k for task, k in results if task == number] == list(range(number))
+
+
+def test_no_tasks_are_an_empty_stream():
+    assert list(get_engine(num_workers=2).stream(work.count_up, [], desc="None")) == []
+
+
+def test_this_process_is_one_of_the_workers_of_a_stream():
+    results = list(get_engine(num_workers=2).stream(work.blocks_with_process, range(30), desc="Who"))
+    assert len(results) == 120
+    assert sorted({block[0] for _, block in results}) == list(range(30))
+    processes = {process for process, _ in results}
+    assert len(processes) == 2
+    assert os.getpid() in processes
+
+
+def test_workers_of_a_stream_wait_for_a_slow_reader(tmp_path):
+    results = get_engine(num_workers=2).stream(work.mark_each, [str(tmp_path)] * 2, desc="Slow")
+    next(results)
+    time.sleep(2.0)
+    assert len(list(tmp_path.iterdir())) < 15  # one here, a few in the queue, one in the pipe
+    assert sum(1 for _ in results) == 199
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_in_the_middle_of_a_stream_is_raised_with_its_task(workers):
+    with pytest.raises(ValueError, match=r"a\.ndjson, line 7: not JSON") as caught:
+        list(get_engine(num_workers=workers).stream(work.refuse_three_in_the_middle, range(9), desc="Reading"))
+    assert caught.value.__notes__ == ["Reading, task 4 of 9: 3"]
+
+
+def test_a_worker_of_a_stream_that_dies_is_an_error_not_a_hang():
+    with pytest.raises(RuntimeError, match="worker process died"):
+        list(get_engine(num_workers=2).stream(work.die_in_the_middle, [os.getpid()] * 100, desc="Dying"))
+
+
+def test_a_reader_that_leaves_a_stream_ends_the_workers():
+    results = get_engine(num_workers=3).stream(work.blocks_with_process, range(50), desc="Early")
+    next(results)
+    results.close()
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 @pytest.mark.parametrize("keep", [True, False])
 def test_workers_that_train_keep_the_memory_that_they_freed(keep):
@@ -159,3 +210,11 @@ def test_ray_gives_what_the_local_engine_gives():
     with pytest.raises(ValueError, match="line 7") as caught:
         list(engine.map(work.refuse_three, range(9), desc="Reading"))
     assert caught.value.__notes__ == ["Reading, task 4 of 9: 3"]
+    assert sorted(engine.stream(work.count_up, [3, 0, 5], desc="Counting")) == [
+        (number, k) for number in (3, 5) for k in range(number)
+    ]
+    with pytest.raises(ValueError, match="line 7") as caught:
+        list(engine.stream(work.refuse_three_in_the_middle, range(9), desc="Reading"))
+    assert caught.value.__notes__ == ["Reading, task 4 of 9: 3"]
+    with pytest.raises(RuntimeError, match="worker process died"):
+        list(engine.map(work.die, range(4), desc="Dying"))

@@ -5,10 +5,10 @@ from ehrseq._lazy import lazy_exports
 # Name -> module of this package that defines it.
 _EXPORTS = {
     "events_from_bundle": "reader",
-    "fhir_files": "reader",
+    "fhir_files": "plan",
     "patient_from_bundle": "reader",
     "read_fhir": "reader",
-    "size_of": "reader",
+    "size_of": "plan",
 }
 
 __all__ = list(_EXPORTS)

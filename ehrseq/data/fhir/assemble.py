@@ -14,22 +14,28 @@ import polars as pl
 from ehrseq.data.fhir.blocks import MAX_ERRORS, Block
 from ehrseq.data.fhir.encounters import ANYBODY, Encounters
 from ehrseq.data.fhir.references import NOTHING, Resolver, bare_id
-from ehrseq.data.fhir.resources import MEDICATION_REFERENCE, NO_TIME, RESOURCE_TYPES, TIME_FROM_ENCOUNTER, TIME_STATIC
-from ehrseq.data.fhir.time import LOCAL_TICK
+from ehrseq.data.fhir.rows import (
+    MEDICATION_REFERENCE,
+    NO_TIME,
+    RESOURCE_TYPES,
+    TABLE_OF,
+    TIME_FROM_ENCOUNTER,
+    TIME_STATIC,
+)
 from ehrseq.data.fhir.versions import (
-    GivenMedication,
-    GivenPatient,
-    GivenVisit,
+    MedicationVersion,
+    PatientVersion,
+    Version,
+    VisitVersion,
     last_versions,
     old_versions,
     version_columns,
 )
+from ehrseq.data.instants import LOCAL_TICK
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, code_rank
-from ehrseq.tokenization.ehr_vocabulary import DAY_US, MINUTE_US
+from ehrseq.tokenization.ehr_codes import DAY_US, MINUTE_US
 
-_TABLES = ("subjects", "encounters", "codes", "texts", "units")
-_COLUMNS = {"subject": "subjects", "encounter": "encounters", "code": "codes", "text": "texts", "unit": "units"}
 _MAX_INT64 = 2**63 - 1
 
 
@@ -48,22 +54,25 @@ class Assembler:
     def __init__(self, report: ConversionReport, subjects: Mapping[str, int] | None = None) -> None:
         self.report = report
         self._known_subjects = subjects
-        self._tables: dict[str, dict[str, int]] = {name: {"": 0} for name in _TABLES}
+        self._tables: dict[str, dict[str, int]] = {name: {"": 0} for name in TABLE_OF.values()}
         self._columns: list[dict[str, np.ndarray]] = []
-        self._patients: list[GivenPatient] = []
-        self._visits: list[GivenVisit] = []
+        self._patients: list[PatientVersion] = []
+        self._visits: list[VisitVersion] = []
         self._counts_encounters_of_nobody = True
-        self.medications: list[GivenMedication] = []
+        self.medications: list[MedicationVersion] = []
         self._errors: list[tuple[tuple[int, int], str]] = []
 
     def add(self, block: Block) -> None:
         """Take a block; its indices become indices into the common tables."""
         columns = {name: np.frombuffer(column, dtype=column.typecode) for name, column in block.columns.items()}
-        updated, place = block.updated, block.place
-        visits: list[GivenVisit] = [(*visit[:-1], (updated[visit[-1]], place + visit[-1])) for visit in block.visits]
+
+        def version(resource: int) -> Version:
+            return Version(block.updated[resource], block.place + resource)
+
+        visits = [VisitVersion(*visit[:-1], version(visit.resource)) for visit in block.visits]
         self.add_rows(block.tables, columns | version_columns(block), visits)
-        self._patients += [(keys, name, (updated[i], place + i)) for keys, name, i in block.patients]
-        self.medications += [(keys, codes, (updated[i], place + i)) for keys, codes, i in block.medications]
+        self._patients += [PatientVersion(keys, name, version(n)) for keys, name, n in block.patients]
+        self.medications += [MedicationVersion(keys, codes, version(n)) for keys, codes, n in block.medications]
         for (table, entry), number in block.counts.items():
             getattr(self.report, table)[entry] += number
         self.report.code_descriptions.update(block.displays)
@@ -71,7 +80,7 @@ class Assembler:
         self._errors += [(block.order, error) for error in block.errors]
 
     def add_rows(
-        self, tables: Mapping[str, list[str]], columns: Mapping[str, np.ndarray], visits: list[GivenVisit]
+        self, tables: Mapping[str, list[str]], columns: Mapping[str, np.ndarray], visits: list[VisitVersion]
     ) -> None:
         """Take rows and encounters.
 
@@ -82,14 +91,11 @@ class Assembler:
             visits: Encounters.
         """
         maps = {name: self._intern(name, strings) for name, strings in tables.items()}
-        self._columns.append({**columns, **{name: maps[table][columns[name]] for name, table in _COLUMNS.items()}})
+        self._columns.append({**columns, **{name: maps[table][columns[name]] for name, table in TABLE_OF.items()}})
         subjects = maps["subjects"]
-        self._visits += [
-            (keys, name, int(subjects[subject]), start, end, offset, part_of, version)
-            for keys, name, subject, start, end, offset, part_of, version in visits
-        ]
+        self._visits += [visit._replace(subject=int(subjects[visit.subject])) for visit in visits]
 
-    def add_encounters_of_nobody(self, visits: list[GivenVisit], *, counted: bool) -> None:
+    def add_encounters_of_nobody(self, visits: list[VisitVersion], *, counted: bool) -> None:
         """Take encounters that name no patient: any row may refer to them. Several tables may share them, and one of
         them counts what is wrong with them.
         """
@@ -166,8 +172,8 @@ class Assembler:
         if replaced:
             self.report.notes["resources that a later version of them replaces"] += replaced
             self._note_other_births(columns, again)
-        told = columns["code"] != 0
-        return columns if told.all() else {name: column[told] for name, column in columns.items()}
+        has_code = columns["code"] != 0
+        return columns if has_code.all() else {name: column[has_code] for name, column in columns.items()}
 
     def _note_other_births(self, columns: dict[str, np.ndarray], again: np.ndarray) -> None:
         """A patient whose resources of one id are born at different times may be two, whose records got one id."""
@@ -187,21 +193,21 @@ class Assembler:
             names = source_ids(patients)
             mapping = subject_ids_of(names)
             self.report.subject_ids = {name: number for name, number in mapping.items() if str(number) != name}
-            resolver = Resolver("Patient", [own for own, *_ in patients])
-            found = [resolver.find(key) if key != NOTHING else -1 for key in keys]
-            ids = np.array([mapping[names[number]] if number >= 0 else nobody for number in found], dtype=np.int64)
+            resolver = Resolver("Patient", [patient.keys for patient in patients])
+            numbers = [resolver.find(key) if key != NOTHING else -1 for key in keys]
+            ids = np.array([mapping[names[number]] if number >= 0 else nobody for number in numbers], dtype=np.int64)
         else:
             ids = np.array([known.get(key, nobody) for key in keys], dtype=np.int64)
         return ids, nobody
 
     def _encounters(self, subject_ids: np.ndarray, nobody: int) -> Encounters:
         """The encounters of the patients that are known, and of those that name none."""
-        given: list[GivenVisit] = []
-        for keys, name, subject, *rest in self._visits:
-            owner = int(subject_ids[subject]) if subject else ANYBODY
-            if owner != nobody:
-                given.append((keys, name, owner, *rest))  # type: ignore[arg-type]
-        return Encounters(given, self.report, None if self._counts_encounters_of_nobody else ANYBODY)
+        visits = [
+            visit._replace(subject=int(subject_ids[visit.subject]) if visit.subject else ANYBODY)
+            for visit in self._visits
+        ]
+        known = [visit for visit in visits if visit.subject != nobody]
+        return Encounters(known, self.report, None if self._counts_encounters_of_nobody else ANYBODY)
 
     def _times_from_encounters(self, columns: dict[str, np.ndarray], ends: np.ndarray) -> dict[str, np.ndarray]:
         time = columns["time"]
@@ -243,17 +249,17 @@ class Assembler:
         if not waiting:
             return columns, list(table)
         medications = last_versions(self.medications)
-        resolver = Resolver("Medication", [keys for keys, *_ in medications])
-        known = [codes for _, codes, _ in medications]
-        meant: dict[int, list[int]] = {}
+        resolver = Resolver("Medication", [medication.keys for medication in medications])
+        known = [medication.codes for medication in medications]
+        codes_of: dict[int, list[int]] = {}
         unknown: list[int] = []
         for text, number in waiting.items():
-            found = _medication_codes(text, resolver, known, depth=0)
-            if found is None:
+            codes = _medication_codes(text, resolver, known, depth=0)
+            if codes is None:
                 unknown.append(number)
                 display = text.rsplit(MEDICATION_REFERENCE, 1)[1]
-                found = [f"MEDICATION//TEXT//{display}"] if display else []
-            meant[number] = [table.setdefault(code, len(table)) for code in found]
+                codes = [f"MEDICATION//TEXT//{display}"] if display else []
+            codes_of[number] = [table.setdefault(code, len(table)) for code in codes]
         code = columns["code"]
         if missing := int(np.isin(code, unknown).sum()):
             self.report.unresolved_references["Medication (rows; kept where the reference has a display text)"] += (
@@ -261,8 +267,8 @@ class Assembler:
             )
         # times[i]: into how many rows the rows of code i turn
         times = np.ones(len(table), dtype=np.int64)
-        for number, codes in meant.items():
-            times[number] = len(codes)
+        for number, numbers in codes_of.items():
+            times[number] = len(numbers)
         repeats = times[code]
         lost = int(np.count_nonzero(repeats == 0))
         if lost:
@@ -270,10 +276,10 @@ class Assembler:
         starts = np.cumsum(repeats) - repeats
         columns = {name: np.repeat(column, repeats) for name, column in columns.items()}
         nth = np.arange(len(columns["code"])) - np.repeat(starts, repeats)
-        width = max((len(codes) for codes in meant.values()), default=1) or 1
+        width = max((len(numbers) for numbers in codes_of.values()), default=1) or 1
         translation = np.tile(np.arange(len(table), dtype=np.int32)[:, None], (1, width))
-        for number, codes in meant.items():
-            translation[number, : len(codes)] = codes
+        for number, numbers in codes_of.items():
+            translation[number, : len(numbers)] = numbers
         columns["code"] = translation[columns["code"], nth]
         return columns, list(table)
 
@@ -292,12 +298,14 @@ class Assembler:
         rows = rows.with_columns(old).unique(subset=facts, keep="first", maintain_order=True)
         self.report.duplicates_dropped = count - rows.height
         if old.any():
-            # What only an earlier version of its resource said; what both say stays where it was said first.
-            said = whole.filter(~old)
-            gone = rows.with_row_index("row").filter("old").join(said, on=facts, how="anti", nulls_equal=True)["row"]
-            if len(gone):
-                self.report.skipped["facts that a later version of their resource no longer states"] += len(gone)
-                rows = rows.with_row_index("row").filter(~pl.col("row").is_in(gone.implode())).drop("row")
+            # What only an earlier version of its resource stated; what both say stays where it was stated first.
+            stated = whole.filter(~old)
+            outdated = (
+                rows.with_row_index("row").filter("old").join(stated, on=facts, how="anti", nulls_equal=True)["row"]
+            )
+            if len(outdated):
+                self.report.skipped["facts that a later version of their resource no longer states"] += len(outdated)
+                rows = rows.with_row_index("row").filter(~pl.col("row").is_in(outdated.implode())).drop("row")
         # Static rows carry the smallest time: they come first, before any null handling.
         rows = rows.sort(["subject_id", "time", "rank"], maintain_order=True)
         events = rows.select(
@@ -326,13 +334,13 @@ class Assembler:
 
 
 def _medication_codes(text: str, resolver: Resolver, known: list[list[str]], depth: int) -> list[str] | None:
-    """Codes of a reference to a Medication; None where it was not given or refers back to itself."""
+    """Codes of a reference to a Medication; None where there is none, or it refers back to itself."""
     _, key, _ = text.split(MEDICATION_REFERENCE, 2)
-    found = resolver.find(key) if key else -1
-    if found < 0 or depth > 5:
+    medication = resolver.find(key) if key else -1
+    if medication < 0 or depth > 5:
         return None
     codes: list[str] = []
-    for code in known[found]:
+    for code in known[medication]:
         inner = _medication_codes(code, resolver, known, depth + 1) if code.startswith(MEDICATION_REFERENCE) else [code]
         codes += inner or []
     return list(dict.fromkeys(codes))
@@ -346,12 +354,13 @@ def _strings(values: list[Any], column: str) -> pl.Expr:
     return pl.lit(series).gather(safe)
 
 
-def source_ids(patients: Sequence[GivenPatient]) -> list[str]:
+def source_ids(patients: Sequence[PatientVersion]) -> list[str]:
     """Each patient's id at its source; its full URL where two servers use one id for (perhaps) two patients."""
     servers: dict[str, set[str]] = {}
-    for keys, *_ in patients:
-        servers.setdefault(bare_id(keys[0]), set()).add(keys[0])
-    return [keys[0] if len(servers[bare_id(keys[0])]) > 1 else bare_id(keys[0]) for keys, *_ in patients]
+    first = [patient.keys[0] for patient in patients]
+    for key in first:
+        servers.setdefault(bare_id(key), set()).add(key)
+    return [key if len(servers[bare_id(key)]) > 1 else bare_id(key) for key in first]
 
 
 def subject_ids_of(names: Iterable[str]) -> dict[str, int]:

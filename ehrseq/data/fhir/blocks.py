@@ -17,7 +17,7 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -25,7 +25,8 @@ from typing import IO, Any
 import orjson
 
 from ehrseq.data.fhir.elements import MALFORMED, describe, explain
-from ehrseq.data.fhir.resources import Extractor, Visit
+from ehrseq.data.fhir.resources import Extractor
+from ehrseq.data.fhir.rows import COLUMN_TYPES, TABLE_OF, Visit
 from ehrseq.data.fhir.uniform import read_uniform
 
 BLOCK_BYTES = 8 << 20
@@ -55,21 +56,9 @@ MAX_ERRORS = 20
 """Messages kept of lines that were skipped; all are counted."""
 
 
-# The fields of a row (see `fhir_resources.Row`), in order, and their types in an `array`.
-_COLUMN_TYPES = {
-    "subject": "i",
-    "encounter": "i",
-    "code": "i",
-    "time": "q",
-    "value": "f",
-    "text": "i",
-    "unit": "i",
-}
-
-
 @dataclass(frozen=True)
-class Task:
-    """A part of a file.
+class ReadTask:
+    """A part of a file to read.
 
     Attributes:
         file_index: Position of the file among those to read.
@@ -77,6 +66,8 @@ class Task:
         start, stop: Byte range of whole lines in a plain NDJSON file; stop -1 = to the end.
         stripe, stripes: Of a gzip file, read the blocks whose number leaves `stripe` when divided by `stripes`.
         cost: Bytes to read, about; for progress and for dealing out the work.
+        skip_errors: Count lines that cannot be read and go on.
+        block_bytes: Bytes of text of a block; one number for all stripes of a file, which tell blocks by their number.
     """
 
     file_index: int
@@ -86,6 +77,13 @@ class Task:
     stripe: int = 0
     stripes: int = 1
     cost: int = 0
+    skip_errors: bool = False
+    block_bytes: int = field(default_factory=lambda: BLOCK_BYTES)
+
+    @property
+    def name(self) -> str:
+        """The file, in messages."""
+        return self.path
 
 
 @dataclass
@@ -120,25 +118,21 @@ class Block:
         return (self.order[0] << _OFFSET_BITS) + self.offset
 
 
-def read_task(task: Task, *, skip_errors: bool = False) -> Iterator[Block]:
+def read_task(task: ReadTask) -> Iterator[Block]:
     """Blocks of one task, in file order.
 
-    Args:
-        task: What to read.
-        skip_errors: Count lines that cannot be read and go on.
-
     Raises:
-        ValueError: With file and line, unless `skip_errors`.
+        ValueError: With file and line, unless the task is to skip errors.
     """
-    extractor = Extractor(skip_errors)
+    extractor = Extractor(task.skip_errors)
     try:
         if is_ndjson(task.path):
-            yield from _read_lines(task, extractor, skip_errors)
+            yield from _read_lines(task, extractor)
         else:
-            yield _read_document(task, extractor, skip_errors)
+            yield _read_document(task, extractor)
     except OSError as error:
         message = f"{task.path} cannot be read ({error.strerror or error})"
-        if not skip_errors:
+        if not task.skip_errors:
             raise ValueError(f"{message}; mend it, or leave it out by skipping errors.") from error
         if task.stripe == 0:
             extractor.counts["skipped", "file that cannot be read"] += 1
@@ -153,14 +147,11 @@ def is_ndjson(path: str) -> bool:
 
 def block_of(extractor: Extractor, order: tuple[int, int] = (0, 0)) -> Block:
     """What an extractor collected, as arrays; the extractor starts anew."""
-    columns = list(zip(*extractor.rows, strict=True)) or [()] * len(_COLUMN_TYPES)
+    columns = list(zip(*extractor.rows, strict=True)) or [()] * len(COLUMN_TYPES)
     block = Block(
         order,
-        {
-            name: array(typecode, column)
-            for (name, typecode), column in zip(_COLUMN_TYPES.items(), columns, strict=True)
-        },
-        tables={name: list(getattr(extractor, name)) for name in ("subjects", "encounters", "codes", "texts", "units")},
+        {name: array(typecode, column) for (name, typecode), column in zip(COLUMN_TYPES.items(), columns, strict=True)},
+        tables={name: list(getattr(extractor, name)) for name in TABLE_OF.values()},
         names=extractor.names,
         updated=array("q", extractor.updated),
         sizes=array("i", extractor.sizes),
@@ -182,14 +173,11 @@ def open_text(path: str) -> IO[bytes]:
     """
     if not path.endswith(".gz"):
         return open(path, "rb")
-    return _gzip_module().open(path, "rb")
-
-
-def _gzip_module() -> Any:
-    try:
-        return importlib.import_module("isal.igzip")
-    except ImportError:
-        return gzip
+    library: Any = gzip
+    with suppress(ImportError):
+        library = importlib.import_module("isal.igzip")
+    stream: IO[bytes] = library.open(path, "rb")
+    return stream
 
 
 def _gzip_errors() -> tuple[type[Exception], ...]:
@@ -201,11 +189,11 @@ def _gzip_errors() -> tuple[type[Exception], ...]:
     return EOFError, zlib.error, gzip.BadGzipFile, library.IsalError
 
 
-def _read_lines(task: Task, extractor: Extractor, skip_errors: bool) -> Iterator[Block]:
-    for number, offset, text in _blocks(task, extractor, skip_errors):
+def _read_lines(task: ReadTask, extractor: Extractor) -> Iterator[Block]:
+    for number, offset, text in _blocks(task, extractor):
         with _no_garbage_collection():
             if not read_uniform(text, extractor):
-                _read_block(text, offset, task.path, extractor, skip_errors)
+                _read_block(text, offset, task, extractor)
             extractor.errors = _with_path(extractor.errors, task.path)
             block = block_of(extractor, (task.file_index, number))
         block.bytes_read, block.offset = len(text), offset
@@ -215,7 +203,7 @@ def _read_lines(task: Task, extractor: Extractor, skip_errors: bool) -> Iterator
         yield block_of(extractor, (task.file_index, _AFTER_ALL))
 
 
-def _read_block(text: bytes, offset: int, path: str, extractor: Extractor, skip_errors: bool) -> None:
+def _read_block(text: bytes, offset: int, task: ReadTask, extractor: Extractor) -> None:
     loads, read = orjson.loads, extractor.read
     for index, line in enumerate(text.split(b"\n")):
         try:
@@ -226,10 +214,11 @@ def _read_block(text: bytes, offset: int, path: str, extractor: Extractor, skip_
             if index == 0 and offset == 0 and line.startswith(_BYTE_ORDER_MARK):
                 # The mark is no part of the first line: read the block again without it.
                 extractor.clear()
-                _read_block(text.removeprefix(_BYTE_ORDER_MARK), len(_BYTE_ORDER_MARK), path, extractor, skip_errors)
+                _read_block(text.removeprefix(_BYTE_ORDER_MARK), len(_BYTE_ORDER_MARK), task, extractor)
                 return
-            message = f"{path}, line {_lines_before(path, offset) + index + 1}: {_what_is_wrong(line, error)}"
-            if not skip_errors:
+            number = _lines_before(task.path, offset) + index + 1
+            message = f"{task.path}, line {number}: {_what_is_wrong(line, error)}"
+            if not task.skip_errors:
                 raise ValueError(message) from error
             extractor.counts["skipped", "malformed line"] += 1
             if len(extractor.errors) < MAX_ERRORS:
@@ -248,7 +237,7 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _blocks(task: Task, extractor: Extractor, skip_errors: bool) -> Iterator[tuple[int, int, bytes]]:
+def _blocks(task: ReadTask, extractor: Extractor) -> Iterator[tuple[int, int, bytes]]:
     """(number, offset in the uncompressed file, whole lines) of a task's blocks."""
     offset = task.start
     remaining = task.stop - task.start if task.stop >= 0 else None
@@ -257,12 +246,12 @@ def _blocks(task: Task, extractor: Extractor, skip_errors: bool) -> Iterator[tup
     with open_text(task.path) as stream:
         stream.seek(task.start)
         while True:
-            wanted = BLOCK_BYTES if remaining is None else min(BLOCK_BYTES, remaining)
+            wanted = task.block_bytes if remaining is None else min(task.block_bytes, remaining)
             text, broken = _read_chunk(stream, wanted, task.path, carry)
             read = len(text) - len(carry)
             if remaining is not None:
                 remaining -= read
-            if broken and not skip_errors:
+            if broken and not task.skip_errors:
                 raise ValueError(broken)
             last = not read or broken is not None
             cut = len(text) if last else text.rfind(b"\n") + 1
@@ -331,7 +320,7 @@ def _what_is_wrong(line: bytes, error: Exception) -> str:
     return f"not JSON ({error}){hint} It begins {line[:60].decode('utf-8', 'replace')!r}."
 
 
-def _read_document(task: Task, extractor: Extractor, skip_errors: bool) -> Block:
+def _read_document(task: ReadTask, extractor: Extractor) -> Block:
     """A JSON file: a Bundle, one resource or a list of resources; also lines of resources under a `.json` name."""
     size = 0
     try:
@@ -343,7 +332,7 @@ def _read_document(task: Task, extractor: Extractor, skip_errors: bool) -> Block
         _read_json(text, task.path, extractor)
     except MALFORMED as error:
         message = str(error) if str(error).startswith(task.path) else f"{task.path}: {explain(error)}"
-        if not skip_errors:
+        if not task.skip_errors:
             raise ValueError(message) from error
         extractor.counts["skipped", "malformed file"] += 1
         extractor.errors.append(message)

@@ -34,7 +34,7 @@ _OMB_NAMES = {
 }
 
 
-def observation_kind(categories: Any, concept: Any) -> str:
+def observation_kind(categories: list[dict[str, Any]] | None, concept: dict[str, Any] | None) -> str:
     """LAB, VITAL or OBSERVATION: by category, and without one by FHIR's own list of vital signs."""
     for category in categories or ():
         for coding in category.get("coding") or ():
@@ -52,7 +52,7 @@ def observation_kind(categories: Any, concept: Any) -> str:
     return "OBSERVATION"
 
 
-def describe(resource: Any) -> str:
+def describe(resource: object) -> str:
     """`Observation/x`, as far as a resource tells."""
     if not isinstance(resource, dict):
         return type(resource).__name__
@@ -101,5 +101,6 @@ def birth_time(patient: dict[str, Any]) -> str | None:
     """The dateTime of birth that FHIR's standard extension adds to birthDate, None without it."""
     for extension in (patient.get("_birthDate") or {}).get("extension") or ():
         if extension.get("url") == "http://hl7.org/fhir/StructureDefinition/patient-birthTime":
-            return extension.get("valueDateTime")
+            stated: str | None = extension.get("valueDateTime")
+            return stated
     return None

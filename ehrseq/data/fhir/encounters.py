@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ehrseq.data.fhir.references import Resolver, bare_id
-from ehrseq.data.fhir.resources import NO_TIME
-from ehrseq.data.fhir.versions import GivenVisit, last_versions
+from ehrseq.data.fhir.rows import NO_TIME
+from ehrseq.data.fhir.versions import VisitVersion, last_versions
 from ehrseq.data.report import ConversionReport
 
 ANYBODY = -2
@@ -23,7 +23,7 @@ class Encounters:
     """The encounters of some patients.
 
     Args:
-        given: The encounters, with the subject_id of their patient (`ANYBODY`: none was named); several versions of one
+        visits: The encounters, with the subject_id of their patient (`ANYBODY`: none is named); several versions of one
             count once.
         report: Takes what is not resolved.
         uncounted: subject_id whose encounters somebody else counts.
@@ -33,32 +33,32 @@ class Encounters:
         offsets: subject_id -> UTC offset in minutes of its latest encounter that states one.
     """
 
-    def __init__(self, given: Sequence[GivenVisit], report: ConversionReport, uncounted: int | None = None) -> None:
-        self._visits = last_versions(given, key=lambda visit: (visit[0][0], visit[2]))
+    def __init__(self, visits: Sequence[VisitVersion], report: ConversionReport, uncounted: int | None = None) -> None:
+        self._visits = last_versions(visits, key=lambda visit: (visit.keys[0], visit.subject))
         self._report = report
-        self._owners = [owner for _, _, owner, *_ in self._visits]
-        self._all = Resolver("Encounter", [keys for keys, *_ in self._visits])
+        self._owners = [visit.subject for visit in self._visits]
+        self._all = Resolver("Encounter", [visit.keys for visit in self._visits])
         self._contested = self._find_contested()
-        self._own: dict[int, tuple[Resolver, list[int]]] = {}
+        self._by_owner: dict[int, tuple[Resolver, list[int]]] = {}
         counted = [owner != uncounted for owner in self._owners]
         parents = self._parents(counted)
         names: dict[str, int] = {}
         roots = [self._root(number, parents, counted[number]) for number in range(len(self._visits))]
-        self._named = [names.setdefault(self._visits[root][1], len(names)) for root in roots]
+        self._named = [names.setdefault(self._visits[root].id, len(names)) for root in roots]
         self.names = list(names)
         self.offsets = self._offsets()
 
     def find(self, owner: int, key: str) -> int:
         """Number of the encounter that a reference of a patient's resource means, -1 where there is none."""
-        if bare_id(key) in self._contested:
-            if owner not in self._own:
-                numbers = [n for n, whose in enumerate(self._owners) if whose in (owner, ANYBODY)]
-                self._own[owner] = Resolver("Encounter", [self._visits[n][0] for n in numbers]), numbers
-            resolver, numbers = self._own[owner]
-            found = resolver.find(key)
-            return numbers[found] if found >= 0 else -1
-        found = self._all.find(key)
-        return found if found >= 0 and self._owners[found] in (owner, ANYBODY) else -1
+        if bare_id(key) not in self._contested:
+            number = self._all.find(key)
+            return number if number >= 0 and self._owners[number] in (owner, ANYBODY) else -1
+        if owner not in self._by_owner:
+            numbers = [number for number, other in enumerate(self._owners) if other in (owner, ANYBODY)]
+            self._by_owner[owner] = Resolver("Encounter", [self._visits[number].keys for number in numbers]), numbers
+        resolver, numbers = self._by_owner[owner]
+        place = resolver.find(key)
+        return numbers[place] if place >= 0 else -1
 
     def resolve(self, owners: np.ndarray, keys: np.ndarray, table: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
         """Visit and end of encounter of many rows.
@@ -77,35 +77,35 @@ class Encounters:
             if key:
                 contested[place] = bare_id(key) in self._contested
                 number[place] = -1 if contested[place] else self._all.find(key)
-        found = number[keys]
-        whose = np.array([*self._owners, ANYBODY], dtype=np.int64)[found]
-        found = np.where((whose == owners) | (whose == ANYBODY), found, -1)
+        encounter = number[keys]
+        owner = np.array([*self._owners, ANYBODY], dtype=np.int64)[encounter]
+        encounter = np.where((owner == owners) | (owner == ANYBODY), encounter, -1)
         rows = np.flatnonzero(contested[keys])
         if len(rows):
             names = list(table)
             pairs, inverse = np.unique(np.stack([owners[rows], keys[rows]], axis=1), axis=0, return_inverse=True)
-            meant = [self.find(owner, names[key]) for owner, key in pairs.tolist()]
-            found[rows] = np.array(meant, dtype=np.int64)[inverse.reshape(-1)]
-        visit = np.array([*self._named, -1], dtype=np.int32)[found]
-        end = np.array([*(visit[4] for visit in self._visits), NO_TIME], dtype=np.int64)[found]
+            numbers = [self.find(subject, names[key]) for subject, key in pairs.tolist()]
+            encounter[rows] = np.array(numbers, dtype=np.int64)[inverse.reshape(-1)]
+        visit = np.array([*self._named, -1], dtype=np.int32)[encounter]
+        end = np.array([*(visit.end for visit in self._visits), NO_TIME], dtype=np.int64)[encounter]
         return visit, end
 
     def _find_contested(self) -> set[str]:
         """Ids inside keys of encounters of several patients."""
         owner_of: dict[str, int] = {}
         contested: set[str] = set()
-        for (keys, *_), owner in zip(self._visits, self._owners, strict=True):
-            for key in keys:
-                if owner_of.setdefault(bare_id(key), owner) != owner:
+        for visit in self._visits:
+            for key in visit.keys:
+                if owner_of.setdefault(bare_id(key), visit.subject) != visit.subject:
                     contested.add(bare_id(key))
         return contested
 
     def _parents(self, counted: list[bool]) -> list[int]:
         parents = []
         missing = 0
-        for owner, count, (*_, part_of, _) in zip(self._owners, counted, self._visits, strict=True):
-            parents.append(self.find(owner, part_of) if part_of else -1)
-            missing += count and bool(part_of) and parents[-1] < 0
+        for visit, count in zip(self._visits, counted, strict=True):
+            parents.append(self.find(visit.subject, visit.part_of) if visit.part_of else -1)
+            missing += count and bool(visit.part_of) and parents[-1] < 0
         if missing:
             self._report.unresolved_references["Encounter (partOf)"] += missing
         return parents
@@ -122,8 +122,8 @@ class Encounters:
 
     def _offsets(self) -> dict[int, int]:
         latest: dict[int, tuple[int, int]] = {}
-        for _, _, owner, start, end, offset, _, _ in self._visits:
-            moment = start if start != NO_TIME else end
-            if offset is not None and moment >= latest.get(owner, (NO_TIME, 0))[0]:
-                latest[owner] = (moment, offset)
+        for visit in self._visits:
+            moment = visit.start if visit.start != NO_TIME else visit.end
+            if visit.offset is not None and moment >= latest.get(visit.subject, (NO_TIME, 0))[0]:
+                latest[visit.subject] = (moment, visit.offset)
         return {owner: offset for owner, (_, offset) in latest.items()}

@@ -1,14 +1,12 @@
 """FHIR R4 in: folders of Bulk Data NDJSON, Bundles and single resources, as events.
 
-What each resource becomes stands in `ehrseq.data.fhir.resources`, how codes are named in `fhir_codes`, how references
-are followed in `fhir_references`, how dates are read in `fhir_time`.
+What each resource becomes stands in `ehrseq.data.fhir.resources`, how codes are named in `codes`, how references are
+followed in `references`, how dates are read in `ehrseq.data.instants`.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,15 @@ from typing import Any
 import polars as pl
 
 from ehrseq.data.fhir.assemble import Assembler
-from ehrseq.data.fhir.blocks import Block, Task, block_of, file_size, is_ndjson, read_task
+from ehrseq.data.fhir.blocks import Block, block_of, read_task
 from ehrseq.data.fhir.elements import MALFORMED, explain
-from ehrseq.data.fhir.pool import read_in_parallel
+from ehrseq.data.fhir.plan import ENDINGS, fhir_files, plan_reading, size_of
 from ehrseq.data.fhir.resources import Extractor
 from ehrseq.data.report import ConversionReport
+from ehrseq.work.engine import available_cores, get_engine
 
-_ENDINGS = (".ndjson", ".jsonl", ".json")
-# Names of files beside FHIR resources in packages and exports that are no resources themselves.
-_NOT_RESOURCES = frozenset({"package.json", ".index.json", "manifest.json"})
 _PARALLEL_FROM = 64 << 20  # bytes: below, starting workers takes longer than it saves
-_PLAIN_TASK = 64 << 20
+_PART_BYTES = 64 << 20  # of a plain file: what one worker reads at a time
 _OVER_SHARE = 0.25  # of a worker's share: what it rather reads in addition than has decompressed twice
 _PROGRESS_FROM = 100 << 20  # about a second of reading
 _MAX_WORKERS = 8
@@ -59,31 +55,24 @@ def read_fhir(
         raise ValueError(f"{path} does not exist; give a folder or file of FHIR R4 NDJSON or Bundles.")
     files = fhir_files(path)
     if not files:
-        raise ValueError(f"{path} holds no FHIR files; expected {', '.join(_ENDINGS)}, each perhaps with .gz.")
+        raise ValueError(f"{path} holds no FHIR files; expected {', '.join(ENDINGS)}, each perhaps with .gz.")
     report = ConversionReport(source=path.name, format="fhir", files=len(files))
     sizes = [size_of(file) for file in files]
     workers = _worker_count(num_workers, sum(sizes))
-    tasks = _plan(files, sizes, workers)
+    share = max(1, sum(sizes) // workers)
+
+    def stripes_of(size: int) -> int:
+        # What is more than a worker's share is parsed by several; each of them decompresses all of it.
+        return max(1, min(workers, math.ceil(size / share - _OVER_SHARE))) if size > _PART_BYTES // 2 else 1
+
+    tasks = plan_reading(files, sizes, part_bytes=_PART_BYTES, stripes_of=stripes_of, skip_errors=on_error == "skip")
+    if workers > 1:
+        tasks.sort(key=lambda task: -task.cost)
+    blocks = get_engine(num_workers=workers).stream(read_task, tasks, desc="Reading FHIR")
     assembler = Assembler(report)
-    for block in _with_progress(_blocks(tasks, workers, on_error == "skip"), sizes, progress):
+    for block in _with_progress(blocks, sizes, progress):
         assembler.add(block)
     return assembler.events(), report
-
-
-def fhir_files(path: Path) -> list[Path]:
-    """FHIR files at a path, sorted by name; hidden files and package manifests are left out."""
-    if path.is_file():
-        return [path] if path.name.removesuffix(".gz").endswith(_ENDINGS) else []
-    found = (file for file in path.rglob("*") if file.name.removesuffix(".gz").endswith(_ENDINGS) and file.is_file())
-    return sorted(file for file in found if file.name not in _NOT_RESOURCES and not file.name.startswith("."))
-
-
-def size_of(file: Path) -> int:
-    """Bytes of uncompressed text of a file, about; 0 of one that cannot be read, which reading it then says."""
-    try:
-        return file_size(file)
-    except OSError:
-        return 0
 
 
 def events_from_bundle(bundle: dict[str, Any]) -> tuple[pl.DataFrame, ConversionReport]:
@@ -154,51 +143,7 @@ def _worker_count(num_workers: int | None, size: int) -> int:
         return num_workers
     if size < _PARALLEL_FROM:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, _MAX_WORKERS))
-
-
-def _plan(files: list[Path], sizes: list[int], workers: int) -> list[Task]:
-    """Tasks of about equal cost, large ones first."""
-    tasks: list[Task] = []
-    share = max(1, sum(sizes) // workers)
-    for index, (file, size) in enumerate(zip(files, sizes, strict=True)):
-        if workers == 1 or not is_ndjson(str(file)):
-            tasks.append(Task(index, str(file), cost=size))
-        elif file.suffix != ".gz":
-            bounds = _line_starts(file, size)
-            tasks += [
-                Task(index, str(file), start, stop, cost=stop - start) for start, stop in itertools.pairwise(bounds)
-            ]
-        else:
-            # What is more than a worker's share is parsed by several; each of them decompresses all of it.
-            stripes = max(1, min(workers, math.ceil(size / share - _OVER_SHARE))) if size > _PLAIN_TASK // 2 else 1
-            tasks += [
-                Task(index, str(file), stripe=stripe, stripes=stripes, cost=size // stripes)
-                for stripe in range(stripes)
-            ]
-    return tasks if workers == 1 else sorted(tasks, key=lambda task: -task.cost)
-
-
-def _line_starts(file: Path, size: int) -> list[int]:
-    """Offsets that cut a plain file into parts of whole lines."""
-    bounds = [0]
-    with file.open("rb") as stream:
-        while bounds[-1] + _PLAIN_TASK < size:
-            stream.seek(bounds[-1] + _PLAIN_TASK)
-            stream.readline()
-            bounds.append(stream.tell())
-    if bounds[-1] < size or len(bounds) == 1:
-        bounds.append(size)
-    return bounds
-
-
-def _blocks(tasks: list[Task], workers: int, skip_errors: bool) -> Iterator[Block]:
-    if workers > 1:
-        yield from read_in_parallel(tasks, min(workers, len(tasks)), skip_errors=skip_errors)
-        return
-    for task in tasks:
-        yield from read_task(task, skip_errors=skip_errors)
+    return min(available_cores(), _MAX_WORKERS)
 
 
 def _with_progress(blocks: Iterator[Block], sizes: list[int], progress: bool) -> Iterator[Block]:

@@ -1,12 +1,10 @@
 """FHIR references as keys, and keys as the resources they name.
 
 A key is one string per referenced thing: the bare id for `Patient/x` and `urn:uuid:x`, the whole URL (without version)
-    for an absolute
-reference and for a relative one inside an entry whose fullUrl tells its server, `|system|value` for an identifier (a
-logical reference, or a
-conditional one: `Patient?identifier=system|value`). Two servers may both have a patient 23: an absolute key only meets
-    a bare id where the
-resource came without a server (NDJSON), a bare key only meets an absolute one where no other server has that id.
+for an absolute reference and for a relative one inside an entry whose fullUrl tells its server, `|system|value` for an
+identifier (a logical reference, or a conditional one: `Patient?identifier=system|value`). Two servers may both have a
+patient 23: an absolute key only meets a bare id where the resource came without a server (NDJSON), a bare key only
+meets an absolute one where no other server has that id.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ def reference_key(reference: str, server: str = "") -> str:
     return name if kind in ("", "Patient", "Encounter", "Medication") else reference
 
 
-def key_of(holder: Any, server: str = "") -> str:
+def key_of(holder: dict[str, Any] | None, server: str = "") -> str:
     """Key of a Reference element; `NOTHING` where it is absent or only a display text.
 
     Raises:
@@ -59,7 +57,7 @@ def key_of(holder: Any, server: str = "") -> str:
     return identifier_key(holder.get("identifier")) if "identifier" in holder else NOTHING
 
 
-def identifier_key(identifier: Any) -> str:
+def identifier_key(identifier: object) -> str:
     """Key of an Identifier; `NOTHING` where it has no system or value: a value alone identifies nobody."""
     if not isinstance(identifier, dict) or not identifier.get("system") or not identifier.get("value"):
         return NOTHING
@@ -74,8 +72,8 @@ def server_of(full_url: str | None) -> str:
     return parts[0] if len(parts) == 3 and parts[1][:1].isupper() else ""
 
 
-def own_keys(resource: dict[str, Any], full_url: str | None) -> list[str]:
-    """Keys under which others may name a resource, its own id first.
+def resource_keys(resource: dict[str, Any], full_url: str | None) -> list[str]:
+    """Keys under which others may name a resource, its id first.
 
     Raises:
         ValueError: It has neither an id nor a fullUrl.
@@ -103,20 +101,20 @@ def bare_id(key: str) -> str:
 
 
 class Resolver:
-    """Which of the given resources of one type a key names.
+    """Which of some resources of one type a key names.
 
     Args:
         resource_type: `Patient`, `Encounter` or `Medication`.
-        keys: For each resource its own keys (`own_keys`).
+        keys: For each resource the keys that name it (`resource_keys`).
     """
 
     def __init__(self, resource_type: str, keys: Sequence[Iterable[str]]) -> None:
         self._suffix = f"/{resource_type}/"
         self._exact: dict[str, int] = {}
         by_id: dict[str, set[int]] = {}
-        for number, own in enumerate(keys):
-            for key in own:
-                # Two resources that share an identifier make it useless; two that share an id are one, given twice.
+        for number, names in enumerate(keys):
+            for key in names:
+                # Two resources that share an identifier make it useless; two that share an id are one, repeated.
                 clash = key.startswith("|") and self._exact.get(key, number) != number
                 self._exact[key] = -1 if clash else self._exact.get(key, number)
                 if "://" in key:
@@ -125,9 +123,9 @@ class Resolver:
 
     def find(self, key: str) -> int:
         """Number of the resource that `key` names, -1 where there is none."""
-        found = self._exact.get(key)
-        if found is not None:
-            return found
+        number = self._exact.get(key)
+        if number is not None:
+            return number
         if "://" in key:
             return self._exact.get(bare_id(key), -1) if self._suffix in key else -1
         return self._by_id.get(key, -1)

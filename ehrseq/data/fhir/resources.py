@@ -1,8 +1,6 @@
 """One extractor per FHIR resource type: a parsed resource in, rows of small integers out.
 
-Rows are tuples of indices into a block's own string tables, which later meet (`ehrseq.data.fhir.assemble`): a row costs
-seven numbers, and references are looked up once per distinct reference, not once per row. `time` is when a fact was
-available:
+The time of a row (see `ehrseq.data.fhir.rows`) is when its fact was available:
 
 | resource | time of its rows | kind |
 |---|---|---|
@@ -42,34 +40,18 @@ from ehrseq.data.fhir.elements import (
     omb_categories,
     one_line,
 )
-from ehrseq.data.fhir.references import NOTHING, identifier_key, key_of, own_keys, reference_key, server_of
-from ehrseq.data.fhir.time import offset_minutes, parse_birth, parse_instant
-
-RESOURCE_TYPES = (
-    "Patient",
-    "Encounter",
-    "Condition",
-    "Procedure",
-    "Observation",
-    "MedicationRequest",
-    "MedicationAdministration",
-    "MedicationDispense",
-    "Immunization",
-    "Medication",
+from ehrseq.data.fhir.references import NOTHING, identifier_key, key_of, reference_key, resource_keys, server_of
+from ehrseq.data.fhir.rows import (
+    END_OF_ENCOUNTER,
+    MEDICATION_REFERENCE,
+    NO_TIME,
+    TIME_STATIC,
+    Row,
+    StringTable,
+    Times,
+    Visit,
 )
-"""Types that are read; others are counted as not used."""
-
-TIME_STATIC = -(2**62)
-"""Stands for "no time: static" in a row's time."""
-
-TIME_FROM_ENCOUNTER = TIME_STATIC + 1
-"""Plus the index of a type in `RESOURCE_TYPES`: "the end of its encounter"."""
-
-NO_TIME = TIME_STATIC - 1
-"""Stands for an unknown end of an encounter."""
-
-MEDICATION_REFERENCE = "\0"
-"""Starts a code that is still the key of a Medication: `\\0key\\0display`."""
+from ehrseq.data.instants import offset_minutes, parse_birth
 
 _NAN = float("nan")
 MAX_FLOAT32 = 3.4028234663852886e38
@@ -100,32 +82,6 @@ _OLD_CLASSES = {
 }
 _MIMIC_HOSPITAL_STAY = "http://mimic.mit.edu/fhir/mimic/identifier/encounter-hosp"
 _GENDERS = {"female": "F", "male": "M", "other": "O", "unknown": "U"}
-Visit = tuple[list[str], str, int, int, int, int | None, str, int]
-"""See `Extractor.visits`."""
-
-Row = tuple[int, int, int, int, float, int, int]
-"""(subject, encounter, code, time, value, text, unit): indices into the tables; time in microseconds or one of the
-constants above.
-"""
-
-
-class Table(dict[str, int]):
-    """Distinct strings in order of appearance; 0 is the empty string, which stands for null."""
-
-    def __init__(self) -> None:
-        super().__init__({"": 0})
-
-    def __missing__(self, text: str) -> int:
-        number = self[text] = len(self)
-        return number
-
-
-class Times(dict[str, int]):
-    """Instants (see `parse_instant`) of date and time texts, each worked out once."""
-
-    def __missing__(self, text: str) -> int:
-        time = self[text] = parse_instant(text)
-        return time
 
 
 class Extractor:
@@ -135,15 +91,14 @@ class Extractor:
         skip_errors: Count a malformed entry of a Bundle and go on, rather than refuse the Bundle.
 
     Attributes:
-        rows: What was found, see `Row`.
+        rows: See `Row`.
         subjects, encounters, codes, texts, units: String tables that the rows point into (subjects and encounters hold
             keys).
         names, updated, sizes: Of each resource: type and id (empty without an id), `meta.lastUpdated` (`NO_TIME`
             without it), number of its rows. One that gives no row has one without a code where earlier versions of it
             may give some.
         patients: (keys, id, index of the resource) of each Patient.
-        visits: (keys, id, subject index, start, end, UTC offset in minutes or None, key of partOf, index of the
-            resource) of each Encounter.
+        visits: Each Encounter.
         medications: (keys, codes, index of the resource) of each Medication; a code may be `MEDICATION_REFERENCE` +
             key.
         counts: (table of the report, entry) -> number.
@@ -173,7 +128,7 @@ class Extractor:
     def clear(self) -> None:
         """Start a new block: empty tables and rows; what was worked out about codes and times stays."""
         self.rows: list[Row] = []
-        self.subjects, self.encounters, self.codes, self.texts, self.units = (Table() for _ in range(5))
+        self.subjects, self.encounters, self.codes, self.texts, self.units = (StringTable() for _ in range(5))
         self.names: list[str] = []
         self.updated: list[int] = []
         self.sizes: list[int] = []
@@ -184,8 +139,8 @@ class Extractor:
         self.errors: list[str] = []
         self._server = ""
         # Raw references and codings -> index, without working out the key or code again.
-        self._seen_subjects: dict[str, int] = {}
-        self._seen_encounters: dict[str, int] = {}
+        self._seen_subjects: dict[str | None, int] = {}
+        self._seen_encounters: dict[str | None, int] = {}
         self._seen_codes: dict[tuple[str, Any, Any], int] = {}
         if len(self.times) > _TIME_CACHE_SIZE:
             self.times.clear()
@@ -287,7 +242,7 @@ class Extractor:
     # Patients and encounters
 
     def _patient(self, patient: dict[str, Any], full_url: str | None) -> None:
-        keys = own_keys(patient, full_url)
+        keys = resource_keys(patient, full_url)
         subject = self.subjects[keys[0]]
         rows: list[tuple[str, int]] = []
         gender = patient.get("gender")
@@ -314,13 +269,13 @@ class Extractor:
     def _encounter(self, encounter: dict[str, Any], full_url: str | None) -> None:
         if self._did_not_happen("Encounter", encounter.get("status")):
             return
-        keys = own_keys(encounter, full_url)
+        keys = resource_keys(encounter, full_url)
         period = encounter.get("period") or {}
         start, end = period.get("start"), period.get("end")
         started = self.times[start] if start else NO_TIME
         ended = self.times[end] if end else NO_TIME
         subject = self.subject_of(encounter.get("subject"), encounter)
-        own = self.encounters[keys[0]]
+        number = self.encounters[keys[0]]
         part_of = key_of(encounter.get("partOf"), self._server)
         encounter_class = self._encounter_class(encounter)
         disposition = (encounter.get("hospitalization") or {}).get("dischargeDisposition") or {}
@@ -329,18 +284,18 @@ class Extractor:
 
         offset = offset_minutes(start or end or "")
         self.visits.append(
-            (keys, encounter.get("id") or keys[0], subject, started, ended, offset, part_of, len(self.names))
+            Visit(keys, encounter.get("id") or keys[0], subject, started, ended, offset, part_of, len(self.names))
         )
         if started == NO_TIME:
             self.counts["skipped", "Encounter: no start of its period"] += 1
             return
-        self.rows.append((subject, own, self.codes[f"VISIT_START//{encounter_class}"], started, _NAN, 0, 0))
+        self.rows.append((subject, number, self.codes[f"VISIT_START//{encounter_class}"], started, _NAN, 0, 0))
         if ended == NO_TIME:
             self.counts["notes", "encounters without an end"] += 1
             return
         if ended < started:
             self.counts["notes", "encounters that end before they start"] += 1
-        self.rows.append((subject, own, self.codes[f"VISIT_END//{left_as}"], ended, _NAN, 0, 0))
+        self.rows.append((subject, number, self.codes[f"VISIT_END//{left_as}"], ended, _NAN, 0, 0))
 
     def _encounter_class(self, encounter: dict[str, Any]) -> str:
         """v3-ActCode class; MIMIC's hospital stays are admissions, whatever class they carry (it says how the patient
@@ -350,10 +305,10 @@ class Extractor:
             if identifier.get("system") == _MIMIC_HOSPITAL_STAY:
                 self.counts["notes", "MIMIC hospital stays read as class IMP"] += 1
                 return "IMP"
-        given = encounter.get("class")
-        if isinstance(given, list):  # FHIR R5
-            given = ((given[0].get("coding") or [{}])[0]) if given else None
-        name = given.get("code") if isinstance(given, dict) else given
+        coding = encounter.get("class")
+        if isinstance(coding, list):  # FHIR R5
+            coding = ((coding[0].get("coding") or [{}])[0]) if coding else None
+        name = coding.get("code") if isinstance(coding, dict) else coding
         if not name:
             self.counts["notes", "encounters without a class, read as AMB"] += 1
             return "AMB"
@@ -370,7 +325,7 @@ class Extractor:
         code = self._code("DIAGNOSIS", condition.get("code"), "Condition")
         if code:
             recorded = condition.get("recordedDate")
-            time = self.times[recorded] if recorded else TIME_FROM_ENCOUNTER + 2
+            time = self.times[recorded] if recorded else END_OF_ENCOUNTER["Condition"]
             self._add(condition, "subject", "encounter", code, time)
 
     def _procedure(self, procedure: dict[str, Any], _: str | None) -> None:
@@ -379,7 +334,11 @@ class Extractor:
         code = self._code("PROCEDURE", procedure.get("code"), "Procedure")
         if code:
             self._add(
-                procedure, "subject", "encounter", code, self._when(procedure, "performed", TIME_FROM_ENCOUNTER + 3)
+                procedure,
+                "subject",
+                "encounter",
+                code,
+                self._when(procedure, "performed", END_OF_ENCOUNTER["Procedure"]),
             )
 
     def _immunization(self, immunization: dict[str, Any], _: str | None) -> None:
@@ -388,7 +347,11 @@ class Extractor:
         code = self._code("IMMUNIZATION", immunization.get("vaccineCode"), "Immunization")
         if code:
             recorded = immunization.get("recorded")
-            time = self.times[recorded] if recorded else self._when(immunization, "occurrence", TIME_FROM_ENCOUNTER + 8)
+            time = (
+                self.times[recorded]
+                if recorded
+                else self._when(immunization, "occurrence", END_OF_ENCOUNTER["Immunization"])
+            )
             self._add(immunization, "patient", "encounter", code, time)
 
     def _observation(self, observation: dict[str, Any], _: str | None) -> None:
@@ -398,23 +361,23 @@ class Extractor:
         concept = get("code")
         kind = observation_kind(get("category"), concept)
         issued = get("issued")
-        time = self.times[issued] if issued else self._when(observation, "effective", TIME_FROM_ENCOUNTER + 4)
+        time = self.times[issued] if issued else self._when(observation, "effective", END_OF_ENCOUNTER["Observation"])
         subject = self.subject_of(get("subject"), observation)
         encounter = self.encounter_of(get("encounter"))
         # A panel without a value of its own is only its components.
         components = get("component") or ()
-        value, text, unit, found = self.value_of(observation)
+        value, text, unit, has_value = self.value_of(observation)
         rows: list[Row] = []
-        if found or not components:
-            if not found and get("dataAbsentReason"):
+        if has_value or not components:
+            if not has_value and get("dataAbsentReason"):
                 self.counts["skipped", "Observation: value absent (dataAbsentReason)"] += 1
             else:
                 code = self._code(kind, concept, "Observation")
                 if code:
                     rows.append((subject, encounter, code, time, value, text, unit))
         for component in components:
-            value, text, unit, found = self.value_of(component)
-            if not found:
+            value, text, unit, has_value = self.value_of(component)
+            if not has_value:
                 self.counts["skipped", "Observation: component without a value"] += 1
                 continue
             code = self._code(kind, component.get("code"), "Observation")
@@ -431,26 +394,30 @@ class Extractor:
         ):
             return
         authored = request.get("authoredOn")
-        self._add_medication(request, "encounter", self.times[authored] if authored else TIME_FROM_ENCOUNTER + 5)
+        self._add_medication(
+            request, "encounter", self.times[authored] if authored else END_OF_ENCOUNTER["MedicationRequest"]
+        )
 
     def _medication_administration(self, administration: dict[str, Any], _: str | None) -> None:
         if self._did_not_happen("MedicationAdministration", administration.get("status")):
             return
         self._add_medication(
-            administration, "context", self._when(administration, "effective", TIME_FROM_ENCOUNTER + 6)
+            administration,
+            "context",
+            self._when(administration, "effective", END_OF_ENCOUNTER["MedicationAdministration"]),
         )
 
     def _medication_dispense(self, dispense: dict[str, Any], _: str | None) -> None:
         if self._did_not_happen("MedicationDispense", dispense.get("status")):
             return
         when = dispense.get("whenHandedOver") or dispense.get("whenPrepared")
-        self._add_medication(dispense, "context", self.times[when] if when else TIME_FROM_ENCOUNTER + 7)
+        self._add_medication(dispense, "context", self.times[when] if when else END_OF_ENCOUNTER["MedicationDispense"])
 
     def _medication(self, medication: dict[str, Any], full_url: str | None) -> None:
         if self._did_not_happen("Medication", medication.get("status")):
             return
         codes = self._medication_codes(medication, medication)
-        self.medications.append((own_keys(medication, full_url), codes, len(self.names)))
+        self.medications.append((resource_keys(medication, full_url), codes, len(self.names)))
 
     def _add_medication(self, resource: dict[str, Any], encounter_field: str, time: int) -> None:
         concept = resource.get("medicationCodeableConcept")
@@ -476,8 +443,8 @@ class Extractor:
         for ingredient in medication.get("ingredient") or ():
             item = ingredient.get("itemCodeableConcept")
             if item:
-                found = self.coder.code("MEDICATION", item)
-                codes += [found] if found else []
+                code = self.coder.code("MEDICATION", item)
+                codes += [code] if code else []
             elif ingredient.get("itemReference"):
                 codes += self.referenced_codes(ingredient["itemReference"], holder)
         return codes
@@ -519,7 +486,7 @@ class Extractor:
                 text = resource.get("effectiveInstant")
         return self.times[text] if text else otherwise
 
-    def subject_of(self, holder: Any, resource: dict[str, Any]) -> int:
+    def subject_of(self, holder: dict[str, Any] | None, resource: dict[str, Any]) -> int:
         """Index of the subject that a Reference of a resource names, 0 where there is none."""
         if holder is None:
             return 0
@@ -545,7 +512,7 @@ class Extractor:
                         return key
         return NOTHING
 
-    def encounter_of(self, holder: Any) -> int:
+    def encounter_of(self, holder: dict[str, Any] | None) -> int:
         """Index of the encounter that a Reference names, 0 where there is none."""
         if holder is None:
             return 0
@@ -559,14 +526,14 @@ class Extractor:
                 self._seen_encounters[raw] = number
         return number
 
-    def _code(self, kind: str, concept: Any, resource_type: str) -> int:
+    def _code(self, kind: str, concept: dict[str, Any] | None, resource_type: str) -> int:
         """Index of a concept's code, 0 where it has none (counted)."""
         number = self.find_code(kind, concept)
         if not number:
             self.counts["skipped", f"{resource_type}: no code"] += 1
         return number
 
-    def find_code(self, kind: str, concept: Any) -> int:
+    def find_code(self, kind: str, concept: dict[str, Any] | None) -> int:
         """Index of a concept's code, 0 where it has none."""
         if concept is None:
             return 0

@@ -18,14 +18,8 @@ import orjson
 from msgspec import Raw, Struct, field
 
 from ehrseq.data.fhir.elements import MALFORMED, observation_kind
-from ehrseq.data.fhir.resources import (
-    LEFT_OUT_STATUSES,
-    MAX_FLOAT32,
-    NO_TIME,
-    RESOURCE_TYPES,
-    TIME_FROM_ENCOUNTER,
-    Extractor,
-)
+from ehrseq.data.fhir.resources import LEFT_OUT_STATUSES, MAX_FLOAT32, Extractor
+from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, NO_TIME, RESOURCE_TYPES
 
 _ABSENT = Raw()
 _NAN = float("nan")
@@ -239,7 +233,7 @@ def _read_facts(resources: list[_Fact], kind: str, extractor: Extractor) -> None
     codes = _Memo(lambda concept: extractor.find_code(_KINDS[kind], concept), 0)
     medications = _Memo(lambda reference: _medication_code(reference, extractor), 0)
     times, add, note = extractor.times, extractor.rows.append, _version_notes(kind, extractor)
-    end_of_encounter = TIME_FROM_ENCOUNTER + RESOURCE_TYPES.index(kind)
+    end_of_encounter = END_OF_ENCOUNTER[kind]
     plain = 0
     for resource in resources:
         time = resource.time or resource.second_time or ((span := resource.period) and (span.end or span.start))
@@ -350,5 +344,5 @@ def _medication_code(reference: Any, extractor: Extractor) -> int:
 def _text_value(name: str, value: Any, extractor: Extractor) -> int:
     if value is None:
         return _UNUSUAL
-    _, text, _, found = extractor.value_of({name: value})
-    return text if found else _UNUSUAL
+    _, text, _, has_value = extractor.value_of({name: value})
+    return text if has_value else _UNUSUAL

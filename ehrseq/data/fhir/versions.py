@@ -3,48 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
 
 from ehrseq.data.fhir.blocks import Block
 
-Version = tuple[int, int]
-"""When a version of a resource was written (`NO_TIME` where it does not say), and where it stands in the source."""
 
-GivenPatient = tuple[list[str], str, Version]
-GivenVisit = tuple[list[str], str, int, int, int, int | None, str, Version]
-GivenMedication = tuple[list[str], list[str], Version]
-"""See `Extractor.patients`, `visits` and `medications`; with the version in place of the index."""
+class Version(NamedTuple):
+    """One version of a resource.
 
-_Given = TypeVar("_Given", GivenPatient, GivenVisit, GivenMedication)
+    Attributes:
+        updated: When it was written (`NO_TIME` where it does not say).
+        place: Where it stands in the source (`Block.place`).
+    """
+
+    updated: int
+    place: int
+
+
+class PatientVersion(NamedTuple):
+    """A Patient, see `Extractor.patients`."""
+
+    keys: list[str]
+    id: str
+    version: Version
+
+
+class VisitVersion(NamedTuple):
+    """An Encounter, see `Visit`."""
+
+    keys: list[str]
+    id: str
+    subject: int
+    start: int
+    end: int
+    offset: int | None
+    part_of: str
+    version: Version
+
+
+class MedicationVersion(NamedTuple):
+    """A Medication, see `Extractor.medications`."""
+
+    keys: list[str]
+    codes: list[str]
+    version: Version
+
+
+_Resource = TypeVar("_Resource", PatientVersion, VisitVersion, MedicationVersion)
 _HASH_SEED = 20  # any, but one: rows that meet were perhaps hashed by different processes
 
 
-def _first_key(item: Any) -> Hashable:
-    return item[0][0]
-
-
-def last_versions(given: Iterable[_Given], *, key: Callable[[_Given], Hashable] = _first_key) -> list[_Given]:
+def last_versions(
+    versions: Iterable[_Resource], *, key: Callable[[_Resource], Hashable] = lambda resource: resource.keys[0]
+) -> list[_Resource]:
     """One version of each resource, the last; in the order of the source.
 
     Args:
-        given: Resources, perhaps several versions of some.
+        versions: Resources, perhaps several versions of some.
         key: What the versions of a resource have in common.
     """
-    last: dict[Hashable, _Given] = {}
-    for item in sorted(given, key=_version):
-        last[key(item)] = item
-    return sorted(last.values(), key=_place)
-
-
-def _version(item: Any) -> Version:
-    return item[-1]
-
-
-def _place(item: Any) -> int:
-    return item[-1][1]
+    last: dict[Hashable, _Resource] = {}
+    for resource in sorted(versions, key=lambda resource: resource.version):
+        last[key(resource)] = resource
+    return sorted(last.values(), key=lambda resource: resource.version.place)
 
 
 def version_columns(block: Block) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from ehrseq._lazy import lazy_exports
 
 # Name -> module of this package that defines it.
 _EXPORTS = {
+    "OUTCOME_SCHEMA": "reader",
     "Physionet2012": "reader",
     "load_physionet2012": "reader",
 }

@@ -70,31 +70,31 @@ def find_files(path: Path) -> ChallengeFiles:
         raise ValueError(
             f"{path} does not exist; give a folder or archive ({', '.join(ARCHIVE_ENDINGS)}) of the challenge's files."
         )
-    found = ChallengeFiles()
+    files = ChallengeFiles()
     for file in [path] if path.is_file() else _files_below(path):
         if file.name.lower().endswith(ARCHIVE_ENDINGS):
             set_name = _stem(file.name)
             for name, content in _members(file):
-                _sort_in(found, PurePosixPath(name).parent.name or set_name, name, f"{file.name}/{name}", content)
+                _sort_in(files, PurePosixPath(name).parent.name or set_name, name, f"{file.name}/{name}", content)
         elif file.suffix.lower() in (".txt", ".csv"):
             try:
                 content = file.read_bytes()
             except OSError as error:
                 raise ValueError(f"{file} cannot be read: {error}") from error
-            _sort_in(found, file.parent.name, file.name, str(file), content)
-    if not found.stays:
+            _sort_in(files, file.parent.name, file.name, str(file), content)
+    if not files.stays:
         raise ValueError(
             f"{path} holds no stays of the PhysioNet challenge 2012; expected text files that begin with the line "
             f"{HEADER.decode()!r}, or an archive of them ({', '.join(ARCHIVE_ENDINGS)})."
         )
-    sets = {name for name, *_ in found.stays}
-    known = {PurePosixPath(name).name for name, _ in found.outcomes}
+    sets = {name for name, *_ in files.stays}
+    known = {PurePosixPath(name).name for name, _ in files.outcomes}
     # The distribution keeps a set's outcomes beside its archive.
-    for file in sorted(path.parent.iterdir()) if path.is_file() or not found.outcomes else []:
+    for file in sorted(path.parent.iterdir()) if path.is_file() or not files.outcomes else []:
         if _OUTCOMES.fullmatch(file.name) and file.name not in known and _belongs(file, sets) and file.is_file():
-            found.outcomes.append((str(file), file.read_bytes()))
-    found.stays.sort(key=lambda stay: stay[:2])
-    return found
+            files.outcomes.append((str(file), file.read_bytes()))
+    files.stays.sort(key=lambda stay: stay[:2])
+    return files
 
 
 def parse_stays(files: ChallengeFiles, report: ConversionReport, *, on_error: str = "raise") -> pl.DataFrame:
@@ -248,15 +248,15 @@ def _belongs(outcomes: Path, sets: set[str]) -> bool:
     return outcomes.stem.lower() in {"outcomes", *(f"outcomes-{mark}" for mark in marks)}
 
 
-def _sort_in(found: ChallengeFiles, set_name: str, name: str, shown: str, content: bytes) -> None:
+def _sort_in(files: ChallengeFiles, set_name: str, name: str, shown: str, content: bytes) -> None:
     """Put one text file where it belongs."""
     base = PurePosixPath(name).name
     if _OUTCOMES.fullmatch(base):
-        found.outcomes.append((shown, content))
+        files.outcomes.append((shown, content))
     elif base.endswith(".txt") and (base[:-4].isdigit() or content.lstrip(b"\xef\xbb\xbf").startswith(HEADER)):
-        found.stays.append((set_name, shown, content))
+        files.stays.append((set_name, shown, content))
     else:
-        found.others += 1
+        files.others += 1
 
 
 def _members(archive: Path) -> Iterator[tuple[str, bytes]]:

@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import shutil
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
@@ -51,6 +49,7 @@ from ehrseq.data.physionet2012.codes import (
 from ehrseq.data.physionet2012.files import ChallengeFiles, find_files, parse_stays
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, LABEL_SCHEMA, sort_events, validate_labels
+from ehrseq.work.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -110,19 +109,12 @@ class Physionet2012:
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())) and not overwrite:
             raise ValueError(f"{path} exists; give another path, remove it, or pass overwrite=True.")
-        temporary = path.parent / f".{path.name}.complete-{os.getpid()}"
-        try:
-            write_dataset(
-                self.events, temporary, dataset_name=dataset_name, splits=splits, report=self.report, overwrite=True
-            )
-            self.write_beside(temporary)
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.exists():
-                path.unlink()
-            os.replace(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+        def write(folder: Path) -> None:
+            write_dataset(self.events, folder, dataset_name=dataset_name, splits=splits, report=self.report)
+            self.write_beside(folder)
+
+        write_whole(path, write)
         return EventDataset(path)
 
     def write_beside(self, dataset: Path) -> None:
@@ -190,14 +182,14 @@ def _subjects(files: ChallengeFiles, rows: pl.DataFrame) -> np.ndarray:
     ids: list[int] = []
     seen: dict[int, str] = {}
     for file, name in enumerate(named):
-        own = int(recorded[file]) if file in recorded else None
+        in_row = int(recorded[file]) if file in recorded else None
         by_name = int(name) if re.fullmatch(r"[0-9]{1,18}", name) else None
         shown = files.stays[file][1]
-        if own is None and by_name is None:
+        if in_row is None and by_name is None:
             raise ValueError(f"{shown} has no RecordID row and is not named by a number; give it one of them.")
-        if own is not None and by_name is not None and own != by_name:
-            raise ValueError(f"{shown}: its RecordID row says {own}; expected {by_name}, as the file is named.")
-        subject = own if own is not None else int(by_name or 0)
+        if in_row is not None and by_name is not None and in_row != by_name:
+            raise ValueError(f"{shown}: its RecordID row says {in_row}; expected {by_name}, as the file is named.")
+        subject = in_row if in_row is not None else int(by_name or 0)
         if subject in seen:
             raise ValueError(f"RecordID {subject} stands in {seen[subject]} and in {shown}; give every stay once.")
         seen[subject] = shown
@@ -349,14 +341,14 @@ def _outcomes(files: ChallengeFiles, subjects: np.ndarray, report: ConversionRep
             f"RecordID {repeated['subject_id'][0]} has several rows in {[name for name, _ in files.outcomes]}; "
             "give one."
         )
-    found = stays.join(table, on="subject_id", how="left", maintain_order="left").select(list(OUTCOME_SCHEMA))
+    joined = stays.join(table, on="subject_id", how="left", maintain_order="left").select(list(OUTCOME_SCHEMA))
     others = table.filter(~pl.col("subject_id").is_in(stays["subject_id"].implode())).height
     if others:
         report.notes["outcomes of stays that were not given"] += others
-    without = found["in_hospital_death"].null_count()
+    without = joined["in_hospital_death"].null_count()
     if without:
         report.notes["stays without outcomes"] += without
-    return found
+    return joined
 
 
 def _read_outcomes(name: str, content: bytes) -> pl.DataFrame:

@@ -4,13 +4,15 @@ from ehrseq._lazy import lazy_exports
 
 # Name -> module of this package that defines it.
 _EXPORTS = {
-    "ORDER_DEPENDENT_TASKS": "cohort",
+    "ORDER_DEPENDENT_TASKS": "risk",
     "SIMULATED_TASKS": "cohort",
     "SIMULATOR_VERSION": "cohort",
     "Simulation": "cohort",
     "simulate": "cohort",
     "simulated_name": "cohort",
     "simulated_seed": "cohort",
+    "block_events": "tables",
+    "ordered_events": "tables",
     "SimulatedStays": "stays",
     "simulate_stays": "stays",
 }

@@ -5,9 +5,8 @@
     cohort.write_fhir("fhir/")                             # the same as NDJSON, with duplicates
     cohort.true_risk("mortality_30d", subject_ids, times)  # P(positive label | what is recorded up to then)
 
-The disease process is documented in `simulate_process` (what happens), `simulate_risk` (with which probability) and
-`simulate_history` (what a risk at any time means).
-Patient k of a seed is the same whatever the number of patients.
+The disease process is documented in `process` (what happens), `risk` (with which probability) and `history` (what a
+risk at any time means). Patient k of a seed is the same whatever the number of patients.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ehrseq.data.simulate.codes import VOCABULARY
+from ehrseq.data.simulate.fhir import write_fhir
 from ehrseq.data.simulate.history import RecordedHistory
 from ehrseq.data.simulate.process import DiseaseProcess
 from ehrseq.data.simulate.random import PatientStreams
-from ehrseq.data.simulate.risk import ORDER_DEPENDENT_TASKS, SCORES
-from ehrseq.data.simulate.state import EXTRACTION, STATIC, TEXTS, UNITS, Block
-from ehrseq.tokenization.ehr_vocabulary import MINUTE_US
+from ehrseq.data.simulate.risk import SCORES
+from ehrseq.data.simulate.state import EXTRACTION, SimulatedBlock
+from ehrseq.data.simulate.tables import block_admissions, block_events
+from ehrseq.tokenization.ehr_codes import MINUTE_US
 from ehrseq.work.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -38,35 +38,8 @@ SIMULATOR_VERSION = "1.0"
 SIMULATED_TASKS = SCORES
 """Tasks whose true risk is known."""
 
-__all__ = ["ORDER_DEPENDENT_TASKS", "SIMULATED_TASKS", "SIMULATOR_VERSION", "Simulation", "simulate"]
-
 _EPOCH = datetime(1970, 1, 1)
-_CODES = pl.Series("code", VOCABULARY.codes, dtype=pl.String)
-_UNIT_NAMES = pl.Series("unit", [None, *UNITS[1:]], dtype=pl.String)
-_TEXT_NAMES = pl.Series("text_value", [None, *TEXTS[1:]], dtype=pl.String)
-
-
-def _rank_of(code: str) -> int:
-    """Place of a row among the rows of one instant: the contract's order, and inside it the order of the FHIR files."""
-    order = {
-        "GENDER": 0,
-        "RACE": 1,
-        "MEDS_BIRTH": 2,
-        "VISIT_START": 3,
-        "DIAGNOSIS": 4,
-        "IMMUNIZATION": 5,
-        "MEDICATION": 6,
-        "LAB": 7,
-        "VITAL": 7,
-        "PROCEDURE": 8,
-        "VISIT_END": 9,
-        "MEDS_DEATH": 10,
-    }
-    return order[code.split("//")[0]]
-
-
 _NAME = "ehrseq-simulated-seed-"
-_RANKS = np.array([_rank_of(code) for code in VOCABULARY.codes])
 
 
 def simulate(
@@ -161,17 +134,17 @@ class Simulation:
     def __repr__(self) -> str:
         return f"Simulation(num_patients={self.num_patients}, seed={self.seed}, first_patient={self.first_patient})"
 
-    def iter_blocks(self) -> Iterator[tuple[np.ndarray, Block]]:
+    def iter_blocks(self) -> Iterator[tuple[np.ndarray, SimulatedBlock]]:
         """(subject_ids int64 `[n]`, block) for each chunk of patients."""
         chunks = range(-(-self.num_patients // self.chunk_size))
         tables = []
         for chunk in self._in_sight(chunks):
             subject_ids, block = self._chunk(chunk)
-            tables.append(_admission_table(subject_ids, block))
+            tables.append(block_admissions(subject_ids, block))
             yield subject_ids, block
         self._admissions = pl.concat(tables)
 
-    def _chunk(self, chunk: int) -> tuple[np.ndarray, Block]:
+    def _chunk(self, chunk: int) -> tuple[np.ndarray, SimulatedBlock]:
         """subject_ids and block of one chunk of patients."""
         first = self.first_patient + chunk * self.chunk_size
         patients = np.arange(first, min(first + self.chunk_size, self.first_patient + self.num_patients))
@@ -179,7 +152,9 @@ class Simulation:
 
     def _in_sight(self, chunks: Sequence[int]) -> Iterable[int]:
         """The chunks under a progress bar, where there are several."""
-        return progress_bar(chunks, desc="Simulating", unit="chunk", disable=not self.progress or len(chunks) <= 1)
+        hidden = not self.progress or len(chunks) <= 1
+        shown: Iterable[int] = progress_bar(chunks, desc="Simulating", unit="chunk", disable=hidden)
+        return shown
 
     def iter_events(self) -> Iterator[pl.DataFrame]:
         """The MEDS table chunk by chunk: nobody need hold a large cohort in memory."""
@@ -214,7 +189,7 @@ class Simulation:
         """P(positive label of the question asked at t | everything recorded up to t), in closed form, at any time.
 
         At a task's own prediction times (a discharge alive; 24 hours after an admission) this is the exact risk of the
-        label. At another time t the question is asked as `simulate_history` defines it: the discharge tasks as if the
+        label. At another time t the question is asked as `history` defines it: the discharge tasks as if the
         latest admission ended at t with a discharge alive, `long_stay_7d` as if the first 24 hours were over at t, or,
         after them, given that the stay goes on. So a line through the times of a patient meets the risk of every label,
         moves with each row that bears on it, and is what a model that is asked at t can be held against.
@@ -244,9 +219,9 @@ class Simulation:
             self._histories[chunk] = RecordedHistory(block.events, len(ids))
         risks = np.full(len(patients), np.nan)
         for chunk in asked.tolist():
-            own = np.flatnonzero(chunks == chunk)
-            rows = patients[own] - self.first_patient - chunk * self.chunk_size
-            risks[own] = self._histories[chunk].risk(task, rows, minutes[own])
+            here = np.flatnonzero(chunks == chunk)
+            rows = patients[here] - self.first_patient - chunk * self.chunk_size
+            risks[here] = self._histories[chunk].risk(task, rows, minutes[here])
         return risks
 
     def _asked(self, subject_ids: Any, times: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -266,80 +241,15 @@ class Simulation:
                 "a date and a time each (datetime, datetime64 or polars Datetime)."
             )
         patients = subjects.cast(pl.Int64).to_numpy() - 1
-        strangers = (patients < self.first_patient) | (patients >= self.first_patient + self.num_patients)
-        if strangers.any():
+        unknown = (patients < self.first_patient) | (patients >= self.first_patient + self.num_patients)
+        if unknown.any():
             raise ValueError(
-                f"true_risk got {np.unique(patients[strangers]).size} subject_ids that are not in this cohort, the "
-                f"first: {patients[strangers][0] + 1}; expected {self.first_patient + 1} to "
+                f"true_risk got {np.unique(patients[unknown]).size} subject_ids that are not in this cohort, the "
+                f"first: {patients[unknown][0] + 1}; expected {self.first_patient + 1} to "
                 f"{self.first_patient + self.num_patients}."
             )
         return patients, moments.dt.epoch("us").to_numpy() // MINUTE_US
 
     def write_fhir(self, folder: str | Path, *, compress: bool = False) -> Path:
-        """Write the cohort as FHIR R4 NDJSON, see `simulate_fhir.write_fhir`."""
-        from ehrseq.data.simulate.fhir import write_fhir
-
-        return write_fhir(self, folder, compress=compress)
-
-
-def _times(minutes: np.ndarray, none: int) -> pl.Series:
-    """Datetime("us") of minutes since 1970, null where they equal `none`."""
-    absent = minutes == none
-    microseconds = np.where(absent, 0, minutes) * MINUTE_US
-    series = pl.Series(microseconds).cast(pl.Datetime("us"))
-    return (
-        series if not absent.any() else series.zip_with(pl.Series(~absent), pl.Series([None], dtype=pl.Datetime("us")))
-    )
-
-
-def block_events(subject_ids: np.ndarray, block: Block) -> pl.DataFrame:
-    """MEDS rows of a block, in the contract's order, exact duplicates removed.
-
-    Args:
-        subject_ids: int64 `[n]`.
-        block: What the process left of these patients.
-    """
-    events = ordered_events(block)
-    subjects = subject_ids[events["row"]]
-    encounter = pl.Series(events["encounter"])
-    frame = pl.DataFrame(
-        {
-            "subject_id": pl.Series(subjects, dtype=pl.Int64),
-            "time": _times(events["minutes"], int(STATIC)),
-            "code": _CODES.gather(events["code"]),
-            "numeric_value": pl.Series(events["value"]).fill_nan(None).cast(pl.Float32),
-            "text_value": _TEXT_NAMES.gather(events["text"]),
-            "visit_id": encounter,
-            "unit": _UNIT_NAMES.gather(events["unit"]),
-        }
-    )
-    visit = pl.format("{}-{}", "subject_id", "visit_id")
-    return frame.with_columns(pl.when(pl.col("visit_id") >= 0).then(visit).alias("visit_id"))
-
-
-def ordered_events(block: Block) -> dict[str, np.ndarray]:
-    """Columns of a block's events sorted by patient, time, the contract's order, and code; exact duplicates removed."""
-    events = block.events
-    order = np.lexsort((events["value"], events["code"], _RANKS[events["code"]], events["minutes"], events["row"]))
-    events = {name: column[order] for name, column in events.items()}
-    same = np.ones(max(len(order) - 1, 0), dtype=bool)
-    for name in ("row", "minutes", "code", "unit", "text", "encounter"):
-        same &= events[name][1:] == events[name][:-1]
-    same &= (events["value"][1:] == events["value"][:-1]) | (
-        np.isnan(events["value"][1:]) & np.isnan(events["value"][:-1])
-    )
-    keep = np.concatenate([np.ones(min(len(order), 1), dtype=bool), ~same])
-    return {name: column[keep] for name, column in events.items()}
-
-
-def _admission_table(subject_ids: np.ndarray, block: Block) -> pl.DataFrame:
-    table = block.admissions
-    times = {name: table[name] for name in ("visit_start", "start", "end")}
-    return pl.DataFrame(
-        {
-            "subject_id": pl.Series(subject_ids[table["row"]], dtype=pl.Int64),
-            **{name: _times(column, int(STATIC)) for name, column in times.items()},
-            "alive": table["alive"],
-            **{task: pl.Series(table[task]).fill_nan(None) for task in SIMULATED_TASKS},
-        }
-    ).sort("subject_id", "start")
+        """Write the cohort as FHIR R4 NDJSON, see `ehrseq.data.simulate.fhir.write_fhir`."""
+        return write_fhir(self.iter_blocks(), folder, compress=compress)

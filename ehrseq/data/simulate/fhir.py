@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import gzip
 import io
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ehrseq.data.dataset import make_folder
 from ehrseq.data.simulate.codes import CULTURE_CODE, RACES, VOCABULARY
-from ehrseq.data.simulate.state import NEVER, STATIC, TEXTS, UNITS, Block
-
-if TYPE_CHECKING:
-    from ehrseq.data.simulate.cohort import Simulation
+from ehrseq.data.simulate.state import NEVER, STATIC, TEXTS, UNITS, SimulatedBlock
+from ehrseq.data.simulate.tables import ordered_events
+from ehrseq.work.files import write_whole
 
 RESOURCE_FILES = (
     "Patient",
@@ -55,11 +51,13 @@ _BLOOD_PRESSURE = '{"coding":[{"system":"http://loinc.org","code":"85354-9","dis
 _DISPOSITIONS = ("home", "snf", "hosp", "exp")
 
 
-def write_fhir(cohort: Simulation, folder: str | Path, *, compress: bool = False) -> Path:
-    """Write a cohort, chunk by chunk, into a folder that appears only when it is complete.
+def write_fhir(
+    blocks: Iterable[tuple[np.ndarray, SimulatedBlock]], folder: str | Path, *, compress: bool = False
+) -> Path:
+    """Write a cohort, block by block, into a folder that appears only when it is complete.
 
     Args:
-        cohort: The cohort.
+        blocks: (subject_ids int64 `[n]`, what the process left of these patients) of each block.
         folder: Folder to make; it may exist only if it is empty.
         compress: Whether to write `.ndjson.gz`.
 
@@ -75,23 +73,19 @@ def write_fhir(cohort: Simulation, folder: str | Path, *, compress: bool = False
             f"write_fhir got {str(target)!r}, which holds something already; give a new or an empty folder."
         )
     make_folder(target.parent)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+
+    def write(unfinished: Path) -> None:
+        unfinished.mkdir()
         with ExitStack() as stack:
             files = {
                 name: stack.enter_context(_open(unfinished / f"{name}.ndjson", compress)) for name in RESOURCE_FILES
             }
-            for subject_ids, block in cohort.iter_blocks():
+            for subject_ids, block in blocks:
                 for name, lines in block_lines(subject_ids, block).items():
                     if lines:
                         files[name].write("\n".join(lines) + "\n")
-        unfinished.chmod(0o755)
-        if target.is_dir():
-            target.rmdir()
-        unfinished.rename(target)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+
+    write_whole(target, write)
     return target
 
 
@@ -115,7 +109,7 @@ class _Gzipped(io.TextIOWrapper):
         self._file.close()
 
 
-def block_lines(subject_ids: np.ndarray, block: Block) -> dict[str, list[str]]:
+def block_lines(subject_ids: np.ndarray, block: SimulatedBlock) -> dict[str, list[str]]:
     """NDJSON lines of a block of patients, by resource type.
 
     Args:
@@ -132,10 +126,10 @@ def block_lines(subject_ids: np.ndarray, block: Block) -> dict[str, list[str]]:
 def _instants(minutes: np.ndarray) -> list[str]:
     """`2010-07-11T14:33:00Z` of minutes since 1970; a wrong but harmless text where the time is none."""
     sensible = np.where((minutes == STATIC) | (minutes == NEVER), 0, minutes)
-    return (np.datetime_as_string(sensible.astype("datetime64[m]"), unit="s").astype(object) + "Z").tolist()
+    return [f"{text}Z" for text in np.datetime_as_string(sensible.astype("datetime64[m]"), unit="s").tolist()]
 
 
-def _patients(subject_ids: np.ndarray, block: Block) -> Iterator[str]:
+def _patients(subject_ids: np.ndarray, block: SimulatedBlock) -> Iterator[str]:
     births, deaths = _instants(block.birth), _instants(block.death)
     for k, subject in enumerate(subject_ids.tolist()):
         code, name, _ = RACES[int(block.race[k])]
@@ -151,7 +145,7 @@ def _patients(subject_ids: np.ndarray, block: Block) -> Iterator[str]:
 _CLASS_NAMES = {"IMP": "inpatient encounter", "ACUTE": "inpatient acute", "EMER": "emergency", "AMB": "ambulatory"}
 
 
-def _encounters(subject_ids: np.ndarray, block: Block) -> Iterator[str]:
+def _encounters(subject_ids: np.ndarray, block: SimulatedBlock) -> Iterator[str]:
     table = block.encounters
     order = np.lexsort((table["start"], table["row"]))
     subjects = subject_ids[table["row"][order]].tolist()
@@ -253,10 +247,8 @@ def _concept(code: str) -> str:
     return f'{{"coding":[{{"system":"{_SYSTEMS[system]}","code":"{local}"}}]}}'
 
 
-def _clinical(subject_ids: np.ndarray, block: Block, lines: dict[str, list[str]]) -> None:
+def _clinical(subject_ids: np.ndarray, block: SimulatedBlock, lines: dict[str, list[str]]) -> None:
     """Append a resource per clinical event, in the order of the table, and the duplicates."""
-    from ehrseq.data.simulate.cohort import ordered_events
-
     events = ordered_events(block)
     builders = [_BUILDERS.get(code.split("//")[0]) for code in VOCABULARY.codes]
     concepts = [_concept(code) if builder else "" for code, builder in zip(VOCABULARY.codes, builders, strict=True)]
@@ -298,7 +290,7 @@ def _clinical(subject_ids: np.ndarray, block: Block, lines: dict[str, list[str]]
             lines[file].append(again)
 
 
-def _inpatient_encounters(block: Block) -> dict[tuple[int, int], tuple[bool, int]]:
+def _inpatient_encounters(block: SimulatedBlock) -> dict[tuple[int, int], tuple[bool, int]]:
     """(row, number) -> (whether the encounter is inpatient, its end in minutes)."""
     table = block.encounters
     code = VOCABULARY.index["VISIT_START//IMP"]

@@ -4,7 +4,7 @@ A task's question is defined at one kind of moment; at another time t it is aske
 nothing but the rows recorded up to t:
 
 - The discharge tasks: *if the latest admission ended at t with a discharge alive*. The process draws what follows a
-  discharge from the features at that minute and from nothing else (`simulate_risk`), so this is what a discharge at t
+  discharge from the features at that minute and from nothing else (`risk`), so this is what a discharge at t
   would draw: in hospital the risk moves with each reading, at the discharge it is the label's own, and at home it fades
   with the age of the readings and moves with those of outpatient visits. It is not the chance that what an earlier
   discharge has drawn is still to come: that fate is settled, whatever is recorded after it.
@@ -92,14 +92,15 @@ def _taken(column: np.ndarray, place: np.ndarray, none: float) -> np.ndarray:
 
 
 def _key(row: np.ndarray, minutes: np.ndarray) -> np.ndarray:
-    return (row.astype(np.int64) << 32) | np.clip(minutes, 0, _LATEST_MINUTE)
+    key: np.ndarray = (row.astype(np.int64) << 32) | np.clip(minutes, 0, _LATEST_MINUTE)
+    return key
 
 
 class RecordedHistory:
     """What is recorded of a block of patients, ready for questions at any time.
 
     Args:
-        events: Columns of a `Block`'s events, in any order; rows after a time never bear on an answer at that time.
+        events: `events` of a `SimulatedBlock`, in any order; rows after a time never bear on an answer at that time.
         count: Number of patients.
     """
 
@@ -180,8 +181,8 @@ class RecordedHistory:
         """Minutes of each patient's first row of each group of codes, NEVER for none: int64 `[patients, groups]`."""
         first = np.full((self.count, len(groups)), NEVER)
         for k, codes in enumerate(groups):
-            found = self._select(codes)
-            np.minimum.at(first[:, k], found["row"], found["minutes"])
+            events = self._select(codes)
+            np.minimum.at(first[:, k], events["row"], events["minutes"])
         return first
 
     def _read_persons(self) -> None:
@@ -195,13 +196,13 @@ class RecordedHistory:
         self.means: list[np.ndarray] = []
         for k, channel in enumerate(CHANNELS):
             codes = _ids(*channel.codes)
-            found = self._select(codes)
+            events = self._select(codes)
             factors = np.ones(len(UNITS))
             for unit, factor, _ in channel.units:
                 factors[UNITS.index(unit)] = factor
-            state = np.where(found["code"] == codes[-1], 1.0, -1.0)
-            z = standardise(np.full(len(state), k), found["value"] / factors[found["unit"]], state)
-            track = _Track(found["row"], found["minutes"], z)
+            state = np.where(events["code"] == codes[-1], 1.0, -1.0)
+            z = standardise(np.full(len(state), k), events["value"] / factors[events["unit"]], state)
+            track = _Track(events["row"], events["minutes"], z)
             is_read = f"{channel.name}_mean" in FEATURE_INDEX
             self.readings.append(track)
             self.means.append(self._running_means(track) if is_read else np.empty(0))
@@ -212,7 +213,8 @@ class RecordedHistory:
         nth = np.arange(len(row)) - np.searchsorted(row, row)
         table = np.zeros((self.count, int(nth.max(initial=-1)) + 1))
         table[row, nth] = track.columns[0]
-        return np.cumsum(table, axis=1)[row, nth] / (2.0 + nth)
+        means: np.ndarray = np.cumsum(table, axis=1)[row, nth] / (2.0 + nth)
+        return means
 
     def _read_diagnoses(self) -> None:
         self.coded_chronic = self._first_times([_ids(f"DIAGNOSIS//ICD10CM//{code}") for _, code, _ in CHRONIC])
@@ -222,23 +224,23 @@ class RecordedHistory:
 
     def _read_admissions(self) -> None:
         """Per admission, in the order of `starts`: its end and the one before, its visit, gap and utilisation."""
-        found = self._select(_ids("VISIT_START//IMP"))
-        self.starts = _Track(found["row"], found["minutes"], found["encounter"])
+        events = self._select(_ids("VISIT_START//IMP"))
+        self.starts = _Track(events["row"], events["minutes"], events["encounter"])
         row, start = self.starts.rows, self.starts.minutes
         self.ends = self._ends_of(self.starts, _DISCHARGES)
         nth = np.arange(len(row)) - np.searchsorted(row, row)
         self.previous_end = np.where(nth > 0, np.roll(self.ends, 1), _LONG_AGO)
 
         # 1. The visit begins with the emergency visit that is open when the admission starts.
-        found = self._select(_ids("VISIT_START//EMER"))
-        emergency = _Track(found["row"], found["minutes"], found["encounter"])
+        events = self._select(_ids("VISIT_START//EMER"))
+        emergency = _Track(events["row"], events["minutes"], events["encounter"])
         latest = emergency.latest(row, start)
         is_open = _taken(self._ends_of(emergency, ("EMER",)), latest, _LONG_AGO) >= start
         self.visit_start = np.where(is_open, emergency.time(latest), start)
 
         # 2. The gap from the last end of a visit before it.
-        found = self._select(_ids(*(f"VISIT_END//{name}" for name in (*_DISCHARGES, "EMER", "AMB"))))
-        visit_ends = _Track(found["row"], found["minutes"])
+        events = self._select(_ids(*(f"VISIT_END//{name}" for name in (*_DISCHARGES, "EMER", "AMB"))))
+        visit_ends = _Track(events["row"], events["minutes"])
         before = visit_ends.time(visit_ends.latest(row, self.visit_start - 1))
         self.gap = np.maximum(self.visit_start - before, HOUR) / DAY
 
@@ -251,8 +253,8 @@ class RecordedHistory:
 
     def _ends_of(self, starts: _Track, dispositions: tuple[str, ...]) -> np.ndarray:
         """Minutes of the ends of the encounters that start there, NEVER for none: int64 `[n]`."""
-        found = self._select(_ids(*(f"VISIT_END//{name}" for name in dispositions)))
-        ends = _Track(found["row"], found["encounter"], found["minutes"])
+        events = self._select(_ids(*(f"VISIT_END//{name}" for name in dispositions)))
+        ends = _Track(events["row"], events["encounter"], events["minutes"])
         encounter = starts.columns[0]
         place = ends.latest(starts.rows, encounter)
         return _taken(ends.columns[0], np.where(ends.time(place) == encounter, place, -1), NEVER)

@@ -7,7 +7,7 @@ whose draws decide the next gap.
     phase 3j + 1  after 24 hours: the length of stay is drawn from the long-stay score, then come the rest of the stay
                   and the discharge or the death in hospital
     phase 3j + 2  at the discharge: death within 30 days, new conditions, readmission or a later admission
-                  (`simulate_risk.outcome_risks`)
+                  (`risk.outcome_risks`)
 
 A draw at 24 hours or at a discharge depends on rows recorded by then and on nothing hidden, and nothing drawn earlier
 is still pending then:
@@ -17,7 +17,7 @@ is still pending then:
 - a new condition drawn at a discharge is coded at the very next admission, so once that admission has begun nothing
   hidden is left of the draw.
 
-So the probabilities in `simulate_risk` are exact. Hidden are only: which chronic diseases a patient has before they
+So the probabilities in `risk` are exact. Hidden are only: which chronic diseases a patient has before they
 are coded, base levels of the measurements, directions of the next readings, how often a patient sees a doctor; they
 shape what is recorded next, never an outcome directly.
 
@@ -62,8 +62,8 @@ from ehrseq.data.simulate.state import (
     STATIC,
     UNITS,
     YEAR_MINUTES,
-    Block,
     Columns,
+    SimulatedBlock,
 )
 
 N_CHANNELS = len(CHANNELS)
@@ -154,7 +154,7 @@ class DiseaseProcess:
         self.encounter_count = np.zeros(count, dtype=np.int64)
         self.death = np.full(count, NEVER, dtype=np.int64)
 
-    def run(self) -> Block:
+    def run(self) -> SimulatedBlock:
         """Simulate the whole block until the extraction."""
         everyone = np.arange(self.count)
         self.events.add(everyone, STATIC, np.where(self.male, _id("GENDER//M"), _id("GENDER//F")), np.nan, 0, 0, -1)
@@ -338,7 +338,8 @@ class DiseaseProcess:
         """Which channels are read in this phase of a stay: the more chronic diseases are coded, the more."""
         burden = self.coded_chronic[rows].sum(axis=1, keepdims=True)
         chance = np.clip(_MEASURED + _INFORMATIVE * burden, 0.05, 0.97)
-        return self.random.uniform(rows, phase, name + "measured", N_CHANNELS) < chance
+        measured: np.ndarray = self.random.uniform(rows, phase, name + "measured", N_CHANNELS) < chance
+        return measured
 
     def _later_days(
         self, rows: np.ndarray, begin: np.ndarray, end: np.ndarray, encounter: np.ndarray, phase: int
@@ -443,7 +444,7 @@ class DiseaseProcess:
     # What is recorded
 
     def _features(self, rows: np.ndarray, now: np.ndarray, visit_start: np.ndarray, gap: np.ndarray) -> np.ndarray:
-        """Features of the scores at `now`, float64 `[n, features]`; see `simulate_risk`."""
+        """Features of the scores at `now`, float64 `[n, features]`; see `risk`."""
         recorded = Recorded(
             self.z_last[rows],
             self.t_last[rows],
@@ -460,7 +461,7 @@ class DiseaseProcess:
 
     def _open(self, rows: np.ndarray, code: np.ndarray | int, time: np.ndarray) -> np.ndarray:
         """Start an encounter; returns its number within the patient."""
-        number = self.encounter_count[rows].copy()
+        number: np.ndarray = self.encounter_count[rows].copy()
         self.encounter_count[rows] += 1
         self.events.add(rows, time, code, np.nan, 0, 0, number)
         return number
@@ -558,9 +559,9 @@ class DiseaseProcess:
             return
         row, place = np.nonzero(np.arange(widest) < number[:, None])
         picks = draw.uniform(rows, phase, name + "background codes", widest)[row, place]
-        own = picks < 0.5
+        is_personal = picks < 0.5
         index = np.minimum((picks * 16).astype(np.int64), 7)
-        picks = np.where(own, self.personal[rows[row], index], 2 * picks - 1)
+        picks = np.where(is_personal, self.personal[rows[row], index], 2 * picks - 1)
         rank = np.searchsorted(VOCABULARY.cumulative, np.maximum(picks, 0.0))
         offset = draw.uniform(rows, phase, name + "background times", widest)[row, place]
         minutes = begin[row] + (np.maximum(length[row], 1) * offset).astype(np.int64)
@@ -572,7 +573,7 @@ class DiseaseProcess:
 
     # The result
 
-    def _block(self) -> Block:
+    def _block(self) -> SimulatedBlock:
         """Cut at the extraction and at death."""
         events = self.events.join()
         keep = (events["minutes"] <= EXTRACTION) & (events["minutes"] <= self.death[events["row"]])
@@ -584,4 +585,4 @@ class DiseaseProcess:
         encounters["end"] = np.where(still_open, NEVER, encounters["end"])
         encounters["disposition"] = np.where(still_open, -1, encounters["disposition"]).astype(np.int8)
         death = np.where(self.death > EXTRACTION, NEVER, self.death)
-        return Block(events, encounters, self.admissions.join(), self.birth, self.male, self.race, death)
+        return SimulatedBlock(events, encounters, self.admissions.join(), self.birth, self.male, self.race, death)

@@ -14,20 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import ndtri
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_M1 = np.uint64(0xBF58476D1CE4E5B9)
-_M2 = np.uint64(0x94D049BB133111EB)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """Finaliser of splitmix64 on uint64, element by element; a new array."""
-    x = x + _GOLDEN
-    x ^= x >> np.uint64(30)
-    x *= _M1
-    x ^= x >> np.uint64(27)
-    x *= _M2
-    x ^= x >> np.uint64(31)
-    return x
+from ehrseq.data.splits import splitmix64
 
 
 class PatientStreams:
@@ -49,11 +36,11 @@ class PatientStreams:
         branch_seed: int | np.ndarray = 0,
     ) -> None:
         number = patients.astype(np.uint64)
-        self._keys = _mix(_mix(np.full(len(patients), np.uint64(seed % 2**64))) ^ _mix(number))
+        self._keys = splitmix64(splitmix64(np.full(len(patients), np.uint64(seed % 2**64))) ^ splitmix64(number))
         self._branch_after = branch_after
         if branch_after is not None:
             other = np.broadcast_to(np.asarray(branch_seed, dtype=np.uint64), number.shape)
-            self._branch_keys = _mix(self._keys ^ _mix(other + np.uint64(1)))
+            self._branch_keys = splitmix64(self._keys ^ splitmix64(other + np.uint64(1)))
 
     def uniform(self, rows: np.ndarray, phase: int, name: str, count: int | None = None) -> np.ndarray:
         """Uniforms in (0, 1).
@@ -71,17 +58,19 @@ class PatientStreams:
         if self._branch_after is not None:
             keys = np.where(phase > self._branch_after[rows], self._branch_keys[rows], keys)
         start = (np.uint64(phase + 1) << np.uint64(48)) ^ (np.uint64(zlib.crc32(name.encode())) << np.uint64(12))
-        counters = _mix(start + np.arange(1 if count is None else count, dtype=np.uint64))
-        bits = _mix(keys[:, None] + counters[None, :]) if count is not None else _mix(keys + counters[0])
+        counters = splitmix64(start + np.arange(1 if count is None else count, dtype=np.uint64))
+        bits = splitmix64(keys[:, None] + counters[None, :]) if count is not None else splitmix64(keys + counters[0])
         return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
     def normal(self, rows: np.ndarray, phase: int, name: str, count: int | None = None) -> np.ndarray:
         """Standard normals, shapes as `uniform`."""
-        return ndtri(self.uniform(rows, phase, name, count))
+        normal: np.ndarray = ndtri(self.uniform(rows, phase, name, count))
+        return normal
 
     def exponential(self, rows: np.ndarray, phase: int, name: str, count: int | None = None) -> np.ndarray:
         """Exponentials of mean 1, shapes as `uniform`."""
-        return -np.log(self.uniform(rows, phase, name, count))
+        exponential: np.ndarray = -np.log(self.uniform(rows, phase, name, count))
+        return exponential
 
     def happens(self, rows: np.ndarray, phase: int, name: str, probability: np.ndarray | float) -> np.ndarray:
         """Bernoulli draws, bool `[r]`; `probability` scalar or `[r]`."""

@@ -234,7 +234,9 @@ def score_probabilities(features: np.ndarray) -> np.ndarray:
         float64 `[n, tasks]`, columns as `SCORES`: the Bernoulli parameter of each draw, before the draws compete (see
         `outcome_risks`).
     """
-    return 1.0 / (1.0 + np.exp(-(features @ WEIGHT_MATRIX.T + INTERCEPT_VECTOR)))
+    logits = features @ WEIGHT_MATRIX.T + INTERCEPT_VECTOR
+    probabilities: np.ndarray = 1.0 / (1.0 + np.exp(-logits))
+    return probabilities
 
 
 def outcome_risks(draws: np.ndarray, diagnosed: np.ndarray, blocked: np.ndarray) -> dict[str, np.ndarray]:

@@ -65,7 +65,7 @@ class Columns:
 
 
 @dataclass
-class Block:
+class SimulatedBlock:
     """What the process left of a block of patients, as columns of equal length per table.
 
     Attributes:

@@ -32,8 +32,6 @@ same, and afterwards values are as if nothing had been. So a reader of the last 
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +39,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+
+from ehrseq.work.files import write_text, write_whole
 
 HOURS = 48
 STAYS_SIMULATOR_VERSION = "1.0"
@@ -128,11 +128,10 @@ class SimulatedStays:
         outcomes = Path(folder) / f"Outcomes-{name}.txt"
         if target.exists() or outcomes.exists():
             raise ValueError(f"{target} or {outcomes} exists; give another folder or name.")
-        temporary = target.with_name(f".set-{name}.writing-{os.getpid()}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            series = dict(self.rows.group_by("stay").agg(pl.col("line").str.join("\n")).iter_rows())
+        series = dict(self.rows.group_by("stay").agg(pl.col("line").str.join("\n")).iter_rows())
+
+        def write(temporary: Path) -> None:
+            temporary.mkdir()
             for stay, (record, static) in enumerate(
                 zip(self.record_ids, self.static.iter_rows(named=True), strict=True)
             ):
@@ -141,12 +140,9 @@ class SimulatedStays:
                 if stay in series:
                     lines.append(series[stay])
                 (temporary / f"{record}.txt").write_text("\n".join(lines) + "\n", "utf-8")
-            os.replace(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        unfinished = outcomes.with_name(f".{outcomes.name}.part")
-        unfinished.write_text(self._outcomes(), "utf-8")
-        unfinished.replace(outcomes)
+
+        write_whole(target, write)
+        write_text(outcomes, self._outcomes())
         return target
 
     def _outcomes(self) -> str:
@@ -194,13 +190,13 @@ def simulate_stays(
     hidden, series = [], []
     block = max(1, _BLOCK // density)
     for first in range(0, num_stays, block):
-        own = slice(first, first + block)
-        draws = [_draw(np.random.default_rng((seed, int(record))), density) for record in records[own]]
+        here = slice(first, first + block)
+        draws = [_draw(np.random.default_rng((seed, int(record))), density) for record in records[here]]
         *parts, severity, measured, minute, noise, habit, oddity, without = (
             np.stack(column) for column in zip(*draws, strict=True)
         )
         hidden.append((*parts, severity))
-        rows = _rows(severity, shocks[own], measured, minute, noise, habit, oddity, without)
+        rows = _rows(severity, shocks[here], measured, minute, noise, habit, oddity, without)
         series.append(rows.with_columns(pl.col("stay") + first))
     static, death, severity = (np.concatenate(column) for column in zip(*hidden, strict=True))
     late, early = severity[:, -12:].mean(1), severity[:, :12].mean(1)

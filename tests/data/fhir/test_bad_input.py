@@ -82,7 +82,7 @@ def test_a_bad_line_names_its_file_and_line_or_is_counted(tmp_path, lines, messa
 def test_a_bad_line_in_a_worker_names_its_file_and_line(tmp_path, monkeypatch):
     path = tmp_path / "a.ndjson"
     path.write_bytes(b"\n".join([GOOD, *[LAB] * 500, LAB[:-5], *[LAB] * 500]))
-    monkeypatch.setattr("ehrseq.data.fhir.reader._PLAIN_TASK", 5_000)
+    monkeypatch.setattr("ehrseq.data.fhir.reader._PART_BYTES", 5_000)
     with pytest.raises(ValueError, match=r"a.ndjson, line 502: not JSON"):
         read_fhir(path, num_workers=2)
 

@@ -54,7 +54,7 @@ def test_the_bar_never_runs_over_and_ends_full(tmp_path, monkeypatch, pack, work
             seen.append((self.n, self.total))
             super().close()
 
-    monkeypatch.setattr(tqdm.auto, "tqdm", Bar)
+    monkeypatch.setattr("ehrseq.work.progress.tqdm", Bar)
     read_fhir(tmp_path, num_workers=workers)
     assert all(done <= total for done, total in seen)
     assert seen[-1] == (2 * len(TEXT), 2 * len(TEXT))

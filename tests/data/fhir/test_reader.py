@@ -501,7 +501,7 @@ def test_whole_number_ids_stay_and_others_are_hashed_stably(tmp_path):
     assert patient_from_bundle(bundle(patient("x")))["subject_id"] == report.subject_ids["x"]
 
 
-@pytest.mark.parametrize("module", ["fhir_time", "fhir_assemble"])
+@pytest.mark.parametrize("module", ["instants", "fhir.assemble"])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(import_module(f"ehrseq.data.{module}")).failed == 0
 
@@ -557,7 +557,7 @@ def test_workers_and_blocks_do_not_change_the_events(tmp_path, monkeypatch):
     whole, _ = read_fhir(tmp_path, num_workers=1)
     monkeypatch.setattr("ehrseq.data.fhir.blocks.BLOCK_BYTES", 10_007)
     in_blocks, report = read_fhir(tmp_path, num_workers=1)
-    monkeypatch.setattr("ehrseq.data.fhir.reader._PLAIN_TASK", plain.stat().st_size // 5)
+    monkeypatch.setattr("ehrseq.data.fhir.reader._PART_BYTES", plain.stat().st_size // 5)
     in_parallel, parallel_report = read_fhir(tmp_path, num_workers=3)
     assert whole.equals(in_blocks)
     assert whole.equals(in_parallel)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ehrseq.data.fhir.references import Resolver, key_of, own_keys, reference_key, server_of
+from ehrseq.data.fhir.references import Resolver, key_of, reference_key, resource_keys, server_of
 
 SERVER = "http://example.org/fhir"
 
@@ -56,11 +56,11 @@ def test_server_of_an_entry(full_url, server):
 
 def test_a_resource_is_known_by_id_full_url_and_identifiers():
     patient = {"resourceType": "Patient", "id": "a", "identifier": [{"system": "s", "value": "7"}, {"value": "8"}]}
-    assert own_keys(patient, None) == ["a", "|s|7"]
-    assert own_keys(patient, "urn:uuid:u") == ["a", "u", "|s|7"]
-    assert own_keys(patient, f"{SERVER}/Patient/a") == [f"{SERVER}/Patient/a", "|s|7"]
+    assert resource_keys(patient, None) == ["a", "|s|7"]
+    assert resource_keys(patient, "urn:uuid:u") == ["a", "u", "|s|7"]
+    assert resource_keys(patient, f"{SERVER}/Patient/a") == [f"{SERVER}/Patient/a", "|s|7"]
     with pytest.raises(ValueError, match="no id"):
-        own_keys({"resourceType": "Patient"}, None)
+        resource_keys({"resourceType": "Patient"}, None)
 
 
 def test_resolving_follows_the_server():

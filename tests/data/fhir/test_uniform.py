@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ehrseq.data import read_fhir
@@ -14,6 +14,7 @@ from ehrseq.data.fhir import blocks as fhir_blocks
 from ehrseq.data.fhir.resources import Extractor
 from ehrseq.data.fhir.uniform import read_uniform
 from tests.data.fhir.samples import concept, encounter, observation, patient, resource, write_ndjson
+from tests.properties import examples
 
 SUBJECTS = [
     {"reference": "Patient/p1"},
@@ -148,7 +149,7 @@ def test_every_odd_element_reads_as_on_the_plain_way(kind, tmp_path, monkeypatch
         assert_same(*read_both_ways(folder, monkeypatch))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@examples(150)
 @given(data=st.data())
 def test_any_mixture_of_elements_reads_as_on_the_plain_way(data, tmp_path_factory):
     kind = data.draw(st.sampled_from(sorted(FIELDS)))

@@ -11,9 +11,11 @@ from scipy.stats import rankdata
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
-from ehrseq.data.simulate.cohort import ORDER_DEPENDENT_TASKS, SIMULATED_TASKS, Simulation, block_events, simulate
+from ehrseq.data.simulate.cohort import SIMULATED_TASKS, Simulation, simulate
 from ehrseq.data.simulate.process import DiseaseProcess
 from ehrseq.data.simulate.random import PatientStreams
+from ehrseq.data.simulate.risk import ORDER_DEPENDENT_TASKS
+from ehrseq.data.simulate.tables import block_events
 from tests.data.simulate import oracle
 
 

@@ -1,4 +1,4 @@
-"""FHIR dates and times: every precision and offset, as naive UTC microseconds since 1970.
+"""Dates and times as text, as FHIR writes them: every precision and offset, as naive UTC microseconds since 1970.
 
 A partial date (`2012`, `2012-05`, `2012-05-24`) takes its last instant, so that nothing is known before it was; a birth
 date takes its first. A date, and a time without zone, is wall-clock time of an unknown zone. It is read as UTC here;
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from ehrseq.tokenization.ehr_vocabulary import DAY_US
+from ehrseq.tokenization.ehr_codes import DAY_US
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

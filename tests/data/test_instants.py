@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ehrseq.data.fhir.time import offset_minutes, parse_birth, parse_instant
+from ehrseq.data.instants import offset_minutes, parse_birth, parse_instant
 
 
 def _moment(micros: int) -> str:

@@ -1,8 +1,7 @@
-"""A tiny trained checkpoint: what the pipeline and Hub tests load, push and load again."""
+"""The patients and tasks that the committed checkpoints of event models were trained on (make.py)."""
 
 import random
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 TASKS = [
@@ -31,9 +30,6 @@ TASKS = [
 RISKY = "DIAGNOSIS//ICD10CM//I50"
 CODES = [RISKY, "DIAGNOSIS//ICD10CM//E11", "MEDICATION//RXNORM//860975", "PROCEDURE//SNOMED//33195004"]
 LAB = "LAB//LOINC//2345-7"
-# What a family needs at the width of these tests.
-TRANSFORMER = {"num_attention_heads": 4, "intermediate_size": 64, "initializer_range": 0.1}
-FIELDS = {"cehrbert": TRANSFORMER, "ehr_bigbird": {**TRANSFORMER, "block_size": 8, "num_random_blocks": 2}}
 
 
 def make_patient(subject_id: int, seed: int = 0) -> dict[str, Any]:
@@ -69,48 +65,3 @@ def make_table(patients: list[dict[str, Any]]) -> Any:
 
     rows = [{"subject_id": patient["subject_id"], **event} for patient in patients for event in patient["events"]]
     return pl.DataFrame(rows, schema_overrides=EVENT_SCHEMA)
-
-
-def train_checkpoint(folder: Path, steps: int = 12, model_type: str = "ehrmamba") -> Path:
-    """Train a small classifier of a family with the unmodified Trainer, and save it with its tokenizer."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification, Trainer, TrainingArguments, set_seed
-
-    from ehrseq import EhrTokenizer
-
-    set_seed(0)
-    patients = [make_patient(subject_id) for subject_id in range(40)]
-    tokenizer = EhrTokenizer.train(make_table(patients), tasks=TASKS, min_count=1)
-    config = AutoConfig.for_model(
-        model_type,
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        max_position_embeddings=64,
-        tasks=TASKS,
-        pad_token_id=tokenizer.pad_token_id,
-        **FIELDS.get(model_type, {}),
-    )
-    model = AutoModelForSequenceClassification.from_config(config)
-    rows = []
-    for patient in patients:
-        for task_id, task in enumerate(TASKS):
-            row = tokenizer(patient, task=task["name"], truncation=True, max_length=64)
-            rows.append({**row, "labels": int(is_sick(patient) and task_id != 1), "task_ids": task_id})
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=16,
-        learning_rate=5e-3,
-        label_names=["labels", "task_ids"],
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-        seed=0,
-    )
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
-    trainer.train()
-    # Inference has to take the sampler's shift back: a task with one makes the tests see it.
-    model.config.tasks = [dict(task, log_odds_shift=0.7 if i == 0 else 0.0) for i, task in enumerate(TASKS)]
-    trainer.save_model(str(folder))
-    return folder

@@ -1,0 +1,101 @@
+"""Rows of FHIR resources as small integers: what their columns are, and what stands for a time that is not there.
+
+Rows hold indices into a block's own string tables, which later meet (`ehrseq.data.fhir.assemble`): a row costs seven
+numbers, and references are looked up once per distinct reference, not once per row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ehrseq.data.instants import parse_instant
+
+RESOURCE_TYPES = (
+    "Patient",
+    "Encounter",
+    "Condition",
+    "Procedure",
+    "Observation",
+    "MedicationRequest",
+    "MedicationAdministration",
+    "MedicationDispense",
+    "Immunization",
+    "Medication",
+)
+"""Types that are read; others are counted as not used."""
+
+TIME_STATIC = -(2**62)
+"""Stands for "no time: static" in a row's time."""
+
+TIME_FROM_ENCOUNTER = TIME_STATIC + 1
+"""The first of `END_OF_ENCOUNTER`."""
+
+END_OF_ENCOUNTER = {kind: TIME_FROM_ENCOUNTER + number for number, kind in enumerate(RESOURCE_TYPES)}
+"""Type -> stands for "the end of the encounter" in the time of a row of this type."""
+
+NO_TIME = TIME_STATIC - 1
+"""Stands for an unknown end of an encounter."""
+
+MEDICATION_REFERENCE = "\0"
+"""Starts a code that is still the key of a Medication: `\\0key\\0display`."""
+
+Row = tuple[int, int, int, int, float, int, int]
+"""(subject, encounter, code, time, value, text, unit): indices into the tables; time in microseconds or one of the
+constants above. A plain tuple: there are millions of them.
+"""
+
+COLUMN_TYPES = {
+    "subject": "i",
+    "encounter": "i",
+    "code": "i",
+    "time": "q",
+    "value": "f",
+    "text": "i",
+    "unit": "i",
+}
+"""The fields of a `Row`, in order -> their types in an `array`."""
+
+TABLE_OF = {"subject": "subjects", "encounter": "encounters", "code": "codes", "text": "texts", "unit": "units"}
+"""Column -> the string table that it points into."""
+
+
+class Visit(NamedTuple):
+    """An Encounter.
+
+    Attributes:
+        keys: Keys that name it (`resource_keys`).
+        id: Its id.
+        subject: Index of its subject.
+        start, end: Its period, `NO_TIME` where it is open.
+        offset: UTC offset in minutes, None where no time states one.
+        part_of: Key of the encounter that it is part of.
+        resource: Index of the resource in its block.
+    """
+
+    keys: list[str]
+    id: str
+    subject: int
+    start: int
+    end: int
+    offset: int | None
+    part_of: str
+    resource: int
+
+
+class StringTable(dict[str, int]):
+    """Distinct strings in order of appearance; 0 is the empty string, which stands for null."""
+
+    def __init__(self) -> None:
+        super().__init__({"": 0})
+
+    def __missing__(self, text: str) -> int:
+        number = self[text] = len(self)
+        return number
+
+
+class Times(dict[str, int]):
+    """Instants (see `parse_instant`) of date and time texts, each worked out once."""
+
+    def __missing__(self, text: str) -> int:
+        time = self[text] = parse_instant(text)
+        return time

@@ -1,0 +1,94 @@
+"""Questions to a model that is prompted (EhrMamba and the event baselines): one row for each time and task.
+
+A task is learnt at one kind of moment (a discharge, 24 hours after an admission) of patients for whom the answer is
+open. Rows outside of that have a reason, and no score where nothing is left to foretell.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import polars as pl
+
+from ehrseq.batches.collation import DataCollatorForPrompts
+from ehrseq.batches.prompts import prompted_dataset
+from ehrseq.batches.scoring import config_task_ids
+from ehrseq.hub.checkpoints import Checkpoint
+from ehrseq.prediction.scoring import Questions, TaskConfigs
+from ehrseq.prediction.times import KEYS, last_times, moments_of_all
+from ehrseq.tokenization.ehr_anchors import matters, reasons_against
+from ehrseq.tokenization.ehr_sequence import Event
+
+if TYPE_CHECKING:
+    from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
+
+
+class PromptReader:
+    """Reads events with a tokenizer.
+
+    Args:
+        checkpoint: A prompted classifier and its tokenizer.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.model = checkpoint.model
+        self.tokenizer = cast("EhrTokenizer", checkpoint.encoder)
+
+    def questions(
+        self, events: pl.DataFrame, moments: pl.DataFrame | None, tasks: TaskConfigs, *, is_part: bool
+    ) -> Questions:
+        """See `RiskReader`; without moments every task is asked at the end of each record."""
+        notes: Counter[str] = Counter()
+        if moments is None:
+            times = last_times(events)
+            notes["patients without a timed event, not scored"] = events["subject_id"].n_unique() - times.height
+            moments = moments_of_all(times, tasks)
+        times_of = {
+            task: moments.filter(pl.col("task") == task).select(*KEYS, boolean_value=pl.lit(False)) for task in tasks
+        }
+        context = cast("int", self.model.config.max_position_embeddings)  # no prompted model goes without
+        rows = prompted_dataset(self.tokenizer, events, times_of, context)
+        # Such a risk is the model's guess for somebody of whom it read nothing.
+        notes["events of unknown codes, read as [UNK]"] = self.tokenizer.coverage(events)["lost_events"]
+        notes["risks without a timed event up to the prediction time"] = int((rows.index.end == 0).sum())
+        names = self.tokenizer.tasks
+        table = pl.DataFrame(
+            {
+                "subject_id": rows.subject_ids,
+                "prediction_time": rows.prediction_times,
+                "task": [names[task_id] for task_id in rows.task_ids.tolist()],
+            }
+        ).join(self._reasons(events, moments, tasks), on=[*KEYS, "task"], how="left", maintain_order="left")
+        for reason, words in self.tokenizer.task_reasons.items():
+            has_no_score = reason in self.tokenizer.unanswerable_reasons
+            kind = "risks not given" if has_no_score else "risks outside their task"
+            notes[f"{kind}: {words}"] = int((table["reason"] == reason).sum())
+        has_score = ~table["reason"].is_in(list(self.tokenizer.unanswerable_reasons)).fill_null(False)
+        scored = rows.subset(np.flatnonzero(has_score.to_numpy()))
+        return Questions(
+            table.with_columns(row=pl.when(has_score).then(has_score.cum_sum().cast(pl.Int64) - 1)),
+            scored,
+            DataCollatorForPrompts(self.tokenizer),
+            config_task_ids(self.model, names)[scored.task_ids],
+            notes=notes,
+        )
+
+    def _reasons(self, events: pl.DataFrame, moments: pl.DataFrame, tasks: TaskConfigs) -> pl.DataFrame:
+        """`moments` with their reason: why the task does not apply then, null where it does."""
+        kind_of = self.tokenizer.vocabulary.kind
+        codes = [code for code in events["code"].unique().to_list() if matters(code, kind_of, tasks.values())]
+        rows = events.filter(pl.col("code").is_in(codes)).select(
+            "subject_id", pl.col("time").to_physical(), "code", "visit_id"
+        )
+        of_subject: dict[int, list[Event]] = {}
+        for subject, time, code, visit_id in rows.iter_rows():
+            of_subject.setdefault(subject, []).append(Event(time, code, visit_id=visit_id))
+        reasons: list[str | None] = [None] * moments.height
+        by_time = moments.with_row_index("place").group_by(*KEYS, maintain_order=True).agg("place", "task")
+        for subject, at, places, names in by_time.with_columns(pl.col("prediction_time").to_physical()).iter_rows():
+            against = reasons_against(of_subject.get(subject, []), kind_of, [tasks[name] for name in names], at)
+            for place, reason in zip(places, against, strict=True):
+                reasons[place] = reason
+        return moments.with_columns(reason=pl.Series(reasons, dtype=pl.String))

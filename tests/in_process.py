@@ -1,0 +1,73 @@
+"""A command in this process: what a new interpreter would print and return, without its seconds of imports.
+
+Each command keeps one test that starts a real process, and whatever is about processes (killed ones, imports, remote
+code) does so too.
+"""
+
+import contextlib
+import importlib
+import io
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+
+def run_module(module: str, *arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the `main` of a module as `python -m MODULE ARGUMENTS` would.
+
+    Args:
+        module: Its full name.
+        arguments: Its arguments; each is turned into text.
+        folder: Working directory; by default this process's.
+
+    Returns:
+        Exit status and what was printed, as `subprocess.run(..., capture_output=True, text=True)` gives them.
+    """
+    function = importlib.import_module(module).main
+    return _run(function, [module, *map(str, arguments)], folder)
+
+
+def run_ehrseq(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `ehrseq ARGUMENTS`; see `run_module`."""
+    return run_module("ehrseq.cli.app", *arguments, folder=folder)
+
+
+def run_python_file(file: Path, *arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `python FILE ARGUMENTS`; see `run_module`."""
+    import runpy
+
+    def function() -> None:
+        runpy.run_path(str(file), run_name="__main__")
+
+    return _run(function, [str(file), *map(str, arguments)], folder)
+
+
+def _run(function: Callable[[], object], command: list[str], folder: Path | None) -> subprocess.CompletedProcess[str]:
+    printed, errors = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
+        patch.setattr(sys, "argv", command)
+        if folder is not None:
+            patch.chdir(folder)
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+            status = _status(function)
+    return subprocess.CompletedProcess(command, status, printed.getvalue(), errors.getvalue())
+
+
+def _status(function: Callable[[], object]) -> int:
+    try:
+        function()
+    except SystemExit as stopped:
+        if isinstance(stopped.code, str):
+            print(stopped.code, file=sys.stderr)
+            return 1
+        return int(stopped.code or 0)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
