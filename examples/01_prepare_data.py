@@ -6,6 +6,7 @@ python examples/01_prepare_data.py --output runs/data --source fhir_or_meds_fold
 `--tasks` takes names or YAML files.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,4 +73,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -8,6 +8,7 @@ Run the same command again to resume. `--packing` spares the padding. The paper'
 process reads files of its own.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,5 +80,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
     leave_process_group()

@@ -7,6 +7,7 @@
 Run the same command again to resume; `--packing` and `python -m torch.distributed.run --nproc_per_node 2` as in 02.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,5 +88,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
     leave_process_group()

@@ -5,6 +5,7 @@ python examples/04_predict.py --data runs/data --model runs/finetune --output ri
 The threshold of F1 comes from the tuning patients.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,4 +67,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

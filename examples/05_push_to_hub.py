@@ -6,6 +6,7 @@ The scores are the table that 04_predict.py wrote. For real data name it and its
 --data_version 3.1 --simulated false --credentialed true`: such weights are refused unless `--allow_credentialed true`.
 """
 
+import sys
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -65,4 +66,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -3,7 +3,7 @@
     ehrseq simulate-stays runs/train -n 2000 --seed 1     # or the files of the PhysioNet challenge 2012:
     ehrseq simulate-stays runs/test -n 2000 --seed 2      # --train set-b.tar.gz --test set-a.tar.gz
     python examples/06_hymate_train.py --train runs/train --test runs/test --output_dir runs/hymate \
-        --recipe examples/recipes/hymate_paper.yaml --seeds 5
+        --recipe hymate_paper --seeds 5
 
 Nothing of the test stays is read before the models are done. Every stage of every seed is kept: run the same command
 again to go on where it stopped. Without --test it ends with the checkpoints, which `ehrseq predict` reads. To learn
@@ -13,6 +13,7 @@ from all that is labelled, a folder with both sets' archives and outcomes is one
     ehrseq predict --model runs/hymate/seed0/outcome --data unseen_stays --out predictions.parquet
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,9 +30,7 @@ from ehrseq.data.physionet2012.reader import load_physionet2012
 from ehrseq.encode.triplets import PHYSIONET2012, build_triplets
 from ehrseq.evaluation import evaluate_tasks, metrics_table
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
-from ehrseq.training.triplets import TripletRecipe, finetune, hold_out_stays, pretrain
-
-RECIPES = Path(__file__).parent / "recipes"
+from ehrseq.training import TripletRecipe, finetune, hold_out_stays, pretrain
 
 
 @dataclass
@@ -41,7 +40,7 @@ class Arguments:
     train: str = field(metadata={"help": "Stays to learn from: the challenge's archive or folder."})
     output_dir: str = field(metadata={"help": "Folder of checkpoints and scores."})
     test: str | None = field(default=None, metadata={"help": "Stays to report on; none: train only."})
-    recipe: str = field(default=str(RECIPES / "hymate_paper.yaml"), metadata={"help": "YAML file of the recipe."})
+    recipe: str = field(default="hymate_paper", metadata={"help": "Name (`ehrseq train --list`) or YAML file."})
     seeds: int = field(default=1, metadata={"help": "Number of seeds."})
     boosting: bool = field(default=True, metadata={"help": "Gradient boosting on summary statistics beside it."})
     threads: int = field(default=0, metadata={"help": "Threads of torch; 0 = all."})
@@ -91,4 +90,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -23,32 +23,29 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from transformers import AutoModelForSequenceClassification, HfArgumentParser, set_seed
+from transformers import AutoModelForSequenceClassification, HfArgumentParser
 
 from benchmarks.harness import machine, write_json, write_parquet
 from ehrseq.baselines import BoostedCounts
-from ehrseq.batches.balance import balance_rows
+from ehrseq.batches.balance import balance_rows, limit_rows
 from ehrseq.batches.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
 from ehrseq.batches.prompts import PromptedDataset, prompted_dataset
 from ehrseq.batches.scoring import score_rows
 from ehrseq.batches.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
-from ehrseq.data.simulate.cohort import simulate
+from ehrseq.data.simulate.cohort import simulate, true_risks
 from ehrseq.data.simulate.risk import ORDER_DEPENDENT_TASKS
-from ehrseq.demo.run import TASKS, true_risks
 from ehrseq.evaluation import Ranking, bootstrap_interval
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
-from ehrseq.tasks import label_events, load_task
+from ehrseq.tasks import label_events, list_tasks, load_task
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
-from ehrseq.training.trainer import (
-    ClassifierOfPrompts,
-    last_checkpoint,
-    model_config,
-    quiet_trainer,
-    training_arguments,
-)
+from ehrseq.training.stages import run_stage
+from ehrseq.training.trainer import ClassifierOfPrompts, model_config, quiet_trainer, training_arguments
 from ehrseq.work.engine import available_cores
 
 MIN_POSITIVES = 100
+TASKS = tuple(list_tasks())
+FOLDERS = {"pretrain": "pretrained", "shared": "shared_checkpoint", "finetune": "checkpoint"}
+"""Checkpoint of each stage."""
 
 
 @dataclass
@@ -124,7 +121,7 @@ def seconds_per_step(trainer: Any, steps: int = 12) -> float:
 
 def train(
     name: str,
-    model: Any,
+    make_model: Any,
     dataset: Any,
     collator: Any,
     arguments: Arguments,
@@ -132,9 +129,12 @@ def train(
     rate: float,
     stages: Stages,
     batch_size: int,
+    *,
+    wrap: Any = None,
+    encoder: Any = None,
 ) -> dict[str, Any]:
-    """One training stage within its share of the budget, resumable from Trainer's checkpoints."""
-    folder = stages.folder / name
+    """One training stage within its share of the budget; it resumes where it was stopped."""
+    folder = stages.folder / FOLDERS[name]
     options: dict[str, Any] = {
         "per_device_train_batch_size": batch_size,
         "learning_rate": rate,
@@ -142,33 +142,31 @@ def train(
     }
     plan = stages.read(f"{name}_plan")
     if plan is None:
-        state = {key: value.clone() for key, value in model.state_dict().items()}
+        model = make_model()
         probe = quiet_trainer(
-            model=model,
-            args=training_arguments(folder, max_steps=100, **options),
+            model=model if wrap is None else wrap(model),
+            args=training_arguments(folder / "steps", max_steps=100, **options),
             train_dataset=dataset,
             data_collator=collator,
         )
         step_seconds = seconds_per_step(probe)
-        model.load_state_dict(state)
         plan = {"seconds_per_step": step_seconds, "steps": max(10, int(60 * minutes / step_seconds))}
         stages.write(f"{name}_plan", plan)
-    args = training_arguments(
+    saving = {"save_strategy": "steps", "save_steps": max(50, plan["steps"] // 10), "save_total_limit": 1}
+    result = run_stage(
         folder,
-        max_steps=plan["steps"],
-        save_strategy="steps",
-        save_steps=max(50, plan["steps"] // 10),
-        save_total_limit=1,
-        **options,
+        make_model=make_model,
+        arguments=lambda steps: training_arguments(steps, max_steps=plan["steps"], **saving, **options),
+        rows=dataset,
+        collate=collator,
+        settings={"steps": plan["steps"], **options},
+        wrap=wrap,
+        encoder=encoder,
     )
-    trainer = quiet_trainer(model=model, args=args, train_dataset=dataset, data_collator=collator)
-    start = time.perf_counter()
-    resumed = last_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=resumed)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    losses = result["training_loss"]
     return plan | {
-        "minutes": (time.perf_counter() - start) / 60,
-        "resumed": resumed is not None,
+        "minutes": result["seconds"] / 60,
+        "resumed": result["resumed"],
         "rows": plan["steps"] * batch_size,
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
@@ -216,7 +214,6 @@ def train_and_score(arguments: Arguments, stages: Stages) -> None:
 
     if stages.read("pretrain") is None:
         windows = tokenizer.encode_histories(events).windows(arguments.context)
-        set_seed(arguments.seed)
         config = model_config(
             tokenizer,
             tasks=[load_task(name).to_config() for name in TASKS],
@@ -228,37 +225,32 @@ def train_and_score(arguments: Arguments, stages: Stages) -> None:
             initialization=arguments.initialization,
             **({"time_step_min": 0.03, "time_step_max": 0.3} if arguments.initialization == "history_first" else {}),
         )
-        model = EhrMambaForCausalLM(config)
         collator = DataCollatorForPackedNextToken(tokenizer, arguments.context)
-        rate, dataset = arguments.pretrain_rate, PackableRows(windows)
-        result = train("pretrain", model, dataset, collator, arguments, minutes["pretrain"], rate, stages, of_rows)
-        model.save_pretrained(stages.folder / "pretrained")
+        rate, dataset, limit = arguments.pretrain_rate, PackableRows(windows), minutes["pretrain"]
+        make: Any = lambda: EhrMambaForCausalLM(config)  # noqa: E731
+        result = train("pretrain", make, dataset, collator, arguments, limit, rate, stages, of_rows)
         stages.write("pretrain", result | {"windows": len(windows)})
 
     if stages.read("shared") is None:
-        set_seed(arguments.seed)
-        model = AutoModelForSequenceClassification.from_pretrained(stages.folder / "pretrained", num_labels=2)
+        make = classifier_of(stages.folder / FOLDERS["pretrain"])
         rows = prompted_dataset(tokenizer, events, labels, arguments.context)
         shared = SharedPromptDataset(rows.histories, rows.index, arguments.shared_context, seed=arguments.seed)
         collator, rate, limit = DataCollatorForSharedPrompts(tokenizer), arguments.shared_rate, minutes["shared"]
-        whole = ClassifierOfPrompts(model)
-        result = train("shared", whole, shared, collator, arguments, limit, rate, stages, of_histories)
-        model.save_pretrained(stages.folder / "shared_checkpoint")
+        result = train(
+            "shared", make, shared, collator, arguments, limit, rate, stages, of_histories, wrap=ClassifierOfPrompts
+        )
         stages.write("shared", result | {"available_rows": len(shared), "available_labels": shared.num_labels})
 
     if stages.read("finetune") is None:
-        model = AutoModelForSequenceClassification.from_pretrained(stages.folder / "shared_checkpoint")
         rows = prompted_dataset(tokenizer, events, labels, arguments.context)
         sample = balance_rows(rows.task_ids, rows.labels, tokenizer.tasks, seed=arguments.seed)
-        model.config.tasks = sample.store_in(model.config.tasks)
+        make = classifier_of(stages.folder / FOLDERS["shared"], sample.store_in)
         collator = DataCollatorForPackedPrompts(tokenizer, arguments.context)
-        dataset, rate = PackableRows(rows.subset(sample.rows)), arguments.finetune_rate
-        result = train("finetune", model, dataset, collator, arguments, minutes["finetune"], rate, stages, of_rows)
-        model.save_pretrained(stages.folder / "checkpoint")
-        tokenizer.save_pretrained(stages.folder / "checkpoint")
+        dataset, rate, limit = PackableRows(rows.subset(sample.rows)), arguments.finetune_rate, minutes["finetune"]
+        result = train("finetune", make, dataset, collator, arguments, limit, rate, stages, of_rows, encoder=tokenizer)
         stages.write("finetune", result | {"available_rows": len(rows)})
 
-    model = AutoModelForSequenceClassification.from_pretrained(stages.folder / "checkpoint")
+    model = AutoModelForSequenceClassification.from_pretrained(stages.folder / FOLDERS["finetune"])
     cohort, test_events, test_labels = labelled_cohort(arguments.test_patients, arguments.test_seed)
     test = test_rows(prompted_dataset(tokenizer, test_events, test_labels, arguments.context), arguments)
     table = pl.DataFrame(
@@ -268,16 +260,27 @@ def train_and_score(arguments: Arguments, stages: Stages) -> None:
             "task_id": test.task_ids,
             "label": test.labels,
             "score": score_rows(model, tokenizer, test, batch_size=128),
-            "true_risk": true_risks(cohort, test, list(TASKS)),
+            "true_risk": true_risks(
+                cohort, np.asarray(TASKS)[test.task_ids].tolist(), test.subject_ids, test.prediction_times
+            ),
         }
     )
     write_parquet(table, stages.folder / "scores.parquet")
 
 
+def classifier_of(checkpoint: Path, change_tasks: Any = list) -> Any:
+    """What makes the classifier that a stage begins with."""
+
+    def make() -> Any:
+        model = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2)
+        model.config.tasks = change_tasks(model.config.tasks)
+        return model
+
+    return make
+
+
 def test_rows(dataset: PromptedDataset, arguments: Arguments) -> PromptedDataset:
     """The test rows: at most `max_test_rows` per task, drawn at random over all test patients."""
-    from ehrseq.demo.run import limit_rows
-
     return limit_rows(dataset, arguments.max_test_rows, arguments.test_seed)
 
 

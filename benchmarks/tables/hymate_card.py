@@ -51,7 +51,7 @@ def card_of(cell: Path, repo_id: str) -> str:
     task_ids = [0] * scores.height
     finetuned = result["finetune"]
     training: dict[str, Any] = {
-        "recipe": f"examples/recipes/{result['row']}.yaml",
+        "recipe": result["row"],
         "seed": result["seed"],
         "stays": finetuned["settings"]["stays"],
         "stays to tune on": finetuned["settings"]["tuning_stays"],

@@ -52,7 +52,7 @@ from ehrseq.evaluation.metrics import Ranking
 from ehrseq.modeling.configuration_hymate import HyMaTEConfig
 from ehrseq.modeling.modeling_hymate import HyMaTEForSequenceClassification
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
-from ehrseq.training.triplets import Stage, TripletRecipe, finetune, hold_out_stays
+from ehrseq.training import Stage, TripletRecipe, finetune, hold_out_stays
 
 LENGTHS = (1000, 2000, 4000, 8000)
 ROWS = {"mamba": 0, "mamba_attention": 1}  # self-attention blocks behind the Mamba blocks

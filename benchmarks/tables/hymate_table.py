@@ -2,10 +2,10 @@ r"""In-hospital death on PhysioNet-2012, train on one set and report on the othe
 
 Every cell, one (direction, row, seed), is a folder with `scores.parquet` and `result.json`, written once and kept: a
 run that was stopped goes on with what is missing, and several processes may work on rows or seeds of one folder side by
-side. A row is `boosting`, `logistic` (both on summary statistics) or `gru`, or a recipe: `hymate_paper` is
-examples/recipes/hymate_paper.yaml, anything else the path of a YAML file. The direction `folds` is five-fold
-cross-validation on both sets, a fold for a seed. What is tuned or stopped early is so on stays of the training set or
-folds; what is reported is read when a cell's model is done.
+side. A row is `boosting`, `logistic` (both on summary statistics) or `gru`, or a recipe: a name (`ehrseq train --list`)
+or the path of a YAML file. The direction `folds` is five-fold cross-validation on both sets, a fold for a seed. What is
+tuned or stopped early is so on stays of the training set or folds; what is reported is read when a cell's model is
+done.
 
     python -m benchmarks.tables.hymate_table --set_a set-a.tar.gz --set_b set-b.tar.gz --output runs/hymate \
         --rows boosting logistic hymate_paper --seeds 5 --threads 1
@@ -35,14 +35,13 @@ from ehrseq.encode.triplets import PHYSIONET2012, TripletTable, build_triplets
 from ehrseq.evaluation import Interval, auroc, average_precision, bootstrap_interval
 from ehrseq.evaluation.metrics import Ranking
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
-from ehrseq.training.triplets import TripletRecipe, finetune, hold_out_stays, pretrain
+from ehrseq.training import TripletRecipe, finetune, hold_out_stays, pretrain
 
 BASELINES: dict[str, Any] = {"boosting": BoostedSummaries, "logistic": LogisticSummaries, "gru": HourlyGRU}
 DIRECTIONS = ("b-a", "a-b")
 FOLDS = "folds"
 NUM_FOLDS = 5
 TITLES = {FOLDS: "Five-fold cross-validation on sets a and b, tuned inside the training folds:"}
-RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 
 
 class Stays:
@@ -89,7 +88,7 @@ def run_cell(stays: Stays, direction: str, row: str, seed: int, folder: Path) ->
         target = reported()
         scores = baseline.predict_proba(target)[:, 1]
     else:
-        recipe = TripletRecipe.read(recipe_file(row))
+        recipe = TripletRecipe.read(row)
         train, tuning = hold_out_stays(source, recipe.tuning_share)
         extractor = HyMaTEFeatureExtractor.fit(train)
         pretrained = None
@@ -108,11 +107,6 @@ def run_cell(stays: Stays, direction: str, row: str, seed: int, folder: Path) ->
     result |= {"auroc": auroc(labels, scores), "auprc": average_precision(labels, scores)}
     write_json(result, result_file(folder))
     return result
-
-
-def recipe_file(row: str) -> Path:
-    """The YAML file of a row."""
-    return RECIPES / f"{row}.yaml" if (RECIPES / f"{row}.yaml").is_file() else Path(row)
 
 
 def result_file(folder: Path) -> Path:

@@ -23,7 +23,7 @@ def train_command(
         typer.Option(
             "--set",
             help="Change one value of the recipe, as KEY=VALUE; repeat. Stages take any field of TrainingArguments: "
-            "finetune.learning_rate=1e-3, model.hidden_size=64.",
+            "finetune.learning_rate=1e-3, model.hidden_size=64, bf16=true (in every stage).",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and dropout.")] = 0,

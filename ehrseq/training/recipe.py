@@ -197,7 +197,8 @@ def read_recipe(recipe: str | Path, changes: Sequence[str] = ()) -> Recipe:
 
     Args:
         recipe: Name (`list_recipes`) or file.
-        changes: `KEY=VALUE` each, as of `--set`: `finetune.learning_rate=1e-3`, `model.hidden_size=64`.
+        changes: `KEY=VALUE` each, as of `--set`: `finetune.learning_rate=1e-3`, `model.hidden_size=64`; a stage's key
+            without the stage is set in all of them: `bf16=true`.
 
     Raises:
         ValueError: No such recipe, a circle of bases, no family, an unknown key or a value that cannot be.
@@ -315,7 +316,7 @@ def _stage(values: Any, defaults: Mapping[str, Any], where: str) -> Stage:
     if others:
         from transformers import TrainingArguments
 
-        known = own | {entry.name for entry in dataclasses.fields(TrainingArguments)}
+        known = _stage_keys()
         unknown = sorted(str(name) for name in others if name not in known)
         if unknown:
             raise ValueError(
@@ -335,6 +336,12 @@ def _stage(values: Any, defaults: Mapping[str, Any], where: str) -> Stage:
         raise ValueError(f"{where}: {error}") from error
 
 
+def _stage_keys() -> set[str]:
+    from transformers import TrainingArguments
+
+    return {entry.name for kind in (Stage, TrainingArguments) for entry in dataclasses.fields(kind)} - {"arguments"}
+
+
 def _number(value: Any) -> Any:
     """The value, or the number that YAML takes for a word: 1e-3."""
     return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
@@ -348,6 +355,11 @@ def _set(values: dict[str, Any], change: str, kind: type[Recipe]) -> None:
     nested = [*kind.stage_names, "model"]
     if not equals or not path.strip():
         raise ValueError(f"--set got {change!r}; expected KEY=VALUE, such as finetune.learning_rate=1e-3.")
+    if first not in known and not inner and first in _stage_keys():  # of every stage
+        for name in kind.stage_names:
+            if values.get(name) is not None:
+                _set(values, f"{name}.{change}", kind)
+        return
     if first not in known or (first in nested) != bool(inner):
         if first in nested and text.strip() in ("null", "{}"):  # a stage is left out
             values[first] = None

@@ -50,7 +50,7 @@ TRAINING = "training.json"
 THRESHOLDS = "thresholds.json"
 EVALUATION = "evaluation"
 HELD_OUT, TUNING = "held_out", "tuning"
-DEFAULT_RECIPES = {"events": "ehrmamba_quick", "stays": "hymate_quick"}
+DEFAULT_RECIPE = "ehrmamba_quick"
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def train_model(
     dataset: str | Path,
     out: str | Path,
     *,
-    recipe: str | Path | Recipe = "ehrmamba_quick",
+    recipe: str | Path | Recipe = DEFAULT_RECIPE,
     changes: tuple[str, ...] | list[str] = (),
     seed: int = 0,
     num_resamples: int = 1000,

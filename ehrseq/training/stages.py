@@ -247,7 +247,7 @@ def disk_errors() -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         full = getattr(error, "errno", None) in _FULL or "No space left" in str(error)
         # torch.save says no more than that it could not write.
-        if not full and "PytorchStreamWriter failed" not in str(error):
+        if not full and not any(words in str(error) for words in ("PytorchStreamWriter failed", "unexpected pos")):
             raise
         raise OSError(
             errno.ENOSPC,

@@ -166,6 +166,11 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def device_options() -> dict[str, Any]:
+    """What `TrainingArguments` must be told of the devices: several processes on CPUs train together only then."""
+    return {"use_cpu": True} if num_processes() > 1 and not torch.cuda.is_available() else {}
+
+
 def wait_for_all() -> None:
     """Wait until every process has come here; a process that runs alone does not wait."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -265,6 +270,7 @@ def training_arguments(output_dir: str | Path, *, max_steps: int, **options: Any
         "report_to": [],
         "label_names": list(LABEL_NAMES),
         "dataloader_pin_memory": torch.cuda.is_available(),
+        **device_options(),
         **paper_schedule(max_steps),
     }
     args = TrainingArguments(str(output_dir), **(defaults | options))

@@ -33,7 +33,7 @@ from ehrseq.evaluation import auroc, average_precision
 from ehrseq.hub.checkpoints import quiet_loading
 from ehrseq.training.recipe import Stage
 from ehrseq.training.stages import TuningRows, run_stage
-from ehrseq.training.trainer import count_training_steps, num_processes, paper_schedule
+from ehrseq.training.trainer import count_training_steps, device_options, num_processes, paper_schedule
 from ehrseq.training.triplet_recipe import TripletRecipe
 
 if TYPE_CHECKING:
@@ -378,6 +378,7 @@ def _train(
             "seed": seed,
             "restore_callback_states_from_checkpoint": True,  # a resumed run has as little patience left as it had
             "dataloader_pin_memory": torch.cuda.is_available(),
+            **device_options(),
         }
         if stage.schedule == "paper":
             args = TrainingArguments(str(steps), **options | {"lr_scheduler_type": "linear"})

@@ -8,13 +8,21 @@ import torch
 
 from ehrseq.batches.collation import IGNORED_LABEL
 from ehrseq.batches.packing import DataCollatorForPackedPrompts, PackableRows
-from ehrseq.batches.prompts import PromptedDataset
-from ehrseq.batches.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
+from ehrseq.batches.prompts import PromptedDataset, prompted_dataset
+from ehrseq.batches.shared_prompts import (
+    DataCollatorForSharedPrompts,
+    SharedEncodedPrompts,
+    SharedPromptDataset,
+    shared_prompts,
+)
+from ehrseq.data.dataset import EventDataset, write_dataset
 from ehrseq.data.simulate.cohort import simulate
+from ehrseq.encode import EncodedDataset, tokenize_dataset
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForSequenceClassification
 from ehrseq.tasks import label_events, load_task
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from ehrseq.training.trainer import ClassifierOfPrompts, model_config, quiet_trainer, training_arguments
+from ehrseq.work.engine import get_engine
 
 TASKS = ("mortality_30d", "long_stay_7d", "readmission_30d", "hypertension")
 LONG = 4096  # no patient here has as many tokens
@@ -179,3 +187,30 @@ def test_windows_beyond_the_end_are_an_index_error(made):
     with pytest.raises(IndexError, match="outside"):
         dataset[len(dataset)]
     assert np.array_equal(dataset[-1]["input_ids"], dataset[len(dataset) - 1]["input_ids"])
+
+
+def test_encoded_files_hold_the_same_windows(tmp_path):
+    """Up to the order of the tasks of one prompt, which is drawn for each patient."""
+    folder = tmp_path / "dataset"
+    events = simulate(40, 2, progress=False).events()
+    write_dataset(events, folder, dataset_name="few")
+    labels = label_events(events, [load_task(name) for name in TASKS], end_of_data=None).labels
+    tokenize_dataset(folder, tasks=[load_task(name).to_config() for name in TASKS], engine=get_engine(num_workers=1))
+    encoded = EncodedDataset(folder / "encoded")
+    for max_length in (48, 256):
+        prompts = encoded.prompts(labels, max_length)
+        files = shared_prompts(prompts, max_length, seed=1)
+        plain = prompted_dataset(encoded.tokenizer, EventDataset(folder).events(), labels, max_length)
+        memory = shared_prompts(plain, max_length, seed=1)
+        assert isinstance(files, SharedEncodedPrompts)
+        assert len(files) == len(memory) > 40
+        assert files.num_labels == memory.num_labels == len(prompts)
+        tasks = [encoded.tokenizer.convert_tokens_to_ids(token) for token in encoded.tokenizer.task_tokens.values()]
+        for number in range(len(files)):
+            first, second = files[number], memory[number]
+            assert len(first["labels"]) == len(second["labels"])
+            asked = np.isin(first["input_ids"], tasks) & (first["labels"] != -100)
+            np.testing.assert_array_equal(first["input_ids"][~asked], second["input_ids"][~asked])
+            np.testing.assert_array_equal(first["times"], second["times"])
+            answers = [zip(item["input_ids"][asked], item["labels"][asked], strict=True) for item in (first, second)]
+            assert sorted(answers[0]) == sorted(answers[1])

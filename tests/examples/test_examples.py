@@ -20,8 +20,6 @@ from safetensors.torch import load_file
 
 from ehrseq.data.simulate.stays import simulate_stays
 from ehrseq.encode import encode_dataset
-from ehrseq.modeling.configuration_hymate import HyMaTEConfig
-from ehrseq.training.triplets import TripletRecipe
 from ehrseq.work.engine import get_engine
 from tests.in_process import run_ehrseq
 
@@ -220,7 +218,7 @@ def test_hymate_goes_from_stays_to_a_table_of_scores(tmp_path):
     for name, seed in (("train", 1), ("test", 2)):
         simulate_stays(200, seed=seed).write(tmp_path / name)
     options = ["--train", tmp_path / "train", "--test", tmp_path / "test", "--output_dir", tmp_path / "out"]
-    recipe = EXAMPLES / "recipes" / "hymate_quick.yaml"
+    recipe = "hymate_quick"
     printed = run("06_hymate_train.py", *options, "--recipe", recipe, "--seeds", 2, "--boosting", "False")
     scores = pl.read_csv(tmp_path / "out" / "scores.csv")
     assert scores.columns == ["subject_id", "label", "seed 0", "seed 1", "mean of seeds"]
@@ -238,8 +236,18 @@ def test_hymate_goes_from_stays_to_a_table_of_scores(tmp_path):
     np.testing.assert_allclose(predicted["score"], predicted["seed 0"], atol=1e-5)
 
 
-def test_the_recipes_of_the_examples_are_recipes():
-    recipes = [TripletRecipe.read(file) for file in sorted((EXAMPLES / "recipes").rglob("*.yaml"))]
-    assert "hymate_paper" in [recipe.name for recipe in recipes]
-    for recipe in recipes:
-        HyMaTEConfig(**recipe.model)
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("01_prepare_data.py", ["--output", "{}/out", "--source", "{}/absent"]),
+        ("02_pretrain.py", ["--data", "{}", "--output_dir", "{}/out"]),
+        ("03_finetune.py", ["--data", "{}", "--model", "{}/absent", "--output_dir", "{}/out"]),
+        ("04_predict.py", ["--data", "{}", "--model", "{}/absent", "--output", "{}/out.parquet"]),
+        ("05_push_to_hub.py", ["--model", "{}/absent", "--repo_id", "me/model"]),
+        ("06_hymate_train.py", ["--train", "{}", "--output_dir", "{}/out", "--recipe", "absent"]),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, script, options):
+    with pytest.raises(SystemExit) as ended:
+        run(script, *(option.format(tmp_path) for option in options))
+    assert str(ended.value).startswith("error: ")
