@@ -22,7 +22,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-
 # Python's own tools for modules that several threads import; they have no public names.
 _wait_for_import: Callable[[str], None] = vars(_bootstrap)["_lock_unlock_module"]
 _DeadlockError: type[RuntimeError] = vars(_bootstrap)["_DeadlockError"]

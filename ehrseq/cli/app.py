@@ -6,6 +6,7 @@ Heavy imports stand inside the commands, so that `ehrseq --help` answers at once
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -22,7 +23,7 @@ from ehrseq.cli.simulate import simulate_command, simulate_stays_command
 from ehrseq.cli.train import train_command
 from ehrseq.version import __version__
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "simulate": simulate_command,
     "simulate-stays": simulate_stays_command,
     "prepare": prepare_command,

@@ -72,7 +72,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification, AutoTokenizer
 
     from ehrseq.batches.scoring import RiskModel
-    from ehrseq.hub.registration import load_class
+    from ehrseq.hub.families import load_class
 
     checkpoint = str(checkpoint)
     _check_files(checkpoint)

@@ -188,11 +188,11 @@ def use_card(trainer: "Trainer", card: EhrModelCard) -> None:
         if trainer.is_world_process_zero():
             ran = {"epochs": round(trainer.state.epoch or 0, 2), "optimizer steps": trainer.state.global_step}
             filled = replace(card, training={**ran, **card.training})
-            filled.save(trainer.args.output_dir, model=trainer.model, repo_id=trainer.hub_model_id)
+            filled.save(trainer.args.output_dir or ".", model=trainer.model, repo_id=trainer.hub_model_id)
 
     if card.data is not None and card.data.credentialed:
         _refuse_credentialed(False)
-    trainer.create_model_card = create_model_card
+    setattr(trainer, "create_model_card", create_model_card)  # noqa: B010  (of this trainer alone)
 
 
 def _refuse_credentialed(allowed: bool) -> None:

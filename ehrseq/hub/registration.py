@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from functools import partial, wraps
-from importlib import import_module
 from typing import Any
 
 import transformers
@@ -16,7 +15,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto import AutoConfig, AutoFeatureExtractor, AutoTokenizer
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from ehrseq.hub.families import FAMILIES, PIPELINES, Family, RegisteredPipeline
+from ehrseq.hub.families import FAMILIES, PIPELINES, Family, RegisteredPipeline, load_class
 
 
 class NamedInCheckpoint(PreTrainedConfig):  # type: ignore[no-untyped-call]
@@ -49,12 +48,6 @@ def register_all() -> None:
             errors.append(error)
     if errors:
         raise errors[0]
-
-
-def load_class(path: str) -> Any:
-    """The class at `module:Class` under the package."""
-    module, name = path.split(":")
-    return getattr(import_module(f"ehrseq.{module}"), name)
 
 
 def _register_family(model_type: str, family: Family) -> None:

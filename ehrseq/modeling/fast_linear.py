@@ -304,7 +304,7 @@ def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return _forward(x, weight, bias)
 
 
-def is_plain(*tensors: Tensor | None) -> bool:
+def are_plain_tensors(*tensors: Tensor | None) -> bool:
     """Whether these are ordinary CPU tensors in eager mode, with no transform, trace or dispatch in between."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or _transforming():
         return False
@@ -316,7 +316,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 def _may_choose(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether anything but `F.linear` comes into question: plain, large enough CPU tensors of one dtype."""
-    if not is_plain(x, weight, bias):
+    if not are_plain_tensors(x, weight, bias):
         return False
     if weight.dim() != 2 or weight.numel() < MIN_WEIGHT or x.dim() == 0 or x.numel() == 0:
         return False

@@ -9,8 +9,8 @@ import transformers
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import ehrseq
-from ehrseq.hub.families import FAMILIES, PIPELINES, registered_classes
-from ehrseq.hub.registration import load_class, register_all
+from ehrseq.hub.families import FAMILIES, PIPELINES, load_class, registered_classes
+from ehrseq.hub.registration import register_all
 from ehrseq.modeling.hub_mixin import CUSTOM_PIPELINES
 
 
