@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # Without byte-code, which containers like to switch off, every process compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-full lint docs bench clean
+.PHONY: install demo starter test test-full lint docs bench clean
 
 # constraints.txt pins every version; without it torch's default build brings gigabytes of CUDA libraries.
 # The kernels are compiled by the installation, so a change of theirs asks for it again.
@@ -36,6 +36,11 @@ test: install
 
 test-full: install
 	$(PYTEST) --hypothesis-profile=full --durations=30
+
+# The checkpoint that comes with the package (ehrseq/hub/starter): about three minutes on two idle cores.
+starter: install
+	$(BIN)/ehrseq demo --output build/starter
+	$(BIN)/python -m ehrseq.hub.starter build/starter/checkpoint
 
 lint: install
 	$(BIN)/ruff check .

@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Any
+
+STARTER = Path(__file__).with_name("starter")
+"""Folder of the checkpoint that comes with the package (`ehrseq.hub.starter`)."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,10 @@ class Family:
 
 @dataclass(frozen=True)
 class RegisteredPipeline:
-    """A pipeline class, written `module:Class`, and the Auto classes that load its model."""
+    """A pipeline class, written `module:Class`, the Auto classes that load its model, and its model by default."""
 
     pipeline: str
+    default: str
     auto_models: tuple[str, ...] = field(default=("AutoModelForSequenceClassification",))
 
 
@@ -93,7 +98,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 PIPELINES: dict[str, RegisteredPipeline] = {
-    "ehr-risk": RegisteredPipeline("pipelines.ehr_risk:EhrRiskPipeline"),
+    "ehr-risk": RegisteredPipeline("pipelines.ehr_risk:EhrRiskPipeline", default=str(STARTER)),
 }
 
 

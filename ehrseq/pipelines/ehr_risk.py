@@ -125,6 +125,8 @@ class EhrRiskPipeline(ChunkPipeline):
             ValueError: An unknown task, an unreadable patient, a `batch_size` below 1.
         """
         _check_batch_size(kwargs.get("batch_size"))
+        if notice := getattr(self.model.config, "notice", None):
+            logger.warning(notice)
         # transformers looks into the first element of a list, so an empty one has to be answered here.
         if isinstance(inputs, list | tuple) and not inputs:
             self._sanitize_parameters(**{name: kwargs[name] for name in kwargs.keys() - {"batch_size", "num_workers"}})

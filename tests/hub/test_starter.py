@@ -1,0 +1,66 @@
+"""The checkpoint that comes with the package."""
+
+import json
+
+import pytest
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+import ehrseq
+from ehrseq.hub.families import STARTER
+from ehrseq.hub.starter import FILES, NOTICE, pack_starter
+from ehrseq.tasks import list_tasks
+
+PATIENT = {
+    "subject_id": 1,
+    "events": [
+        {"time": None, "code": "GENDER//F"},
+        {"time": "1950-03-01", "code": "MEDS_BIRTH"},
+        {"time": "2020-03-01T08:00", "code": "VISIT_START//IMP", "visit_id": "a"},
+        {"time": "2020-03-02T08:00", "code": "DIAGNOSIS//ICD10CM//I50.9", "visit_id": "a"},
+        {"time": "2020-03-05T08:00", "code": "VISIT_END//home", "visit_id": "a"},
+    ],
+}
+
+
+def test_it_is_small_and_whole() -> None:
+    files = {path.name: path.stat().st_size for path in STARTER.iterdir()}
+    assert set(files) == set(FILES)
+    assert sum(files.values()) < 1.5e6
+
+
+def test_without_a_model_the_pipeline_answers_and_says_each_time_that_it_means_nothing(monkeypatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ehrseq.pipelines.ehr_risk.logger.warning", said.append)
+    risk = pipeline("ehr-risk")
+    for calls in (1, 2):
+        answers = risk(PATIENT)
+        assert said.count(NOTICE) == calls
+    assert {answer["task"] for answer in answers} == set(list_tasks(paper=True))
+    assert all(answer["score"] is None or 0 < answer["score"] < 1 for answer in answers)
+    assert any(answer["score"] is not None for answer in answers)
+
+
+def test_the_notice_stays_with_what_is_saved(tmp_path) -> None:
+    AutoModelForSequenceClassification.from_pretrained(STARTER).save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).notice == NOTICE
+
+
+def test_trust_makes_no_difference() -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(STARTER, trust_remote_code=True)
+    assert type(model) is ehrseq.EhrMambaForSequenceClassification
+    assert type(AutoTokenizer.from_pretrained(STARTER, trust_remote_code=True)) is ehrseq.EhrTokenizer
+
+
+def test_packing_takes_a_trained_checkpoint(tmp_path) -> None:
+    folder = pack_starter(STARTER, tmp_path / "packed")
+    for name in FILES:
+        assert (folder / name).read_bytes() == (STARTER / name).read_bytes()
+    (folder / "thresholds.json").unlink()
+    with pytest.raises(ValueError, match=r"lacks \['thresholds.json'\]"):
+        pack_starter(folder, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_its_card_names_the_patients() -> None:
+    assert "simulated" in (STARTER / "README.md").read_text(encoding="utf-8")
+    assert json.loads((STARTER / "config.json").read_text(encoding="utf-8"))["notice"] == NOTICE
