@@ -25,13 +25,12 @@ from torch import Tensor, nn
 
 from ehrseq.baselines.summary_models import MAX_CONFIGURATIONS
 from ehrseq.batches.triplet_rows import TripletRows
-from ehrseq.encode.triplets import TripletTable
+from ehrseq.encode.triplets import TripletTable, hold_out_stays
 from ehrseq.evaluation import auroc, average_precision
 from ehrseq.modeling.configuration_hymate import HyMaTEConfig
 from ehrseq.modeling.hymate_embeddings import BinnedEmbeddings
 from ehrseq.modeling.hymate_layout import TripletLayout
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
-from ehrseq.training.triplets import hold_out_stays
 
 logger = logging.getLogger(__name__)
 

@@ -45,7 +45,7 @@ TASK = "task"
 TASK_TOKEN = "[TASK]"
 
 
-def pretrain(dataset_dir: Path, output_dir: Path, budget: Budget, seed: int = 0) -> None:
+def pretrain_command(dataset_dir: Path, output_dir: Path, budget: Budget, seed: int = 0) -> None:
     """Train a tokenizer and EhrMamba by next-token prediction on the training patients.
 
     Args:
@@ -77,7 +77,7 @@ def pretrain(dataset_dir: Path, output_dir: Path, budget: Budget, seed: int = 0)
     )
 
 
-def finetune(
+def finetune_command(
     dataset_dir: Path, labels_dir: Path, model_initialization_dir: Path, output_dir: Path, budget: Budget, seed: int = 0
 ) -> None:
     """Finetune a pretrained checkpoint on the training patients' labels; the tuning patients set the threshold.
@@ -126,7 +126,9 @@ def finetune(
     )
 
 
-def predict(dataset_dir: Path, labels_dir: Path, model_initialization_dir: Path, output_dir: Path, split: str) -> Path:
+def predict_command(
+    dataset_dir: Path, labels_dir: Path, model_initialization_dir: Path, output_dir: Path, split: str
+) -> Path:
     """Score every label of a split.
 
     Args:
@@ -200,7 +202,7 @@ def _budget(demo: bool, budget: str) -> Budget:
     return replace(Budget.read("quick"), name="demo", **DEMO) if demo else Budget.read(budget)  # type: ignore[arg-type]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def run_command(arguments: Sequence[str] | None = None) -> None:
     """Run one command; an error of the input is one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("pretrain", "finetune", "predict"))
@@ -223,14 +225,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         budget = _budget(options.demo.lower() == "true", options.budget)
         if options.command == "pretrain":
-            pretrain(data, out, budget, options.seed)
+            pretrain_command(data, out, budget, options.seed)
         elif options.command == "finetune":
-            finetune(data, options.labels_dir, options.model_initialization_dir, out, budget, options.seed)
+            finetune_command(data, options.labels_dir, options.model_initialization_dir, out, budget, options.seed)
         else:
-            predict(data, options.labels_dir, options.model_initialization_dir, out, options.split)
+            predict_command(data, options.labels_dir, options.model_initialization_dir, out, options.split)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command()

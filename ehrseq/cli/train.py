@@ -34,7 +34,7 @@ def train(
     With torchrun (`torchrun --nproc_per_node 2 -m ehrseq.cli.app train ...`) several processes train together.
     """
     if list_only:
-        from ehrseq.training.recipe import list_recipes
+        from ehrseq.training.named_recipes import list_recipes
 
         named = list_recipes()
         width = max(len(name) for name, _, _ in named)

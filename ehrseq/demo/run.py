@@ -24,7 +24,8 @@ import polars as pl
 
 from ehrseq.evaluation import TaskMetrics, metrics_table
 from ehrseq.tasks import list_tasks
-from ehrseq.training.recipe import Recipe, read_recipe
+from ehrseq.training.named_recipes import read_recipe
+from ehrseq.training.recipe import Recipe
 from ehrseq.training.run import TrainedModel, train_model
 from ehrseq.version import __version__
 from ehrseq.work.engine import Engine

@@ -6,23 +6,20 @@
     model: {hidden_size: 96}             # fields of the family's configuration
     finetune: {learning_rate: 1.0e-3}    # keys of a `Stage`, or any field of `TrainingArguments`
 
-`read_recipe` gives the `Recipe` of a name or file, `list_recipes` what there is by name. The families' own keys are in
+`ehrseq.training.named_recipes` gives the recipe of a name or file. The keys of each family are in
 `ehrseq.training.prompt_recipe` (EhrMamba) and `ehrseq.training.triplet_recipe` (HyMaTE).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import yaml
-
-NAMED = Path(__file__).parent / "recipes"
+from ehrseq.training.recipe_files import nearest_names, read_values
 
 SCHEDULES = ("constant", "cosine", "paper")
 KEPT = ("best", "last")
@@ -120,7 +117,7 @@ class Recipe:
         Raises:
             ValueError: No such recipe, a circle of bases, or a key that no recipe has; the message says the file.
         """
-        return cls.from_dict(_read(recipe), where=str(recipe))
+        return cls.from_dict(read_values(recipe), where=str(recipe))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "recipe") -> Self:
@@ -184,44 +181,12 @@ class Recipe:
         if unknown:
             raise ValueError(
                 f"model of the recipe {self.name!r} has {unknown}; expected fields of {config.__name__}"
-                f"{_nearest(unknown, names)}."
+                f"{nearest_names(unknown, names)}."
             )
         try:
             config(**self.model)
         except (StrictDataclassError, ValueError, TypeError) as error:
             raise ValueError(f"model of the recipe {self.name!r}: {' '.join(str(error).split())}") from error
-
-
-def read_recipe(recipe: str | Path, changes: Sequence[str] = ()) -> Recipe:
-    """The recipe of a name or a YAML file, with some of its values changed.
-
-    Args:
-        recipe: Name (`list_recipes`) or file.
-        changes: `KEY=VALUE` each, as of `--set`: `finetune.learning_rate=1e-3`, `model.hidden_size=64`; a stage's key
-            without the stage is set in all of them: `bf16=true`.
-
-    Raises:
-        ValueError: No such recipe, a circle of bases, no family, an unknown key or a value that cannot be.
-    """
-    values = _read(recipe)
-    kinds = _families()
-    family = values.get("family")
-    if family not in kinds:
-        raise ValueError(f"{recipe} has the family {family!r}; expected `family:` to be one of {list(kinds)}.")
-    for change in changes:
-        _set(values, change, kinds[family])
-    made = kinds[family].from_dict(values, where=f"{recipe}{' with --set' if changes else ''}")
-    made.check_model()
-    return made
-
-
-def list_recipes() -> list[tuple[str, str, str]]:
-    """(name, family, description) of every named recipe, by family and name."""
-    named = [(_name_of(file), _read(file)) for file in NAMED.rglob("*.yaml")]
-    return sorted(
-        ((name, str(values["family"]), str(values["description"])) for name, values in named),
-        key=lambda entry: (entry[1], "/" in entry[0], entry[0]),
-    )
 
 
 def check_keys(values: Any, known: Iterable[str], where: str) -> None:
@@ -235,7 +200,7 @@ def check_keys(values: Any, known: Iterable[str], where: str) -> None:
         raise ValueError(f"{where} has {values!r}; expected keys out of {names}.")
     unknown = sorted(str(key) for key in values if key not in names)
     if unknown:
-        raise ValueError(f"{where} has {unknown}; expected keys out of {names}{_nearest(unknown, names)}.")
+        raise ValueError(f"{where} has {unknown}; expected keys out of {names}{nearest_names(unknown, names)}.")
 
 
 def check_number(name: str, value: Any, least: float, *, whole: bool = False) -> None:
@@ -250,62 +215,6 @@ def check_number(name: str, value: Any, least: float, *, whole: bool = False) ->
         raise ValueError(f"{name} got {value!r}; expected {expected} of at least {least}.")
 
 
-def _families() -> dict[str, type[Recipe]]:
-    from ehrseq.training.prompt_recipe import PromptRecipe
-    from ehrseq.training.triplet_recipe import TripletRecipe
-
-    return {kind.family: kind for kind in (PromptRecipe, TripletRecipe)}
-
-
-def _read(recipe: str | Path) -> dict[str, Any]:
-    """What a recipe's file and its bases say, and its name."""
-    file = _file_of(recipe, Path())
-    return _read_with_bases(file, ()) | {"name": file.stem}
-
-
-def _read_with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """What a recipe's file says on top of what its base says; the model and the stages key by key."""
-    if path.resolve() in above:
-        raise ValueError(f"{path} has itself as its base; let one of the files stand on its own.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}; expected the keys of a recipe.")
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    merged = _read_with_bases(_file_of(str(base), path.parent), (*above, path.resolve()))
-    for name, value in values.items():
-        inner = merged.get(name)
-        merged[name] = {**inner, **value} if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _file_of(recipe: str | Path, folder: Path) -> Path:
-    """The YAML file of a name, or of a path (of a base: relative to the file that names it).
-
-    Raises:
-        ValueError: There is none.
-    """
-    text = str(recipe)
-    if text.endswith((".yaml", ".yml")):
-        if (folder / text).is_file():
-            return folder / text
-        raise ValueError(f"no recipe {folder / text}; give a YAML file, or a name of `ehrseq train --list`.")
-    named = {_name_of(file): file for file in NAMED.rglob("*.yaml")}
-    if text not in named:
-        near = difflib.get_close_matches(text, named, n=3, cutoff=0.4)
-        meant = f", perhaps {' or '.join(near)}" if near else ""
-        raise ValueError(f"no recipe {text!r}; give a YAML file, or a name of `ehrseq train --list`{meant}.")
-    return named[text]
-
-
-def _name_of(file: Path) -> str:
-    return file.relative_to(NAMED).with_suffix("").as_posix()
-
-
 def _stage(values: Any, defaults: Mapping[str, Any], where: str) -> Stage:
     """A stage of plain values; what is no key of a stage is a field of TrainingArguments."""
     own = {entry.name for entry in dataclasses.fields(Stage)} - {"arguments"}
@@ -316,12 +225,12 @@ def _stage(values: Any, defaults: Mapping[str, Any], where: str) -> Stage:
     if others:
         from transformers import TrainingArguments
 
-        known = _stage_keys()
+        known = stage_keys()
         unknown = sorted(str(name) for name in others if name not in known)
         if unknown:
             raise ValueError(
                 f"{where} has {unknown}; expected keys out of {sorted(own)}, or fields of TrainingArguments"
-                f"{_nearest(unknown, known)}."
+                f"{nearest_names(unknown, known)}."
             )
         for name, instead in _TAKEN.items():
             if name in others:
@@ -336,7 +245,8 @@ def _stage(values: Any, defaults: Mapping[str, Any], where: str) -> Stage:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _stage_keys() -> set[str]:
+def stage_keys() -> set[str]:
+    """What a stage's keys may be: its own, and the fields of `TrainingArguments`."""
     from transformers import TrainingArguments
 
     return {entry.name for kind in (Stage, TrainingArguments) for entry in dataclasses.fields(kind)} - {"arguments"}
@@ -345,38 +255,3 @@ def _stage_keys() -> set[str]:
 def _number(value: Any) -> Any:
     """The value, or the number that YAML takes for a word: 1e-3."""
     return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
-
-
-def _set(values: dict[str, Any], change: str, kind: type[Recipe]) -> None:
-    """Change one value, as of `--set`."""
-    path, equals, text = change.partition("=")
-    first, _, inner = path.strip().partition(".")
-    known = {entry.name for entry in dataclasses.fields(kind)} - {"name", "description"}
-    nested = [*kind.stage_names, "model"]
-    if not equals or not path.strip():
-        raise ValueError(f"--set got {change!r}; expected KEY=VALUE, such as finetune.learning_rate=1e-3.")
-    if first not in known and not inner and first in _stage_keys():  # of every stage
-        for name in kind.stage_names:
-            if values.get(name) is not None:
-                _set(values, f"{name}.{change}", kind)
-        return
-    if first not in known or (first in nested) != bool(inner):
-        if first in nested and text.strip() in ("null", "{}"):  # a stage is left out
-            values[first] = None
-            return
-        keys = [*(name for name in known if name not in nested), *(f"{name}.KEY" for name in nested)]
-        raise ValueError(f"--set got {path!r}; expected one of {sorted(keys)}{_nearest([first], known)}.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--set {path} got {text!r}, which is no value: {' '.join(str(error).split())}") from error
-    if inner:
-        values[first] = {**(values.get(first) or {}), inner: value}
-    else:
-        values[first] = value
-
-
-def _nearest(unknown: Sequence[str], known: Iterable[str]) -> str:
-    names = list(known)
-    near = [match for name in unknown for match in difflib.get_close_matches(name, names, n=3, cutoff=0.4)]
-    return f"; nearest: {', '.join(dict.fromkeys(near))}" if near else ""

@@ -37,8 +37,9 @@ from ehrseq.evaluation.files import evaluate_files
 from ehrseq.hub.cards import DataDescription, EhrModelCard
 from ehrseq.tasks.storage import labelled_tasks, read_labels
 from ehrseq.training.families import FamilyTraining, Say, TrainingData, family_training, finetune_splits
+from ehrseq.training.named_recipes import read_recipe
 from ehrseq.training.prompts import present_splits
-from ehrseq.training.recipe import Recipe, read_recipe
+from ehrseq.training.recipe import Recipe
 from ehrseq.training.stages import disk_errors
 from ehrseq.training.trainer import is_main_process, join_process_group, wait_for_all
 from ehrseq.version import __version__
