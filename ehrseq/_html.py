@@ -8,7 +8,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-_INK, _SOFT, _GRID = "#22303c", "#7b8794", "#e4e7eb"
+_INK, _SOFT, _GRID = "#22303c", "#6b7684", "#e4e7eb"
+GUIDE = "#8a96a3"
+"""Colour of lines to compare with."""
+
 COLOURS = (
     "#1f6feb",
     "#d1495b",
@@ -21,13 +24,23 @@ COLOURS = (
     "#118ab2",
     "#73a942",
 )
+# A plot takes its colours from the page, so that it can be read in the dark as well.
+_VARIABLES = {_INK: "var(--ink)", _SOFT: "var(--soft)", _GRID: "var(--grid)"}
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #22303c; max-width: 1100px; margin: 2em auto; padding: 0 1em }
+:root { color-scheme: light dark; --ink: #22303c; --soft: #6b7684; --grid: #e4e7eb; --page: #fff }
+@media (prefers-color-scheme: dark) { :root { --ink: #dde3ea; --soft: #97a3b0; --grid: #36404b; --page: #14191f } }
+body {
+  font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
+  max-width: 1100px; margin: 2em auto; padding: 0 1em; overflow-wrap: break-word;
+}
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
-td, th { padding: .2em .7em; border-bottom: 1px solid #e4e7eb; text-align: right }
+td, th { padding: .2em .7em; border-bottom: 1px solid var(--grid); text-align: right }
 td:first-child, th:first-child { text-align: left } h2 { margin-top: 2em } svg { max-width: 100%; height: auto }
-p.note { color: #7b8794; font-size: 13px }
+div.wide { overflow-x: auto } div.wide svg { min-width: 620px } div.wide td { white-space: nowrap }
+div.texts td, div.texts th { text-align: left } div.texts td + td { white-space: normal; overflow-wrap: anywhere }
+p.note { color: var(--soft); font-size: 13px }
 @media print {
+  :root { color-scheme: light; --ink: #22303c; --soft: #6b7684; --grid: #e4e7eb; --page: #fff }
   body { max-width: none; margin: 0; font-size: 11px } table { font-size: 9px }
   svg, tr { break-inside: avoid } h2, h3 { break-after: avoid } thead { display: table-header-group }
 }
@@ -65,7 +78,8 @@ def figure(
         sharex: Whether axes one above the other share their x axis.
     """
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # not pyplot's: a notebook keeps its backend
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     style: Any = {
         "font.size": 9,
@@ -77,7 +91,7 @@ def figure(
         "svg.fonttype": "none",
     }
     with rc_context(style):
-        canvas = Figure(figsize=(9, height), layout="constrained")  # not pyplot's: a notebook keeps its backend
+        canvas = Figure(figsize=(9, height), layout=ConstrainedLayoutEngine(h_pad=0.08, hspace=0.04))
         grid = canvas.subplots(-(-panels // columns), columns, sharex="col" if sharex else False, squeeze=False)
         axes = list(grid.flat)
         for axis in axes[panels:]:
@@ -89,6 +103,11 @@ def figure(
             axis.grid(axis="y", color=_GRID, lw=0.8)
             axis.tick_params(length=0)
         text = io.StringIO()
-        canvas.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        canvas.savefig(
+            text, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     picture = re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)
-    return re.sub(r' xmlns(:\w+)?="[^"]*"', "", picture)  # HTML knows these names without their addresses
+    for colour, variable in _VARIABLES.items():
+        picture = picture.replace(colour, variable)
+    picture = re.sub(r' xmlns(:\w+)?="[^"]*"', "", picture)  # HTML knows these names without their addresses
+    return f"<div class=wide>{picture}</div>"

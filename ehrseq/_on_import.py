@@ -16,11 +16,15 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from importlib import _bootstrap  # type: ignore[attr-defined]
+from importlib import _bootstrap
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+# Python's own tools for modules that several threads import; they have no public names.
+_wait_for_import: Callable[[str], None] = vars(_bootstrap)["_lock_unlock_module"]
+_DeadlockError: type[RuntimeError] = vars(_bootstrap)["_DeadlockError"]
 
 
 class CallAfterImport(MetaPathFinder):
@@ -44,7 +48,7 @@ class CallAfterImport(MetaPathFinder):
         sys.meta_path.insert(0, self)
         # Another thread may be importing the package and have looked for it before this finder stood here. This waits
         # for the end of such an import, and does nothing where there is none.
-        _bootstrap._lock_unlock_module(self._package)
+        _wait_for_import(self._package)
         self.imported(self._caller)
 
     def find_spec(
@@ -84,8 +88,8 @@ class CallAfterImport(MetaPathFinder):
                 seen = self._imports
                 try:
                     self._call()
-                except (ImportError, AttributeError, _bootstrap._DeadlockError) as error:
-                    in_the_way = isinstance(error, _bootstrap._DeadlockError) or self._is_importing_but(name)
+                except (ImportError, AttributeError, _DeadlockError) as error:
+                    in_the_way = isinstance(error, _DeadlockError) or self._is_importing_but(name)
                     if self._imports != seen:
                         continue
                     if in_the_way:

@@ -40,11 +40,10 @@ from ehrseq.batches.collation import (
     DataCollatorForNextToken,
     DataCollatorForPrompts,
 )
+from ehrseq.tokenization.ehr_plans import SEGMENTS
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-SEGMENTS = "segment_ids"
 
 
 class PackableRows(Dataset[dict[str, Any]]):

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from ehrseq.batches.collation import IGNORED_LABEL
-from ehrseq.batches.packing import SEGMENTS, PackableRows, pack_lengths
+from ehrseq.batches.packing import PackableRows, pack_lengths
+from ehrseq.tokenization.ehr_plans import SEGMENTS
 
 CHANNEL_TYPES: dict[str, type[np.generic]] = {"variable_ids": np.int64, "times": np.float32, "values": np.float32}
 """Channels of a stay's length, beside the mask."""
@@ -67,7 +68,7 @@ class DataCollatorForTriplets:
         Raises:
             ValueError: No rows, a row without a triplet, a channel absent or of another length.
         """
-        sizes = check_rows(features)
+        sizes = triplets_of_each(features)
         length = _round_up(max(sizes), self.pad_to_multiple_of)
         left = self.extractor.padding_side == "left"
         starts = [length - size if left else 0 for size in sizes]
@@ -116,7 +117,7 @@ class DataCollatorForPackedTriplets:
                 f"{sum(marked)} of {len(marked)} rows are marked as packable (segment_ids): expected all of a batch, "
                 "or none. Wrap the whole training set in PackableTriplets."
             )
-        sizes = check_rows(features)
+        sizes = triplets_of_each(features)
         plan = pack_lengths(sizes, self.max_length)
         length = _round_up(max(sum(sizes[at] for at in positions) for positions in plan), self.pad_to_multiple_of)
         segments = max(map(len, plan))
@@ -141,7 +142,7 @@ class DataCollatorForPackedTriplets:
         return {name: torch.from_numpy(array) for name, array in (arrays | entries).items()}
 
 
-def check_rows(features: Sequence[Mapping[str, Any]]) -> list[int]:
+def triplets_of_each(features: Sequence[Mapping[str, Any]]) -> list[int]:
     """Triplets of each row.
 
     Raises:

@@ -45,7 +45,7 @@ TASK = "task"
 TASK_TOKEN = "[TASK]"
 
 
-def pretrain_command(dataset_dir: Path, output_dir: Path, budget: Budget, seed: int = 0) -> None:
+def pretrain_on_meds(dataset_dir: Path, output_dir: Path, budget: Budget, seed: int = 0) -> None:
     """Train a tokenizer and EhrMamba by next-token prediction on the training patients.
 
     Args:
@@ -77,7 +77,7 @@ def pretrain_command(dataset_dir: Path, output_dir: Path, budget: Budget, seed: 
     )
 
 
-def finetune_command(
+def finetune_on_meds(
     dataset_dir: Path, labels_dir: Path, model_initialization_dir: Path, output_dir: Path, budget: Budget, seed: int = 0
 ) -> None:
     """Finetune a pretrained checkpoint on the training patients' labels; the tuning patients set the threshold.
@@ -126,7 +126,7 @@ def finetune_command(
     )
 
 
-def predict_command(
+def predict_meds(
     dataset_dir: Path, labels_dir: Path, model_initialization_dir: Path, output_dir: Path, split: str
 ) -> Path:
     """Score every label of a split.
@@ -202,7 +202,7 @@ def _budget(demo: bool, budget: str) -> Budget:
     return replace(Budget.read("quick"), name="demo", **DEMO) if demo else Budget.read(budget)  # type: ignore[arg-type]
 
 
-def run_command(arguments: Sequence[str] | None = None) -> None:
+def run_meds_dev(arguments: Sequence[str] | None = None) -> None:
     """Run one command; an error of the input is one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("pretrain", "finetune", "predict"))
@@ -225,14 +225,14 @@ def run_command(arguments: Sequence[str] | None = None) -> None:
     try:
         budget = _budget(options.demo.lower() == "true", options.budget)
         if options.command == "pretrain":
-            pretrain_command(data, out, budget, options.seed)
+            pretrain_on_meds(data, out, budget, options.seed)
         elif options.command == "finetune":
-            finetune_command(data, options.labels_dir, options.model_initialization_dir, out, budget, options.seed)
+            finetune_on_meds(data, options.labels_dir, options.model_initialization_dir, out, budget, options.seed)
         else:
-            predict_command(data, options.labels_dir, options.model_initialization_dir, out, options.split)
+            predict_meds(data, options.labels_dir, options.model_initialization_dir, out, options.split)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    run_command()
+    run_meds_dev()

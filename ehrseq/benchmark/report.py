@@ -13,11 +13,12 @@ import polars as pl
 from ehrseq._html import html_page, note
 from ehrseq.benchmark.budget import Budget
 from ehrseq.benchmark.data import DESCRIPTION, Source, load_data
-from ehrseq.benchmark.plots import subgroup_forest, task_curves
 from ehrseq.benchmark.results import TaskResult, TaskScores, costs, finished_cells, read_scores, task_result
 from ehrseq.benchmark.systems import SYSTEMS
-from ehrseq.benchmark.tables import Table, cost_table, data_table, long_table, overview, task_table
+from ehrseq.benchmark.tables import cost_table, data_table, long_table, overview, task_table
 from ehrseq.evaluation import assess_subgroups, row_attributes, write_meds_predictions
+from ehrseq.evaluation.plots import risk_curves, subgroup_forest
+from ehrseq.evaluation.report_tables import ReportTable
 from ehrseq.version import __version__
 from ehrseq.work.files import write_text, write_whole
 from ehrseq.work.progress import progress_bar
@@ -133,7 +134,7 @@ def _forests(
 
 def _page(
     words: Sequence[str],
-    tables: Sequence[Table],
+    tables: Sequence[ReportTable],
     scores: Sequence[TaskScores],
     results: Sequence[TaskResult],
     forests: dict[str, str],
@@ -143,7 +144,9 @@ def _page(
     for each, result, table in zip(scores, results, tables[1:-2], strict=True):
         parts.append(table.to_html())
         if result.reason is None:
-            parts += [task_curves(each), note("Curves of the mean score of each system's seeds.")]
+            means = {SYSTEMS[name].title: by_seed.mean(axis=0) for name, by_seed in each.scores.items()}
+            curves = risk_curves(each.rows["label"].to_numpy(), means)
+            parts += [curves, note("Curves of the mean score of each system's seeds.")]
         if each.task in forests:
             parts += [f"<h4>{SYSTEMS[reference].title}: subgroups</h4>", forests[each.task]]
     parts += [table.to_html() for table in tables[-2:]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import polars as pl
 from ehrseq.benchmark.cells import PREDICTIONS
 from ehrseq.benchmark.systems import SYSTEMS
 from ehrseq.evaluation import Interval, Ranking, auroc, best_f1_threshold, bootstrap_intervals, f1_score, seed_test
+from ehrseq.evaluation.bootstrap import MetricOfWeights
 from ehrseq.evaluation.calibration import Calibration
 from ehrseq.evaluation.metrics import FloatArray
 from ehrseq.evaluation.reports import MIN_CLASS_COUNT, not_estimable
@@ -152,7 +153,7 @@ def task_result(scores: TaskScores, reference: str, *, num_resamples: int = 1000
     }
     if reason is not None:
         return TaskResult(**shared, systems={})
-    ways: dict[str, Callable[[FloatArray | None], FloatArray]] = {}
+    ways: dict[str, MetricOfWeights] = {}
     for system, by_seed in scores.scores.items():
         for metric, way in _ways(truth, by_seed, scores.thresholds[system]).items():
             ways[f"{system} {metric}"] = way
@@ -214,16 +215,15 @@ def _threshold(tuning: pl.DataFrame) -> float:
     return best_f1_threshold(tuning["label"].to_numpy(), tuning["score"].to_numpy())
 
 
-def _ways(
-    truth: Any, by_seed: FloatArray, thresholds: Sequence[float]
-) -> dict[str, Callable[[FloatArray | None], FloatArray]]:
+def _ways(truth: Any, by_seed: FloatArray, thresholds: Sequence[float]) -> dict[str, MetricOfWeights]:
     """Each metric as a function of the rows' weights, averaged over the seeds."""
     rankings = [Ranking(truth, scores) for scores in by_seed]
     calibrations = [Calibration(truth, scores) for scores in by_seed]
 
     def f1(weights: FloatArray | None) -> FloatArray:
         each = [f1_score(truth, scores, limit, weights) for scores, limit in zip(by_seed, thresholds, strict=True)]
-        return np.mean(each, axis=0)
+        means: FloatArray = np.mean(each, axis=0)
+        return means
 
     return {
         "auroc": lambda weights: np.mean([each.auroc(weights) for each in rankings], axis=0),
@@ -234,5 +234,5 @@ def _ways(
     }
 
 
-def _minus(ours: Any, theirs: Any) -> Callable[[FloatArray | None], FloatArray]:
+def _minus(ours: Any, theirs: Any) -> MetricOfWeights:
     return lambda weights: ours(weights) - theirs(weights)

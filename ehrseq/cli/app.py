@@ -6,26 +6,39 @@ Heavy imports stand inside the commands, so that `ehrseq --help` answers at once
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from ehrseq.cli.audit import audit, stats
-from ehrseq.cli.benchmark import benchmark
-from ehrseq.cli.demo import demo
-from ehrseq.cli.doctor import doctor
-from ehrseq.cli.encode import label, tokenize
-from ehrseq.cli.evaluate import evaluate
-from ehrseq.cli.predict import predict
-from ehrseq.cli.prepare import prepare, split
-from ehrseq.cli.simulate import simulate, simulate_stays
-from ehrseq.cli.train import train
+from ehrseq.cli.audit import audit_command, stats_command
+from ehrseq.cli.benchmark import benchmark_command
+from ehrseq.cli.demo import demo_command
+from ehrseq.cli.doctor import doctor_command
+from ehrseq.cli.encode import label_command, tokenize_command
+from ehrseq.cli.evaluate import evaluate_command
+from ehrseq.cli.predict import predict_command
+from ehrseq.cli.prepare import prepare_command, split_command
+from ehrseq.cli.simulate import simulate_command, simulate_stays_command
+from ehrseq.cli.train import train_command
 from ehrseq.version import __version__
 
-COMMANDS = (
-    *(simulate, simulate_stays, demo, predict, doctor, prepare, split, label, tokenize),
-    *(train, audit, stats, evaluate, benchmark),
-)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "simulate": simulate_command,
+    "simulate-stays": simulate_stays_command,
+    "prepare": prepare_command,
+    "split": split_command,
+    "label": label_command,
+    "audit": audit_command,
+    "stats": stats_command,
+    "tokenize": tokenize_command,
+    "train": train_command,
+    "predict": predict_command,
+    "evaluate": evaluate_command,
+    "benchmark": benchmark_command,
+    "demo": demo_command,
+    "doctor": doctor_command,
+}
 
 app = typer.Typer(
     name="ehrseq",
@@ -34,8 +47,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in COMMANDS:
-    app.command()(command)
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 
 
 def _show_version(asked: bool) -> None:

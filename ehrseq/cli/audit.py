@@ -10,7 +10,7 @@ import typer
 from ehrseq.cli.options import Dataset, EngineName, EngineOption, Workers
 
 
-def audit(
+def audit_command(
     dataset: Dataset,
     labels: Annotated[
         Path, typer.Argument(help="The dataset again (its labels/), a folder of labels, or a label table (.parquet).")
@@ -62,7 +62,7 @@ def audit(
         raise typer.Exit(code=1)
 
 
-def stats(
+def stats_command(
     dataset: Dataset,
     labels: Annotated[
         Path | None, typer.Option(help="Labels for the prevalences, as of `audit`. Default: the dataset's own.")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 
-def benchmark(
+def benchmark_command(
     dataset: Annotated[
         Path | None, typer.Argument(help="MEDS dataset with splits (`ehrseq prepare`), or use --train and --test.")
     ] = None,

@@ -10,7 +10,7 @@ import typer
 from ehrseq.cli.options import check_folder
 
 
-def demo(
+def demo_command(
     data: Annotated[
         Path | None, typer.Option(help="FHIR or MEDS folder to use instead of simulated patients.", exists=False)
     ] = None,

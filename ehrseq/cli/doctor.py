@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 
-def doctor() -> None:
+def doctor_command() -> None:
     """Say which fast kernels this machine has, and test them for two seconds."""
     import torch
 

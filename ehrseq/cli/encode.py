@@ -18,7 +18,7 @@ class RowFormat(StrEnum):
     parquet = "parquet"
 
 
-def label(
+def label_command(
     dataset: Dataset,
     task: Annotated[
         list[str] | None,
@@ -56,7 +56,7 @@ def label(
         typer.echo(f"{of} (ACES): {labels.height} labels of {patients} patients, {positives} positive")
 
 
-def tokenize(
+def tokenize_command(
     dataset: Dataset,
     output: Annotated[
         Path | None, typer.Option(help="Folder to write: tokenizer/, data/, encoded.json. Default: DATASET/encoded.")

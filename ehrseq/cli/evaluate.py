@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 
-def evaluate(
+def evaluate_command(
     predictions: Annotated[
         Path, typer.Argument(help="Parquet of `ehrseq predict`, or in the schema of MEDS evaluation.")
     ],
@@ -22,8 +22,11 @@ def evaluate(
     tuning: Annotated[
         Path | None, typer.Option(help="Predictions of the tuning patients, from which F1's threshold is chosen.")
     ] = None,
+    alert_rate: Annotated[
+        float, typer.Option(help="Without tuning rows, the threshold alerts for this share of the rows.")
+    ] = 0.05,
     task: Annotated[list[str] | None, typer.Option(help="Task to evaluate; repeat. Default: all.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder to write: evaluation.md, evaluation.json, predictions.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder to write: evaluation.html, .md, .json, predictions/.")] = Path(
         "evaluation"
     ),
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples of patients.")] = 1000,
@@ -31,12 +34,21 @@ def evaluate(
 ) -> None:
     """Evaluate scores against labels: discrimination, calibration, decisions, subgroups, years.
 
-    Every number has its interval over patients; what cannot be estimated says why.
+    Writes one page with the curves, and its numbers. Every number has its interval over patients; what cannot be
+    estimated, and a task that cannot be evaluated, says why.
     """
     from ehrseq.evaluation.files import evaluate_files
 
     report = evaluate_files(
-        predictions, labels=labels, data=data, tuning=tuning, tasks=task, out=out, num_resamples=resamples, seed=seed
+        predictions,
+        labels=labels,
+        data=data,
+        tuning=tuning,
+        tasks=task,
+        out=out,
+        alert_rate=alert_rate,
+        num_resamples=resamples,
+        seed=seed,
     )
     typer.echo(report)
-    typer.echo(f"Written to {out}")
+    typer.echo(f"Written to {out}; the page is {out / 'evaluation.html'}")

@@ -10,7 +10,7 @@ import typer
 from ehrseq.cli.options import EngineName, EngineOption, Workers, is_writable
 
 
-def predict(
+def predict_command(
     model: Annotated[str, typer.Option(help="Folder of a finetuned checkpoint, or owner/name on the Hub.")],
     data: Annotated[
         Path, typer.Option(help="FHIR (NDJSON, Bundles), MEDS or the PhysioNet challenge 2012: folder or file.")

@@ -25,7 +25,7 @@ Fractions = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Another seed, other splits.")]
 
 
-def prepare(
+def prepare_command(
     source: Annotated[
         Path, typer.Argument(help="FHIR R4 (NDJSON, Bundles), MEDS or the PhysioNet challenge 2012: folder or file.")
     ],
@@ -59,7 +59,7 @@ def prepare(
     typer.echo(str(report))
 
 
-def split(
+def split_command(
     dataset: Dataset,
     fractions: Fractions = None,
     seed: Seed = 0,

@@ -18,7 +18,7 @@ class EventFormat(StrEnum):
     meds = "meds"
 
 
-def simulate(
+def simulate_command(
     output: Annotated[Path, typer.Argument(help="Folder to write (must not hold anything yet).")],
     patients: Annotated[int, typer.Option("--patients", "-n", min=1, help="Number of patients.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal patients.")] = 0,
@@ -40,7 +40,7 @@ def simulate(
     typer.echo(f"{patients:,} simulated patients (seed {seed}) in {output}")
 
 
-def simulate_stays(
+def simulate_stays_command(
     output: Annotated[Path, typer.Argument(help="Folder to write (must not hold anything yet).")],
     stays: Annotated[int, typer.Option("--stays", "-n", min=1, help="Number of stays.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal stays.")] = 0,

@@ -10,7 +10,7 @@ import typer
 from ehrseq.cli.options import check_folder
 
 
-def train(
+def train_command(
     dataset: Annotated[
         Path | None, typer.Argument(help="Dataset with labels (`ehrseq prepare`, `ehrseq label`).", show_default=False)
     ] = None,

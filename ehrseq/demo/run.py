@@ -117,9 +117,7 @@ def run_demo(
     steps.start("label", "Labels with explicit prediction times")
     labels = _label(dataset, engine, say)
     steps.start("train", "Training, thresholds on tuning patients, evaluation on held-out patients")
-    trained = train_model(
-        dataset, output / "checkpoint", recipe=chosen, seed=seed, num_resamples=RESAMPLES, say=say
-    )
+    trained = train_model(dataset, output / "checkpoint", recipe=chosen, seed=seed, num_resamples=RESAMPLES, say=say)
     steps.start("predict", "Risks of a few patients by the checkpoint, reloaded")
     picture = _predict(output, dataset, trained, labels, simulated_cohort(dataset), say)
     steps.stop()

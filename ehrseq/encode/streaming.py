@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ehrseq.batches.packing import SEGMENTS
 from ehrseq.encode.files import from_batch, stream_batches
+from ehrseq.tokenization.ehr_plans import SEGMENTS
 
 _passes: Counter[tuple[str, str]] = Counter()
 """How often this process has begun to read a file for a stream: `datasets` calls `stream_windows` anew for every file

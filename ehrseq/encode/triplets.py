@@ -169,40 +169,6 @@ def select_variables(
     return tuple((code, (code,)) for code in sorted(kept["code"].to_list()))
 
 
-def hold_out_stays(table: TripletTable, share: float = 0.2, seed: int = 0) -> tuple[TripletTable, TripletTable]:
-    """Split stays into training and tuning ones, by subject, with as many positives a share in both.
-
-    Args:
-        table: Stays with labels.
-        share: Share of the tuning stays.
-        seed: Seed.
-
-    Returns:
-        (training stays, tuning stays).
-
-    Raises:
-        ValueError: No labels, or too few stays of a class.
-    """
-    if table.labels is None:
-        raise ValueError("the stays have no labels; build the table with build_triplets(events, spec, labels).")
-    subjects = np.unique(table.subject_ids)
-    positive = np.zeros(len(subjects), bool)
-    np.logical_or.at(positive, np.searchsorted(subjects, table.subject_ids), table.labels > 0)
-    rng = np.random.default_rng(seed)
-    tuning: list[np.ndarray] = []
-    for kind in (False, True):
-        own = subjects[positive == kind]
-        count = round(share * len(own))
-        if not 0 < count < len(own):
-            raise ValueError(
-                f"{len(own)} {'positive' if kind else 'negative'} subjects cannot be split by {share:g}: expected "
-                "some of them on both sides."
-            )
-        tuning.append(rng.permutation(own)[:count])
-    held = np.isin(table.subject_ids, np.concatenate(tuning))
-    return table.subset(~held), table.subset(held)
-
-
 class NoStayError(ValueError):
     """No stay begins in the events: an error of a whole dataset, nothing special in a part of one."""
 
@@ -388,6 +354,39 @@ __all__ = [
     "TripletSpec",
     "TripletTable",
     "build_triplets",
-    "hold_out_stays",
     "select_variables",
 ]
+
+
+def hold_out_stays(table: TripletTable, share: float = 0.2, seed: int = 0) -> tuple[TripletTable, TripletTable]:
+    """Split stays into training and tuning ones, by subject, with as many positives a share in both.
+
+    Args:
+        table: Stays with labels.
+        share: Share of the tuning stays.
+        seed: Seed.
+
+    Returns:
+        (training stays, tuning stays).
+
+    Raises:
+        ValueError: No labels, or too few stays of a class.
+    """
+    if table.labels is None:
+        raise ValueError("the stays have no labels; build the table with build_triplets(events, spec, labels).")
+    subjects = np.unique(table.subject_ids)
+    positive = np.zeros(len(subjects), bool)
+    np.logical_or.at(positive, np.searchsorted(subjects, table.subject_ids), table.labels > 0)
+    rng = np.random.default_rng(seed)
+    tuning: list[np.ndarray] = []
+    for kind in (False, True):
+        own = subjects[positive == kind]
+        count = round(share * len(own))
+        if not 0 < count < len(own):
+            raise ValueError(
+                f"{len(own)} {'positive' if kind else 'negative'} subjects cannot be split by {share:g}: expected "
+                "some of them on both sides."
+            )
+        tuning.append(rng.permutation(own)[:count])
+    held = np.isin(table.subject_ids, np.concatenate(tuning))
+    return table.subset(~held), table.subset(held)

@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ehrseq.evaluation.bootstrap import Interval, bootstrap_intervals
+from ehrseq.evaluation.bootstrap import Interval, MetricOfWeights, bootstrap_intervals
 from ehrseq.evaluation.calibration import NUM_BINS, Calibration, CalibrationCurve
-from ehrseq.evaluation.decisions import AlertBurden, DecisionCurve, alert_burden, decision_curve
+from ehrseq.evaluation.decisions import (
+    ALERT_RATE,
+    AlertBurden,
+    DecisionCurve,
+    alert_burden,
+    alert_rate_threshold,
+    alerts_at,
+    decision_curve,
+)
 from ehrseq.evaluation.metrics import FloatArray, Ranking, best_f1_threshold, f1_score
 from ehrseq.evaluation.reports import MIN_CLASS_COUNT, NOT_ESTIMABLE, not_estimable
 
@@ -50,7 +59,7 @@ class RiskAssessment:
         num_resamples: Resamples of the intervals.
         calibration: Predicted and observed risk; None where nothing is estimable.
         decisions: Net benefit; None where nothing is estimable.
-        alerts: Alert burden at fixed sensitivities.
+        alerts: Alert burden at `threshold` (`wanted` is None), then at fixed sensitivities.
     """
 
     task: str
@@ -85,7 +94,8 @@ class RiskAssessment:
                 return value.tolist()
             return None if isinstance(value, float) and not math.isfinite(value) else value
 
-        return plain(asdict(self)) | {"prevalence": self.prevalence}
+        fields: dict[str, Any] = plain(asdict(self))
+        return fields | {"prevalence": self.prevalence}
 
     def to_markdown(self) -> str:
         """Tables of the metrics and of the alerts."""
@@ -100,17 +110,24 @@ class RiskAssessment:
             f"of equal mass; intervals by {self.num_resamples:,} bootstrap resamples of patients.",
         ]
         if self.alerts:
-            lines += [
-                "",
-                "| sensitivity | threshold | alerts per 1,000 | share that is right |",
-                "|---:|---:|---:|---:|",
-            ]
-            lines += [
-                f"| {alert.sensitivity:.1%} | {alert.threshold:.3f} | {alert.alerts_per_1000:.0f} | "
-                f"{alert.positive_predictive_value:.1%} |"
-                for alert in self.alerts
-            ]
+            lines += ["", f"| {' | '.join(ALERT_COLUMNS)} |", "|---|" + "---:|" * (len(ALERT_COLUMNS) - 1)]
+            lines += [f"| {' | '.join(alert_cells(alert))} |" for alert in self.alerts]
         return "\n".join(lines) + "\n"
+
+
+ALERT_COLUMNS = ("alerts", "threshold", "sensitivity", "alerts per 1,000", "share that is right")
+
+
+def alert_cells(alert: AlertBurden) -> list[str]:
+    """A row of `ALERT_COLUMNS`."""
+    right = alert.positive_predictive_value
+    return [
+        "at F1's threshold" if alert.wanted is None else f"to find {alert.wanted:.0%} of the positives",
+        f"{alert.threshold:.3g}",
+        f"{alert.sensitivity:.1%}",
+        f"{alert.alerts_per_1000:.0f}",
+        f"{right:.1%}" if math.isfinite(right) else "no alert",
+    ]
 
 
 def assess(
@@ -119,6 +136,7 @@ def assess(
     *,
     tuning: pl.DataFrame | None = None,
     threshold: float | None = None,
+    alert_rate: float = ALERT_RATE,
     num_bins: int = NUM_BINS,
     num_resamples: int = 1000,
     min_class_count: int = MIN_CLASS_COUNT,
@@ -130,18 +148,19 @@ def assess(
         table: What `match_predictions` returns: subject_id, prediction_time, label, score.
         task: Name of the task.
         tuning: The same of the tuning patients: the threshold of F1 is the best one there.
-        threshold: Threshold of F1 where it is known. Without both it is 0.5, the paper's.
+        threshold: Threshold of F1 where it is known.
+        alert_rate: Without both, the threshold is the one from which on this share of the rows alerts.
         num_bins: Bins of equal mass for calibration.
         num_resamples: Bootstrap resamples of patients.
         min_class_count: Rows of the rarer class that make a task estimable.
         seed: Seed of the bootstrap.
 
     Raises:
-        ValueError: Scores that are NaN or outside [0, 1], `tuning` and `threshold` both given, bad numbers.
+        ValueError: Scores that are NaN or outside [0, 1], `tuning` and `threshold` both given, numbers out of range.
     """
     truth, scores = table["label"].to_numpy(), table["score"].to_numpy()
     subjects: NDArray[Any] = table["subject_id"].to_numpy()
-    limit, origin = _threshold(tuning, threshold)
+    limit, origin = _threshold(scores, tuning, threshold, alert_rate)
     calibration = Calibration(truth, scores, num_bins)
     positives = int(truth.sum())
     shared: dict[str, Any] = {
@@ -163,7 +182,7 @@ def assess(
     def f1(weights: FloatArray | None) -> FloatArray:
         return f1_score(truth, scores, limit, weights)
 
-    ways = {
+    ways: dict[str, MetricOfWeights] = {
         "auroc": ranking.auroc,
         "auprc": ranking.average_precision,
         "f1": f1,
@@ -172,18 +191,29 @@ def assess(
         "calibration_slope": calibration.slope,
         "calibration_intercept": calibration.intercept,
     }
-    found = bootstrap_intervals(ways, subjects, num_resamples=num_resamples, seed=seed)
+    curve = calibration.curve()
+    bins: dict[str, MetricOfWeights] = {
+        f"bin {number}": partial(calibration.observed, number) for number in range(len(curve.rows))
+    }
+    intervals = bootstrap_intervals(ways | bins, subjects, num_resamples=num_resamples, seed=seed)
+    of_bins = [intervals[name] for name in bins]
+    metrics = {name: intervals[name] for name in ways}
     return RiskAssessment(
         **shared,
-        metrics={name: each for name, each in found.items() if math.isfinite(each.value)},
-        missing={name: "it has no finite value" for name, each in found.items() if not math.isfinite(each.value)},
-        calibration=calibration.curve(),
+        metrics={name: each for name, each in metrics.items() if math.isfinite(each.value)},
+        missing={name: "it has no finite value" for name, each in metrics.items() if not math.isfinite(each.value)},
+        calibration=replace(
+            curve, low=np.array([each.low for each in of_bins]), high=np.array([each.high for each in of_bins])
+        ),
         decisions=decision_curve(truth, scores),
-        alerts=alert_burden(truth, scores),
+        alerts=[alerts_at(truth, scores, limit), *alert_burden(truth, scores)],
     )
 
 
-def _threshold(tuning: pl.DataFrame | None, threshold: float | None) -> tuple[float, str]:
+def _threshold(
+    scores: FloatArray, tuning: pl.DataFrame | None, threshold: float | None, alert_rate: float
+) -> tuple[float, str]:
+    """F1's threshold, and where it comes from."""
     if tuning is not None and threshold is not None:
         raise ValueError("give the tuning rows or a threshold, not both.")
     if threshold is not None:
@@ -192,5 +222,6 @@ def _threshold(tuning: pl.DataFrame | None, threshold: float | None) -> tuple[fl
         return float(threshold), "as given"
     if tuning is None or not tuning["label"].any():
         why = "no tuning rows were given" if tuning is None else "the tuning rows hold no positive"
-        return 0.5, f"the default: {why}"
+        limit = alert_rate_threshold(scores, alert_rate) if len(scores) else 0.5
+        return limit, f"an alert for the {100 * alert_rate:g} % of the rows with the highest scores: {why}"
     return best_f1_threshold(tuning["label"].to_numpy(), tuning["score"].to_numpy()), "best F1 of the tuning rows"

@@ -14,6 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 
+MetricOfWeights = Callable[[FloatArray | None], FloatArray]
+"""A metric under row weights `[B, n]` (None = all ones), `[B]` values."""
+
 # Weights held at once: 4 million float64 = 32 MB, which stays near the cache and bounds the memory for any table.
 _CHUNK_CELLS = 4_000_000
 
@@ -66,7 +69,7 @@ def patient_weights(
 
 
 def bootstrap_interval(
-    metric: Callable[[FloatArray | None], FloatArray],
+    metric: MetricOfWeights,
     subject_ids: ArrayLike,
     *,
     num_resamples: int = 1000,
@@ -94,7 +97,7 @@ def bootstrap_interval(
 
 
 def bootstrap_intervals(
-    metrics: Mapping[str, Callable[[FloatArray | None], FloatArray]],
+    metrics: Mapping[str, MetricOfWeights],
     subject_ids: ArrayLike,
     *,
     num_resamples: int = 1000,

@@ -49,11 +49,15 @@ class CalibrationCurve:
         predicted: `[k]` mean score of each bin, rising.
         observed: `[k]` share of positives.
         rows: `[k]` rows.
+        low: `[k]` lower ends of the intervals of `observed`, None where none were made.
+        high: `[k]` upper ends.
     """
 
     predicted: FloatArray
     observed: FloatArray
     rows: NDArray[np.int64]
+    low: FloatArray | None = None
+    high: FloatArray | None = None
 
 
 class Calibration:
@@ -91,7 +95,8 @@ class Calibration:
         """`[B]` Brier scores, 0 = perfect; NaN without rows."""
         drawn = self._weights(weights)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return drawn @ (self.scores - self.truth) ** 2 / drawn.sum(axis=1)
+            means: FloatArray = drawn @ (self.scores - self.truth) ** 2 / drawn.sum(axis=1)
+        return means
 
     def expected_error(self, weights: ArrayLike | None = None) -> FloatArray:
         """`[B]` expected calibration errors over bins of equal mass; NaN without rows.
@@ -104,7 +109,8 @@ class Calibration:
         for number in range(len(self._bins)):
             gaps[:, number] = difference[:, self.bin_of_row == number].sum(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.abs(gaps).sum(axis=1) / drawn.sum(axis=1)
+            means: FloatArray = np.abs(gaps).sum(axis=1) / drawn.sum(axis=1)
+        return means
 
     def curve(self) -> CalibrationCurve:
         """Predicted and observed risk, bin by bin."""
@@ -112,6 +118,14 @@ class Calibration:
         predicted = np.bincount(self.bin_of_row, self.scores, len(self._bins)) / rows
         observed = np.bincount(self.bin_of_row, self.truth, len(self._bins)) / rows
         return CalibrationCurve(predicted, observed, rows)
+
+    def observed(self, number: int, weights: ArrayLike | None = None) -> FloatArray:
+        """`[B]` shares of positives in one bin; NaN where it has no weight."""
+        rows = np.flatnonzero(self.bin_of_row == number)
+        drawn = self._weights(weights)[:, rows]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shares: FloatArray = drawn @ self.truth[rows] / drawn.sum(axis=1)
+        return shares
 
     def slope(self, weights: ArrayLike | None = None) -> FloatArray:
         """`[B]` calibration slopes; NaN where one class has no weight, all scores are equal, or they separate the

@@ -4,6 +4,7 @@ net benefit     TP / n - FP / n * t / (1 - t) of treating where p >= t: a false 
                 (Vickers and Elkin 2006); beside it those of treating all and treating none (0)
 alert burden    alerts per 1,000 predictions at the highest threshold that finds a wanted share of the positives,
                 and the share of these alerts that is right (positive predictive value)
+alert rate      the threshold from which on a wanted share of the rows alerts, whatever their outcomes
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from ehrseq.evaluation.metrics import FloatArray, check_scores
 
 THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(1, 100))
 SENSITIVITIES = (0.8, 0.9)
+ALERT_RATE = 0.05
+"""Share of the rows that alert where nothing better chooses the threshold."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,17 @@ class DecisionCurve:
 
 @dataclass(frozen=True)
 class AlertBurden:
-    """What finding a share of the positives costs.
+    """What alerting from a threshold on finds and costs.
 
     Attributes:
-        wanted: Sensitivity that was asked for.
-        threshold: Highest score that reaches it; alerts are rows at or above it.
-        sensitivity: Share of the positives found, at least `wanted`.
+        wanted: Sensitivity that the threshold was chosen for, None where it was chosen otherwise.
+        threshold: Alerts are rows at or above it.
+        sensitivity: Share of the positives among the alerts; at least `wanted`.
         alerts_per_1000: Alerts in a thousand predictions.
-        positive_predictive_value: Share of the alerts that is right.
+        positive_predictive_value: Share of the alerts that is right; NaN without an alert.
     """
 
-    wanted: float
+    wanted: float | None
     threshold: float
     sensitivity: float
     alerts_per_1000: float
@@ -101,12 +104,51 @@ def alert_burden(
     positives = np.sort(values[truth])[::-1]
     if len(positives) == 0:
         raise ValueError("there is no positive row; a sensitivity is a share of the positives.")
-    found = []
-    for wanted in sensitivities:
-        needed = int(np.ceil(round(wanted * len(positives), 9)))  # 0.8 * 10 is 8, not 8.000000000000002
-        threshold = positives[needed - 1]
-        alerts, hits = int((values >= threshold).sum()), int((positives >= threshold).sum())
-        found.append(
-            AlertBurden(wanted, float(threshold), hits / len(positives), 1000 * alerts / len(truth), hits / alerts)
-        )
-    return found
+    return [
+        alerts_at(truth, values, float(positives[_count(wanted, len(positives)) - 1]), wanted)
+        for wanted in sensitivities
+    ]
+
+
+def alerts_at(labels: ArrayLike, scores: ArrayLike, threshold: float, wanted: float | None = None) -> AlertBurden:
+    """Alerts at and above a threshold.
+
+    Args:
+        labels: `[n]` binary labels.
+        scores: `[n]` scores, larger = more likely positive.
+        threshold: Lowest score that alerts.
+        wanted: Sensitivity that the threshold was chosen for.
+
+    Raises:
+        ValueError: As `check_scores`, or no positive.
+    """
+    truth, values = check_scores(labels, scores)
+    if not truth.any():
+        raise ValueError("there is no positive row; a sensitivity is a share of the positives.")
+    alert = values >= threshold
+    alerts, hits = int(alert.sum()), int((alert & truth).sum())
+    precision = hits / alerts if alerts else float("nan")
+    return AlertBurden(wanted, float(threshold), hits / int(truth.sum()), 1000 * alerts / len(truth), precision)
+
+
+def alert_rate_threshold(scores: ArrayLike, alert_rate: float = ALERT_RATE) -> float:
+    """The highest score from which on at least a wanted share of the rows alerts; outcomes are not looked at.
+
+    Args:
+        scores: `[n]` scores, larger = more likely positive.
+        alert_rate: Share of the rows, above 0 and at most 1. More of them alert where scores are equal.
+
+    Raises:
+        ValueError: A rate out of range, or no rows.
+    """
+    values = np.sort(np.asarray(scores, dtype=np.float64))[::-1]
+    if not 0 < alert_rate <= 1:
+        raise ValueError(f"alert_rate got {alert_rate}; expected a share of the rows, above 0 and at most 1.")
+    if len(values) == 0:
+        raise ValueError("there are no rows; an alert rate is a share of them.")
+    return float(values[_count(alert_rate, len(values)) - 1])
+
+
+def _count(share: float, total: int) -> int:
+    """The smallest number of rows, at least one, that makes up the share."""
+    return max(1, int(np.ceil(round(share * total, 9))))  # 0.8 * 10 is 8, not 8.000000000000002

@@ -91,7 +91,8 @@ class Ranking:
         new_negatives = np.diff(negatives, axis=1, prepend=0.0)
         area = (new_negatives * (before[:, :-1] + before[:, 1:])).sum(axis=1) / 2
         with np.errstate(invalid="ignore", divide="ignore"):
-            return area / (positives[:, -1] * negatives[:, -1])
+            areas: FloatArray = area / (positives[:, -1] * negatives[:, -1])
+        return areas
 
     def average_precision(self, weights: ArrayLike | None = None) -> FloatArray:
         """Area under the precision-recall curve as average precision (no interpolation), per weighting.
@@ -108,7 +109,8 @@ class Ranking:
         with np.errstate(invalid="ignore", divide="ignore"):
             precision = np.nan_to_num(positives / (positives + negatives))
             gained = np.diff(positives, axis=1, prepend=0.0)
-            return (gained * precision).sum(axis=1) / positives[:, -1]
+            means: FloatArray = (gained * precision).sum(axis=1) / positives[:, -1]
+        return means
 
     def best_f1_threshold(self, scores: ArrayLike) -> float:
         """The score at which predicting positive at or above it gives the largest F1 on these rows."""

@@ -169,25 +169,26 @@ def assess_subgroups(
     return found
 
 
-def subgroup_table(subgroups: Sequence[Subgroup]) -> str:
-    """The subgroups as a Markdown table."""
-    titles = [f"{title} | against the rest" for title in GROUP_METRICS.values()]
-    lines = [
-        f"| subgroup | patients | labels | positives | {' | '.join(titles)} |",
-        "|---|" + "---:|" * (3 + 2 * len(GROUP_METRICS)),
-    ]
+def subgroup_columns(subgroups: Sequence[Subgroup]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table of subgroups, as texts."""
+    titles = [text for title in GROUP_METRICS.values() for text in (title, "against the rest")]
+    rows = []
     for group in subgroups:
-        start = f"| {group.attribute}: {group.value} | {group.patients:,} | {group.labels:,} | {group.positives:,} |"
+        counts = [f"{group.patients:,}", f"{group.labels:,}", f"{group.positives:,}"]
         if group.reason is not None:
             cells = [f"{NOT_ESTIMABLE}: {group.reason}", *[""] * (2 * len(GROUP_METRICS) - 1)]
         else:
-            cells = [str(each[name]) if name in each else "-" for name in GROUP_METRICS for each in _both(group)]
-        lines.append(f"{start} {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            both = (group.metrics, group.differences)
+            cells = [str(each[name]) if name in each else "-" for name in GROUP_METRICS for each in both]
+        rows.append([f"{group.attribute}: {group.value}", *counts, *cells])
+    return ["subgroup", "patients", "labels", "positives", *titles], rows
 
 
-def _both(group: Subgroup) -> tuple[Mapping[str, Interval], Mapping[str, Interval]]:
-    return group.metrics, group.differences
+def subgroup_table(subgroups: Sequence[Subgroup]) -> str:
+    """The subgroups as a Markdown table."""
+    header, rows = subgroup_columns(subgroups)
+    rule = "|---|" + "---:|" * (len(header) - 1)
+    return "\n".join([f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
 
 def _band(age: float, bands: Sequence[float]) -> str:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from huggingface_hub.errors import StrictDataclassError
 
@@ -43,6 +43,7 @@ class Checkpoint(NamedTuple):
     encoder: RiskEncoder
 
 
+@runtime_checkable
 class Savable(Protocol):
     """A model, tokenizer or feature extractor."""
 
@@ -71,7 +72,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification, AutoTokenizer
 
     from ehrseq.batches.scoring import RiskModel
-    from ehrseq.hub.registration import load_class
+    from ehrseq.hub.families import load_class
 
     checkpoint = str(checkpoint)
     _check_files(checkpoint)

@@ -27,7 +27,7 @@ _BLOCK = "model.backbone.layers.0.mixer."
 
 
 def convert_odyssey_checkpoint(
-    checkpoint: str | os.PathLike | Mapping[str, Tensor], **config_overrides: Any
+    checkpoint: str | os.PathLike[str] | Mapping[str, Tensor], **config_overrides: Any
 ) -> EhrMambaForCausalLM | EhrMambaForSequenceClassification:
     """Convert an Odyssey EhrMamba checkpoint; its logits, losses and gradients stay the same.
 
@@ -77,7 +77,8 @@ def convert_odyssey_checkpoint(
             f"Odyssey weights that are copies of others or not read by the model, left out: {', '.join(unused)}"
         )
     model.load_state_dict(state_dict)
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:

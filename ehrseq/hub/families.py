@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -102,3 +104,9 @@ def registered_classes() -> Iterator[str]:
         paths += [family.config, *family.models.values(), family.tokenizer, family.feature_extractor]
     paths += [entry.pipeline for entry in PIPELINES.values()]
     yield from dict.fromkeys(path for path in paths if path is not None)
+
+
+def load_class(path: str) -> Any:
+    """The class at `module:Class` under the package."""
+    module, name = path.split(":")
+    return getattr(import_module(f"ehrseq.{module}"), name)

@@ -15,12 +15,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ehrseq.hub.cards import (
     CARD_MARKER,
+    DescribedModel,
     EhrModelCard,
     ModelFacts,
     is_gated,
@@ -29,6 +30,10 @@ from ehrseq.hub.cards import (
     read_text,
     weights_in,
 )
+from ehrseq.hub.checkpoints import Savable
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +51,10 @@ NOT_PUSHED = (
 
 
 def push_to_hub(
-    checkpoint: Any,
+    checkpoint: str | os.PathLike[str] | Savable,
     repo_id: str,
     *,
-    tokenizer: Any = None,
+    tokenizer: Savable | None = None,
     card: EhrModelCard | None = None,
     private: bool | None = None,
     token: str | None = None,
@@ -78,9 +83,9 @@ def push_to_hub(
         ValueError: Not a complete checkpoint, a damaged file, an argument of another kind, or weights from credentialed
             data without `allow_credentialed`.
     """
-    if not isinstance(checkpoint, str | os.PathLike) and not hasattr(checkpoint, "save_pretrained"):
+    if not isinstance(checkpoint, str | os.PathLike | Savable):
         raise ValueError(f"checkpoint got {type(checkpoint).__name__}; expected a folder, a model or a pipeline.")
-    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+    if tokenizer is not None and not isinstance(tokenizer, Savable):
         raise ValueError(f"tokenizer got {type(tokenizer).__name__}; expected a tokenizer, not its folder.")
     if card is not None and not isinstance(card, EhrModelCard):
         raise ValueError(f"card got {type(card).__name__}; expected an EhrModelCard (a text of yours: README.md).")
@@ -94,7 +99,7 @@ def push_to_hub(
             model: Any = checkpoint
             files = _files_of(Path(checkpoint))
         else:
-            model = checkpoint.model if hasattr(checkpoint, "run_single") else checkpoint
+            model = _model_of(checkpoint)
             checkpoint.save_pretrained(folder)
             files = {}
         if tokenizer is not None:
@@ -130,7 +135,7 @@ def push_to_hub(
 
 
 def ensure_card(
-    folder: str | os.PathLike, pushed: Any, repo_id: str | None = None, *, allow_credentialed: bool = False
+    folder: str | os.PathLike[str], pushed: object, repo_id: str | None = None, *, allow_credentialed: bool = False
 ) -> None:
     """Make sure that a folder which is about to be pushed has a card of ours, or one that somebody wrote.
 
@@ -145,29 +150,35 @@ def ensure_card(
     """
     readme = Path(folder) / "README.md"
     present = read_text(readme)
-    if hasattr(pushed, "run_single"):
-        pushed = pushed.model
+    model: Any = _model_of(pushed)
     by_hand = bool(present) and CARD_MARKER not in present and STOCK_CARD not in present
-    card = getattr(pushed, "model_card", None)
-    loaded_from = getattr(pushed, "name_or_path", None)
+    card: EhrModelCard | None = getattr(model, "model_card", None)
+    loaded_from = getattr(model, "name_or_path", None)
     origin = read_text(Path(loaded_from) / "README.md") if loaded_from else ""
-    if is_gated(card.render(pushed) if card is not None else origin):
+    if is_gated(card.render(model) if card is not None else origin):
         _refuse_credentialed(allow_credentialed)
     if by_hand or (present and CARD_MARKER in present and card is None):
         return
     if card is not None:
-        card.save(folder, model=pushed, repo_id=repo_id)
+        card.save(folder, model=model, repo_id=repo_id)
         return
     if origin:
         readme.write_text(origin, encoding="utf-8")
-    elif hasattr(pushed, "parameters") or isinstance(pushed, str | os.PathLike):
-        name = repo_id or ModelFacts.of(pushed).class_name
-        EhrModelCard(name).save(folder, model=pushed, repo_id=repo_id)
+    elif isinstance(model, str | os.PathLike | DescribedModel):
+        name = repo_id or ModelFacts.of(model).class_name
+        EhrModelCard(name).save(folder, model=model, repo_id=repo_id)
     else:
-        readme.write_text(part_card(pushed), encoding="utf-8")
+        readme.write_text(part_card(model), encoding="utf-8")
 
 
-def use_card(trainer: Any, card: EhrModelCard) -> None:
+def _model_of(pushed: object) -> Any:
+    """The model of a pipeline, anything else as it is."""
+    from transformers import Pipeline
+
+    return pushed.model if isinstance(pushed, Pipeline) else pushed
+
+
+def use_card(trainer: "Trainer", card: EhrModelCard) -> None:
     """Let `trainer.push_to_hub` write this card instead of Trainer's own draft.
 
     Trainer's log of losses goes into the card's training table.
@@ -177,11 +188,11 @@ def use_card(trainer: Any, card: EhrModelCard) -> None:
         if trainer.is_world_process_zero():
             ran = {"epochs": round(trainer.state.epoch or 0, 2), "optimizer steps": trainer.state.global_step}
             filled = replace(card, training={**ran, **card.training})
-            filled.save(trainer.args.output_dir, model=trainer.model, repo_id=trainer.hub_model_id)
+            filled.save(trainer.args.output_dir or ".", model=trainer.model, repo_id=trainer.hub_model_id)
 
     if card.data is not None and card.data.credentialed:
         _refuse_credentialed(False)
-    trainer.create_model_card = create_model_card
+    setattr(trainer, "create_model_card", create_model_card)  # noqa: B010  (of this trainer alone)
 
 
 def _refuse_credentialed(allowed: bool) -> None:
@@ -202,7 +213,7 @@ def _files_of(folder: Path) -> dict[str, Path]:
     return {name: path for name, path in found.items() if not any(fnmatch.fnmatch(name, p) for p in NOT_PUSHED)}
 
 
-def _check_complete(files: Mapping[str, Path], checkpoint: Any) -> None:
+def _check_complete(files: Mapping[str, Path], checkpoint: object) -> None:
     where = checkpoint if isinstance(checkpoint, str | os.PathLike) else type(checkpoint).__name__
     if "config.json" not in files or not any(name.endswith(".safetensors") for name in files):
         raise ValueError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from functools import partial, wraps
-from importlib import import_module
 from typing import Any
 
 import transformers
@@ -16,10 +15,10 @@ from transformers import PreTrainedConfig
 from transformers.models.auto import AutoConfig, AutoFeatureExtractor, AutoTokenizer
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from ehrseq.hub.families import FAMILIES, PIPELINES, Family, RegisteredPipeline
+from ehrseq.hub.families import FAMILIES, PIPELINES, Family, RegisteredPipeline, load_class
 
 
-class NamedInCheckpoint(PreTrainedConfig):
+class NamedInCheckpoint(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """Key under which tokenizers are registered; no checkpoint has this config.
 
     A checkpoint of the package names its tokenizer class, and that name is enough to find a registered class.
@@ -51,12 +50,6 @@ def register_all() -> None:
         raise errors[0]
 
 
-def load_class(path: str) -> Any:
-    """The class at `module:Class` under the package."""
-    module, name = path.split(":")
-    return getattr(import_module(f"ehrseq.{module}"), name)
-
-
 def _register_family(model_type: str, family: Family) -> None:
     # 1. Imports.
     config = load_class(family.config)
@@ -69,9 +62,9 @@ def _register_family(model_type: str, family: Family) -> None:
         for auto, model in models:
             auto.register(config, model, exist_ok=True)
         if tokenizer is not None:
-            AutoTokenizer.register(NamedInCheckpoint, tokenizer, exist_ok=True)
+            AutoTokenizer.register(NamedInCheckpoint, tokenizer, exist_ok=True)  # type: ignore[no-untyped-call]
         if extractor is not None:
-            AutoFeatureExtractor.register(config, extractor, exist_ok=True)
+            AutoFeatureExtractor.register(config, extractor, exist_ok=True)  # type: ignore[no-untyped-call]
         for pushed in (config, *(model for _, model in models), tokenizer, extractor):
             if pushed is not None:
                 _push_with_card(pushed)

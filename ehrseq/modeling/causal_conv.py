@@ -17,7 +17,7 @@ Glossary: b batch, l length, d channels, k kernel size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -172,7 +172,7 @@ def _run_torch(inputs: ConvInputs) -> Tensor:
     starts = inputs.reset_mask
     positions = None if starts is None else positions_in_segment(starts, inputs.weight.shape[1] - 1)
     tensors = (inputs.x, inputs.weight, inputs.bias, inputs.initial_state)
-    return _CausalConv.apply(*tensors, positions, inputs.activation)  # type: ignore[no-untyped-call]
+    return _CausalConv.apply(*tensors, positions, inputs.activation)
 
 
 def _run_naive(inputs: ConvInputs) -> Tensor:
@@ -300,4 +300,4 @@ def _check_inputs(
 CONV_BACKENDS.register("naive", OperatorBackend(_run_naive, automatic=False))
 CONV_BACKENDS.register("torch", OperatorBackend(_run_torch))
 for _name, _entry in reversed(_accelerators().items()):
-    CONV_BACKENDS.register(_name, _entry)
+    CONV_BACKENDS.register(_name, cast("OperatorBackend[ConvInputs, Tensor]", _entry))

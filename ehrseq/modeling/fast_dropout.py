@@ -51,7 +51,7 @@ class FastDropout(nn.Dropout):
         usual = input.device.type != "cpu" or input.dtype not in DTYPES or not 0 < round(self.p * LEVELS) < LEVELS
         if usual or torch.compiler.is_compiling() or _transforming():
             return super().forward(input)
-        return _Masked.apply(input, dropout_mask(input, self.p))  # type: ignore[no-untyped-call]
+        return _Masked.apply(input, dropout_mask(input, self.p))
 
 
 __all__ = ["FastDropout", "dropout_mask"]

@@ -300,11 +300,11 @@ def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if all(rows < product.min_rows or product.way == "default" for product in choice.products.values()):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return _FastLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return _FastLinear.apply(x, weight, bias)
     return _forward(x, weight, bias)
 
 
-def is_plain(*tensors: Tensor | None) -> bool:
+def are_plain_tensors(*tensors: Tensor | None) -> bool:
     """Whether these are ordinary CPU tensors in eager mode, with no transform, trace or dispatch in between."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or _transforming():
         return False
@@ -316,7 +316,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 def _may_choose(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether anything but `F.linear` comes into question: plain, large enough CPU tensors of one dtype."""
-    if not is_plain(x, weight, bias):
+    if not are_plain_tensors(x, weight, bias):
         return False
     if weight.dim() != 2 or weight.numel() < MIN_WEIGHT or x.dim() == 0 or x.numel() == 0:
         return False
@@ -435,7 +435,7 @@ def halves(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
         needs_grad = any(t is not None and t.requires_grad for t in (x, weight, bias))
         if needs_grad and weight.shape[0] % 2 == 0 and _may_choose(x, weight, bias):
-            return _FastHalves.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+            return _FastHalves.apply(x, weight, bias)
     first, second = layer(x).chunk(2, dim=-1)
     return first, second
 

@@ -89,7 +89,7 @@ class EhrHubMixin(_ModelBase):
 
     auto_classes: ClassVar[dict[str, str]] = {}
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save as `PreTrainedModel.save_pretrained` does, with the complete `auto_map` and the pipelines' code."""
         carries_code = self._auto_class is not None and not os.path.isfile(save_directory)
         if carries_code:
@@ -124,7 +124,7 @@ class EhrHubMixin(_ModelBase):
         return same if len(same) == len(drawn) else []
 
     def _upload_modified_files(  # type: ignore[override]
-        self, working_dir: str | os.PathLike, repo_id: str, files_timestamps: dict[str, float], **kwargs: Any
+        self, working_dir: str | os.PathLike[str], repo_id: str, files_timestamps: dict[str, float], **kwargs: Any
     ) -> Any:
         # The code may be older than the time at which transformers began to watch the folder for new files.
         watched = {name: at for name, at in files_timestamps.items() if not name.endswith(".py")}

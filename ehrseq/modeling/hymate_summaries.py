@@ -167,7 +167,7 @@ class ForecastHead(FastLinear):
         self.num_horizons = config.num_horizons
         self.persistence = nn.Parameter(torch.ones(outputs)) if config.forecast_from_last_value else None
 
-    def forward(self, pooled: Tensor, last_values: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, pooled: Tensor, last_values: Tensor | None = None) -> Tensor:
         """(r [..., p], last values [..., V] where they are used) -> [..., H V]."""
         forecast = super().forward(pooled)
         if self.persistence is None or last_values is None:

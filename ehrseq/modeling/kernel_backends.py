@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,25 +18,9 @@ Inputs = TypeVar("Inputs")
 Outputs = TypeVar("Outputs")
 
 
-class Implementation(Protocol[Inputs, Outputs]):
-    """What a table holds: an `OperatorBackend`, or an entry of `ehrseq.kernels` with the same attributes."""
-
-    @property
-    def run(self) -> Callable[[Inputs], Outputs]:
-        """See `OperatorBackend`."""
-
-    @property
-    def why_not(self) -> Callable[[Inputs], str | None]:
-        """See `OperatorBackend`."""
-
-    @property
-    def automatic(self) -> bool:
-        """See `OperatorBackend`."""
-
-
 @dataclass(frozen=True)
 class OperatorBackend(Generic[Inputs, Outputs]):
-    """One implementation of an operator.
+    """One implementation of an operator. The entries of `ehrseq.kernels` have the same attributes.
 
     Attributes:
         run: The checked inputs of a call -> its outputs.
@@ -61,13 +45,13 @@ class BackendTable(Generic[Inputs, Outputs]):
 
     operator: str
     announce: Callable[[str, Inputs], None] | None = None
-    entries: dict[str, Implementation[Inputs, Outputs]] = field(default_factory=dict)
+    entries: dict[str, OperatorBackend[Inputs, Outputs]] = field(default_factory=dict)
 
-    def register(self, name: str, backend: Implementation[Inputs, Outputs]) -> None:
+    def register(self, name: str, backend: OperatorBackend[Inputs, Outputs]) -> None:
         """Put a backend in front, so that it is tried first; one of the same name is replaced."""
         self.entries = {name: backend, **{key: entry for key, entry in self.entries.items() if key != name}}
 
-    def choose(self, name: str | None, inputs: Inputs) -> Implementation[Inputs, Outputs]:
+    def choose(self, name: str | None, inputs: Inputs) -> OperatorBackend[Inputs, Outputs]:
         """The backend of that name, or of EHRSEQ_BACKEND; where neither is set the first that serves the call.
 
         Raises:
@@ -153,7 +137,6 @@ def _describe(value: object) -> str:
 
 __all__ = [
     "BackendTable",
-    "Implementation",
     "OperatorBackend",
     "any_needs_grad",
     "check_dimensions",

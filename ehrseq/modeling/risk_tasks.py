@@ -7,10 +7,15 @@ log-odds that this causes is known, stays in the config, and is taken back in on
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _ModelBase
+else:
+    _ModelBase = object
 
 IGNORED_LABEL = -100  # transformers' own convention
 
@@ -57,11 +62,8 @@ class RiskConfigMixin:
         return [float(task.get("log_odds_shift", 0.0)) + weights_shift for task in self.tasks or []]
 
 
-class RiskScoresMixin:
+class RiskScoresMixin(_ModelBase):
     """Base of classifiers whose class 1 is the positive outcome and whose config is a `RiskConfigMixin`."""
-
-    if TYPE_CHECKING:
-        config: RiskConfigMixin
 
     def risk_scores(self, logits: Tensor, task_ids: Tensor | None = None) -> Tensor:
         """P(positive) of each row: the one place where training's shift of the log-odds is taken back.
@@ -80,23 +82,22 @@ class RiskScoresMixin:
         """
         if logits.shape[-1] != 2:
             raise ValueError(f"risk_scores: got {logits.shape[-1]} classes, expected logits of two: [..., 2].")
-        shifts = self.config.log_odds_shifts() or [self.config.class_weight_log_odds_shift]
+        config = cast(RiskConfigMixin, self.config)
+        shifts = config.log_odds_shifts() or [config.class_weight_log_odds_shift]
         table = torch.tensor(shifts, dtype=torch.float32, device=logits.device)
         log_odds = logits[..., 1].float() - logits[..., 0].float()
         if task_ids is None:
             if len(set(shifts)) > 1:
                 raise ValueError(
                     "risk_scores: the tasks of this model have different log-odds shifts: give task_ids, the index "
-                    f"of each row's task in {[task['name'] for task in self.config.tasks or []]}."
+                    f"of each row's task in {[task['name'] for task in config.tasks or []]}."
                 )
             return torch.sigmoid(log_odds - table[0])
         task_ids = torch.as_tensor(task_ids, dtype=torch.int64, device=logits.device)
         if task_ids.shape != log_odds.shape:
             raise ValueError(f"risk_scores: task_ids {list(task_ids.shape)} do not match rows {list(log_odds.shape)}.")
-        if self.config.tasks and task_ids.numel() and int(task_ids.max()) >= len(self.config.tasks):
-            raise ValueError(
-                f"risk_scores: task id {int(task_ids.max())}, but config.tasks has {len(self.config.tasks)}."
-            )
+        if config.tasks and task_ids.numel() and int(task_ids.max()) >= len(config.tasks):
+            raise ValueError(f"risk_scores: task id {int(task_ids.max())}, but config.tasks has {len(config.tasks)}.")
         return torch.sigmoid(log_odds - table[task_ids.clamp(min=0, max=len(shifts) - 1)])
 
 

@@ -23,7 +23,7 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -237,7 +237,7 @@ def _run_torch(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
         return _run_naive(inputs) if inputs.needs_grad else _one_step(inputs)
     arguments = tuple(vars(inputs).values())
     if inputs.needs_grad:
-        y, final_state = _TiledScan.apply(*arguments)  # type: ignore[no-untyped-call]
+        y, final_state = _TiledScan.apply(*arguments)
     else:
         y, final_state, _ = _tiled_forward(inputs, keep_states=False)
     return y, final_state
@@ -492,4 +492,4 @@ def _tiled_backward(
 SCAN_BACKENDS.register("naive", OperatorBackend(_run_naive, automatic=False))
 SCAN_BACKENDS.register("torch", OperatorBackend(_run_torch))
 for _name, _entry in reversed(_accelerators().items()):
-    SCAN_BACKENDS.register(_name, _entry)
+    SCAN_BACKENDS.register(_name, cast("OperatorBackend[ScanInputs, tuple[Tensor, Tensor]]", _entry))

@@ -134,7 +134,7 @@ class EhrRiskPipeline(ChunkPipeline):
         elif isinstance(inputs, Iterator) and not isinstance(inputs, types.GeneratorType):
             inputs = (patient for patient in inputs)
         self._outside.clear()
-        answers = super().__call__(inputs, **kwargs)
+        answers = super().__call__(inputs, **kwargs)  # type: ignore[no-untyped-call]
         if not isinstance(answers, list):
             return self._to_the_end(answers)
         self._warn_of_answers_outside()
@@ -342,7 +342,8 @@ def patient_from_fhir(bundle: dict[str, Any]) -> dict[str, Any]:
             "FHIR Bundles are read by the package ehrseq, which is not installed here: pip install ehrseq, or give the "
             'patient as {"subject_id": ..., "events": [{"time": ..., "code": ...}, ...]}.'
         ) from error
-    return patient_from_bundle(bundle)
+    patient: dict[str, Any] = patient_from_bundle(bundle)
+    return patient
 
 
 def _as_batch(values: Any) -> torch.Tensor:

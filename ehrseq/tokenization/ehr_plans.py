@@ -12,6 +12,8 @@ MIN_CONTEXT = 8
 MAX_STATIC_SHARE = 4
 """Static tokens stay in a truncated sequence while [CLS] and they take at most a quarter of the context."""
 CHANNELS = ["input_ids", "attention_mask", "token_type_ids", "times", "ages", "visit_orders", "visit_segments"]
+SEGMENTS = "segment_ids"
+"""The channel of packed rows: which of its sequences a token belongs to, see `ehrseq.batches.packing`."""
 CHANNEL_DTYPES = {
     "input_ids": np.int64,
     "attention_mask": np.int64,

@@ -1,6 +1,7 @@
-"""Recipes by name or file, with single values changed: what `ehrseq train` is told.
+"""The recipes of this package by name, and those of files: `read_recipe`, `list_recipes`.
 
-recipe = read_recipe("demo", ["finetune.learning_rate=1e-3", "model.hidden_size=32"])
+What a recipe is stands in `ehrseq.training.recipe`, the families' own keys in `ehrseq.training.prompt_recipe`
+(EhrMamba) and `ehrseq.training.triplet_recipe` (HyMaTE).
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from typing import Any
 import yaml
 
 from ehrseq.training.prompt_recipe import PromptRecipe
-from ehrseq.training.recipe import Recipe, stage_keys
-from ehrseq.training.recipe_files import NAMED, nearest_names, read_values, recipe_name
+from ehrseq.training.recipe import NAMED, Recipe, nearest, read_with_bases, recipe_name, stage_keys
 from ehrseq.training.triplet_recipe import TripletRecipe
 
-RECIPE_KINDS: dict[str, type[Recipe]] = {kind.family: kind for kind in (PromptRecipe, TripletRecipe)}
+KINDS: dict[str, type[Recipe]] = {kind.family: kind for kind in (PromptRecipe, TripletRecipe)}
 
 
 def read_recipe(recipe: str | Path, changes: Sequence[str] = ()) -> Recipe:
@@ -31,20 +31,20 @@ def read_recipe(recipe: str | Path, changes: Sequence[str] = ()) -> Recipe:
     Raises:
         ValueError: No such recipe, a circle of bases, no family, an unknown key or a value that cannot be.
     """
-    values = read_values(recipe)
+    values = read_with_bases(recipe)
     family = values.get("family")
-    if family not in RECIPE_KINDS:
-        raise ValueError(f"{recipe} has the family {family!r}; expected `family:` to be one of {list(RECIPE_KINDS)}.")
+    if family not in KINDS:
+        raise ValueError(f"{recipe} has the family {family!r}; expected `family:` to be one of {list(KINDS)}.")
     for change in changes:
-        _set(values, change, RECIPE_KINDS[family])
-    made = RECIPE_KINDS[family].from_dict(values, where=f"{recipe}{' with --set' if changes else ''}")
+        _set(values, change, KINDS[family])
+    made = KINDS[family].from_dict(values, where=f"{recipe}{' with --set' if changes else ''}")
     made.check_model()
     return made
 
 
 def list_recipes() -> list[tuple[str, str, str]]:
     """(name, family, description) of every named recipe, by family and name."""
-    named = [(recipe_name(file), read_values(file)) for file in NAMED.rglob("*.yaml")]
+    named = [(recipe_name(file), read_with_bases(file)) for file in NAMED.rglob("*.yaml")]
     return sorted(
         ((name, str(values["family"]), str(values["description"])) for name, values in named),
         key=lambda entry: (entry[1], "/" in entry[0], entry[0]),
@@ -69,7 +69,7 @@ def _set(values: dict[str, Any], change: str, kind: type[Recipe]) -> None:
             values[first] = None
             return
         keys = [*(name for name in known if name not in nested), *(f"{name}.KEY" for name in nested)]
-        raise ValueError(f"--set got {path!r}; expected one of {sorted(keys)}{nearest_names([first], known)}.")
+        raise ValueError(f"--set got {path!r}; expected one of {sorted(keys)}{nearest([first], known)}.")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

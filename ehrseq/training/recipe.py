@@ -6,20 +6,23 @@
     model: {hidden_size: 96}             # fields of the family's configuration
     finetune: {learning_rate: 1.0e-3}    # keys of a `Stage`, or any field of `TrainingArguments`
 
-`ehrseq.training.named_recipes` gives the recipe of a name or file. The keys of each family are in
-`ehrseq.training.prompt_recipe` (EhrMamba) and `ehrseq.training.triplet_recipe` (HyMaTE).
+`read_recipe` gives the `Recipe` of a name or file, `list_recipes` what there is by name
+(`ehrseq.training.named_recipes`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from ehrseq.training.recipe_files import nearest_names, read_values
+import yaml
+
+NAMED = Path(__file__).parent / "recipes"
 
 SCHEDULES = ("constant", "cosine", "paper")
 KEPT = ("best", "last")
@@ -117,7 +120,7 @@ class Recipe:
         Raises:
             ValueError: No such recipe, a circle of bases, or a key that no recipe has; the message says the file.
         """
-        return cls.from_dict(read_values(recipe), where=str(recipe))
+        return cls.from_dict(read_with_bases(recipe), where=str(recipe))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "recipe") -> Self:
@@ -181,7 +184,7 @@ class Recipe:
         if unknown:
             raise ValueError(
                 f"model of the recipe {self.name!r} has {unknown}; expected fields of {config.__name__}"
-                f"{nearest_names(unknown, names)}."
+                f"{nearest(unknown, names)}."
             )
         try:
             config(**self.model)
@@ -200,7 +203,7 @@ def check_keys(values: Any, known: Iterable[str], where: str) -> None:
         raise ValueError(f"{where} has {values!r}; expected keys out of {names}.")
     unknown = sorted(str(key) for key in values if key not in names)
     if unknown:
-        raise ValueError(f"{where} has {unknown}; expected keys out of {names}{nearest_names(unknown, names)}.")
+        raise ValueError(f"{where} has {unknown}; expected keys out of {names}{nearest(unknown, names)}.")
 
 
 def check_number(name: str, value: Any, least: float, *, whole: bool = False) -> None:
@@ -213,6 +216,56 @@ def check_number(name: str, value: Any, least: float, *, whole: bool = False) ->
     if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
         expected = "a whole number" if whole else "a number"
         raise ValueError(f"{name} got {value!r}; expected {expected} of at least {least}.")
+
+
+def read_with_bases(recipe: str | Path) -> dict[str, Any]:
+    """What a recipe's file and its bases say, and its name."""
+    file = _file_of(recipe, Path())
+    return _read_with_bases(file, ()) | {"name": file.stem}
+
+
+def _read_with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """What a recipe's file says on top of what its base says; the model and the stages key by key."""
+    if path.resolve() in above:
+        raise ValueError(f"{path} has itself as its base; let one of the files stand on its own.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}; expected the keys of a recipe.")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    merged = _read_with_bases(_file_of(str(base), path.parent), (*above, path.resolve()))
+    for name, value in values.items():
+        inner = merged.get(name)
+        merged[name] = {**inner, **value} if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _file_of(recipe: str | Path, folder: Path) -> Path:
+    """The YAML file of a name, or of a path (of a base: relative to the file that names it).
+
+    Raises:
+        ValueError: There is none.
+    """
+    text = str(recipe)
+    if text.endswith((".yaml", ".yml")):
+        if (folder / text).is_file():
+            return folder / text
+        raise ValueError(f"no recipe {folder / text}; give a YAML file, or a name of `ehrseq train --list`.")
+    named = {recipe_name(file): file for file in NAMED.rglob("*.yaml")}
+    if text not in named:
+        near = difflib.get_close_matches(text, named, n=3, cutoff=0.4)
+        meant = f", perhaps {' or '.join(near)}" if near else ""
+        raise ValueError(f"no recipe {text!r}; give a YAML file, or a name of `ehrseq train --list`{meant}.")
+    return named[text]
+
+
+def recipe_name(file: Path) -> str:
+    """Name of a recipe of this package, by its file."""
+    return file.relative_to(NAMED).with_suffix("").as_posix()
 
 
 def _stage(values: Any, defaults: Mapping[str, Any], where: str) -> Stage:
@@ -230,7 +283,7 @@ def _stage(values: Any, defaults: Mapping[str, Any], where: str) -> Stage:
         if unknown:
             raise ValueError(
                 f"{where} has {unknown}; expected keys out of {sorted(own)}, or fields of TrainingArguments"
-                f"{nearest_names(unknown, known)}."
+                f"{nearest(unknown, known)}."
             )
         for name, instead in _TAKEN.items():
             if name in others:
@@ -246,7 +299,7 @@ def _stage(values: Any, defaults: Mapping[str, Any], where: str) -> Stage:
 
 
 def stage_keys() -> set[str]:
-    """What a stage's keys may be: its own, and the fields of `TrainingArguments`."""
+    """Every key that a stage may have."""
     from transformers import TrainingArguments
 
     return {entry.name for kind in (Stage, TrainingArguments) for entry in dataclasses.fields(kind)} - {"arguments"}
@@ -255,3 +308,10 @@ def stage_keys() -> set[str]:
 def _number(value: Any) -> Any:
     """The value, or the number that YAML takes for a word: 1e-3."""
     return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+
+
+def nearest(unknown: Sequence[str], known: Iterable[str]) -> str:
+    """The end of a message that names what is like the unknown words, empty where nothing is."""
+    names = list(known)
+    near = [match for name in unknown for match in difflib.get_close_matches(name, names, n=3, cutoff=0.4)]
+    return f"; nearest: {', '.join(dict.fromkeys(near))}" if near else ""

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from sklearn.metrics import roc_auc_score
 
-from ehrseq.benchmark.meds_dev import run_command
+from ehrseq.benchmark.meds_dev import run_meds_dev
 from tests.benchmark.cohorts import write_known
 from tests.in_process import run_module
 
@@ -100,7 +100,7 @@ def test_every_label_of_the_split_has_one_prediction(run):
 def test_a_finished_command_does_nothing(run):
     file = run.out / "supervised" / "predict" / "predictions.parquet"
     at = file.stat().st_mtime_ns
-    run_command(shlex.split(run.last)[3:])
+    run_meds_dev(shlex.split(run.last)[3:])
     assert file.stat().st_mtime_ns == at
 
 
@@ -147,10 +147,10 @@ def test_bad_input_is_one_line(run, tmp_path, change, message):
         pl.read_parquet(splits).with_columns(split=pl.lit("held_out")).write_parquet(splits)
         command = ["pretrain"]
     with pytest.raises(SystemExit, match=message):
-        run_command([*command, "--dataset_dir", str(dataset), "--demo", "True", "--output_dir", str(tmp_path / "out")])
+        run_meds_dev([*command, "--dataset_dir", str(dataset), "--demo", "True", "--output_dir", str(tmp_path / "out")])
 
 
 def test_a_missing_argument_is_told(capsys):
     with pytest.raises(SystemExit):
-        run_command(["finetune", "--dataset_dir", "d", "--output_dir", "o"])
+        run_meds_dev(["finetune", "--dataset_dir", "d", "--output_dir", "o"])
     assert "finetune needs --labels_dir and --model_initialization_dir" in capsys.readouterr().err

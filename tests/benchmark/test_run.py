@@ -1,6 +1,5 @@
 """The command from a dataset to its report: what it writes, that numbers are those of its predictions; going on."""
 
-import html.parser
 import json
 import re
 import shutil
@@ -22,6 +21,7 @@ from ehrseq.data.dataset import EventDataset
 from ehrseq.data.simulate.cohort import simulate
 from ehrseq.evaluation import best_f1_threshold
 from tests.benchmark.cohorts import write_budget, write_known, write_simulated
+from tests.pages import read_page
 
 TASKS = ["long_stay_7d", "readmission_30d"]
 
@@ -138,45 +138,10 @@ def test_every_system_had_the_same_budget(finished):
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-class Page(html.parser.HTMLParser):
-    """Tags that stand open, texts, and what a page asks for from elsewhere."""
-
-    EMPTY = {"meta", "br", "hr", "img", "link", "input", "path", "use"}
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.texts, self.tags, self.wants = [], [], set(), []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        self.wants += [value for name, value in attributes if name in ("src", "href", "xlink:href", "data")]
-        if tag not in self.EMPTY:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in self.EMPTY:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        if tag not in self.EMPTY:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-
 def test_the_page_needs_nothing_else_and_holds_every_number(finished):
     out, _, text = finished
     source = (out / "report.html").read_text()
-    page = Page()
-    page.feed(source)
-    page.close()
-    assert not page.open
-    assert "script" not in page.tags
-    assert "link" not in page.tags
-    assert all(value.startswith("#") for value in page.wants)
-    assert not re.search(r"url\((?!#)", source)
+    page = read_page(source)
     assert "@media print" in source
     assert source.count("<svg") >= len(TASKS)  # the curves of each task, and subgroups where they can be estimated
     words = " ".join(page.texts)

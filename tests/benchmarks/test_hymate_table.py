@@ -1,13 +1,16 @@
 """The table of HyMaTE and its baselines: cells are run once and kept, differences are paired."""
 
+import importlib
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from ehrseq.baselines.summary_models import LOGISTIC_GRID, LogisticSummaries
 from ehrseq.data.simulate.stays import simulate_stays
 from tests.in_process import run_module
 
@@ -23,6 +26,13 @@ def write_cell(folder, labels, scores, first_subject=1):
     subjects = np.arange(first_subject, first_subject + len(labels))
     pl.DataFrame({"subject_id": subjects, "label": labels, "score": scores}).write_parquet(folder / "scores.parquet")
     (folder / "result.json").write_text("{}")
+
+
+@pytest.fixture(autouse=True)
+def one_setting(monkeypatch):
+    """The table is tested here, not the search for the baseline's best setting."""
+    quick = partial(LogisticSummaries, grid=LOGISTIC_GRID[:1], num_folds=2)
+    monkeypatch.setitem(importlib.import_module(SCRIPT).BASELINES, "logistic", quick)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ STARTS_WITH = re.compile(r"^<!-- starts with: (.*) -->$", flags=re.MULTILINE)
 MIMIC = SITE / "guides" / "mimic_iv.md"
 TASKS = ("mortality_30d", "long_stay_7d", "readmission_30d")
 SHORT = "pretrain.tokens=2000 shared.tokens=2000 finetune.tokens=2000"  # of training EhrMamba
-SMALLER = {"2000": "120", "1000": "200", "100": "20"}  # numbers of patients, by what the pages say
+SMALLER = {"2000": "80", "1000": "200", "100": "20"}  # numbers of patients, by what the pages say
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,29 @@ def test_a_slope_that_does_not_exist_is_missing_alone():
     assert found.metrics["auroc"].value == 0.5
 
 
+def test_without_tuning_rows_the_threshold_is_that_of_an_alert_rate():
+    rng = np.random.default_rng(2)
+    rare = pl.DataFrame({"subject_id": range(2000), "label": rng.random(2000) < 0.03, "score": rng.random(2000) * 0.1})
+    found = assess(rare, "t", alert_rate=0.1, num_resamples=5)
+    assert (rare["score"] >= found.threshold).sum() == 200
+    assert (found.alerts[0].threshold, found.alerts[0].wanted) == (found.threshold, None)
+    assert found.alerts[0].alerts_per_1000 == 100
+    assert found.metrics["f1"].value == pytest.approx(f1_score(rare["label"], rare["score"] >= found.threshold))
+    assert found.metrics["f1"].value > 0  # no score reaches 0.5
+    assert "10 % of the rows" in found.threshold_from
+
+
+def test_the_bins_of_the_calibration_curve_have_intervals_over_patients():
+    table = scored_table()
+    curve = assess(table, "t", num_resamples=200).calibration
+    assert (curve.low <= curve.observed).all()
+    assert (curve.observed <= curve.high).all()
+    # Two copies of every patient tell nothing new, those of other patients half the variance.
+    copies = pl.concat([table, table])
+    same = assess(copies, "t", num_resamples=200).calibration
+    np.testing.assert_allclose(same.high - same.low, curve.high - curve.low, atol=1e-9)
+
+
 def test_the_report_is_json_and_a_table():
     found = assess(scored_table(), "t", num_resamples=5)
     told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
@@ -92,7 +115,7 @@ def test_the_report_is_json_and_a_table():
     assert len(told["decisions"]["thresholds"]) == 99
     text = found.to_markdown()
     assert str(found.metrics["auroc"]) in text
-    assert "threshold 0.5 (the default" in text
+    assert f"threshold {found.threshold:.3g} (an alert for the 5 % of the rows with the highest scores" in text
 
 
 def test_a_second_copy_of_every_patient_changes_no_value():
@@ -109,6 +132,8 @@ def test_a_second_copy_of_every_patient_changes_no_value():
         ({"table": scored_table().with_columns(score=pl.lit(float("nan")))}, "must be finite"),
         ({"table": scored_table().with_columns(score=pl.lit(1.5))}, r"in \[0, 1\]"),
         ({"threshold": 2.0}, "threshold got 2.0"),
+        ({"alert_rate": 0.0}, "alert_rate got 0.0"),
+        ({"alert_rate": 1.5}, "alert_rate got 1.5"),
         ({"threshold": 0.2, "tuning": scored_table()}, "not both"),
         ({"num_bins": 0}, "num_bins"),
         ({"num_resamples": 0}, "num_resamples >= 1"),

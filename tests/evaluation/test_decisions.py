@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ehrseq.evaluation import alert_burden, decision_curve
+from ehrseq.evaluation.decisions import alert_rate_threshold, alerts_at
 
 
 def test_net_benefit_is_counted_row_by_row():
@@ -40,6 +41,27 @@ def test_equal_scores_alert_together():
 
 
 @pytest.mark.parametrize(
+    ("scores", "rate", "threshold"),
+    [
+        ([0.1, 0.2, 0.3, 0.4], 0.25, 0.4),
+        ([0.1, 0.2, 0.3, 0.4], 0.26, 0.3),  # at least a quarter and a bit
+        ([0.1, 0.2, 0.3, 0.4], 0.01, 0.4),  # never nobody
+        ([0.1, 0.2, 0.3, 0.4], 1.0, 0.1),
+        ([0.3, 0.3, 0.3, 0.1], 0.25, 0.3),  # equal scores alert together
+        (np.arange(10) / 10, 0.8, 0.2),  # 0.8 * 10 is 8
+    ],
+)
+def test_the_threshold_of_an_alert_rate(scores, rate, threshold):
+    assert alert_rate_threshold(scores, rate) == threshold
+
+
+def test_alerts_where_no_score_reaches_the_threshold():
+    burden = alerts_at([0, 1], [0.1, 0.2], 0.5)
+    assert (burden.sensitivity, burden.alerts_per_1000, burden.wanted) == (0.0, 0.0, None)
+    assert np.isnan(burden.positive_predictive_value)
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: decision_curve([0, 1], [0.1, 0.2], [0.0]), "thresholds got"),
@@ -49,6 +71,9 @@ def test_equal_scores_alert_together():
         (lambda: alert_burden([0, 0], [0.1, 0.2]), "no positive row"),
         (lambda: alert_burden([0, 1], [0.1, 0.2], [1.5]), "sensitivities got"),
         (lambda: alert_burden([0, 1], [0.1, float("nan")]), "scores must be finite"),
+        (lambda: alert_rate_threshold([0.1], 0.0), "alert_rate got 0.0"),
+        (lambda: alert_rate_threshold([], 0.1), "there are no rows"),
+        (lambda: alerts_at([0, 0], [0.1, 0.2], 0.1), "no positive row"),
     ],
 )
 def test_bad_input_is_told(call, message):

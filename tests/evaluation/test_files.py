@@ -1,6 +1,8 @@
 """`ehrseq evaluate` from files to files."""
 
 import json
+import re
+import shutil
 
 import polars as pl
 import pytest
@@ -11,6 +13,7 @@ from ehrseq.data.dataset import write_dataset
 from ehrseq.data.simulate.cohort import simulate
 from ehrseq.evaluation import match_predictions, read_predictions
 from tests.evaluation.tables import scored_table
+from tests.pages import read_page
 
 
 @pytest.fixture
@@ -73,10 +76,113 @@ def test_the_threshold_may_come_from_tuning_patients(files, tmp_path):
     assert "### two" not in done.output
 
 
+def change(path, task, **columns):
+    """The scores of a file with other columns of one task."""
+    table = pl.read_parquet(path)
+    is_task = pl.col("task") == task
+    changed = table.with_columns(
+        **{name: pl.when(is_task).then(value).otherwise(name) for name, value in columns.items()}
+    )
+    changed.write_parquet(path)
+
+
+def one_class(predictions, labels):
+    file = labels / "two" / "labels.parquet"
+    pl.read_parquet(file).with_columns(boolean_value=pl.lit(False)).write_parquet(file)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "task", "reason"),
+    [
+        (lambda _, labels: shutil.rmtree(labels / "two"), "two", r"no labels; there are those of ['one']"),
+        (lambda _, labels: (labels / "two").rename(labels / "three"), "three", "no predictions; "),
+        (lambda scores, _: change(scores, "two", score=None), "two", "300 of 300 labels have no score"),
+        (lambda scores, _: change(scores, "two", score=7.0), "two", "expected probabilities in [0, 1]"),
+        (lambda scores, _: change(scores, "two", subject_id=1), "two", "labels have no score"),
+        (one_class, "two", "no positive among its 300 labels; both are needed"),
+    ],
+    ids=["no labels", "no predictions", "no scores", "no probabilities", "other rows", "one class"],
+)
+def test_what_cannot_be_evaluated_is_named_and_the_rest_reported(files, tmp_path, spoil, task, reason):
+    predictions, labels = files
+    spoil(predictions, labels)
+    out = tmp_path / "out"
+    done = run(predictions, "--labels", labels, "--out", out, "--resamples", 5)
+    assert done.exit_code == 0, done.output
+    report = json.loads((out / "evaluation.json").read_text())
+    assert set(report["tasks"]) == {"one"}
+    assert reason in report["not_evaluated"][task]
+    assert [path.name for path in (out / "predictions").iterdir()] == ["one.parquet"]
+    assert "### Not evaluated" in done.output
+    assert report["not_evaluated"][task] in done.output
+    assert reason in " ".join(read_page((out / "evaluation.html").read_text()).texts)
+
+
+def test_nothing_to_evaluate_is_an_error_with_every_reason(files, tmp_path):
+    predictions, labels = files
+    change(predictions, "one", score=None)
+    one_class(predictions, labels)
+    done = run(predictions, "--labels", labels, "--out", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"no task of .* can be evaluated\. one: .*no score.*; two: no positive"):
+        raise done.exception
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_tuning_rows_the_report_says_which_rule_chose_the_threshold(files, tmp_path):
+    predictions, labels = files
+    options = ("--labels", labels, "--task", "one", "--resamples", 5, "--alert-rate", 0.1)
+    done = run(predictions, *options, "--out", tmp_path / "out")
+    known = json.loads((tmp_path / "out" / "evaluation.json").read_text())["tasks"]["one"]
+    assert (
+        known["threshold_from"]
+        == "an alert for the 10 % of the rows with the highest scores: no tuning rows were given"
+    )
+    decided = pl.read_parquet(tmp_path / "out" / "predictions" / "one.parquet")["predicted_boolean_value"]
+    assert decided.sum() == 30
+    for text in (done.output, " ".join(read_page((tmp_path / "out" / "evaluation.html").read_text()).texts)):
+        assert f"{known['threshold']:.3g} ({known['threshold_from']}" in text
+
+
+def test_tuning_rows_of_one_task_alone_say_so_for_the_other(files, tmp_path):
+    predictions, labels = files
+    tuning = tmp_path / "tuning.parquet"
+    pl.read_parquet(predictions).filter(pl.col("task") == "one").write_parquet(tuning)
+    options = ("--labels", labels, "--tuning", tuning, "--resamples", 5, "--out", tmp_path / "out")
+    assert run(predictions, *options).exit_code == 0
+    tasks = json.loads((tmp_path / "out" / "evaluation.json").read_text())["tasks"]
+    assert tasks["one"]["threshold_from"] == "best F1 of the tuning rows"
+    assert tasks["two"]["threshold_from"].startswith("an alert for the 5 % of the rows")
+    assert "no predictions; " in tasks["two"]["threshold_from"]
+
+
+def test_the_page_stands_for_itself_and_holds_every_number(files, tmp_path):
+    predictions, labels = files
+    named = pl.read_parquet(predictions).with_columns(label=pl.lit("death <30 days> of discharge"))
+    named.write_parquet(predictions)
+    out = tmp_path / "out"
+    done = run(predictions, "--labels", labels, "--out", out, "--resamples", 5)
+    assert done.exit_code == 0, done.output
+    source = (out / "evaluation.html").read_text()
+    page = read_page(source)
+    words = " ".join(page.texts)
+    for number in re.findall(r"\d\.\d{3}", (out / "evaluation.md").read_text()):
+        assert number in words
+    assert "one: death <30 days> of discharge" in words
+    assert {"Precision and recall", "Decision curve", "Calibration", "ROC"} <= {
+        text.split(":")[0] for text in page.texts
+    }
+    assert {"sensitivity", "precision", "observed share", "net benefit per row", "1 - specificity"} <= set(page.texts)
+    again = tmp_path / "again"
+    assert run(predictions, "--labels", labels, "--out", again, "--resamples", 5).exit_code == 0
+    assert (again / "evaluation.html").read_text() == source
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("--task", "three"), r"\['three'\] is in both"),
+        (("--task", "three"), r"can be evaluated\. three: no predictions; .* has those of \['one', 'two'\]"),
+        (("--alert-rate", "0"), "alert_rate got 0.0"),
+        (("--alert-rate", "2"), "alert_rate got 2.0"),
         (("--labels", "nowhere"), "nowhere is no folder"),
         (("--data", "nowhere"), "nowhere"),
         (("--tuning", "nowhere.parquet"), "nowhere.parquet holds no predictions"),

@@ -27,26 +27,46 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 QUIET = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "True"]
 
 
-def run(script: str, *options: object, processes: int = 1) -> str:
-    """Run an example as a user does; in this process, which saves seconds of imports, unless torchrun is asked for."""
-    arguments = [str(EXAMPLES / script), *map(str, options)]
-    if processes == 1:
-        printed = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-            patch.setattr(sys, "argv", arguments)
-            runpy.run_path(arguments[0], run_name="__main__")
-        return printed.getvalue()
+def run(script: str, *options: object) -> str:
+    """Run an example as a user does, but in this process, which saves seconds of imports."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", [str(EXAMPLES / script), *map(str, options)])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    return printed.getvalue()
+
+
+ONE_AFTER_THE_OTHER = """
+import json, runpy, sys
+for sys.argv in json.loads(sys.argv[1]):
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def two_processes(prepared, encoded, pretrained, tmp_path_factory) -> Path:
+    """Folder of three runs under torchrun, on two CPU processes that are started once and begin one after the other."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    _without_dropout(pretrained, folder / "still")
+    runs = [
+        pretraining(prepared, folder / "packed", "--packing"),
+        pretraining(encoded, folder / "streamed", "--stream", "--packing"),
+        finetuning(prepared, folder / "still", folder / "finetuned", *FIVE_STEPS, processes=2),
+    ]
+    runs = [[str(EXAMPLES / script), *map(str, options)] for script, *options in runs]
+    (folder / "runs.py").write_text(ONE_AFTER_THE_OTHER)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone", *arguments],
+        [*torchrun, folder / "runs.py", json.dumps(runs)],
         capture_output=True,
         text=True,
         timeout=500,
         check=False,
         cwd=EXAMPLES.parent,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +87,31 @@ def pretrained(prepared, tmp_path_factory) -> Path:
     return folder
 
 
-def finetune(prepared, pretrained, folder, *options, processes=1) -> dict:
-    """Finetune with dropout off, so that one process and two, and a resumed run, can be compared; its state."""
-    batch = 8 // processes
-    run(
-        "03_finetune.py",
-        *("--data", prepared, "--model", pretrained, "--output_dir", folder, "--learning_rate", 1e-3),
-        *("--per_device_train_batch_size", batch, "--rows", 96, "--logging_steps", 1, "--eval_strategy", "no"),
-        *QUIET,
-        *options,
-        processes=processes,
+def pretraining(prepared, folder, *options) -> tuple:
+    """The script and the arguments of a few steps of pretraining."""
+    sizes = ("--hidden_size", 16, "--num_layers", 1, "--context", 64, "--max_steps", 3, "--eval_strategy", "no")
+    return ("02_pretrain.py", "--data", prepared, "--output_dir", folder, *sizes, *options, *QUIET)
+
+
+FIVE_STEPS = ("--max_steps", 5, "--save_steps", 5)
+
+
+def finetuning(prepared, pretrained, folder, *options, processes=1) -> tuple:
+    """The script and its arguments: dropout off, so that one process and two, and a resumed run, can be compared."""
+    return (
+        *("03_finetune.py", "--data", prepared, "--model", pretrained, "--output_dir", folder, "--learning_rate", 1e-3),
+        *("--per_device_train_batch_size", 8 // processes, "--rows", 96, "--logging_steps", 1),
+        *("--eval_strategy", "no", *QUIET, *options),
     )
+
+
+def finetune(prepared, pretrained, folder, *options) -> dict:
+    """Finetune in this process; the state of the last checkpoint."""
+    run(*finetuning(prepared, pretrained, folder, *options))
+    return last_state(folder)
+
+
+def last_state(folder) -> dict:
     checkpoints = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     return json.loads((checkpoints[-1] / "trainer_state.json").read_text())
 
@@ -127,27 +161,24 @@ def test_packing_trains_as_padding_does(prepared, pretrained, tmp_path):
     assert losses[1] == pytest.approx(losses[0], abs=2e-4)
 
 
-@pytest.mark.parametrize(
-    ("option", "processes"),
-    [(["--packing"], 1), (["--train_sampling_strategy", "group_by_length"], 1), (["--packing"], 2)],
-)
-def test_pretraining_without_padding(prepared, tmp_path, option, processes):
-    sizes = ["--hidden_size", 16, "--num_layers", 1, "--context", 64, "--max_steps", 3, "--eval_strategy", "no"]
-    run("02_pretrain.py", "--data", prepared, "--output_dir", tmp_path, *sizes, *option, *QUIET, processes=processes)
+@pytest.mark.parametrize("option", [["--packing"], ["--train_sampling_strategy", "group_by_length"]])
+def test_pretraining_without_padding(prepared, tmp_path, option):
+    run(*pretraining(prepared, tmp_path, *option))
     assert (tmp_path / "model.safetensors").exists()
 
 
-def test_two_processes_train_as_one(prepared, pretrained, tmp_path):
+def test_two_processes_pretrain_without_padding(two_processes):
+    assert (two_processes / "packed" / "model.safetensors").exists()
+
+
+def test_two_processes_train_as_one(prepared, two_processes, tmp_path):
     """torchrun with two CPU processes and half the batch each: the same losses, dropout being off."""
-    still = tmp_path / "still"
-    _without_dropout(pretrained, still)
-    runs = [
-        finetune(prepared, still, tmp_path / str(n), "--max_steps", 5, "--save_steps", 5, processes=n) for n in (1, 2)
-    ]
+    alone = finetune(prepared, two_processes / "still", tmp_path / "alone", *FIVE_STEPS)
+    runs = [alone, last_state(two_processes / "finetuned")]
     losses = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in runs]
     assert len(losses[0]) == len(losses[1]) == 5
     assert losses[1] == pytest.approx(losses[0], abs=2e-4)
-    weights = [load_file(tmp_path / str(n) / "model.safetensors") for n in (1, 2)]
+    weights = [load_file(each / "model.safetensors") for each in (tmp_path / "alone", two_processes / "finetuned")]
     for name, tensor in weights[0].items():
         assert torch.allclose(tensor, weights[1][name], atol=2e-4), name
 
@@ -171,11 +202,8 @@ def test_encoded_files_train_as_tables_do(prepared, encoded, pretrained, tmp_pat
         assert all(torch.equal(tensor, files[name]) for name, tensor in table.items()), stage
 
 
-def test_two_processes_stream_files_of_their_own(encoded, tmp_path):
-    sizes = ["--hidden_size", 16, "--num_layers", 1, "--context", 64, "--max_steps", 3, "--eval_strategy", "no"]
-    options = [*sizes, "--stream", "--packing", *QUIET]
-    run("02_pretrain.py", "--data", encoded, "--output_dir", tmp_path, *options, processes=2)
-    assert (tmp_path / "model.safetensors").exists()
+def test_two_processes_stream_files_of_their_own(two_processes):
+    assert (two_processes / "streamed" / "model.safetensors").exists()
 
 
 def _without_dropout(source: Path, target: Path) -> None:

@@ -1,42 +1,63 @@
-"""`import ehrseq`: what it registers, what it leaves unloaded, and how long it takes."""
+"""The registry of models: one table, and everything that follows from it."""
+
+import ast
+import sys
+from pathlib import Path
 
 import pytest
 import transformers
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import ehrseq
-from ehrseq.hub.registration import FAMILIES, load, register_all
-from tests.hub.bare_interpreter import run_python
-
-LIGHT = """
-import sys
-from transformers import AutoModel, PreTrainedModel, pipeline
-before = set(sys.modules)
-import time
-start = time.process_time()
-import ehrseq
-seconds = time.process_time() - start
-print(json.dumps({"seconds": seconds, "modules": sorted({name.split(".")[0] for name in set(sys.modules) - before})}))
-"""
-HEAVY = {"polars", "pyarrow", "pandas", "sklearn", "scipy", "matplotlib", "datasets", "meds", "typer", "evaluate"}
-
-
-def test_import_is_light() -> None:
-    run = run_python(LIGHT, {}, {})
-    assert HEAVY.isdisjoint(run["modules"])
-    # The goal is 0.3 s, and 0.1 s was measured (benchmarks/speed/bench_import.py); CPU seconds of a busy machine vary.
-    assert run["seconds"] < 0.6
+from ehrseq.hub.families import FAMILIES, PIPELINES, load_class, registered_classes
+from ehrseq.hub.registration import register_all
+from ehrseq.modeling.hub_mixin import CUSTOM_PIPELINES
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_every_class_of_a_family_is_registered(model_type: str) -> None:
     family = FAMILIES[model_type]
-    config_class = load(family.config)
+    config_class = load_class(family.config)
     assert type(transformers.AutoConfig.for_model(model_type)) is config_class
     for auto_name, path in family.models.items():
-        assert getattr(transformers, auto_name)._model_mapping[config_class] is load(path)
+        assert getattr(transformers, auto_name)._model_mapping[config_class] is load_class(path)
     models = {auto: path.split(":")[1] for auto, path in family.models.items()}
-    assert load(next(iter(family.models.values()))).auto_classes == models
+    assert load_class(next(iter(family.models.values()))).auto_classes == models
+
+
+def test_every_class_is_born_with_the_auto_class_that_it_is_saved_under() -> None:
+    expected = {}
+    for family in FAMILIES.values():
+        expected[family.config] = "AutoConfig"
+        for auto, path in family.models.items():
+            expected.setdefault(path, auto)
+        expected |= {} if family.tokenizer is None else {family.tokenizer: "AutoTokenizer"}
+        expected |= {} if family.feature_extractor is None else {family.feature_extractor: "AutoFeatureExtractor"}
+    assert {path: load_class(path)._auto_class for path in expected} == expected
+
+
+def test_the_pipelines_that_travel_are_those_of_the_table() -> None:
+    for task, entry in PIPELINES.items():
+        module, name = entry.pipeline.split(":")
+        assert CUSTOM_PIPELINES[task]["impl"] == f"{module.split('.')[-1]}.{name}"
+        assert CUSTOM_PIPELINES[task]["pt"] == list(entry.auto_models)
+        registered = PIPELINE_REGISTRY.supported_tasks[task]
+        assert registered["impl"] is load_class(entry.pipeline)
+        assert registered["type"] == CUSTOM_PIPELINES[task]["type"]
+    assert set(CUSTOM_PIPELINES) == set(PIPELINES)
+
+
+def test_what_type_checkers_see_of_the_package_is_what_it_exports() -> None:
+    """The block under `TYPE_CHECKING` of `ehrseq/__init__.py`, `__all__` and the table of lazy exports agree."""
+    tree = ast.parse(Path(ehrseq.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    seen = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        seen |= {alias.name: str(node.module).removeprefix("ehrseq.") for alias in node.names}
+    assert seen == ehrseq._EXPORTS
+    assert sorted(ehrseq.__all__) == sorted([*seen, "__version__"])
+    assert {path.split(":")[1]: path.split(":")[0] for path in registered_classes()}.items() <= seen.items()
 
 
 def test_registering_twice_changes_nothing() -> None:
@@ -44,6 +65,13 @@ def test_registering_twice_changes_nothing() -> None:
     register_all()
     assert PIPELINE_REGISTRY.supported_tasks["ehr-risk"] == before
     assert not hasattr(ehrseq.EhrRiskPipeline, "_registered_impl")
+
+
+def test_a_class_that_cannot_be_imported_is_an_error_and_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, "broken", FAMILIES["ehr_lstm"].__class__("modeling.nowhere:NoConfig", models={}))
+    with pytest.raises(ModuleNotFoundError, match=r"ehrseq\.modeling\.nowhere"):
+        register_all()
+    assert type(transformers.AutoConfig.for_model("hymate")) is ehrseq.HyMaTEConfig
 
 
 @pytest.mark.parametrize("name", ehrseq.__all__)
@@ -55,3 +83,7 @@ def test_every_export_loads(name: str) -> None:
 def test_an_unknown_export_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'EhrMamba3'"):
         _ = ehrseq.EhrMamba3
+
+
+def test_nothing_waits_for_transformers_any_more() -> None:
+    assert not any(type(finder).__module__ == "ehrseq._on_import" for finder in sys.meta_path)

@@ -31,7 +31,7 @@ _CITATION = ""
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
-class EhrRisk(evaluate.Metric):
+class EhrRisk(evaluate.Metric):  # type: ignore[misc]
     """See the module's text."""
 
     def _info(self) -> evaluate.MetricInfo:
