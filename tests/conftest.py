@@ -53,7 +53,8 @@ def reference_fixtures() -> Path:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of what `ehrseq demo` wrote for 120 patients, with what it printed in `printed.txt`; not to be changed.
+    """Folder of what `ehrseq demo` wrote for 120 patients, with what it printed in `printed.txt`; not to be changed,
+    though the same command may be run again.
 
     One demo serves all processes of a run. `.ci/run`, which has made one already, names it in EHRSEQ_DEMO.
     """

@@ -31,7 +31,10 @@ def audit_command(
         str | None, typer.Option(help="Last moment that the data cover, ISO 8601. Default: as beside the labels.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write the report to.")] = None,
-    work: Annotated[Path | None, typer.Option(help="Folder for intermediate files. Default: a temporary one.")] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Folder for intermediate files, so that a stopped run goes on. Default: a temporary one."),
+    ] = None,
     engine: EngineOption = EngineName.local,
     workers: Workers = None,
 ) -> None:
@@ -71,7 +74,10 @@ def stats_command(
     least_patients: Annotated[
         int, typer.Option(min=1, help="Codes, months and periods of fewer are left out; set it before passing on.")
     ] = 1,
-    work: Annotated[Path | None, typer.Option(help="Folder for intermediate files. Default: a temporary one.")] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Folder for intermediate files, so that a stopped run goes on. Default: a temporary one."),
+    ] = None,
     engine: EngineOption = EngineName.local,
     workers: Workers = None,
 ) -> None:

@@ -27,6 +27,7 @@ def train_command(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and dropout.")] = 0,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples of patients in the evaluation.")] = 1000,
     list_only: Annotated[bool, typer.Option("--list", help="Show the named recipes and leave.")] = False,
 ) -> None:
     """Pretrain, finetune, choose thresholds and evaluate on held-out patients; a stopped run goes on.
@@ -49,7 +50,9 @@ def train_command(
     from ehrseq.training.trainer import is_main_process, leave_process_group
 
     say = typer.echo if is_main_process() else lambda _: None
-    trained = train_model(dataset, out, recipe=recipe, changes=change or [], seed=seed, say=say)
+    trained = train_model(
+        dataset, out, recipe=recipe, changes=change or [], seed=seed, num_resamples=resamples, say=say
+    )
     say("\n" + metrics_table(trained.metrics, best_possible=trained.best_possible))
     for metrics in trained.metrics.values():
         if metrics.reason:

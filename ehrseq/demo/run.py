@@ -34,6 +34,7 @@ from ehrseq.work.files import remove, write_json, write_whole
 logger = logging.getLogger(__name__)
 
 SETTINGS = "demo.json"
+RESAMPLES = 300  # of the bootstrap: a thousand take a tenth of the demo
 _MADE = ("fhir", "dataset", "checkpoint", "predictions.parquet", "patient.png", "metrics.json", SETTINGS)
 _UNFINISHED = (".dataset.preparing", ".checkpoint.training")
 
@@ -116,7 +117,7 @@ def run_demo(
     steps.start("label", "Labels with explicit prediction times")
     labels = _label(dataset, engine, say)
     steps.start("train", "Training, thresholds on tuning patients, evaluation on held-out patients")
-    trained = train_model(dataset, output / "checkpoint", recipe=chosen, seed=seed, say=say)
+    trained = train_model(dataset, output / "checkpoint", recipe=chosen, seed=seed, num_resamples=RESAMPLES, say=say)
     steps.start("predict", "Risks of a few patients by the checkpoint, reloaded")
     picture = _predict(output, dataset, trained, labels, simulated_cohort(dataset), say)
     steps.stop()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from ehrseq.batches.balance import balance_rows
+from ehrseq.batches.balance import balance_rows, limit_rows
 from ehrseq.batches.prompts import PromptedDataset
 from ehrseq.evaluation import positive_probabilities
 from tests.properties import examples
@@ -196,3 +196,11 @@ def test_the_dataset_is_lazy_and_knows_its_patients():
     assert repeated.task_ids.tolist() == [1, 1, 1]
     with pytest.raises(IndexError, match="outside"):
         dataset[3]
+
+
+def test_rows_that_are_scored_are_limited_by_task():
+    rows = SimpleNamespace(task_ids=np.array([0] * 90 + [2] * 7), subset=lambda kept: kept)
+    kept = limit_rows(rows, 60, seed=4)
+    assert np.bincount(rows.task_ids[kept]).tolist() == [60, 0, 7]
+    assert (np.diff(kept) > 0).all()
+    assert limit_rows(rows, None, seed=4) is rows
