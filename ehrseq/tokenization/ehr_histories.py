@@ -80,12 +80,14 @@ class EncodedHistories:
     @cached_property
     def segments(self) -> np.ndarray:
         """Segment of each body token, by its order in the whole history."""
-        return (2 - (self.orders & 1)).astype(np.int8) * (self.types != TYPE_INTERVAL)
+        array: np.ndarray = (2 - (self.orders & 1)).astype(np.int8) * (self.types != TYPE_INTERVAL)
+        return array
 
     @cached_property
     def swapped_segments(self) -> np.ndarray:
         """The other segment of each body token."""
-        return _SWAPPED[self.segments]
+        array: np.ndarray = _SWAPPED[self.segments]
+        return array
 
     @cached_property
     def next_content(self) -> np.ndarray:
@@ -122,7 +124,8 @@ class EncodedHistories:
         Raises:
             ValueError: A task that the tokenizer has no token for, or a table without these columns.
         """
-        return _tables().index_labels(self, labels)
+        index: PromptIndex = _tables().index_labels(self, labels)
+        return index
 
     def index_rows(
         self,
@@ -426,7 +429,8 @@ class HistoryWindows:
     @property
     def subject_ids(self) -> np.ndarray:
         """Patient of each window."""
-        return self.histories.subject_ids[self.plan.history]
+        array: np.ndarray = self.histories.subject_ids[self.plan.history]
+        return array
 
     @property
     def lengths(self) -> np.ndarray:

@@ -67,7 +67,8 @@ class RowPlan:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each row."""
-        return 1 + self.statics + (self.vs_at >= 0) + self.end - self.start + self.tail
+        array: np.ndarray = 1 + self.statics + (self.vs_at >= 0) + self.end - self.start + self.tail
+        return array
 
 
 @dataclass

@@ -78,7 +78,8 @@ def parse_time(value: Any, what: str = "time") -> int | None:
                     "give None (static)."
                 ) from None
         span = value - EPOCH
-        return span.days * DAY_US + span.seconds * SECOND_US + span.microseconds
+        number: int = span.days * DAY_US + span.seconds * SECOND_US + span.microseconds
+        return number
     if isinstance(value, date):
         return (value - EPOCH.date()).days * DAY_US
     raise ValueError(
