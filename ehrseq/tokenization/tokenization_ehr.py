@@ -263,7 +263,7 @@ class EhrTokenizer(TokenizersBackend):
         self._task_token(name)
         self._stored["tasks"] = [task for task in self._stored["tasks"] if task[0] != name]
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         patients: Any,
         *,

@@ -87,9 +87,9 @@ class Stage:
         values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         arguments = values.pop("arguments")
         result: dict[str, Any] = {
-            name: value for name, value in values.items() if name not in ("rows", "tokens") or value
-        } | arguments
-        return result
+            name: values[name] for name in values if name not in ("rows", "tokens") or values[name]
+        }
+        return result | arguments
 
 
 @dataclass(frozen=True)
