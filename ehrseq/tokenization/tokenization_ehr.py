@@ -260,7 +260,8 @@ class EhrTokenizer(TokenizersBackend):
         Raises:
             ValueError: An unknown task.
         """
-        self._task_token(name)
+        if name not in self.tasks:
+            raise ValueError(f"unknown task {name!r}; this tokenizer knows {self.tasks}.")
         self._stored["tasks"] = [task for task in self._stored["tasks"] if task[0] != name]
 
     def __call__(
