@@ -172,11 +172,7 @@ def task_result(scores: TaskScores, reference: str, *, num_resamples: int = 1000
             system,
             len(values),
             {metric: intervals[f"{system} {metric}"] for metric in METRICS},
-            {
-                m: intervals[f"{system} {m} difference"]
-                for m in ("auroc", "auprc")
-                if f"{system} {m} difference" in intervals
-            },
+            {m: intervals[name] for m in ("auroc", "auprc") if (name := f"{system} {m} difference") in intervals},
             seed_test(values, seeds[reference]).p_value if tested else None,
             values,
         )

@@ -38,9 +38,7 @@ def task_table(result: TaskResult, reference: str) -> ReportTable:
         return ReportTable(result.task, ["system", "AUROC"], [], f"{counts} {NOT_ESTIMABLE}: {result.reason}.")
     rows = []
     for name, measured in result.systems.items():
-        over = [
-            str(measured.differences[metric]) if metric in measured.differences else "" for metric in ("auroc", "auprc")
-        ]
+        over = [str(measured.differences.get(metric, "")) for metric in ("auroc", "auprc")]
         test = "" if measured.p_value is None else f"{measured.p_value:.2g}"
         rows.append([SYSTEMS[name].title, *(str(measured.metrics[metric]) for metric in METRICS), *over, test])
     if result.best_possible is not None:
