@@ -245,14 +245,13 @@ def _write(
         thresholds=thresholds,
         num_resamples=num_resamples,
     )
-    scored = [name for name in names if metrics[name].labels]
-    if scored:
-        tuned = set(scored) <= set(tuning["task"])
+    if any(0 < result.positives < result.labels for result in metrics.values()):  # else there is nothing to evaluate
         evaluate_files(
             pages / f"{HELD_OUT}.parquet",
             data=data.dataset,
-            tuning=pages / f"{TUNING}.parquet" if tuned else None,
-            tasks=scored,
+            tuning=pages / f"{TUNING}.parquet",
+            tasks=names,
+            outcomes={task["name"]: task.get("positive_label", "") for task in data.tasks},
             out=pages,
             num_resamples=num_resamples,
         )
