@@ -86,9 +86,8 @@ class Stage:
         """Plain values as a file has them: without limits that are not set, with further arguments among the others."""
         values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         arguments = values.pop("arguments")
-        result: dict[str, Any] = {
-            name: values[name] for name in values if name not in ("rows", "tokens") or values[name]
-        }
+        unset = [name for name in ("rows", "tokens") if not values[name]]
+        result: dict[str, Any] = {name: value for name, value in values.items() if name not in unset}
         return result | arguments
 
 

@@ -245,12 +245,13 @@ def _write(
         thresholds=thresholds,
         num_resamples=num_resamples,
     )
-    if any(0 < metrics[name].positives < metrics[name].labels for name in names):
+    if any(0 < result.positives < result.labels for result in metrics.values()):  # else there is nothing to evaluate
         evaluate_files(
             pages / f"{HELD_OUT}.parquet",
             data=data.dataset,
             tuning=pages / f"{TUNING}.parquet",
             tasks=names,
+            outcomes={task["name"]: task.get("positive_label", "") for task in data.tasks},
             out=pages,
             num_resamples=num_resamples,
         )
