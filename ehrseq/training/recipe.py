@@ -88,7 +88,7 @@ class Stage:
         arguments = values.pop("arguments")
         unset = [name for name in ("rows", "tokens") if not values[name]]
         result: dict[str, Any] = {name: value for name, value in values.items() if name not in unset}
-        return result | arguments
+        return {**result, **arguments}
 
 
 @dataclass(frozen=True)
