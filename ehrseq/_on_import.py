@@ -22,8 +22,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-# Python's own tools for modules that several threads import; they have no public names, and a later Python may lack
-# them.
+# Python's own tools for modules that several threads import: not public, so a later Python may lack them.
 _wait_for_import: Callable[[str], None] = getattr(_bootstrap, "_lock_unlock_module", lambda name: None)
 _DeadlockError: type[RuntimeError] = getattr(_bootstrap, "_DeadlockError", RuntimeError)
 
