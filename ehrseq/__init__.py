@@ -14,6 +14,7 @@ Example:
     ```
 """
 
+import os
 from typing import TYPE_CHECKING
 
 from ehrseq._lazy import lazy_exports
@@ -125,6 +126,10 @@ __all__ = [
     "write_dataset",
 ]
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS, _SUBPACKAGES)
+
+# OpenMP reads it when torch is loaded: threads that wait for others then sleep. Spinning beside a busy neighbour, they
+# hold the core that the thread they wait for needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _register() -> None:

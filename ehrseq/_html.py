@@ -6,7 +6,10 @@ import html
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _INK, _SOFT, _GRID = "#22303c", "#6b7684", "#e4e7eb"
 GUIDE = "#8a96a3"
@@ -66,7 +69,7 @@ def note(text: str) -> str:
 
 
 def figure(
-    draw: Callable[[Sequence[Any]], None], *, height: float, panels: int = 1, columns: int = 1, sharex: bool = True
+    draw: Callable[[Sequence[Axes]], None], *, height: float, panels: int = 1, columns: int = 1, sharex: bool = True
 ) -> str:
     """A figure as inline SVG that names nothing outside.
 

@@ -22,9 +22,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-# Python's own tools for modules that several threads import; they have no public names.
-_wait_for_import: Callable[[str], None] = vars(_bootstrap)["_lock_unlock_module"]
-_DeadlockError: type[RuntimeError] = vars(_bootstrap)["_DeadlockError"]
+# Python's own tools for modules that several threads import: not public, so a later Python may lack them.
+_wait_for_import: Callable[[str], None] = getattr(_bootstrap, "_lock_unlock_module", lambda name: None)
+_DeadlockError: type[RuntimeError] = getattr(_bootstrap, "_DeadlockError", RuntimeError)
 
 
 class CallAfterImport(MetaPathFinder):

@@ -12,9 +12,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+# First: it registers the classes, and torch's threads then sleep while they wait.
+import ehrseq  # noqa: F401  # isort: skip
+
 from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
-import ehrseq  # noqa: F401  registers the classes with the Auto classes
 from ehrseq.batches.packing import DataCollatorForPackedNextToken, PackableRows
 from ehrseq.data.dataset import EventDataset
 from ehrseq.encode import EncodedDataset, is_encoded

@@ -11,6 +11,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+# First: it registers the classes, and torch's threads then sleep while they wait.
+import ehrseq  # noqa: F401  # isort: skip
+
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -21,7 +24,6 @@ from transformers import (
     set_seed,
 )
 
-import ehrseq  # noqa: F401  registers the classes with the Auto classes
 from ehrseq.batches.balance import balance_rows
 from ehrseq.batches.packing import DataCollatorForPackedPrompts, PackableRows, evaluation_order
 from ehrseq.batches.prompts import prompted_dataset

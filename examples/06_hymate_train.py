@@ -17,12 +17,14 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+# First: it registers the classes, and torch's threads then sleep while they wait.
+import ehrseq  # noqa: F401  # isort: skip
+
 import numpy as np
 import polars as pl
 import torch
 from transformers import AutoModelForSequenceClassification, HfArgumentParser
 
-import ehrseq  # noqa: F401  registers the classes with the Auto classes
 from ehrseq.baselines import BoostedSummaries
 from ehrseq.batches.scoring import score_stays
 from ehrseq.data.physionet2012.codes import TASK_CONFIG

@@ -110,7 +110,8 @@ class _CountModel(ABC):
     def _probabilities(self, model: Any, features: Any) -> NDArray[np.float64]:
         """P(positive), the shift of the class weights taken back."""
         weighted = np.clip(np.asarray(model.predict_proba(features)[:, 1], np.float64), 1e-9, 1 - 1e-9)
-        return expit(logit(weighted) - self._shift)
+        array: np.ndarray = expit(logit(weighted) - self._shift)
+        return array
 
     def _extras(self, model: Any) -> dict[str, Any]:
         return {}

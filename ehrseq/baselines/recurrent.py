@@ -220,7 +220,8 @@ class _Network(nn.Module):
             dropped = torch.rand(len(grid), 1, grid.shape[2] // 3) < self.variable_dropout
             grid = torch.where(dropped.repeat(1, 1, 3), self.unmeasured, grid)
         last = self.gru(grid)[1][-1]  # [b, hidden_size]
-        return self.head(torch.cat([last, static], dim=1)).squeeze(1)
+        logits: Tensor = self.head(torch.cat([last, static], dim=1)).squeeze(1)
+        return logits
 
 
 def hourly_grid(rows: TripletRows) -> Tensor:

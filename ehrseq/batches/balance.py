@@ -186,7 +186,8 @@ def _apportion(total: int, weights: NDArray[np.float64]) -> list[int]:
     exact = total * weights / weights.sum()
     parts = np.floor(exact).astype(np.int64)
     parts[np.argsort(parts - exact, kind="stable")[: total - int(parts.sum())]] += 1
-    return parts.tolist()
+    counts: list[int] = parts.tolist()
+    return counts
 
 
 def _positives_to_draw(size: int, share: float, positives: int, negatives: int) -> int:

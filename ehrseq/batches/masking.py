@@ -75,7 +75,8 @@ class DataCollatorForMaskedEvents:
         hidden, asked = self.mask(ids, batch["attention_mask"].numpy() > 0)
         batch["input_ids"] = torch.from_numpy(hidden)
         batch["labels"] = torch.from_numpy(np.where(asked, ids, IGNORED_LABEL))
-        return batch
+        tensors: dict[str, torch.Tensor] = batch
+        return tensors
 
     def mask(self, ids: NDArray[np.int64], real: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Draw the events that are asked for, and hide them.

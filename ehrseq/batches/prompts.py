@@ -41,12 +41,14 @@ class PromptedDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, row: int) -> dict[str, Any]:
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} is outside 0..{len(self) - 1}")
-        return self.histories.prompted_row(self.index, int(row) % len(self), self.max_length)
+        values: dict[str, Any] = self.histories.prompted_row(self.index, int(row) % len(self), self.max_length)
+        return values
 
     @property
     def subject_ids(self) -> NDArray[np.int64]:
         """`[n]` patient of each row (for the bootstrap over patients)."""
-        return np.asarray(self.histories.subject_ids)[np.asarray(self.index.history)]
+        array: np.ndarray = np.asarray(self.histories.subject_ids)[np.asarray(self.index.history)]
+        return array
 
     @property
     def labels(self) -> NDArray[np.int64]:

@@ -240,4 +240,5 @@ def _true_risk(cohort: Any | None, task: str, rows: pl.DataFrame) -> np.ndarray 
 
     if cohort is None or task not in SIMULATED_TASKS or rows.is_empty():
         return None
-    return cohort.true_risk(task, rows["subject_id"], rows["prediction_time"])
+    result: np.ndarray | None = cohort.true_risk(task, rows["subject_id"], rows["prediction_time"])
+    return result

@@ -167,7 +167,8 @@ def _tokenizer(folder: Path) -> EhrTokenizer:
     """
     if not (folder / RESULT).is_file():
         raise ValueError(f"{folder} holds no finished checkpoint; run the command before this one first.")
-    return EhrTokenizer.from_pretrained(folder)
+    tokenizer: EhrTokenizer = EhrTokenizer.from_pretrained(folder)
+    return tokenizer
 
 
 def _model(folder: Path, **options: Any) -> Any:

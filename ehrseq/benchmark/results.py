@@ -87,13 +87,13 @@ class TaskResult:
 
 def finished_cells(folder: Path) -> dict[str, list[Path]]:
     """Folders of the finished cells by system, systems in the order of `SYSTEMS`."""
-    found = {}
+    cells = {}
     for name in SYSTEMS:
         seeds = sorted((folder / "cells" / name).glob("seed*"), key=lambda path: int(path.name.removeprefix("seed")))
         done = [path for path in seeds if (path / RESULT).is_file()]
         if done:
-            found[name] = done
-    return found
+            cells[name] = done
+    return cells
 
 
 def read_scores(folder: Path, tasks: Sequence[str]) -> list[TaskScores]:
@@ -108,24 +108,24 @@ def read_scores(folder: Path, tasks: Sequence[str]) -> list[TaskScores]:
     tables = {name: [pl.read_parquet(path / PREDICTIONS) for path in paths] for name, paths in cells.items()}
     known = pl.read_parquet(folder / "labels.parquet").filter(pl.col("part") == "test")
     risks = known.select("task", *KEYS, "true_risk")
-    found = []
+    scores_by_task = []
     for task in tasks:
-        own = {
+        of_task = {
             name: [table.filter(pl.col("task") == task, pl.col("part") == "test").sort(KEYS) for table in each]
             for name, each in tables.items()
         }
-        rows = next(iter(own.values()))[0].select(*KEYS, "label")
-        for name, each in own.items():
+        rows = next(iter(of_task.values()))[0].select(*KEYS, "label")
+        for name, each in of_task.items():
             if any(not table.select(*KEYS, "label").equals(rows) for table in each):
-                raise ValueError(f"{folder}: {name} scored other rows of {task} than {next(iter(own))}.")
+                raise ValueError(f"{folder}: {name} scored other rows of {task} than {next(iter(of_task))}.")
         thresholds = {
             name: [_threshold(table.filter(pl.col("task") == task, pl.col("part") == "tuning")) for table in each]
             for name, each in tables.items()
         }
         rows = rows.join(risks.filter(pl.col("task") == task).drop("task"), on=list(KEYS), maintain_order="left")
-        scores = {name: np.stack([table["score"].to_numpy() for table in each]) for name, each in own.items()}
-        found.append(TaskScores(task, rows, scores, thresholds))
-    return found
+        scores = {name: np.stack([table["score"].to_numpy() for table in each]) for name, each in of_task.items()}
+        scores_by_task.append(TaskScores(task, rows, scores, thresholds))
+    return scores_by_task
 
 
 def task_result(scores: TaskScores, reference: str, *, num_resamples: int = 1000, seed: int = 0) -> TaskResult:
@@ -161,9 +161,9 @@ def task_result(scores: TaskScores, reference: str, *, num_resamples: int = 1000
         for system in scores.scores:
             for metric in ("auroc", "auprc"):
                 if system != reference:
-                    ours, theirs = ways[f"{system} {metric}"], ways[f"{reference} {metric}"]
-                    ways[f"{system} {metric} difference"] = _minus(ours, theirs)
-    found = bootstrap_intervals(ways, subjects, num_resamples=num_resamples, seed=seed)
+                    this, other = ways[f"{system} {metric}"], ways[f"{reference} {metric}"]
+                    ways[f"{system} {metric} difference"] = _minus(this, other)
+    intervals = bootstrap_intervals(ways, subjects, num_resamples=num_resamples, seed=seed)
     seeds = {name: [auroc(truth, each) for each in values] for name, values in scores.scores.items()}
     systems = {}
     for system, values in seeds.items():
@@ -171,8 +171,8 @@ def task_result(scores: TaskScores, reference: str, *, num_resamples: int = 1000
         systems[system] = SystemResult(
             system,
             len(values),
-            {metric: found[f"{system} {metric}"] for metric in METRICS},
-            {m: found[f"{system} {m} difference"] for m in ("auroc", "auprc") if f"{system} {m} difference" in found},
+            {metric: intervals[f"{system} {metric}"] for metric in METRICS},
+            {m: intervals[name] for m in ("auroc", "auprc") if (name := f"{system} {m} difference") in intervals},
             seed_test(values, seeds[reference]).p_value if tested else None,
             values,
         )
@@ -187,13 +187,13 @@ def mean_auroc(results: Sequence[TaskResult], system: str) -> float:
 
 def costs(folder: Path) -> list[dict[str, Any]]:
     """What each system's first cell cost: parameters, tokens, configurations tried, seconds."""
-    found = []
+    entries = []
     for name, paths in finished_cells(folder).items():
         result = read_result(paths[0])
         pretraining = result["pretraining"] or {}
         trials = result["trials"]
         tried = len(trials) if isinstance(trials, list) else len(next(iter(trials.values()))["tried"])
-        found.append(
+        entries.append(
             {
                 "system": name,
                 "seeds": len(paths),
@@ -206,7 +206,7 @@ def costs(folder: Path) -> list[dict[str, Any]]:
                 "seconds of training": result["seconds"] + pretraining.get("seconds", 0.0),
             }
         )
-    return found
+    return entries
 
 
 def _threshold(tuning: pl.DataFrame) -> float:
@@ -234,5 +234,5 @@ def _ways(truth: Any, by_seed: FloatArray, thresholds: Sequence[float]) -> dict[
     }
 
 
-def _minus(ours: Any, theirs: Any) -> MetricOfWeights:
-    return lambda weights: ours(weights) - theirs(weights)
+def _minus(metric: MetricOfWeights, other: MetricOfWeights) -> MetricOfWeights:
+    return lambda weights: metric(weights) - other(weights)

@@ -37,10 +37,10 @@ def task_table(result: TaskResult, reference: str) -> ReportTable:
     if result.reason is not None:
         return ReportTable(result.task, ["system", "AUROC"], [], f"{counts} {NOT_ESTIMABLE}: {result.reason}.")
     rows = []
-    for name, found in result.systems.items():
-        over = [str(found.differences[metric]) if metric in found.differences else "" for metric in ("auroc", "auprc")]
-        test = "" if found.p_value is None else f"{found.p_value:.2g}"
-        rows.append([SYSTEMS[name].title, *(str(found.metrics[metric]) for metric in METRICS), *over, test])
+    for name, measured in result.systems.items():
+        over = [str(measured.differences.get(metric, "")) for metric in ("auroc", "auprc")]
+        test = "" if measured.p_value is None else f"{measured.p_value:.2g}"
+        rows.append([SYSTEMS[name].title, *(str(measured.metrics[metric]) for metric in METRICS), *over, test])
     if result.best_possible is not None:
         blank = [""] * (len(METRICS) + 2)
         rows.append(["best possible", f"{result.best_possible:.3f}", *blank])
@@ -86,10 +86,10 @@ def long_table(results: Sequence[TaskResult]) -> pl.DataFrame:
     rows = []
     for result in results:
         counts = {"labels": result.labels, "patients": result.patients, "positives": result.positives}
-        for name, found in result.systems.items():
-            for metric, interval in found.metrics.items():
+        for name, measured in result.systems.items():
+            for metric, interval in measured.metrics.items():
                 rows.append({"task": result.task, "system": name, "metric": metric, **asdict(interval), **counts})
-            for metric, interval in found.differences.items():
+            for metric, interval in measured.differences.items():
                 entry = {"task": result.task, "system": name, "metric": f"{metric} over the reference"}
                 rows.append({**entry, **asdict(interval), **counts})
         if result.best_possible is not None:

@@ -49,7 +49,7 @@ def benchmark_command(
         raise ValueError("give one DATASET, or both --train and --test.")
     source = dataset if dataset is not None else train
     report = run_benchmark(
-        source,  # type: ignore[arg-type]
+        source,
         out=out,
         test=test,
         tasks=_names(tasks),

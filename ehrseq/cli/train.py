@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +50,7 @@ def train_command(
     from ehrseq.training.run import train_model
     from ehrseq.training.trainer import is_main_process, leave_process_group
 
-    say = typer.echo if is_main_process() else lambda _: None
+    say: Callable[[str], object] = typer.echo if is_main_process() else (lambda _: None)
     trained = train_model(
         dataset, out, recipe=recipe, changes=change or [], seed=seed, num_resamples=resamples, say=say
     )

@@ -181,7 +181,8 @@ def _label(dataset: Path, engine: Engine | None, say: Callable[[str], object]) -
         cohort = simulated_cohort(dataset)
         end = None if cohort is None else cohort.end_of_data
         say(str(label_dataset(dataset, tasks, end_of_data=end, engine=engine)))
-    return read_labels(dataset, tasks)
+    labels: dict[str, pl.DataFrame] = read_labels(dataset, tasks)
+    return labels
 
 
 def _predict(

@@ -159,7 +159,8 @@ def _lapses(
 def keys(table: EventColumns, rows: np.ndarray) -> np.ndarray:
     """(subject, visit_id) of rows as one number: an odd multiple spreads the subjects over all 64 bits."""
     visit = np.where(table.has_visit[rows], table.visit[rows], np.uint64(0))
-    return visit ^ (table.subject[rows].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    array: np.ndarray = visit ^ (table.subject[rows].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return array
 
 
 def within(total: np.ndarray, group: np.ndarray) -> np.ndarray:
@@ -168,4 +169,5 @@ def within(total: np.ndarray, group: np.ndarray) -> np.ndarray:
         return total
     begins = np.flatnonzero(np.diff(group, prepend=-1))
     before = np.concatenate([[0], total])[begins]
-    return total - np.repeat(before, np.diff(np.append(begins, len(total))))
+    array: np.ndarray = total - np.repeat(before, np.diff(np.append(begins, len(total))))
+    return array

@@ -71,7 +71,8 @@ class EncodedDataset:
         """The tokenizer that the rows were encoded with."""
         from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
-        return EhrTokenizer.from_pretrained(self.path / "tokenizer")
+        result: EhrTokenizer = EhrTokenizer.from_pretrained(self.path / "tokenizer")
+        return result
 
     @property
     def splits(self) -> list[str]:
@@ -327,7 +328,8 @@ class EncodedWindows(Dataset[dict[str, Any]]):
     @property
     def subject_ids(self) -> NDArray[np.int64]:
         """Patient of each window."""
-        return self.patients.subject_ids[self._patient]
+        array: np.ndarray = self.patients.subject_ids[self._patient]
+        return array
 
 
 class EncodedPrompts(Dataset[dict[str, Any]]):
@@ -354,7 +356,8 @@ class EncodedPrompts(Dataset[dict[str, Any]]):
     @property
     def subject_ids(self) -> NDArray[np.int64]:
         """`[n]` patient of each row (for the bootstrap over patients)."""
-        return self.patients.subject_ids[self.index["patient"]]
+        array: np.ndarray = self.patients.subject_ids[self.index["patient"]]
+        return array
 
     @property
     def labels(self) -> NDArray[np.int64]:

@@ -113,7 +113,8 @@ def from_batch(batch: pa.RecordBatch) -> HistoryRows:
 
 def first_times(batch: pa.RecordBatch) -> np.ndarray:
     """First timed event of each patient, microseconds."""
-    return batch.column("first").view(pa.int64()).to_numpy()
+    array: np.ndarray = batch.column("first").view(pa.int64()).to_numpy()
+    return array
 
 
 def is_open(flags: np.ndarray) -> np.ndarray:
@@ -183,7 +184,8 @@ def provenance_of(path: str | Path) -> dict[str, Any]:
                 metadata = pa.ipc.open_file(source).schema.metadata
     except (pa.ArrowException, OSError):
         return {}
-    return json.loads((metadata or {}).get(_KEY, b"{}"))
+    values: dict[str, Any] = json.loads((metadata or {}).get(_KEY, b"{}"))
+    return values
 
 
 def open_batches(path: str | Path) -> list[pa.RecordBatch]:
@@ -194,7 +196,8 @@ def open_batches(path: str | Path) -> list[pa.RecordBatch]:
     """
     try:
         if Path(path).suffix == ".parquet":
-            return pq.read_table(path).combine_chunks().to_batches()
+            batches: list[Any] = pq.read_table(path).combine_chunks().to_batches()
+            return batches
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         return [reader.get_batch(number) for number in range(reader.num_record_batches)]
     except (pa.ArrowException, OSError) as error:

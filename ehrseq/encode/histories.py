@@ -139,7 +139,8 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     lengths = np.asarray(lengths, np.int64)
     total = int(lengths.sum())
     first = np.cumsum(lengths) - lengths
-    return np.arange(total) + np.repeat(np.asarray(starts, np.int64) - first, lengths)
+    array: np.ndarray = np.arange(total) + np.repeat(np.asarray(starts, np.int64) - first, lengths)
+    return array
 
 
 def _ages(instant: np.ndarray, birth: np.ndarray) -> np.ndarray:

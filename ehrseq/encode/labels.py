@@ -92,4 +92,5 @@ def rows_until(row_time: np.ndarray, row_offsets: np.ndarray, history: np.ndarra
         is_known = row_time[middle] <= instant[searching]
         low[searching[is_known]] = middle[is_known] + 1
         high[searching[~is_known]] = middle[~is_known]
-    return low - begin
+    array: np.ndarray = low - begin
+    return array

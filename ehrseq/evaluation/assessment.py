@@ -30,6 +30,9 @@ from ehrseq.evaluation.decisions import (
 from ehrseq.evaluation.metrics import FloatArray, Ranking, best_f1_threshold, f1_score
 from ehrseq.evaluation.reports import MIN_CLASS_COUNT, NOT_ESTIMABLE, not_estimable
 
+NO_TUNING = "no tuning rows were given"
+"""Why a threshold is that of an alert rate."""
+
 METRIC_TITLES = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
@@ -221,7 +224,7 @@ def _threshold(
             raise ValueError(f"threshold got {threshold}; expected a probability.")
         return float(threshold), "as given"
     if tuning is None or not tuning["label"].any():
-        why = "no tuning rows were given" if tuning is None else "the tuning rows hold no positive"
+        why = NO_TUNING if tuning is None else "the tuning rows hold no positive"
         limit = alert_rate_threshold(scores, alert_rate) if len(scores) else 0.5
         return limit, f"an alert for the {100 * alert_rate:g} % of the rows with the highest scores: {why}"
     return best_f1_threshold(tuning["label"].to_numpy(), tuning["score"].to_numpy()), "best F1 of the tuning rows"

@@ -145,8 +145,8 @@ class Calibration:
         """
         positives, mass = drawn @ self.truth, drawn.sum(axis=1)
         spread = len(self.truth) > 0 and bool(np.ptp(self._log_odds) > 0)
-        start, found = self._newton(np.ones((1, len(self.truth))), np.zeros(1), np.ones(1), free_slope)
-        if len(drawn) == 1 or not found[0]:
+        start, converged = self._newton(np.ones((1, len(self.truth))), np.zeros(1), np.ones(1), free_slope)
+        if len(drawn) == 1 or not converged[0]:
             start = (np.zeros(1), np.ones(1))
         a, b = (np.repeat(value, len(drawn)) for value in start)
         (a, b), done = self._newton(drawn, a, b, free_slope)
@@ -156,7 +156,7 @@ class Calibration:
     def _newton(
         self, drawn: FloatArray, a: FloatArray, b: FloatArray, free_slope: bool
     ) -> tuple[tuple[FloatArray, FloatArray], NDArray[np.bool_]]:
-        """Coefficients, and for which weightings they were found."""
+        """Coefficients, and for which weightings the steps came to an end."""
         x, y = self._log_odds, self.truth
         done = np.zeros(len(drawn), bool)
         powers = np.stack([np.ones_like(x), x, x**2], axis=1)

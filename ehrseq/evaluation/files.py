@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrseq.data.shards import dataset_shards, scan_shard
-from ehrseq.evaluation.assessment import assess
+from ehrseq.evaluation.assessment import NO_TUNING, assess
 from ehrseq.evaluation.decisions import ALERT_RATE
 from ehrseq.evaluation.page import EvaluatedTask, evaluation_page
 from ehrseq.evaluation.predictions import match_predictions, read_predictions, write_meds_predictions
@@ -33,6 +33,7 @@ def evaluate_files(
     data: str | Path | None = None,
     tuning: str | Path | None = None,
     tasks: Sequence[str] | None = None,
+    outcomes: Mapping[str, str] | None = None,
     out: str | Path,
     alert_rate: float = ALERT_RATE,
     num_resamples: int = 1000,
@@ -49,6 +50,7 @@ def evaluate_files(
         data: MEDS dataset of the patients, for subgroups; without it there is the year alone.
         tuning: Predictions of tuning patients, from which F1's threshold is chosen; their labels are in `labels` too.
         tasks: Tasks; None = all that have scores or labels.
+        outcomes: Task -> its positive outcome in words; by default as the predictions or the labels say it.
         out: Folder that gets `evaluation.html`, `evaluation.md`, `evaluation.json` and `predictions/<task>.parquet`.
         alert_rate: Without tuning rows of a task, its threshold is the one from which on this share of rows alerts.
         num_resamples: Bootstrap resamples of patients; subgroups take 500 at most.
@@ -69,7 +71,7 @@ def evaluate_files(
     )
     tuned = None if tuning is None else replace(sources, table=read_predictions(tuning), name=str(tuning))
     events = None if data is None else _about_patients(Path(data), sources.table["subject_id"])
-    evaluated, not_evaluated = [], {}
+    evaluated, not_evaluated, words_of = [], {}, outcomes or {}
     for name in progress_bar(sources.tasks(tasks), desc="Evaluating", unit="task"):
         try:
             rows = sources.rows(name)
@@ -82,7 +84,8 @@ def evaluate_files(
             rows, name, tuning=tuning_rows, alert_rate=alert_rate, num_resamples=num_resamples, seed=seed
         )
         if why:
-            assessment = replace(assessment, threshold_from=f"{assessment.threshold_from}; of the tuning rows: {why}")
+            rule = assessment.threshold_from.replace(NO_TUNING, f"of the tuning rows: {why}")
+            assessment = replace(assessment, threshold_from=rule)
         groups = assess_subgroups(
             rows,
             row_attributes(rows, events),
@@ -90,7 +93,7 @@ def evaluate_files(
             num_resamples=min(num_resamples, SUBGROUP_RESAMPLES),
             seed=seed,
         )
-        evaluated.append(EvaluatedTask(assessment, rows, groups, sources.outcome(name)))
+        evaluated.append(EvaluatedTask(assessment, rows, groups, words_of.get(name) or sources.outcome(name)))
     if not evaluated:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in not_evaluated.items())
         raise ValueError(f"no task of {predictions} can be evaluated. {reasons}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,12 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ehrseq._html import COLOURS, GUIDE, figure
 from ehrseq.evaluation.calibration import CalibrationCurve, calibration_curve
-from ehrseq.evaluation.decisions import alerts_at, decision_curve
+from ehrseq.evaluation.decisions import AlertBurden, alerts_at, decision_curve
 from ehrseq.evaluation.metrics import FloatArray
 from ehrseq.evaluation.subgroups import Subgroup
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PANELS = {
     "roc": ("ROC", "1 - specificity", "sensitivity"),
@@ -43,7 +46,7 @@ def risk_curves(
     """
     prevalence = float(labels.mean())
 
-    def draw(axes: Sequence[Any]) -> None:
+    def draw(axes: Sequence[Axes]) -> None:
         roc, recall, calibrated, decisions = axes
         for colour, (title, values) in zip(COLOURS, scores.items(), strict=False):
             line: dict[str, Any] = {"color": colour, "lw": 1.4, "label": title}
@@ -86,7 +89,7 @@ def subgroup_forest(groups: Sequence[Subgroup]) -> str:
     if not shown:
         return ""
 
-    def draw(axes: Sequence[Any]) -> None:
+    def draw(axes: Sequence[Axes]) -> None:
         axis = axes[0]
         for place, group in enumerate(reversed(shown)):
             interval = group.differences["auroc"]
@@ -101,7 +104,7 @@ def subgroup_forest(groups: Sequence[Subgroup]) -> str:
     return figure(draw, height=0.8 + 0.24 * len(shown))
 
 
-def _mark(roc: Any, recall: Any, decisions: Any, alerts: Any, prevalence: float, colour: str) -> None:
+def _mark(roc: Axes, recall: Axes, decisions: Axes, alerts: AlertBurden, prevalence: float, colour: str) -> None:
     """Where the threshold stands on the curves."""
     share, right = alerts.alerts_per_1000 / 1000, alerts.positive_predictive_value
     dot: dict[str, Any] = {"marker": "D", "ms": 5, "color": colour, "ls": "", "markeredgecolor": GUIDE, "zorder": 5}
@@ -114,7 +117,7 @@ def _mark(roc: Any, recall: Any, decisions: Any, alerts: Any, prevalence: float,
 
 
 def _name_guides(
-    roc: Any, recall: Any, calibrated: Any, decisions: Any, prevalence: float, top: float, right: float
+    roc: Axes, recall: Axes, calibrated: Axes, decisions: Axes, prevalence: float, top: float, right: float
 ) -> None:
     """Say beside each dotted line what it is."""
     text: dict[str, Any] = {"color": GUIDE, "fontsize": 8, "textcoords": "offset points"}
@@ -126,7 +129,7 @@ def _name_guides(
     decisions.annotate("treat everybody", (odds / (1 + odds), -0.12 * prevalence), (5, -3), **text)
 
 
-def _thin(x: Any, y: Any, points: int = 400) -> tuple[Any, Any]:
+def _thin(x: FloatArray, y: FloatArray, points: int = 400) -> tuple[FloatArray, FloatArray]:
     """At most so many points of a curve: a page with every threshold of every row would be megabytes."""
     kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), points)).astype(int))
     return x[kept], y[kept]

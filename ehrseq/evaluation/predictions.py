@@ -63,28 +63,28 @@ def match_predictions(
             f"{source} has the columns {predictions.columns}; expected {list(KEYS)} and a score, as `score` or "
             f"`{PROBABILITY}`."
         )
-    asked = _keys(table).with_columns(score=table[score].cast(pl.Float64))
+    scored = _keys(table).with_columns(score=table[score].cast(pl.Float64))
     if labels is None:
         # `ehrseq predict` names the positive outcome in a column of text that is called label.
         texts = pl.String, pl.Categorical, pl.Enum
         named = [name for name in ("boolean_value", "label") if name in table.columns]
-        own = next((name for name in named if not isinstance(table.schema[name], texts)), None)
-        if own is None:
+        column = next((name for name in named if not isinstance(table.schema[name], texts)), None)
+        if column is None:
             raise ValueError(f"{source} holds no `boolean_value`; give the labels as well.")
-        asked = asked.with_columns(label=_booleans(table[own], source))
-        unlabelled = asked["label"].null_count()
+        scored = scored.with_columns(label=_booleans(table[column], source))
+        unlabelled = scored["label"].null_count()
         if unlabelled:
             raise ValueError(f"{source}: {unlabelled:,} rows have no label; leave them out, or give the labels.")
-        joined = asked
-        _refuse_duplicates(asked, source)
+        joined = scored
+        _refuse_duplicates(scored, source)
     else:
         known = _labels(labels)
-        _refuse_duplicates(asked, source)
+        _refuse_duplicates(scored, source)
         _refuse_duplicates(known, "labels")
-        joined = known.join(asked, on=list(KEYS), how="left", maintain_order="left")
-        unasked = asked.height - joined["score"].is_not_null().sum() - asked["score"].null_count()
-        if unasked:
-            logger.warning("%s: %s predictions have no label and are left out.", source, f"{unasked:,}")
+        joined = known.join(scored, on=list(KEYS), how="left", maintain_order="left")
+        unlabelled = scored["score"].count() - joined["score"].count()
+        if unlabelled:
+            logger.warning("%s: %s predictions have no label and are left out.", source, f"{unlabelled:,}")
     lost = joined.filter(pl.col("score").is_null())
     if lost.height:
         raise ValueError(

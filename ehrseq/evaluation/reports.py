@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ehrseq.evaluation.bootstrap import Interval, bootstrap_interval
+from ehrseq.evaluation.bootstrap import Interval, MetricOfWeights, bootstrap_interval
 from ehrseq.evaluation.metrics import Ranking, best_f1_threshold, check_scores, f1_score
 
 MIN_CLASS_COUNT = 20
@@ -120,7 +121,7 @@ def evaluate_tasks(
             f"{tasks_of_rows.max()}."
         )
 
-    def interval(metric: Any, patients: ArrayLike) -> Interval:
+    def interval(metric: MetricOfWeights, patients: ArrayLike) -> Interval:
         if num_resamples == 0:
             value = float(metric(None)[0])
             return Interval(value, value, value)
@@ -139,7 +140,7 @@ def evaluate_tasks(
             metrics = {
                 "auroc": interval(ranking.auroc, patients),
                 "auprc": interval(ranking.average_precision, patients),
-                "f1": interval(lambda w, y=y, s=s, t=threshold: f1_score(y, s, t, w), patients),
+                "f1": interval(partial(f1_score, y, s, threshold), patients),
             }
         results[name] = TaskMetrics(
             task=name,

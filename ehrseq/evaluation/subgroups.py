@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ehrseq.evaluation.bootstrap import Interval, bootstrap_intervals
+from ehrseq.evaluation.bootstrap import Interval, MetricOfWeights, bootstrap_intervals
 from ehrseq.evaluation.calibration import check_probabilities
 from ehrseq.evaluation.metrics import FloatArray, Ranking, check_scores
 from ehrseq.evaluation.reports import NOT_ESTIMABLE
@@ -156,17 +156,17 @@ def assess_subgroups(
     if min_patients < 1 or min_class_rows < 1:
         raise ValueError(f"expected minima of at least 1, got {min_patients} patients and {min_class_rows} rows.")
     check_probabilities(table["score"].to_numpy())
-    found = []
+    groups = []
     for attribute in attributes.columns:
         values = attributes[attribute].cast(pl.String).fill_null(UNKNOWN).to_numpy()
         for value in sorted(set(values)):
             inside = values == value
-            found.append(
+            groups.append(
                 _subgroup(
                     table, attribute, str(value), inside, threshold, (min_patients, min_class_rows), num_resamples, seed
                 )
             )
-    return found
+    return groups
 
 
 def subgroup_columns(subgroups: Sequence[Subgroup]) -> tuple[list[str], list[list[str]]]:
@@ -209,7 +209,7 @@ class _Cell:
         self.ranking = Ranking(self.truth, self.scores)
         self.predicted = self.scores >= threshold
 
-    def ways(self) -> Iterator[tuple[str, Any]]:
+    def ways(self) -> Iterator[tuple[str, MetricOfWeights]]:
         """(name, metric of weights `[B, all rows]`)."""
         negative = ~self.truth
         yield "auroc", lambda w: self.ranking.auroc(None if w is None else w[:, self.rows])
@@ -261,9 +261,9 @@ def _subgroup(
         differences = {
             f"-{name}": lambda w, ours=ours, theirs=rest[name]: ours(w) - theirs(w) for name, ours in ways.items()
         }
-    found = bootstrap_intervals(ways | differences, subjects, num_resamples=num_resamples, seed=seed)
+    intervals = bootstrap_intervals(ways | differences, subjects, num_resamples=num_resamples, seed=seed)
     return Subgroup(
         *shared,
-        metrics={name: found[name] for name in ways},
-        differences={name: found[f"-{name}"] for name in ways if f"-{name}" in found},
+        metrics={name: intervals[name] for name in ways},
+        differences={name: intervals[f"-{name}"] for name in ways if f"-{name}" in intervals},
     )

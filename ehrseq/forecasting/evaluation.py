@@ -68,7 +68,7 @@ class KindForecast:
 
 @dataclass(frozen=True)
 class ForecastReport:
-    """What `evaluate_forecast` found.
+    """What `evaluate_forecast` measured.
 
     Attributes:
         kinds: Kind of event, and "all", -> its forecasts; kinds that never occur are absent.
@@ -91,14 +91,14 @@ class ForecastReport:
             f"| next event | events | NLL | of frequencies | {' | '.join(heads)} |",
             "|---|" + "---:|" * (3 + len(heads)),
         ]
-        for kind, found in self.kinds.items():
+        for kind, forecast in self.kinds.items():
             recalls = [
                 f"{each[k]:.3f}"
                 for k in TOP
-                for each in (found.recall, found.recall_most_frequent, found.recall_last_visit)
+                for each in (forecast.recall, forecast.recall_most_frequent, forecast.recall_last_visit)
             ]
             lines.append(
-                f"| {kind} | {found.events:,} | {found.nll:.3f} | {found.nll_of_frequencies:.3f} | "
+                f"| {kind} | {forecast.events:,} | {forecast.nll:.3f} | {forecast.nll_of_frequencies:.3f} | "
                 f"{' | '.join(recalls)} |"
             )
         if self.days_off is not None:
@@ -216,8 +216,8 @@ class _Tally:
 
     def _list(self, counts: Mapping[int, int]) -> list[int]:
         """The tokens of a count by falling frequency, then those that are frequent in training."""
-        own = sorted(counts, key=lambda token: (-counts[token], self.rank[token]))[: TOP[-1]]
-        return (own + [int(token) for token in self.frequent if token not in counts])[: TOP[-1]]
+        seen = sorted(counts, key=lambda token: (-counts[token], self.rank[token]))[: TOP[-1]]
+        return (seen + [int(token) for token in self.frequent if token not in counts])[: TOP[-1]]
 
     def _intervals(self, channels: Mapping[str, NDArray[Any]], log_shares: NDArray[Any]) -> None:
         if len(self.interval_ids) == 0:
@@ -237,10 +237,10 @@ class _Tally:
     def report(self) -> ForecastReport:
         kinds = {name: self.questions[name] for name in KINDS.values() if name in self.questions}
         everything = [answer for answers in kinds.values() for answer in answers]
-        found = {"all": everything, **kinds} if everything else {}
+        by_kind = {"all": everything, **kinds} if everything else {}
         errors = np.mean(self.off, axis=0).tolist() if self.off else None
         return ForecastReport(
-            {name: _summary(answers) for name, answers in found.items()},
+            {name: _summary(answers) for name, answers in by_kind.items()},
             len(self.off),
             None if errors is None else dict(zip(("model", "mean so far", "last"), errors, strict=True)),
         )

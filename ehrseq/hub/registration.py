@@ -18,7 +18,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from ehrseq.hub.families import FAMILIES, PIPELINES, Family, RegisteredPipeline, load_class
 
 
-class NamedInCheckpoint(PreTrainedConfig):  # type: ignore[no-untyped-call]
+class NamedInCheckpoint(PreTrainedConfig):
     """Key under which tokenizers are registered; no checkpoint has this config.
 
     A checkpoint of the package names its tokenizer class, and that name is enough to find a registered class.
@@ -62,9 +62,9 @@ def _register_family(model_type: str, family: Family) -> None:
         for auto, model in models:
             auto.register(config, model, exist_ok=True)
         if tokenizer is not None:
-            AutoTokenizer.register(NamedInCheckpoint, tokenizer, exist_ok=True)  # type: ignore[no-untyped-call]
+            AutoTokenizer.register(NamedInCheckpoint, tokenizer, exist_ok=True)
         if extractor is not None:
-            AutoFeatureExtractor.register(config, extractor, exist_ok=True)  # type: ignore[no-untyped-call]
+            AutoFeatureExtractor.register(config, extractor, exist_ok=True)
         for pushed in (config, *(model for _, model in models), tokenizer, extractor):
             if pushed is not None:
                 _push_with_card(pushed)

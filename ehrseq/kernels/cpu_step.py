@@ -53,7 +53,7 @@ def step_serves(rows: int, *tensors: Tensor) -> bool:
         0 < rows <= MAX_ROWS
         and os.environ.get("EHRSEQ_BACKEND") in (None, "", "cpp")
         and cpu_library.is_plain(*tensors)
-        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled("cpu")
         and cpu_library.why_no_library() is None
     )

@@ -61,12 +61,12 @@ class RiskPart(ShardPart[RiskCounts]):
             subjects = events["subject_id"].unique()
             report.events_written += events.height
             report.subjects += len(subjects)
-            theirs = None if moments is None else moments.filter(pl.col("subject_id").is_in(subjects.implode()))
-            if theirs is None or not theirs.is_empty():
+            here = None if moments is None else moments.filter(pl.col("subject_id").is_in(subjects.implode()))
+            if here is None or not here.is_empty():
                 risks = score_events(
                     checkpoint,
                     events,
-                    theirs,
+                    here,
                     tasks,
                     notes=report.notes,
                     batch_size=self.batch_size,

@@ -80,12 +80,14 @@ class EncodedHistories:
     @cached_property
     def segments(self) -> np.ndarray:
         """Segment of each body token, by its order in the whole history."""
-        return (2 - (self.orders & 1)).astype(np.int8) * (self.types != TYPE_INTERVAL)
+        array: np.ndarray = (2 - (self.orders & 1)).astype(np.int8) * (self.types != TYPE_INTERVAL)
+        return array
 
     @cached_property
     def swapped_segments(self) -> np.ndarray:
         """The other segment of each body token."""
-        return _SWAPPED[self.segments]
+        array: np.ndarray = _SWAPPED[self.segments]
+        return array
 
     @cached_property
     def next_content(self) -> np.ndarray:
@@ -122,7 +124,8 @@ class EncodedHistories:
         Raises:
             ValueError: A task that the tokenizer has no token for, or a table without these columns.
         """
-        return _tables().index_labels(self, labels)
+        index: PromptIndex = _tables().index_labels(self, labels)
+        return index
 
     def index_rows(
         self,
@@ -193,7 +196,7 @@ class EncodedHistories:
             prediction_time: Time of the prompts (microseconds); None: the time of the last token.
             max_length: Context length, None = the whole history.
         """
-        count, tokens = len(tasks), self.vocabulary.token_ids
+        tokens = self.vocabulary.token_ids
         closed, latest, order, asked = False, NO_TIME, 0, NO_TIME
         if len(self.row_time):
             closed, latest, order = not self.row_open[-1], int(self.row_time[-1]), int(self.row_order[-1])
@@ -201,24 +204,27 @@ class EncodedHistories:
             asked = latest if closed else int(self.row_time[self.row_end.searchsorted(len(self.ids))])
         if prediction_time is not None:
             asked = prediction_time
-        questions = [
-            (tokens[CLS], tokens[REG], 2 * closed, latest)
-            if task is None
-            else (int(self.task_token_ids[task]), int(self.task_token_ids[task]), 1 + closed, asked)
-            for task in tasks
-        ]
-        first_id, last_id, tail, last_time = np.asarray(questions, np.int64).reshape(count, 4).T
+        rows = []
+        for task in tasks:
+            if task is None:
+                question = tokens[CLS], tokens[REG], latest, 2 * closed
+            else:
+                token = int(self.task_token_ids[task])
+                question = token, token, asked, 1 + closed
+            rows.append((0, 0, len(self.ids), *question, latest, order))
+        columns = np.asarray(rows, np.int64).reshape(-1, 9).T
+        history, start, end, first_id, last_id, last_time, tail, close_time, order_of_last = columns
         return self._plan(
-            np.zeros(count, np.int64),
-            np.zeros(count, np.int64),
-            np.full(count, len(self.ids)),
+            history,
+            start,
+            end,
             tail=tail,
             max_length=max_length,
             first_id=first_id,
             last_id=last_id,
             last_time=last_time,
-            close_time=np.full(count, latest),
-            order=np.full(count, order),
+            close_time=close_time,
+            order=order_of_last,
         )
 
     # -- whole histories and windows ---------------------------------------------------------------------------------
@@ -426,7 +432,8 @@ class HistoryWindows:
     @property
     def subject_ids(self) -> np.ndarray:
         """Patient of each window."""
-        return self.histories.subject_ids[self.plan.history]
+        array: np.ndarray = self.histories.subject_ids[self.plan.history]
+        return array
 
     @property
     def lengths(self) -> np.ndarray:

@@ -58,16 +58,20 @@ class RowPlan:
 
     def row(self, row: int) -> list[int]:
         """The fields of one row, in their order."""
-        return [getattr(self, part.name).item(row) for part in fields(self)]
+        return [getattr(self, name).item(row) for name in _FIELDS]
 
     def subset(self, rows: Any) -> RowPlan:
         """The plan of some rows."""
-        return RowPlan(**{part.name: getattr(self, part.name)[rows] for part in fields(self)})
+        return RowPlan(**{name: getattr(self, name)[rows] for name in _FIELDS})
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each row."""
-        return 1 + self.statics + (self.vs_at >= 0) + self.end - self.start + self.tail
+        array: np.ndarray = 1 + self.statics + (self.vs_at >= 0) + self.end - self.start + self.tail
+        return array
+
+
+_FIELDS = tuple(part.name for part in fields(RowPlan))
 
 
 @dataclass

@@ -27,7 +27,8 @@ from .ehr_vocabulary import EventVocabulary
 _TIME_AND_RANK = itemgetter(0, 1)
 EPOCH = datetime(1970, 1, 1)
 PATIENT_KEYS = {"subject_id", "events", "prediction_time"}
-EVENT_KEYS = frozenset({"subject_id", "time", "code", "numeric_value", "text_value", "visit_id", "unit"})
+_OPTIONAL = ("numeric_value", "text_value", "visit_id", "unit")
+EVENT_KEYS = frozenset({"subject_id", "time", "code", *_OPTIONAL})
 
 
 @dataclass(slots=True)
@@ -53,12 +54,6 @@ def parse_time(value: Any, what: str = "time") -> int | None:
     """
     if value is None:
         return None
-    if isinstance(value, np.datetime64):
-        if np.isnat(value):
-            return None
-        if not MINYEAR <= int(value.astype("datetime64[Y]").astype(np.int64)) + 1970 <= MAXYEAR:
-            raise ValueError(f"{what} got {value}, outside the years 1 to 9999; correct it, or give None (static).")
-        return int(value.astype("datetime64[us]").astype(np.int64))
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value.strip())
@@ -78,7 +73,14 @@ def parse_time(value: Any, what: str = "time") -> int | None:
                     "give None (static)."
                 ) from None
         span = value - EPOCH
-        return span.days * DAY_US + span.seconds * SECOND_US + span.microseconds
+        number: int = span.days * DAY_US + span.seconds * SECOND_US + span.microseconds
+        return number
+    if isinstance(value, np.datetime64):
+        if np.isnat(value):
+            return None
+        if not MINYEAR <= int(value.astype("datetime64[Y]").astype(np.int64)) + 1970 <= MAXYEAR:
+            raise ValueError(f"{what} got {value}, outside the years 1 to 9999; correct it, or give None (static).")
+        return int(value.astype("datetime64[us]").astype(np.int64))
     if isinstance(value, date):
         return (value - EPOCH.date()).days * DAY_US
     raise ValueError(
@@ -168,14 +170,19 @@ def read_patient(patient: Any) -> tuple[list[Event], int | None]:
             unread |= row.keys() - EVENT_KEYS
         if row.get("subject_id") is not None:
             subjects.add(str(row["subject_id"]))
+        try:
+            time = parse_time(row["time"])
+        except ValueError as error:
+            raise ValueError(f"event {k}: {error}") from None
+        value, text, visit_id, unit = map(row.get, _OPTIONAL)
         events.append(
             Event(
-                parse_time(row["time"], f"event {k}: time"),
+                time,
                 code,
-                _number(row.get("numeric_value"), k),
-                _text(row.get("text_value"), k, "text_value"),
-                _text(row.get("visit_id"), k, "visit_id"),
-                _text(row.get("unit"), k, "unit"),
+                None if value is None else _number(value, k),
+                None if text is None else _text(text, k, "text_value"),
+                None if visit_id is None else _text(visit_id, k, "visit_id"),
+                None if unit is None else _text(unit, k, "unit"),
             )
         )
     if len(subjects) > 1:
@@ -189,9 +196,7 @@ def read_patient(patient: Any) -> tuple[list[Event], int | None]:
     return events, parse_time(patient.get("prediction_time"), "prediction_time")
 
 
-def _number(value: Any, k: int) -> float | None:
-    if value is None:
-        return None
+def _number(value: Any, k: int) -> float:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise ValueError(
             f"event {k}: numeric_value got {value!r} ({type(value).__name__}); expected a number or None "
@@ -206,8 +211,8 @@ def _number(value: Any, k: int) -> float | None:
         ) from None
 
 
-def _text(value: Any, k: int, name: str) -> str | None:
-    if value is None or isinstance(value, str):
+def _text(value: Any, k: int, name: str) -> str:
+    if isinstance(value, str):
         return value
     if name == "visit_id" and isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return str(value)
@@ -229,16 +234,13 @@ def patient_rows(events: Sequence[Event], vocabulary: EventVocabulary, cut: int 
     Returns:
         The rows of one patient, whose subject_id is 0.
     """
-    known = [
-        (event, *vocabulary.kind(event.code))
-        for event in events
-        if event.time is None or cut is None or event.time <= cut
-    ]
     static: list[int] = []
     timed: list[tuple[int, int, Event, str, str | None]] = []
-    for event, kind, encounter_class in known:
+    for event in events:
+        kind, encounter_class = vocabulary.kind(event.code)
         if event.time is not None:
-            timed.append((event.time, KIND_RANKS.get(kind, RANK_OTHER), event, kind, encounter_class))
+            if cut is None or event.time <= cut:
+                timed.append((event.time, KIND_RANKS.get(kind, RANK_OTHER), event, kind, encounter_class))
         # A death or a visit of unknown time would tell the future.
         elif vocabulary.token_type(event.code) and kind not in ("death", "visit_start", "visit_end"):
             static.append(vocabulary.row_id(event.code, event.value, event.text, event.unit)[0])
@@ -292,8 +294,8 @@ class _Visits:
     def __init__(self) -> None:
         self.encounters: list[tuple[str | None, str]] = []
         self.last_time: int | None = None
-        self._latest: dict[str | None, int] = {}  # visit_id of open encounters -> time of its latest row
-        self._patience: dict[str | None, int] = {}  # ... -> silence after which they lapse
+        self._patience: dict[str | None, int] = {}  # visit_id of open encounters -> silence after which they lapse
+        self._until: dict[str | None, int] = {}  # ... -> time until which they last without another row
         self._ended: set[str] = set()  # visit_ids whose encounters have ended
         self._implicit: tuple[str, Any] | None = None  # key of the previous visit, where that is implicit
         self._admission = False  # whether the previous visit holds an inpatient encounter
@@ -312,8 +314,8 @@ class _Visits:
             self._implicit = None
         self._admission = self._admission or inpatient
         self.encounters.append((visit_id, encounter_class or ""))
-        self._latest[visit_id] = time
-        self._patience[visit_id] = max(self._patience.get(visit_id, 0), silence_us(encounter_class))
+        patience = max(self._patience.get(visit_id, 0), silence_us(encounter_class))
+        self._patience[visit_id], self._until[visit_id] = patience, time + patience
         return opens
 
     def end(self, visit_id: str | None, encounter_class: str | None, time: int) -> bool:
@@ -323,7 +325,7 @@ class _Visits:
             return False
         same_class = [k for k in same_visit if self.encounters[k][1] == encounter_class]
         self.encounters.pop((same_class or same_visit)[-1])
-        self._latest[visit_id] = time
+        self._until[visit_id] = time + self._patience[visit_id]
         if len(same_visit) == 1:
             self._forget(visit_id)
         return True
@@ -331,8 +333,8 @@ class _Visits:
     def content(self, visit_id: str | None, time: int) -> bool:
         """A row of any other kind; whether it opens a visit."""
         self._lapse(visit_id, time)
-        if visit_id in self._latest:
-            self._latest[visit_id] = time
+        if visit_id in self._until:
+            self._until[visit_id] = time + self._patience[visit_id]
         if self.encounters:
             return False
         late = visit_id is None or visit_id in self._ended
@@ -343,7 +345,7 @@ class _Visits:
 
     def _lapse(self, row_visit_id: str | None, time: int) -> None:
         """Forget the encounters that have been silent for too long when a row of another visit_id arrives."""
-        for visit_id in [v for v, since in self._latest.items() if time - since > self._patience[v]]:
+        for visit_id in [lasting for lasting, until in self._until.items() if time > until]:
             if visit_id is not None and visit_id == row_visit_id:
                 continue
             self.encounters = [encounter for encounter in self.encounters if encounter[0] != visit_id]
@@ -351,6 +353,6 @@ class _Visits:
             self._admission = self._admission and bool(self.encounters)  # nothing that lapsed is transferred from
 
     def _forget(self, visit_id: str | None) -> None:
-        del self._latest[visit_id], self._patience[visit_id]
+        del self._until[visit_id], self._patience[visit_id]
         if visit_id is not None:
             self._ended.add(visit_id)

@@ -219,7 +219,8 @@ class Bins:
     @cached_property
     def cuts(self) -> list[float]:
         """The edges as Python's numbers, for one value at a time."""
-        return self.edges.tolist()
+        result: list[float] = self.edges.tolist()
+        return result
 
 
 def is_finite(value: float) -> bool:

@@ -197,22 +197,25 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
         """Values clipped and standardised, float32."""
         ids = np.asarray(variable_ids)
         clipped = np.clip(values, np.asarray(self.value_lower)[ids], np.asarray(self.value_upper)[ids])
-        return ((clipped - np.asarray(self.value_means)[ids]) / np.asarray(self.value_deviations)[ids]).astype(
-            np.float32
-        )
+        array: np.ndarray = (
+            (clipped - np.asarray(self.value_means)[ids]) / np.asarray(self.value_deviations)[ids]
+        ).astype(np.float32)
+        return array
 
     def denormalise(self, variable_ids: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Standardised values in the variables' own units, float64."""
         ids = np.asarray(variable_ids)
-        return (
+        array: np.ndarray = (
             np.asarray(values, np.float64) * np.asarray(self.value_deviations)[ids] + np.asarray(self.value_means)[ids]
         )
+        return array
 
     def normalise_static(self, static: np.ndarray) -> np.ndarray:
         """Static values `[..., D]` clipped and standardised, float32; unknown ones (NaN) become 0."""
         clipped = np.clip(static, self.static_lower, self.static_upper)
         scaled = (clipped - np.asarray(self.static_means)) / np.asarray(self.static_deviations)
-        return np.nan_to_num(scaled, nan=0.0).astype(np.float32)
+        array: np.ndarray = np.nan_to_num(scaled, nan=0.0).astype(np.float32)
+        return array
 
     def scale_times(self, minutes: np.ndarray) -> np.ndarray:
         """Minutes since the window's start as times in [-1, 1], float32."""
@@ -224,7 +227,8 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
 
     def was_fitted(self, variable_ids: np.ndarray) -> np.ndarray:
         """Whether the training stays held a triplet of each id's variable."""
-        return np.asarray(self.value_counts)[np.asarray(variable_ids)] > 0
+        array: np.ndarray = np.asarray(self.value_counts)[np.asarray(variable_ids)] > 0
+        return array
 
     # -- one stay or many --------------------------------------------------------------------------------------------
 
@@ -455,7 +459,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
         padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
         pad_to_multiple_of: int | None = None,
         return_attention_mask: bool | None = None,
-    ) -> dict:
+    ) -> dict[str, Any]:
         """Pad every channel with 0, on either side (the base class pads the first channel and the mask only)."""
         length = len(processed_features["variable_ids"])
         if return_attention_mask is not False and "attention_mask" not in processed_features:

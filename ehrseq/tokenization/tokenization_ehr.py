@@ -143,7 +143,9 @@ class EhrTokenizer(TokenizersBackend):
     # -- loading -----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def _from_pretrained(cls, resolved_vocab_files: Any, pretrained_model_name_or_path: Any, *args: Any, **kw: Any):
+    def _from_pretrained(
+        cls, resolved_vocab_files: Any, pretrained_model_name_or_path: Any, *args: Any, **kw: Any
+    ) -> Any:
         # transformers has looked for the files and would make a tokenizer of whatever it has found.
         needed = {"tokenizer.json": "tokenizer_file", "tokenizer_config.json": "tokenizer_config_file"}
         missing = [file for file, key in needed.items() if not (resolved_vocab_files or {}).get(key)]
@@ -153,7 +155,8 @@ class EhrTokenizer(TokenizersBackend):
                 f"{'is' if len(missing) == 1 else 'are'} missing. Save the tokenizer that the model was trained with "
                 "into the same folder (tokenizer.save_pretrained(folder)); another one's ids mean other codes."
             )
-        tokenizer = super()._from_pretrained(resolved_vocab_files, pretrained_model_name_or_path, *args, **kw)
+        load: Any = super()._from_pretrained  # untyped
+        tokenizer = load(resolved_vocab_files, pretrained_model_name_or_path, *args, **kw)
         _ = tokenizer._stored  # or says what it lacks
         return tokenizer
 
@@ -201,14 +204,16 @@ class EhrTokenizer(TokenizersBackend):
     @property
     def max_num_visits(self) -> int:
         """Visit orders lie below it."""
-        return self._stored["max_num_visits"]
+        number: int = self._stored["max_num_visits"]
+        return number
 
     @property
     def fitted_subjects_digest(self) -> str:
         """SHA-256 over the sorted ids of the subjects that the vocabulary and the bins were fitted on, see
         `subjects_digest`.
         """
-        return self._stored["fitted_subjects_digest"]
+        digest: str = self._stored["fitted_subjects_digest"]
+        return digest
 
     @property
     def fitted(self) -> dict[str, Any]:
@@ -255,10 +260,11 @@ class EhrTokenizer(TokenizersBackend):
         Raises:
             ValueError: An unknown task.
         """
-        self._task_token(name)
+        if name not in self.tasks:
+            raise ValueError(f"unknown task {name!r}; this tokenizer knows {self.tasks}.")
         self._stored["tasks"] = [task for task in self._stored["tasks"] if task[0] != name]
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         patients: Any,
         *,
@@ -394,7 +400,7 @@ class EhrTokenizer(TokenizersBackend):
         pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
         return_attention_mask: bool | None = None,
-    ) -> dict:
+    ) -> dict[str, Any]:
         """Pad every channel with 0, on either side (the base class knows only ids, mask and types)."""
         length = len(encoded_inputs["input_ids"])
         if "attention_mask" not in encoded_inputs and return_attention_mask is not False:
@@ -427,7 +433,8 @@ class EhrTokenizer(TokenizersBackend):
 
     def encoder(self) -> Encoder:
         """What encodes event tables; shares nothing with the tokenizer that changes."""
-        return _tables().encoder(self)
+        result: Encoder = _tables().encoder(self)
+        return result
 
     def encode_table(
         self, events: pl.DataFrame, labels: Mapping[str, pl.DataFrame] | None = None, max_length: int | None = None
@@ -457,7 +464,8 @@ class EhrTokenizer(TokenizersBackend):
             `exact_events`, `fallback_events`, `lost_events`, `visit_boundaries`, `not_used` (births, and kinds that
             are not in `input_kinds`) and `lapsed_encounters` (taken as over for want of an end, see `ehr_visits`).
         """
-        return _tables().coverage(self, events)
+        values: dict[str, Any] = _tables().coverage(self, events)
+        return values
 
 
 def _position(task: str, known: list[str]) -> int:

@@ -64,13 +64,15 @@ class EventRows:
     def windows(self, context: int, splits: Sequence[str]) -> HistoryWindows | EncodedWindows:
         """Pretraining rows of the patients of some splits."""
         if self.encoded is not None:
-            return self.encoded.windows(context, splits)
+            result: HistoryWindows | EncodedWindows = self.encoded.windows(context, splits)
+            return result
         return self.tokenizer.encode_histories(self.dataset.events(splits)).windows(context)
 
     def prompts(self, labels: Labels, context: int, splits: Sequence[str]) -> PromptedDataset | EncodedPrompts:
         """MPF rows of the labels of the patients of some splits."""
         if self.encoded is not None:
-            return self.encoded.prompts(labels, context, splits)
+            result: PromptedDataset | EncodedPrompts = self.encoded.prompts(labels, context, splits)
+            return result
         return prompted_dataset(self.tokenizer, self.dataset.events(splits), labels, context)
 
 

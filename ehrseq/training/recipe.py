@@ -86,7 +86,9 @@ class Stage:
         """Plain values as a file has them: without limits that are not set, with further arguments among the others."""
         values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         arguments = values.pop("arguments")
-        return {name: value for name, value in values.items() if name not in ("rows", "tokens") or value} | arguments
+        unset = [name for name in ("rows", "tokens") if not values[name]]
+        result: dict[str, Any] = {name: value for name, value in values.items() if name not in unset}
+        return {**result, **arguments}
 
 
 @dataclass(frozen=True)

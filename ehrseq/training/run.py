@@ -43,7 +43,7 @@ from ehrseq.training.recipe import Recipe
 from ehrseq.training.stages import disk_errors
 from ehrseq.training.trainer import is_main_process, join_process_group, wait_for_all
 from ehrseq.version import __version__
-from ehrseq.work.files import file_digest, remove, remove_unfinished, write_json, write_whole
+from ehrseq.work.files import file_digest, remove, remove_unfinished, write_json, write_text, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -245,17 +245,18 @@ def _write(
         thresholds=thresholds,
         num_resamples=num_resamples,
     )
-    scored = [name for name in names if metrics[name].labels]
-    if scored:
-        tuned = set(scored) <= set(tuning["task"])
+    if any(0 < result.positives < result.labels for result in metrics.values()):  # else there is nothing to evaluate
         evaluate_files(
             pages / f"{HELD_OUT}.parquet",
             data=data.dataset,
-            tuning=pages / f"{TUNING}.parquet" if tuned else None,
-            tasks=scored,
+            tuning=pages / f"{TUNING}.parquet",
+            tasks=names,
+            outcomes={task["name"]: task.get("positive_label", "") for task in data.tasks},
             out=pages,
             num_resamples=num_resamples,
         )
+        for page in pages.glob("evaluation.*"):  # the scores lie beside the page in the end
+            write_text(page, page.read_text(encoding="utf-8").replace(str(pages), str(out / EVALUATION)))
     cohort = simulated_cohort(data.dataset)
     best = None if cohort is None else _best_possible(cohort, held_out, names)
     coverage = training.coverage()

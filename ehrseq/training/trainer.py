@@ -86,7 +86,8 @@ def count_training_steps(num_rows: int, args: TrainingArguments) -> int:
     batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
     per_process = math.ceil(batches / max(1, args.world_size))
     per_epoch = max(1, math.ceil(per_process / args.gradient_accumulation_steps))
-    return max(1, math.ceil(args.num_train_epochs * per_epoch))
+    number: int = max(1, math.ceil(args.num_train_epochs * per_epoch))
+    return number
 
 
 def use_paper_recipe(args: TrainingArguments, num_rows: int) -> TrainingArguments:

@@ -1,6 +1,8 @@
 """The registry of models: one table, and everything that follows from it."""
 
 import ast
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -87,3 +89,12 @@ def test_an_unknown_export_is_an_attribute_error() -> None:
 
 def test_nothing_waits_for_transformers_any_more() -> None:
     assert not any(type(finder).__module__ == "ehrseq._on_import" for finder in sys.meta_path)
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(before: str | None, after: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if before is None else {"OMP_WAIT_POLICY": before}
+    code = "import os, ehrseq; print(os.environ['OMP_WAIT_POLICY'])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == after

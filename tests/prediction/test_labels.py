@@ -100,7 +100,9 @@ def test_the_commands_fit_together(dataset, checkpoint, labels, tmp_path):
     report = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     reported = {name: entry["labels"] for name, entry in report["tasks"].items()} | report["not_evaluated"]
     assert set(reported) == {*TASKS[:2], "readmission_30d"}
-    assert reported["long_stay_7d"] == labels["long_stay_7d"].filter(pl.col("subject_id").is_in(patients)).height
+    assert (
+        reported["long_stay_7d"] == labels["long_stay_7d"].filter(pl.col("subject_id").is_in(patients.implode())).height
+    )
 
 
 def test_labels_of_one_task_are_a_table(events, dataset, checkpoint, labels):

@@ -94,8 +94,10 @@ def test_one_folder_holds_the_model_and_what_it_is_worth(dataset, trained):
     expected = choose_thresholds(tuning["boolean_value"], tuning["score"], ids, TASKS)
     assert trained.thresholds == expected == json.loads((trained.folder / "thresholds.json").read_text())
     assert {name: metrics.threshold for name, metrics in trained.metrics.items()} == expected
+    assert (trained.folder / "evaluation" / "evaluation.html").is_file()
     report = json.loads((trained.folder / "evaluation" / "evaluation.json").read_text())
     assert set(report["tasks"]) == set(TASKS)
+    assert Path(report["predictions"]) == trained.folder / "evaluation" / "held_out.parquet"
     card = (trained.folder / "README.md").read_text()
     assert "Trained on simulated patients" in card
     assert "steps of shared" in card

@@ -67,10 +67,12 @@ class EhrRisk(evaluate.Metric):  # type: ignore[misc]
             {"subject_id": subjects, "label": [bool(each) for each in references], "score": list(predictions)},
             schema_overrides={"score": pl.Float64},
         )
-        found = assess(table, "risk", threshold=threshold, num_bins=num_bins, num_resamples=num_resamples, seed=seed)
+        assessment = assess(
+            table, "risk", threshold=threshold, num_bins=num_bins, num_resamples=num_resamples, seed=seed
+        )
         result: dict[str, Any] = {}
         for name in METRIC_TITLES:
-            interval = found.metrics.get(name)
+            interval = assessment.metrics.get(name)
             result[name] = interval and interval.value
             result[f"{name}_low"], result[f"{name}_high"] = (interval.low, interval.high) if interval else (None, None)
-        return result | {"not_estimable": dict(found.missing)}
+        return result | {"not_estimable": dict(assessment.missing)}
