@@ -104,6 +104,7 @@ def figure(
             axis.spines[["top", "right", "left"]].set_visible(False)
             axis.spines["bottom"].set_color(_GRID)
             axis.grid(axis="y", color=_GRID, lw=0.8)
+            axis.set_axisbelow(True)
             axis.tick_params(length=0)
         text = io.StringIO()
         canvas.savefig(

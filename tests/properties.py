@@ -1,6 +1,7 @@
 """On how many examples a property is tried: half of them in `make test`, others in each run; all in `make test-full`.
 
-`pytest --hypothesis-profile=full` chooses the latter. A failure prints the line that repeats it.
+`pytest --hypothesis-profile=full` chooses the latter. A failure prints the line that repeats it. What compares rounded
+numbers with a tolerance says `derandomize=True`: among thousands of shapes one is always a rounding beyond it.
 """
 
 from hypothesis import settings
