@@ -18,19 +18,22 @@ from unittest import mock
 import pytest
 
 
-def run_module(module: str, *arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the `main` of a module as `python -m MODULE ARGUMENTS` would.
+def run_module(
+    module: str, *arguments: object, function: str = "main", folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a module as `python -m MODULE ARGUMENTS` would.
 
     Args:
         module: Its full name.
         arguments: Its arguments; each is turned into text.
+        function: What it runs as a command.
         folder: Working directory; by default this process's.
 
     Returns:
         Exit status and what was printed, as `subprocess.run(..., capture_output=True, text=True)` gives them.
     """
-    function = importlib.import_module(module).main
-    return _run(function, [module, *map(str, arguments)], folder)
+    command = getattr(importlib.import_module(module), function)
+    return _run(command, [module, *map(str, arguments)], folder)
 
 
 def run_ehrseq(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -29,11 +29,12 @@ from benchmarks.harness import machine, write_json, write_parquet
 from ehrseq.baselines import BoostedCounts
 from ehrseq.batches.balance import balance_rows, limit_rows
 from ehrseq.batches.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
-from ehrseq.batches.prompts import PromptedDataset, prompted_dataset
+from ehrseq.batches.prompts import prompted_dataset
 from ehrseq.batches.scoring import score_rows
 from ehrseq.batches.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
 from ehrseq.data.simulate.cohort import simulate, true_risks
 from ehrseq.data.simulate.risk import ORDER_DEPENDENT_TASKS
+from ehrseq.encode.rows import PromptedDataset
 from ehrseq.evaluation import Ranking, bootstrap_interval
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
 from ehrseq.tasks import label_events, list_tasks, load_task

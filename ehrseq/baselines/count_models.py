@@ -23,7 +23,7 @@ from sklearn.preprocessing import MaxAbsScaler
 
 from ehrseq.baselines.summary_models import MAX_CONFIGURATIONS, load_xgboost
 from ehrseq.baselines.token_counts import count_tokens
-from ehrseq.batches.prompts import PromptedDataset
+from ehrseq.encode.rows import PromptedDataset
 
 BOOSTED_COUNTS_GRID: tuple[dict[str, Any], ...] = tuple(
     {"max_depth": depth, "colsample_bytree": columns} for depth in (5, 3, 8, 2) for columns in (0.5, 0.2)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ehrseq.batches.prompts import PromptedDataset
+from ehrseq.encode.rows import PromptedDataset
 
 AGE_COLUMNS = ("age at the first event", "age at the last event")
 TOKENS_AT_ONCE = 8_000_000  # what is unrolled at once: bounds the memory for any number of rows
@@ -30,7 +30,7 @@ def count_tokens(dataset: PromptedDataset) -> tuple[sparse.csr_matrix, list[str]
     Returns:
         float32 `[n, tokens + 2]`, and the columns' names. Ages are in years, 0 where none is known.
     """
-    histories, index = dataset.histories, dataset.index
+    histories, index = dataset.in_memory()
     tokens = sorted(histories.vocabulary.token_ids, key=histories.vocabulary.token_ids.__getitem__)
     history, lengths = np.asarray(index.history), np.asarray(index.end, np.int64)
     parts = [

@@ -11,7 +11,7 @@ _EXPORTS = {
     "DataCollatorForPackedNextToken": "packing",
     "DataCollatorForPackedPrompts": "packing",
     "evaluation_order": "packing",
-    "PromptedDataset": "prompts",
+    "PromptedDataset": "ehrseq.encode.rows",
     "prompted_dataset": "prompts",
     "score": "scoring",
     "score_rows": "scoring",

@@ -22,8 +22,7 @@ from ehrseq.batches.collation import DataCollatorForPrompts
 from ehrseq.work.progress import progress_bar
 
 if TYPE_CHECKING:
-    from ehrseq.batches.prompts import PromptedDataset
-    from ehrseq.encode.dataset import EncodedPrompts
+    from ehrseq.encode.rows import PromptedDataset
     from ehrseq.encode.triplets import TripletTable
     from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
@@ -176,7 +175,7 @@ def config_task_ids(model: RiskModel, task_names: Sequence[str]) -> NDArray[np.i
 def score_rows(
     model: RiskModel,
     tokenizer: EhrTokenizer,
-    dataset: PromptedDataset | EncodedPrompts,
+    dataset: PromptedDataset,
     *,
     batch_size: int = 64,
     progress: bool = True,

@@ -32,11 +32,10 @@ from torch.utils.data import Dataset
 
 from ehrseq.batches.collation import IGNORED_LABEL
 from ehrseq.batches.packing import pack_channels, pack_lengths
-from ehrseq.encode.dataset import EncodedPrompts
-from ehrseq.tokenization.ehr_histories import HistoryWindows
+from ehrseq.encode.patients import EncodedPatients, KnownIndex
+from ehrseq.encode.rows import HistoryWindows, PromptedDataset
 
 if TYPE_CHECKING:
-    from ehrseq.batches.prompts import PromptedDataset
     from ehrseq.tokenization.ehr_histories import EncodedHistories
     from ehrseq.tokenization.ehr_plans import PromptIndex
 
@@ -96,7 +95,8 @@ class SharedPromptDataset(Dataset[dict[str, Any]]):
         frame = np.repeat(np.array([own[-1] for own in self._labels], np.int64), sizes)
         cut = {name: getattr(plan, name)[frame] for name in ("statics", "start", "vs_at", "shift")}
         first_id = np.full(len(labels), histories.vocabulary.token_ids["[CLS]"])
-        self._rows = HistoryWindows(histories, replace(plan.subset(labels), first_id=first_id, **cut))
+        self._plan = replace(plan.subset(labels), first_id=first_id, **cut)
+        self._rows = HistoryWindows(histories, self._plan)
         self._first = np.concatenate([[0], np.cumsum(sizes)])
 
     def __len__(self) -> int:
@@ -115,10 +115,10 @@ class SharedPromptDataset(Dataset[dict[str, Any]]):
             # 1. The MPF row of this time: its history as far as it is new, then its end, the task token once a task.
             row = self._rows[first + int(group[0])]
             length = len(row["input_ids"])
-            known = length - int(self._rows.plan.tail[first + int(group[0])])
+            known = length - int(self._plan.tail[first + int(group[0])])
             places = np.concatenate([np.arange(read, length - 1), np.full(len(group), length - 1)])
             piece = {name: values[places] for name, values in row.items()}
-            piece["input_ids"][-len(group) :] = self._rows.plan.last_id[first + group]
+            piece["input_ids"][-len(group) :] = self._plan.last_id[first + group]
             pieces.append(piece)
             # 2. Labels at the task tokens.
             targets = np.full(len(places), IGNORED_LABEL)
@@ -144,23 +144,24 @@ class SharedEncodedPrompts(Dataset[dict[str, Any]]):
     """`SharedPromptDataset` of encoded files: only where each window lies is held, a patient is decoded when asked for.
 
     Args:
-        prompts: `EncodedDataset.prompts(labels, max_length, splits)`.
+        patients: `EncodedDataset.patients(splits)`.
+        index: `patients.index_labels({task: labels})`, or a `subset` of it.
         max_length: As of `SharedPromptDataset`.
         seed: Seed of the order of the tasks within each prompt; another order than that of a dataset in memory.
     """
 
-    def __init__(self, prompts: EncodedPrompts, max_length: int, *, seed: int = 0) -> None:
-        self.prompts, self.max_length, self.seed = prompts, max_length, seed
+    def __init__(self, patients: EncodedPatients, index: KnownIndex, max_length: int, *, seed: int = 0) -> None:
+        self.patients, self.index, self.max_length, self.seed = patients, index, max_length, seed
         # 1. Rows by patient.
-        self._order = np.argsort(prompts.index["patient"], kind="stable")
-        self._patients, first = np.unique(prompts.index["patient"][self._order], return_index=True)
-        self._rows = np.append(first, len(prompts))
+        self._order = np.argsort(index.history, kind="stable")
+        self._subjects, first = np.unique(index.history[self._order], return_index=True)
+        self._rows = np.append(first, len(index))
         # 2. Windows of each patient, counted batch by batch.
-        counts = np.zeros(len(self._patients), np.int64)
-        for rows, histories, index in prompts.parts():
-            shared = SharedPromptDataset(histories, index, max_length)
+        counts = np.zeros(len(self._subjects), np.int64)
+        for rows, histories, prompts in patients.prompt_parts(index):
+            shared = SharedPromptDataset(histories, prompts, max_length)
             patient_of = np.zeros(len(histories.subject_ids), np.int64)
-            patient_of[index.history] = np.searchsorted(self._patients, prompts.index["patient"][rows])
+            patient_of[prompts.history] = np.searchsorted(self._subjects, index.history[rows])
             np.add.at(counts, patient_of[shared.histories_of_windows], 1)
         self._windows = np.concatenate([[0], np.cumsum(counts)])
 
@@ -173,23 +174,23 @@ class SharedEncodedPrompts(Dataset[dict[str, Any]]):
         window %= len(self)
         patient = int(np.searchsorted(self._windows, window, side="right")) - 1
         rows = self._order[self._rows[patient] : self._rows[patient + 1]]
-        histories, index = self.prompts.of_patient(rows)
+        histories, index = self.patients.of_patient(self.index, rows)
         shared = SharedPromptDataset(histories, index, self.max_length, seed=(self.seed, patient))
         return shared[window - int(self._windows[patient])]
 
     @property
     def num_labels(self) -> int:
         """Labels in all windows."""
-        return len(self.prompts)
+        return len(self.index)
 
 
 def shared_prompts(
-    prompts: PromptedDataset | EncodedPrompts, max_length: int, seed: int = 0
+    prompts: PromptedDataset, max_length: int, seed: int = 0
 ) -> SharedPromptDataset | SharedEncodedPrompts:
     """Histories with the prompts of all their labels, of rows in memory or in encoded files."""
-    if isinstance(prompts, EncodedPrompts):
-        return SharedEncodedPrompts(prompts, max_length, seed=seed)
-    return SharedPromptDataset(prompts.histories, prompts.index, max_length, seed=seed)
+    if isinstance(prompts.histories, EncodedPatients) and isinstance(prompts.index, KnownIndex):
+        return SharedEncodedPrompts(prompts.histories, prompts.index, max_length, seed=seed)
+    return SharedPromptDataset(*prompts.in_memory(), max_length, seed=seed)
 
 
 @dataclass

@@ -27,12 +27,12 @@ from transformers import AutoModelForSequenceClassification
 from ehrseq.batches.balance import balance_rows
 from ehrseq.batches.masking import DataCollatorForMaskedEvents
 from ehrseq.batches.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
-from ehrseq.batches.prompts import PromptedDataset
 from ehrseq.batches.scoring import score_rows
 from ehrseq.batches.shared_prompts import DataCollatorForSharedPrompts, SharedPromptDataset
 from ehrseq.benchmark.budget import Budget
 from ehrseq.benchmark.data import BenchmarkData, Source, load_data
 from ehrseq.benchmark.systems import SYSTEMS, System
+from ehrseq.encode.rows import PromptedDataset
 from ehrseq.evaluation import auroc
 from ehrseq.hub.checkpoints import quiet_loading
 from ehrseq.training.stages import RESULT, Collate, read_result, train_for_tokens
@@ -225,7 +225,7 @@ def _finetune(
         train_for_tokens(
             folder / SHARED,
             lambda: make_from(pretrained),
-            SharedPromptDataset(train.histories, train.index, train.max_length, seed=cell.seed),
+            SharedPromptDataset(*train.in_memory(), train.max_length, seed=cell.seed),
             DataCollatorForSharedPrompts(data.tokenizer),
             wrap=ClassifierOfPrompts,
             tokens=shared_tokens,

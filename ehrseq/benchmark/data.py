@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ehrseq.batches.prompts import PromptedDataset, prompted_dataset
+from ehrseq.batches.prompts import prompted_dataset
 from ehrseq.benchmark.budget import Budget
 from ehrseq.data.dataset import EventDataset
 from ehrseq.data.simulate.cohort import simulated_cohort
+from ehrseq.encode.rows import PromptedDataset
 from ehrseq.tasks import label_events, list_tasks, load_task, read_labels
 from ehrseq.tasks.storage import label_tokens
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer

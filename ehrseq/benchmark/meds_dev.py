@@ -25,11 +25,12 @@ import polars as pl
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ehrseq.batches.packing import DataCollatorForPackedNextToken, DataCollatorForPackedPrompts, PackableRows
-from ehrseq.batches.prompts import PromptedDataset, prompted_dataset
+from ehrseq.batches.prompts import prompted_dataset
 from ehrseq.batches.scoring import score_rows
 from ehrseq.benchmark.budget import Budget
 from ehrseq.benchmark.systems import SYSTEMS
 from ehrseq.data.dataset import EventDataset
+from ehrseq.encode.rows import PromptedDataset
 from ehrseq.evaluation import best_f1_threshold, write_meds_predictions
 from ehrseq.hub.checkpoints import quiet_loading
 from ehrseq.tasks.storage import read_label_table

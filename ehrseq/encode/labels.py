@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from ehrseq.data.tables import as_column, check_columns, microseconds
+from ehrseq.tokenization.ehr_plans import LabelIndex
 
 
-@dataclass(frozen=True)
-class LabelRows:
-    """One entry a (label, task), tasks in the order given.
-
-    Attributes:
-        history: Position of the patient among the subjects.
-        prediction_time: Microseconds.
-        task: Position of the task in the tokenizer's tasks.
-        label: 0 or 1.
-        skipped: Labels of other patients.
-    """
-
-    history: np.ndarray
-    prediction_time: np.ndarray
-    task: np.ndarray
-    label: np.ndarray
-    skipped: int
-
-
-def label_rows(labels: Mapping[str, Any], subject_ids: np.ndarray, task_names: Sequence[str]) -> LabelRows:
-    """The labels of some patients.
+def labels_of_subjects(labels: Mapping[str, Any], subject_ids: np.ndarray, task_names: Sequence[str]) -> LabelIndex:
+    """The labels of some patients, tasks in the order given.
 
     Args:
         labels: Task name -> table of subject_id, prediction_time, boolean_value.
@@ -72,7 +53,13 @@ def label_rows(labels: Mapping[str, Any], subject_ids: np.ndarray, task_names: S
         time, label = frame["prediction_time"].to_numpy()[known], frame["label"].to_numpy()[known]
         parts.append((history[known], time, np.full(len(time), task_names.index(task), np.int32), label))
     history, time, of_task, label = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return LabelRows(history, time, of_task, label, skipped)
+    return LabelIndex(
+        history=history,
+        task=of_task,
+        label=label,
+        prediction_time=time,
+        skipped={"subject_without_events": skipped} if skipped else {},
+    )
 
 
 def rows_until(row_time: np.ndarray, row_offsets: np.ndarray, history: np.ndarray, instant: np.ndarray) -> np.ndarray:

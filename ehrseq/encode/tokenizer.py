@@ -16,10 +16,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from ehrseq.data.tables import check_columns
+from ehrseq.encode.assembly import assemble, channel_columns, prompt_table
 from ehrseq.encode.counts import EventCounts
 from ehrseq.encode.encoder import Encoder, coverage_of
-from ehrseq.encode.histories import assemble, channel_columns, prompt_table
 from ehrseq.encode.vocabulary import check_settings, fit_vocabulary
+from ehrseq.encode.windows import plan_windows
 from ehrseq.tokenization.ehr_histories import EncodedHistories
 from ehrseq.tokenization.ehr_plans import check_context
 from ehrseq.tokenization.ehr_sequence import subjects_digest
@@ -140,7 +141,7 @@ def encode_table(
         return prompt_table(histories, index, max_length)
 
     def assemble_part(histories: EncodedHistories) -> tuple[np.ndarray, tuple[dict[str, np.ndarray], np.ndarray]]:
-        plan = histories.plan_histories() if max_length is None else histories.plan_windows(max_length)
+        plan = histories.plan_histories() if max_length is None else plan_windows(histories, max_length)
         return histories.subject_ids[plan.history], assemble(histories, plan)
 
     parts = encoder(tokenizer).encode_parts(events, assemble_part)

@@ -52,7 +52,7 @@ class PromptReader:
         rows = prompted_dataset(self.tokenizer, events, times_of, context)
         # Such a risk is the model's guess for somebody of whom it read nothing.
         notes["events of unknown codes, read as [UNK]"] = self.tokenizer.coverage(events)["lost_events"]
-        notes["risks without a timed event up to the prediction time"] = int((rows.index.end == 0).sum())
+        notes["risks without a timed event up to the prediction time"] = int((rows.in_memory()[1].end == 0).sum())
         names = self.tokenizer.tasks
         table = pl.DataFrame(
             {

@@ -31,7 +31,8 @@ def write_labels(result: LabelResult, dataset_path: str | Path) -> list[Path]:
     """
     root = _dataset(dataset_path) / "labels"
     for name, labels in result.labels.items():
-        write_label_folder(root / name, labels, _report(result, name))
+        checked = validate_labels(labels, source=f"labels of {name}")
+        write_label_folder(root / name, checked, _report(result, name))
     return [root / name for name in result.labels]
 
 

@@ -7,16 +7,16 @@ flat arrays: nothing is copied until a row is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .ehr_codes import WEEK_US, YEAR_US
-from .ehr_plans import MAX_STATIC_SHARE, PromptIndex, RowPlan, check_context
+from .ehr_plans import MAX_STATIC_SHARE, LabelIndex, PromptIndex, RowPlan, check_context
 from .ehr_rows import NO_TIME
 from .ehr_vocabulary import (
     CLS,
@@ -32,6 +32,12 @@ from .ehr_vocabulary import (
     VS,
     EventVocabulary,
 )
+
+if TYPE_CHECKING:
+    try:  # noqa: SIM105  (guarded, or transformers would ask for the package before it loads this file)
+        from ehrseq.encode.rows import HistoryWindows
+    except ImportError:
+        pass
 
 _SWAPPED = np.asarray([0, 2, 1], np.int8)  # the other segment
 
@@ -127,27 +133,24 @@ class EncodedHistories:
         index: PromptIndex = _tables().index_labels(self, labels)
         return index
 
-    def index_rows(
-        self,
-        history: np.ndarray,
-        known: np.ndarray,
-        *,
-        task: np.ndarray,
-        label: np.ndarray,
-        prediction_time: np.ndarray,
-    ) -> PromptIndex:
-        """Rows of patients of whom so many timed rows are known; one entry a row in every argument."""
-        row = np.where(known > 0, self.row_offsets[history] + known - 1, -1) if len(history) else history
+    def index_rows(self, labels: LabelIndex, known: np.ndarray) -> PromptIndex:
+        """Labels of patients of whom so many timed rows are known, one entry a label."""
+        row = np.where(known > 0, self.row_offsets[labels.history] + known - 1, -1) if len(labels) else known
         return PromptIndex(
-            history=history,
+            history=labels.history,
+            task=labels.task,
+            label=labels.label,
+            prediction_time=labels.prediction_time,
+            skipped=labels.skipped,
             end=_pick(self.row_end, row),
             closed=(row >= 0) & ~_pick(self.row_open, row).astype(bool),
             close_time=_pick(self.row_time, row),
             order=_pick(self.row_order, row),
-            task=task,
-            label=label,
-            prediction_time=prediction_time,
         )
+
+    def prompt_parts(self, index: PromptIndex) -> Iterator[tuple[np.ndarray, EncodedHistories, PromptIndex]]:
+        """All rows of an index, as one part: which they are, the histories, and the rows as an index into those."""
+        yield np.arange(len(index)), self, index
 
     def prompted_row(self, index: PromptIndex, row: int, max_length: int | None = None) -> dict[str, Any]:
         """Channels of one row of the index, with `labels` and `task_ids`.
@@ -169,7 +172,7 @@ class EncodedHistories:
         if max_length is not None:
             check_context(max_length)
         token = self.task_token_ids[index.task]
-        plan = self._plan(
+        plan = self.plan_rows(
             index.history,
             np.zeros(len(index), np.int64),
             index.end,
@@ -214,7 +217,7 @@ class EncodedHistories:
             rows.append((0, 0, len(self.ids), *question, latest, order))
         columns = np.asarray(rows, np.int64).reshape(-1, 9).T
         history, start, end, first_id, last_id, last_time, tail, close_time, order_of_last = columns
-        return self._plan(
+        return self.plan_rows(
             history,
             start,
             end,
@@ -234,7 +237,7 @@ class EncodedHistories:
         last = np.where(np.diff(self.row_offsets) > 0, self.row_offsets[1:] - 1, -1)
         closed = (last >= 0) & ~_pick(self.row_open, last).astype(bool)
         count = len(self)
-        return self._plan(
+        return self.plan_rows(
             np.arange(count),
             np.zeros(count, np.int64),
             np.diff(self.offsets),
@@ -247,82 +250,18 @@ class EncodedHistories:
             order=_pick(self.row_order, last),
         )
 
-    def plan_windows(self, max_length: int) -> RowPlan:
-        """Consecutive windows of every history, cut before a [VS] where one lies in the window: every event is in
-        exactly one.
-        """
-        check_context(max_length)
-        whole = self.plan_histories()
-        lengths = whole.end
-        head = 1 + window_statics(whole.statics, max_length)
-        # 1. Histories that fit are one window each; the others are cut one after the other.
-        fits = head + lengths + whole.tail <= max_length
-        history, start, end, last = (
-            [np.flatnonzero(fits)],
-            [np.zeros(fits.sum(), np.int64)],
-            [lengths[fits]],
-            [fits[fits]],
-        )
-        for k in np.flatnonzero(~fits).tolist():
-            pieces = self._cut(k, max_length - int(head[k]), int(whole.tail[k]))
-            history.append(np.full(len(pieces), k))
-            start.append(np.asarray([piece[0] for piece in pieces]))
-            end.append(np.asarray([piece[1] for piece in pieces]))
-            last.append(np.arange(len(pieces)) == len(pieces) - 1)
-        place, starts, ends, is_last = (np.concatenate(part) for part in (history, start, end, last))
-        order = np.argsort(place, kind="stable")
-        return self.plan_pieces(place[order], starts[order], ends[order], is_last[order], max_length)
-
-    def plan_pieces(
-        self, history: np.ndarray, start: np.ndarray, end: np.ndarray, is_last: np.ndarray, max_length: int
-    ) -> RowPlan:
-        """Windows that were cut before, one entry a window in every argument; the last of a history carries its closing
-        marks.
-        """
-        whole = self.plan_histories()
-        plan = self._plan(
-            history,
-            start,
-            end,
-            tail=np.where(is_last, whole.tail[history], 0),
-            max_length=None,
-            first_id=whole.first_id[history],
-            last_id=whole.last_id[history],
-            last_time=whole.last_time[history],
-            close_time=whole.close_time[history],
-            order=whole.order[history],
-        )
-        plan.statics = window_statics(whole.statics, max_length)[history]
-        return plan
-
-    def _cut(self, k: int, budget: int, tail: int) -> list[tuple[int, int]]:
-        """Windows (start, end) of one history's body, each within the budget, the last with its closing marks too."""
-        base, stop = int(self.offsets[k]), int(self.offsets[k + 1])
-        first, behind = np.searchsorted(self.visit_starts, (base, stop))
-        visits = self.visit_starts[first:behind]
-        at, pieces = base, []
-        while True:
-            room = budget - int(self.types[at] != TYPE_VS)  # inside a visit its [VS] is put back
-            if stop - at + tail <= room:
-                pieces.append((at - base, stop - base))
-                return pieces
-            # Cut before the last [VS] that the window reaches, else inside the visit; the rest must not be empty,
-            # since the closing marks belong to some event.
-            end = min(at + room, stop - 1)
-            visit = int(visits[np.searchsorted(visits, end, side="right") - 1])
-            if visit > at:
-                end = visit
-            pieces.append((at - base, end - base))
-            # The marks between two visits do not lead a window.
-            at = int(self.next_content[end])
-
     def windows(self, max_length: int) -> HistoryWindows:
-        """Pretraining rows: a sequence (`len`, `[i]`, `.subject_ids`) of dicts of channels, see `plan_windows`."""
-        return HistoryWindows(self, self.plan_windows(max_length))
+        """Pretraining rows: a sequence (`len`, `[i]`, `.subject_ids`) of dicts of channels.
+
+        Consecutive windows of every history, cut before a [VS] where one lies in the window: every event is in exactly
+        one.
+        """
+        windows: HistoryWindows = _tables().windows(self, max_length)
+        return windows
 
     # -- rows --------------------------------------------------------------------------------------------------------
 
-    def _plan(
+    def plan_rows(
         self,
         history: np.ndarray,
         start: np.ndarray,
@@ -413,37 +352,6 @@ class EncodedHistories:
             "visit_orders": orders,
             "visit_segments": segments,
         }
-
-
-class HistoryWindows:
-    """Pretraining rows, assembled when they are asked for; a map-style dataset."""
-
-    def __init__(self, histories: EncodedHistories, plan: RowPlan) -> None:
-        self.histories, self.plan = histories, plan
-
-    def __len__(self) -> int:
-        return len(self.plan.history)
-
-    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"window {row} of {len(self)}")
-        return self.histories.row(self.plan, row % len(self))
-
-    @property
-    def subject_ids(self) -> np.ndarray:
-        """Patient of each window."""
-        array: np.ndarray = self.histories.subject_ids[self.plan.history]
-        return array
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each window."""
-        return self.plan.lengths
-
-
-def window_statics(statics: np.ndarray, max_length: int) -> np.ndarray:
-    """Static tokens in each window of histories that have so many: all, or none where they would crowd it."""
-    return np.where((1 + statics) * MAX_STATIC_SHARE > max_length, 0, statics)
 
 
 def _pick(values: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import numpy as np
 
@@ -74,16 +74,12 @@ class RowPlan:
 _FIELDS = tuple(part.name for part in fields(RowPlan))
 
 
-@dataclass
-class PromptIndex:
-    """(patient, prediction time, task) rows, as positions in an `EncodedHistories`; all arrays have one entry a row.
+@dataclass(kw_only=True)
+class LabelIndex:
+    """(patient, prediction time, task) rows; all arrays have one entry a row.
 
     Attributes:
-        history: Position of the patient's history.
-        end: Tokens of the history's body that are known at the prediction time.
-        closed: Whether the last visit is closed then.
-        close_time: Time of the latest known row (microseconds), which is when a closed visit ended.
-        order: Order of the last visit, 0 where nothing is known yet.
+        history: Position of the patient among those that the rows are cut from.
         task: Position of the task in the tokenizer's tasks.
         label: 0 or 1.
         prediction_time: Microseconds.
@@ -91,21 +87,34 @@ class PromptIndex:
     """
 
     history: np.ndarray
-    end: np.ndarray
-    closed: np.ndarray
-    close_time: np.ndarray
-    order: np.ndarray
     task: np.ndarray
     label: np.ndarray
     prediction_time: np.ndarray
     skipped: dict[str, int] = field(default_factory=dict)
-    _plan: tuple[int, int | None, RowPlan] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.history)
 
-    def subset(self, rows: Any) -> PromptIndex:
+    def subset(self, rows: Any) -> Self:
         """The index of some rows, in the order given (positions, repeated ones too, or a mask)."""
         rows = np.asarray(rows)
         arrays = {name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        return PromptIndex(**arrays, skipped=dict(self.skipped))
+        return replace(self, **arrays)
+
+
+@dataclass(kw_only=True)
+class PromptIndex(LabelIndex):
+    """Labels as positions in an `EncodedHistories`.
+
+    Attributes:
+        end: Tokens of the history's body that are known at the prediction time.
+        closed: Whether the last visit is closed then.
+        close_time: Time of the latest known row (microseconds), which is when a closed visit ended.
+        order: Order of the last visit, 0 where nothing is known yet.
+    """
+
+    end: np.ndarray
+    closed: np.ndarray
+    close_time: np.ndarray
+    order: np.ndarray
+    _plan: tuple[int, int | None, RowPlan] | None = field(default=None, init=False, repr=False)

@@ -39,9 +39,7 @@ if TYPE_CHECKING:
     import polars as pl
     from transformers import PreTrainedModel, TrainingArguments
 
-    from ehrseq.batches.prompts import PromptedDataset
-    from ehrseq.encode.dataset import EncodedPrompts, EncodedWindows
-    from ehrseq.tokenization.ehr_histories import HistoryWindows
+    from ehrseq.encode.rows import HistoryWindows, PromptedDataset
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
 EVALUATIONS = 10  # of a stage that keeps its best weights
@@ -61,17 +59,17 @@ class EventRows:
     def __init__(self, dataset: str | Path, tokenizer: EhrTokenizer, encoded: EncodedDataset | None = None) -> None:
         self.dataset, self.tokenizer, self.encoded = EventDataset(dataset), tokenizer, encoded
 
-    def windows(self, context: int, splits: Sequence[str]) -> HistoryWindows | EncodedWindows:
+    def windows(self, context: int, splits: Sequence[str]) -> HistoryWindows:
         """Pretraining rows of the patients of some splits."""
         if self.encoded is not None:
-            result: HistoryWindows | EncodedWindows = self.encoded.windows(context, splits)
+            result: HistoryWindows = self.encoded.windows(context, splits)
             return result
         return self.tokenizer.encode_histories(self.dataset.events(splits)).windows(context)
 
-    def prompts(self, labels: Labels, context: int, splits: Sequence[str]) -> PromptedDataset | EncodedPrompts:
+    def prompts(self, labels: Labels, context: int, splits: Sequence[str]) -> PromptedDataset:
         """MPF rows of the labels of the patients of some splits."""
         if self.encoded is not None:
-            result: PromptedDataset | EncodedPrompts = self.encoded.prompts(labels, context, splits)
+            result: PromptedDataset = self.encoded.prompts(labels, context, splits)
             return result
         return prompted_dataset(self.tokenizer, self.dataset.events(splits), labels, context)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from ehrseq.batches.balance import balance_rows, limit_rows
-from ehrseq.batches.prompts import PromptedDataset
+from ehrseq.encode.rows import PromptedDataset
 from ehrseq.evaluation import positive_probabilities
 from tests.properties import examples
 

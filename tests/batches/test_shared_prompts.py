@@ -8,7 +8,7 @@ import torch
 
 from ehrseq.batches.collation import IGNORED_LABEL
 from ehrseq.batches.packing import DataCollatorForPackedPrompts, PackableRows
-from ehrseq.batches.prompts import PromptedDataset, prompted_dataset
+from ehrseq.batches.prompts import prompted_dataset
 from ehrseq.batches.shared_prompts import (
     DataCollatorForSharedPrompts,
     SharedEncodedPrompts,
@@ -18,6 +18,7 @@ from ehrseq.batches.shared_prompts import (
 from ehrseq.data.dataset import EventDataset, write_dataset
 from ehrseq.data.simulate.cohort import simulate
 from ehrseq.encode import EncodedDataset, tokenize_dataset
+from ehrseq.encode.rows import PromptedDataset
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForSequenceClassification
 from ehrseq.tasks import label_events, load_task
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer

@@ -72,7 +72,7 @@ def run(request, tmp_path_factory):
         if mode == "predict":  # one of them in a shell, as the driver does
             done = subprocess.run(command, shell=True, capture_output=True, text=True, env={**os.environ, "PATH": path})
         else:
-            done = run_module(*shlex.split(command)[2:])
+            done = run_module(*shlex.split(command)[2:], function="run_meds_dev")
         assert done.returncode == 0, done.stderr[-2000:]
         values["model_initialization_dir"] = values["output_dir"]
     return SimpleNamespace(dataset=dataset, labels=labels, held_out=held_out, out=folder / "out", last=command)

@@ -69,9 +69,7 @@ class Forced(LogitsProcessor):
 def channels_seen(model, prompt, continuation, use_cache):
     """The inputs of every forward pass of `generate` along a forced continuation."""
     seen = []
-    handle = model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append({"input_ids": args[0], **kwargs}), with_kwargs=True
-    )
+    handle = model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
     length = prompt["input_ids"].shape[1]
     model.generate(
         **prompt,

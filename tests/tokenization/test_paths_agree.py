@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
+from ehrseq.encode import assembly
 from ehrseq.encode import encoder as ehr_encoding
-from ehrseq.encode import histories as encoded_histories
 from ehrseq.tokenization.ehr_plans import CHANNELS
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from tests.properties import examples
@@ -341,7 +341,7 @@ def test_chunks_make_no_difference(tokenizer: EhrTokenizer, drawn: list[list[dic
     events = table_of(*(rows_of(patient, 10 - number) for number, patient in enumerate(drawn)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ehr_encoding, "_CHUNK_ROWS", 7)
-        patch.setattr(encoded_histories, "_CHUNK_TOKENS", 11)
+        patch.setattr(assembly, "_CHUNK_TOKENS", 11)
         parts = tokenizer.encode_table(events), tokenizer.encode_table(events, max_length=12)
     whole = tokenizer.encode_table(events), tokenizer.encode_table(events, max_length=12)
     assert parts[0].to_pylist() == whole[0].to_pylist()
