@@ -77,9 +77,7 @@ def _register_pipeline(task: str, entry: RegisteredPipeline) -> None:
         if task in PIPELINE_REGISTRY.supported_tasks:
             return
         default = {"model": (entry.default, None)}  # a folder has no revision
-        PIPELINE_REGISTRY.register_pipeline(
-            task, pipeline, pt_model=auto_models, default=default, type="multimodal"
-        )
+        PIPELINE_REGISTRY.register_pipeline(task, pipeline, pt_model=auto_models, default=default, type="multimodal")
         # With this attribute `pipe.save_pretrained` would leave `custom_pipelines` on the model's config, and
         # transformers would ask for trust from then on. The model writes that field itself, for whoever lacks the
         # package (modeling/hub_mixin.py).
