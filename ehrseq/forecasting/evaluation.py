@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ehrseq.modeling.configuration_ehrmamba import INTERVAL_DAYS
 from ehrseq.tokenization.ehr_vocabulary import (
@@ -32,6 +31,7 @@ from ehrseq.tokenization.ehr_vocabulary import (
     TYPE_PROCEDURE,
     TYPE_VITAL,
 )
+from ehrseq.work.progress import progress_bar
 
 KINDS = {
     TYPE_LAB: "lab",
@@ -159,7 +159,7 @@ def evaluate_forecast(
     was_training = model.training
     model.eval()
     try:
-        for first in tqdm(range(0, len(rows), batch_size), desc="Forecasting", disable=not progress):
+        for first in progress_bar(range(0, len(rows), batch_size), desc="Forecasting", disable=not progress):
             batch = dict(collator([rows[i] for i in range(first, min(first + batch_size, len(rows)))]))
             batch.pop("labels", None)
             with torch.no_grad():

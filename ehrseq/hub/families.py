@@ -25,14 +25,12 @@ class Family:
         models: Auto class -> model class. A class under two Auto classes is saved under the first.
         tokenizer: Tokenizer class, or None.
         feature_extractor: Feature extractor class, or None.
-        risk_reader: What turns events into rows of a checkpoint (`ehrseq.prediction.scoring.RiskReader`).
     """
 
     config: str
     models: dict[str, str]
     tokenizer: str | None = None
     feature_extractor: str | None = None
-    risk_reader: str = "prediction.prompts:PromptReader"
 
     @property
     def encoder(self) -> str:
@@ -93,7 +91,6 @@ FAMILIES: dict[str, Family] = {
             "AutoModelForSequenceClassification": "modeling.modeling_hymate:HyMaTEForSequenceClassification",
         },
         feature_extractor="tokenization.feature_extraction_hymate:HyMaTEFeatureExtractor",
-        risk_reader="prediction.stays:StayReader",
     ),
 }
 

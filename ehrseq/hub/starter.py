@@ -10,6 +10,7 @@ package's classes load it. `make starter` makes it anew:
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -44,6 +45,10 @@ def pack_starter(checkpoint: str | Path, folder: str | Path = STARTER) -> Path:
         temporary.mkdir()
         for name in FILES:
             shutil.copyfile(source / name, temporary / name)
+        card = (source / "README.md").read_text(encoding="utf-8")
+        card = re.sub(r'pipeline\("ehr-risk", model="[^"]*"\)', 'pipeline("ehr-risk")', card)
+        card = re.sub(r"(?m)^(- name: |# )checkpoint$", r"\1ehrseq-starter", card)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (temporary / "config.json").write_text(text, encoding="utf-8")
 

@@ -16,7 +16,7 @@ from ehrseq.batches.collation import DataCollatorForPrompts
 from ehrseq.batches.prompts import prompted_dataset
 from ehrseq.batches.scoring import config_task_ids
 from ehrseq.hub.checkpoints import Checkpoint
-from ehrseq.prediction.scoring import Questions, TaskConfigs
+from ehrseq.prediction.questions import Questions, TaskConfigs
 from ehrseq.prediction.times import KEYS, last_times, moments_of_all
 from ehrseq.tokenization.ehr_anchors import matters, reasons_against
 from ehrseq.tokenization.ehr_sequence import Event

@@ -26,7 +26,8 @@ from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import validate_events
 from ehrseq.data.sources import load_events
 from ehrseq.hub.checkpoints import load_checkpoint
-from ehrseq.prediction.scoring import RISK_SCHEMA, TaskConfigs, score_events
+from ehrseq.prediction.questions import TaskConfigs
+from ehrseq.prediction.scoring import RISK_SCHEMA, score_events
 from ehrseq.prediction.times import (
     LabelSource,
     check_known,

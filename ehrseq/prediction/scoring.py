@@ -1,16 +1,9 @@
-"""From events to risks, whatever the checkpoint reads: a reader says what to score, `score` scores it.
-
-A reader knows one kind of encoder: `prompts.PromptReader` a tokenizer of events, `stays.StayReader` a feature extractor
-of stays. Which one a family of models has stands in the registry (`ehrseq.hub.families`); here nobody asks.
-"""
+"""From events to risks, whatever the checkpoint reads: a reader says what to score, `score` scores it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -18,12 +11,13 @@ from numpy.typing import NDArray
 
 from ehrseq.hub.checkpoints import Checkpoint
 from ehrseq.hub.families import FAMILIES
+from ehrseq.prediction.prompts import PromptReader
+from ehrseq.prediction.questions import RiskReader, TaskConfigs
+from ehrseq.prediction.stays import StayReader
 
 if TYPE_CHECKING:
-    from ehrseq.batches.scoring import Collator, ScoredRows
+    pass
 
-TaskConfigs = Mapping[str, Mapping[str, Any]]
-"""Entries of `config.tasks` by name."""
 
 RISK_SCHEMA = pl.Schema(
     {
@@ -38,52 +32,10 @@ RISK_SCHEMA = pl.Schema(
 """Columns of a table of risks."""
 
 
-@dataclass(frozen=True)
-class Questions:
-    """What a checkpoint is asked about some patients.
-
-    Attributes:
-        table: subject_id, prediction_time, task, reason (why the task does not apply, null where it does), row (the row
-            whose score answers, null where there is no score).
-        rows: Rows to score; None = there are none.
-        collate: Makes a batch of rows.
-        task_ids: `[rows]` index of each row's task in `config.tasks`; None where all tasks share a score.
-        unit: What a row is called in the progress bar.
-        notes: What was left out or is to be read with care, counted.
-    """
-
-    table: pl.DataFrame
-    rows: ScoredRows | None = None
-    collate: Collator | None = None
-    task_ids: NDArray[np.int64] | None = None
-    unit: str = "row"
-    notes: Counter[str] = field(default_factory=Counter)
-
-
-class RiskReader(Protocol):
-    """Turns events into the questions of a checkpoint."""
-
-    def questions(
-        self, events: pl.DataFrame, moments: pl.DataFrame | None, tasks: TaskConfigs, *, is_part: bool
-    ) -> Questions:
-        """What there is to ask about these patients.
-
-        Args:
-            events: Event table of whole patients.
-            moments: subject_id, prediction_time, task; None = all tasks, when the checkpoint's kind of record ends.
-            tasks: Tasks to score.
-            is_part: These are some patients of a larger dataset: that there is nothing to ask about them is no error.
-
-        Raises:
-            ValueError: There is nothing to ask, and this is no part of anything.
-        """
-
-
 def reader_of(checkpoint: Checkpoint) -> RiskReader:
     """The reader of a checkpoint's family."""
-    module, name = FAMILIES[checkpoint.model.config.model_type].risk_reader.split(":")
-    reader: RiskReader = getattr(import_module(f"ehrseq.{module}"), name)(checkpoint)
-    return reader
+    reads_stays = FAMILIES[checkpoint.model.config.model_type].feature_extractor is not None
+    return StayReader(checkpoint) if reads_stays else PromptReader(checkpoint)
 
 
 def score_events(

@@ -19,7 +19,7 @@ from ehrseq.batches.triplet_collation import DataCollatorForTriplets
 from ehrseq.batches.triplet_rows import TripletRows
 from ehrseq.encode.triplets import NoStayError, TripletTable, build_triplets
 from ehrseq.hub.checkpoints import Checkpoint
-from ehrseq.prediction.scoring import Questions, TaskConfigs
+from ehrseq.prediction.questions import Questions, TaskConfigs
 from ehrseq.prediction.times import KEYS, last_times, moments_of_all
 
 if TYPE_CHECKING:

@@ -19,8 +19,6 @@ from ehrseq.data.dataset import write_parquet
 from ehrseq.data.fhir.references import bare_id
 from ehrseq.work.files import write_whole
 
-_MASK = np.uint64(0xFFFFFFFF)
-
 
 def partition_of_keys(keys: Iterable[str], partitions: int) -> np.ndarray:
     """Partition of each key of a patient (int32 `[n]`): by the id inside it, so that `x` and

@@ -17,6 +17,7 @@ from ehrseq.hub.checkpoints import load_checkpoint
 from ehrseq.training.prompt_recipe import SPLITS, PromptRecipe
 from ehrseq.training.recipe import Recipe
 from ehrseq.training.triplet_recipe import TripletRecipe
+from ehrseq.work.parts import settings_key
 
 if TYPE_CHECKING:
     from ehrseq.encode.triplets import TripletTable
@@ -83,7 +84,9 @@ class PromptTraining:
 
         self.recipe, self.data, self.folder, self.seed = recipe, data, folder, seed
         self.context = context_of(recipe)
-        self.rows = load_rows(data.dataset, folder / "tokenizer", data.tasks, self.context)
+        # By what it was fitted on and for: a run that goes on after another split or with other tasks fits its own.
+        key = settings_key([data.settings, data.tasks, self.context])
+        self.rows = load_rows(data.dataset, folder / f"tokenizer-{key}", data.tasks, self.context)
 
     @property
     def checkpoint(self) -> Path:

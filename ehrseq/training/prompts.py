@@ -1,9 +1,9 @@
 """Training EhrMamba: next-token prediction, then multitask prompted finetuning (MPF), on a dataset with labels.
 
-    rows = EventRows.of(dataset, tasks, context=256)            # the encoded files where there are any
+    rows = load_rows(dataset, folder / "tokenizer", tasks, context=256)      # the encoded files where there are any
     pretrain_events(recipe, rows, folder / "pretrain", seed=0, settings={...})
-    finetune_shared(recipe, rows, labels, folder / "shared", begun_with=folder / "pretrain", ...)
-    finetune_prompts(recipe, rows, labels, folder / "finetune", begun_with=folder / "shared", ...)
+    finetune_shared(recipe, rows, labels, folder / "shared", make_model=begin_with(folder / "pretrain"), ...)
+    finetune_prompts(recipe, rows, labels, folder / "finetune", make_model=begin_with(folder / "shared"), ...)
 
 Each function runs one stage (`ehrseq.training.stages.run_stage`): what is done is not done again.
 """
@@ -210,7 +210,12 @@ def finetune_shared(
         arguments=lambda steps: stage_arguments(stage, steps, size, seed),
         rows=shared,
         collate=DataCollatorForSharedPrompts(rows.tokenizer),
-        settings={**settings, **_of_stage(recipe, "shared", seed), "context": context},
+        settings={
+            **settings,
+            **_of_stage(recipe, "shared", seed),
+            "context": context,
+            "splits": list(recipe.finetune_splits),
+        },
         encoder=rows.tokenizer,
         report=lambda _: {"histories": len(shared), "labels": shared.num_labels, "rows": size},
         changed="restart",
@@ -273,7 +278,13 @@ def finetune_prompts(
         arguments=lambda steps: stage_arguments(stage, steps, len(drawn), seed),
         rows=PackableRows(drawn),
         collate=DataCollatorForPackedPrompts(rows.tokenizer, context),
-        settings={**settings, **_of_stage(recipe, "finetune", seed), "positive_share": recipe.positive_share},
+        settings={
+            **settings,
+            **_of_stage(recipe, "finetune", seed),
+            "positive_share": recipe.positive_share,
+            "splits": list(recipe.finetune_splits),
+            "max_rows_per_task": recipe.max_rows_per_task,
+        },
         encoder=rows.tokenizer,
         tuning=tuning,
         callbacks=callbacks,

@@ -44,6 +44,7 @@ from ehrseq.training.stages import disk_errors
 from ehrseq.training.trainer import is_main_process, join_process_group, wait_for_all
 from ehrseq.version import __version__
 from ehrseq.work.files import file_digest, remove, remove_unfinished, write_json, write_text, write_whole
+from ehrseq.work.parts import settings_key
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +227,7 @@ def _write(
 ) -> None:
     """Score, evaluate, and put the model's folder together."""
     pages = folder / EVALUATION
-    key = hashlib.sha256(json.dumps(stages["finetune"]["settings"], sort_keys=True).encode()).hexdigest()[:16]
+    key = settings_key([stages["finetune"]["settings"], settings])
     if not (pages / key).is_file():  # scores of other weights, or none
         remove(pages)
         for split in (TUNING, HELD_OUT):
@@ -276,7 +277,7 @@ def _write(
     def build(temporary: Path) -> None:
         shutil.copytree(training.checkpoint, temporary, ignore=shutil.ignore_patterns("steps", "*result.json"))
         shutil.copytree(pages, temporary / EVALUATION, ignore=shutil.ignore_patterns(key))
-        card.save(temporary, repo_id=str(out))
+        card.save(temporary, repo_id=out.absolute().name)
         (temporary / THRESHOLDS).write_text(json.dumps(thresholds, indent=2) + "\n", encoding="utf-8")
         (temporary / TRAINING).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

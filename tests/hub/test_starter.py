@@ -62,5 +62,7 @@ def test_packing_takes_a_trained_checkpoint(tmp_path) -> None:
 
 
 def test_its_card_names_the_patients() -> None:
-    assert "simulated" in (STARTER / "README.md").read_text(encoding="utf-8")
+    card = (STARTER / "README.md").read_text(encoding="utf-8")
+    assert "simulated" in card
+    assert 'model="' not in card  # it needs no name, and no path of who made it
     assert json.loads((STARTER / "config.json").read_text(encoding="utf-8"))["notice"] == NOTICE
