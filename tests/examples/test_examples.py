@@ -38,8 +38,11 @@ def run(script: str, *options: object) -> str:
 
 ONE_AFTER_THE_OTHER = """
 import json, runpy, sys
+from ehrseq.training import trainer
+leave, trainer.leave_process_group = trainer.leave_process_group, lambda: None  # the next run needs the group too
 for sys.argv in json.loads(sys.argv[1]):
     runpy.run_path(sys.argv[0], run_name="__main__")
+leave()
 """
 
 
