@@ -37,7 +37,7 @@ test: install
 test-full: install
 	$(PYTEST) --hypothesis-profile=full --durations=30
 
-# The checkpoint that comes with the package (ehrseq/hub/starter): about three minutes on two idle cores.
+# The checkpoint that comes with the package (ehrseq/hub/starter): minutes on two idle cores.
 starter: install
 	$(BIN)/ehrseq demo --output build/starter
 	$(BIN)/python -m ehrseq.hub.starter build/starter/checkpoint
