@@ -1,7 +1,6 @@
 """Starts and ends of encounters in whole tables: which ends close one, and which encounters lapse.
 
-Counts that start again at every subject are one running sum over the table: the first row of a subject takes back what
-the subject before has left.
+The number of open encounters is a running sum over the whole table; `within` makes it start at zero for each subject.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ class _PatientRows:
 def _lapses(
     patient: _PatientRows, run_rows: np.ndarray, run_silence: np.ndarray, closes_nothing: np.ndarray, run: np.ndarray
 ) -> list[tuple[int, int, int]]:
-    """Walk over the patient's rows from the run's start, as `ehr_sequence.walk` does for one visit_id.
+    """Walk over the patient's rows from the run's start, as `ehr_sequence.patient_rows` does for one visit_id.
 
     Args:
         patient: The patient's rows.
@@ -130,14 +129,14 @@ def _lapses(
     boundaries = (run_rows - begin).tolist()
     first = boundaries[0]
     visit, has_visit = patient.visit[first], patient.has_visit[first]
-    found: list[tuple[int, int, int]] = []
+    lapses: list[tuple[int, int, int]] = []
     count = patience = since = passed = 0
     row = first
     while row < len(roles):
         role, time = roles[row], times[row]
         is_own = patient.has_visit[row] == has_visit and (not has_visit or patient.visit[row] == visit)
         if count and time - since > patience and role in (START, CONTENT) and not (is_own and has_visit):
-            found.append((begin + row, count, begin + first))
+            lapses.append((begin + row, count, begin + first))
             count = 0
         if is_own and role != DROPPED:
             since = time
@@ -153,7 +152,7 @@ def _lapses(
             if passed == len(boundaries):
                 break
             row = boundaries[passed]
-    return found
+    return lapses
 
 
 def keys(table: EventColumns, rows: np.ndarray) -> np.ndarray:

@@ -105,20 +105,20 @@ class EventColumns:
         """Of every row the one or the other of what the vocabulary says: token (0), how (1)."""
         code, value, text = self._code, self._value, self._text
 
-        def answers(found: list[tuple[int, str]]) -> np.ndarray:
-            return np.asarray([HOWS.index(name) if which else token for token, name in found], dtype)
+        def answers(mapped: list[tuple[int, str]]) -> np.ndarray:
+            return np.asarray([HOWS.index(name) if which else token for token, name in mapped], dtype)
 
         out = _take(answers([self._vocabulary.code_id(c) for c in self._codes]), code)
         finite = np.isfinite(value)
         number = np.flatnonzero(finite)
         if len(number):
             pairs, place = distinct_pairs(code[number], self._unit[number] + 1, len(self._units) + 1)
-            found, edges = self._bins(pairs, self._units)
+            in_bins, edges = self._bins(pairs, self._units)
             numbers = value[number]
             cell = place * np.int32(edges.shape[1] + 1)
             for column in edges.T:  # a value on an edge belongs to the bin below it
                 cell += numbers > column[place]
-            out[number] = answers(found)[cell]
+            out[number] = answers(in_bins)[cell]
 
         if text.null_count() < len(text):
             with_text = np.flatnonzero(text.is_not_null().to_numpy() & ~finite)
@@ -147,14 +147,14 @@ class EventColumns:
         ]
         width = max((len(bins.edges) for bins in bins_of if bins is not None), default=0)
         edges = np.full((len(pairs), width), np.nan, np.float32)
-        found: list[tuple[int, str]] = []
+        mapped: list[tuple[int, str]] = []
         for row, (code, bins) in enumerate(zip(codes, bins_of, strict=True)):
             inner = 0 if bins is None else len(bins.edges)
             if bins is not None:
                 edges[row, :inner] = bins.edges
             # Bins beyond those of the pair hold nothing.
-            found += [self._vocabulary.bin_id(code, bins, min(number, inner)) for number in range(width + 1)]
-        return found, edges
+            mapped += [self._vocabulary.bin_id(code, bins, min(number, inner)) for number in range(width + 1)]
+        return mapped, edges
 
 
 def _role(kind: str, makes_token: bool) -> int:

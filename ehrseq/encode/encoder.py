@@ -1,6 +1,6 @@
 """The columnar encoder: event table -> `EncodedHistories`, without a Python step per row.
 
-The rules are those of `ehr_sequence.walk`; here each becomes arithmetic on whole columns:
+The rules are those of `ehr_sequence.patient_rows`; here each becomes arithmetic on whole columns:
 
 1. Order the rows and look their tokens up (`columns.py`).
 2. Visits: count the open encounters after each row (`boundaries.py`); a row that opens a visit is one that finds
@@ -201,8 +201,8 @@ class _Visits:
             asked = rows[ask]
             key, first = np.unique(boundaries.ended_keys, return_index=True)
             wanted = keys(table, asked)
-            found = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
-            late[ask] = (key[found] == wanted) & (boundaries.ended_rows[first[found]] < asked)
+            at = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
+            late[ask] = (key[at] == wanted) & (boundaries.ended_rows[first[at]] < asked)
         return late
 
     @staticmethod

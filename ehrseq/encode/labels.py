@@ -35,9 +35,9 @@ def labels_of_subjects(labels: Mapping[str, Any], subject_ids: np.ndarray, task_
         )
     parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int8))]
     skipped = 0
-    for task, given in labels.items():
+    for task, of_task in labels.items():
         what = f"labels of {task!r}"
-        table = check_columns(given, ("subject_id", "prediction_time", "boolean_value"), what)
+        table = check_columns(of_task, ("subject_id", "prediction_time", "boolean_value"), what)
         frame = table.select(
             as_column(table, "subject_id", pl.Int64, what),
             microseconds(table, "prediction_time", what),
@@ -52,10 +52,10 @@ def labels_of_subjects(labels: Mapping[str, Any], subject_ids: np.ndarray, task_
         skipped += int((~known).sum())
         time, label = frame["prediction_time"].to_numpy()[known], frame["label"].to_numpy()[known]
         parts.append((history[known], time, np.full(len(time), task_names.index(task), np.int32), label))
-    history, time, of_task, label = (np.concatenate(column) for column in zip(*parts, strict=True))
+    history, time, task_ids, label = (np.concatenate(column) for column in zip(*parts, strict=True))
     return LabelIndex(
         history=history,
-        task=of_task,
+        task=task_ids,
         label=label,
         prediction_time=time,
         skipped={"subject_without_events": skipped} if skipped else {},

@@ -106,14 +106,14 @@ class EncodedPatients:
 
     def history(self, patient: int) -> EncodedHistories:
         """One patient's history."""
-        found = self._decoded.pop(patient, None)
-        if found is None:
+        history = self._decoded.pop(patient, None)
+        if history is None:
             batch = self._batches[self._batch[patient]].slice(int(self._place[patient]), 1)
-            found = self._encoder.histories(from_batch(batch))
+            history = self._encoder.histories(from_batch(batch))
             if len(self._decoded) >= _REMEMBERED:
                 self._decoded.pop(next(iter(self._decoded)))
-        self._decoded[patient] = found
-        return found
+        self._decoded[patient] = history
+        return history
 
     # -- windows -----------------------------------------------------------------------------------------------------
 

@@ -82,8 +82,8 @@ class QuantileSketches:
         for level, summary in enumerate(other._levels):
             if summary is None:
                 continue
-            own = (summary.points >> np.uint64(32)).astype(np.int64)
-            points = (groups[own].astype(np.uint64) << np.uint64(32)) | (summary.points & _LOW)
+            group_of = (summary.points >> np.uint64(32)).astype(np.int64)
+            points = (groups[group_of].astype(np.uint64) << np.uint64(32)) | (summary.points & _LOW)
             order = np.argsort(points, kind="stable")
             errors = np.zeros(int(groups[: len(summary.errors)].max()) + 1, np.int64)
             errors[groups[: len(summary.errors)]] = summary.errors
@@ -119,12 +119,12 @@ class QuantileSketches:
 
     def state(self) -> dict[str, np.ndarray]:
         """What `from_state` makes the same sketches of."""
-        found: dict[str, np.ndarray] = {}
+        arrays: dict[str, np.ndarray] = {}
         for level, summary in enumerate(self._levels):
             if summary is not None:
                 for name in ("points", "weights", "errors"):
-                    found[f"{name}_{level}"] = getattr(summary, name)
-        return found
+                    arrays[f"{name}_{level}"] = getattr(summary, name)
+        return arrays
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray], size: int | None = EXACT_VALUES) -> QuantileSketches:

@@ -122,7 +122,7 @@ def check_settings(
 def _task_tokens(tasks: Sequence[str | Mapping[str, Any]]) -> dict[str, str]:
     if isinstance(tasks, (str, Mapping)):
         raise ValueError(f"tasks got {tasks!r}; expected a list of names, or of mappings with 'name' and 'token'.")
-    found: dict[str, str] = {}
+    tokens: dict[str, str] = {}
     for task in tasks:
         if isinstance(task, str):
             name, token = task, PAPER_TASK_TOKENS.get(task, f"[{task.upper()}]")
@@ -132,10 +132,10 @@ def _task_tokens(tasks: Sequence[str | Mapping[str, Any]]) -> dict[str, str]:
             raise ValueError(
                 f"a task got {task!r}; expected a name, or a mapping with 'name' and 'token' (Task.to_config())."
             )
-        if name in found or token in found.values() or token in SPECIAL_TOKENS:
+        if name in tokens or token in tokens.values() or token in SPECIAL_TOKENS:
             raise ValueError(
                 f"task {name!r} with token {token!r} stands twice, or its token is a special token; names and tokens "
                 "must differ."
             )
-        found[name] = token
-    return found
+        tokens[name] = token
+    return tokens

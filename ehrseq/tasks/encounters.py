@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import groupby
+from operator import itemgetter
 
 import polars as pl
 
 from ehrseq.data.tables import as_column, check_columns, microseconds
 from ehrseq.tokenization.ehr_codes import code_kinds, split_kind
-from ehrseq.tokenization.ehr_visits import KIND_RANKS, pair_ends
+from ehrseq.tokenization.ehr_visits import KIND_RANKS, Boundary, pair_encounters
 
 
 def encounters(
@@ -59,19 +60,14 @@ def encounters(
     untimed = rows["time"].null_count()
     rows = rows.filter(pl.col("time").is_not_null()).sort("subject_id", "time", "rank", maintain_order=True)
 
-    visits: list[list[Any]] = []  # subject, visit_id, class, start, end
+    visits: list[tuple[int, str | None, str | None, int, int | None]] = []
     unpaired = 0
-    subject: int | None = None
-    by_visit: dict[str | None, list[tuple[str, str | None, Any]]] = {}
-    for row_subject, time, code, visit_id, _ in rows.iter_rows():
-        if row_subject != subject:
-            unpaired += sum(pair_ends(visit, of_visit) for visit, of_visit in by_visit.items())
-            subject, by_visit = row_subject, {}
-        kind, encounter_class = boundary[code]
-        if kind == "visit_start":
-            visits.append([row_subject, visit_id, encounter_class, time, None])
-        by_visit.setdefault(visit_id, []).append((kind, encounter_class, visits[-1] if kind == "visit_start" else time))
-    unpaired += sum(pair_ends(visit, of_visit) for visit, of_visit in by_visit.items())
+    for subject, of_subject in groupby(rows.iter_rows(), key=itemgetter(0)):
+        of_one, closing_nothing = pair_encounters(
+            Boundary(time, rank, boundary[code][1], visit_id) for _, time, code, visit_id, rank in of_subject
+        )
+        visits += [(subject, e.visit_id, e.encounter_class, e.start, e.end) for e in of_one]
+        unpaired += closing_nothing
     if report is not None:
         report["encounters"] = report.get("encounters", 0) + len(visits)
         report["open_encounters"] = report.get("open_encounters", 0) + sum(row[4] is None for row in visits)

@@ -20,11 +20,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from .ehr_codes import DAY_US, EXPIRED, HOUR_US, INPATIENT_CLASSES
 from .ehr_sequence import Event
-from .ehr_visits import KIND_RANKS, RANK_OTHER, pair_ends
+from .ehr_visits import KIND_RANKS, Boundary, pair_encounters
 
 REASONS = {
     "died_before_prediction": "the patient died at or before the prediction time",
@@ -97,7 +98,7 @@ class _Known:
         self.now = max(times, default=None) if prediction_time is None else prediction_time
         self.codes: set[str] = set()
         self.is_dead = False
-        boundaries: list[tuple[int, int, str, str | None, str | None]] = []
+        boundaries: list[Boundary] = []
         for event in events:
             if event.time is not None and self.now is not None and event.time > self.now:
                 continue
@@ -106,8 +107,7 @@ class _Known:
             if kind == "death" or (kind == "visit_end" and re.search(EXPIRED, event.code)):
                 self.is_dead = True
             if kind in ("visit_start", "visit_end") and event.time is not None:
-                rank = KIND_RANKS.get(kind, RANK_OTHER)
-                boundaries.append((event.time, rank, kind, encounter_class, event.visit_id))
+                boundaries.append(Boundary(event.time, KIND_RANKS[kind], encounter_class, event.visit_id))
         self.stay = _latest_stay(boundaries)
 
     def against(self, task: Mapping[str, Any]) -> str | None:
@@ -139,23 +139,17 @@ class _Known:
         return None if 0 <= late <= DAY_US else "off_anchor"
 
 
-def _latest_stay(boundaries: list[tuple[int, int, str, str | None, str | None]]) -> _Stay | None:
-    """The latest admission out of (time, rank, kind, class, visit_id) of starts and ends."""
-    by_visit: dict[str | None, list[tuple[str, str | None, Any]]] = {}
-    found: list[list[Any]] = []  # subject (of no use here), visit_id, class, start, end
-    for time, _, kind, encounter_class, visit_id in sorted(boundaries, key=lambda row: row[:2]):
-        if kind == "visit_start":
-            found.append([None, visit_id, encounter_class, time, None])
-        by_visit.setdefault(visit_id, []).append((kind, encounter_class, found[-1] if kind == "visit_start" else time))
-    for visit_id, rows in by_visit.items():
-        pair_ends(visit_id, rows)
-    inpatient = [row for row in found if row[2] in INPATIENT_CLASSES]
+def _latest_stay(boundaries: list[Boundary]) -> _Stay | None:
+    """The latest admission of starts and ends in any order."""
+    encounters, _ = pair_encounters(sorted(boundaries, key=itemgetter(0, 1)))
+    inpatient = [encounter for encounter in encounters if encounter.encounter_class in INPATIENT_CLASSES]
     stay: _Stay | None = None
     reach = 0
-    for k, (_, visit_id, _, start, end) in enumerate(inpatient):
+    for k, encounter in enumerate(inpatient):
+        visit_id, start, end = encounter.visit_id, encounter.start, encounter.end
         # Without an end: in progress, unless another admission came after it; then its end was never recorded.
         superseded = end is None and any(
-            other[3] > start and (visit_id is None or other[1] != visit_id) for other in inpatient[k + 1 :]
+            other.start > start and (visit_id is None or other.visit_id != visit_id) for other in inpatient[k + 1 :]
         )
         is_open = end is None and not superseded
         if stay is None or (not stay.is_open and start // DAY_US > reach // DAY_US):

@@ -114,9 +114,9 @@ def code_kinds(codes: Iterable[str], code_map: Sequence[Sequence[str]] | None = 
     for code in codes:
         kind = "other"
         for pattern, template in rules:
-            found = pattern.match(code)
-            if found:
-                kind = found.expand(template) if "\\" in template else template
+            match = pattern.match(code)
+            if match:
+                kind = match.expand(template) if "\\" in template else template
                 break
         out.append(kind)
     return out
@@ -225,22 +225,22 @@ def code_parents(code: str) -> list[str]:
     >>> code_parents("LAB//LOINC//2345-7")
     []
     """
-    found = _ICD.match(code)
-    if not found:
+    match = _ICD.match(code)
+    if not match:
         return []
-    head, body = found["head"], found["code"].upper()
+    head, body = match["head"], match["code"].upper()
     plain = body.replace(".", "")
-    procedure = code.upper().startswith("PROCEDURE") or found["flavour"].lower().strip("-_") in ("pcs", "proc")
-    category = _category_length(plain, found["revision"], procedure)
+    procedure = code.upper().startswith("PROCEDURE") or match["flavour"].lower().strip("-_") in ("pcs", "proc")
+    category = _category_length(plain, match["revision"], procedure)
     dotted = "." in body
     parents: list[str] = []
     for length in range(len(plain), category - 1, -1):
         short = plain[:length]
         spellings = [short] if length == category else [f"{short[:category]}.{short[category:]}", short]
         parents.extend(head + s for s in (spellings if dotted else reversed(spellings)))
-    parents = [parent for parent in parents if parent != head + found["code"]]
+    parents = [parent for parent in parents if parent != head + match["code"]]
     if not procedure:
-        chapter = _chapter(plain[:category], found["revision"])
+        chapter = _chapter(plain[:category], match["revision"])
         if chapter:
             parents.append(head + chapter)
     return parents

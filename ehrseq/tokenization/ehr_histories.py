@@ -1,4 +1,4 @@
-"""Whole tables -> sequences, column by column: the fast twin of `ehr_sequence.py`, with the same rows to the last bit.
+"""Encoded patients, and the rows that are cut from them: one layout for one patient and for whole tables.
 
 Every history is encoded once. What a patient looks like at some time is a prefix of that (segmentation is an online
 process, see `ehr_visits.py`), so that any number of (patient, prediction time, task) rows are index arithmetic on
@@ -271,8 +271,10 @@ class EncodedHistories:
         max_length: int | None,
         **rest: Any,
     ) -> RowPlan:
-        """Truncate from the left where a row exceeds `max_length`; the rules of `ehr_sequence.truncate`, for many
-        rows.
+        """Cut rows from the left where they exceed `max_length`: the most recent tokens stay.
+
+        The first token and the static ones (while they take at most a quarter) are kept, and a visit that is cut gets
+        its [VS] back; the marks between two visits lead no row; visit orders start again at 1.
         """
         statics = (self.static_offsets[history + 1] - self.static_offsets[history]).astype(np.int64)
         base = self.offsets[history]

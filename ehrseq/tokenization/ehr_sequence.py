@@ -95,23 +95,23 @@ def subjects_digest(subject_ids: Iterable[int]) -> str:
     return hashlib.sha256("\n".join(str(s) for s in sorted(subject_ids)).encode()).hexdigest()
 
 
-def patient_of_table(given: Any) -> Any:
+def patient_of_table(table: Any) -> Any:
     """A table of one subject (polars, pandas, pyarrow) as a patient dict; anything else as it is.
 
     Raises:
         ValueError: The table holds several subjects.
     """
-    if hasattr(given, "to_pylist"):
-        rows: list[dict[str, Any]] = given.to_pylist()
-    elif hasattr(given, "to_dicts"):
-        rows = given.to_dicts()
-    elif hasattr(given, "to_dict") and hasattr(given, "columns"):
+    if hasattr(table, "to_pylist"):
+        rows: list[dict[str, Any]] = table.to_pylist()
+    elif hasattr(table, "to_dicts"):
+        rows = table.to_dicts()
+    elif hasattr(table, "to_dict") and hasattr(table, "columns"):
         # pandas writes nulls as NaN and NaT
         rows = [
-            {key: None if value != value else value for key, value in row.items()} for row in given.to_dict("records")
+            {key: None if value != value else value for key, value in row.items()} for row in table.to_dict("records")
         ]
     else:
-        return given
+        return table
     subjects = {row.get("subject_id") for row in rows}
     if len(subjects) > 1:
         raise ValueError(

@@ -1,22 +1,26 @@
-"""Visits of a table of events: encounters, and which visit each row belongs to.
+"""Visits: which encounters there are, and when a visit ends.
 
 An *encounter* is one VISIT_START / VISIT_END pair; a *visit* is what the rows make of them: overlapping encounters
 are one visit, a same-day transfer between admissions too, and rows outside every encounter form implicit visits.
 Segmentation is an online process: the visit of a row depends on rows at or before it only, so that cutting a
-tokenised history equals tokenising the cut one. `ehr_sequence.py` holds the same rules as a plain state machine.
+tokenised history equals tokenising the cut one. `ehr_sequence.py` holds the rules as a plain state machine.
 
-Encounters whose end is not recorded would hold their visit open for good. So a silent encounter *lapses*: when a row
-arrives that is not its own, later than `silence_us` of its class after the last row of its visit_id, then it counts as
-over, and the visit as closed at its last row, as soon as no other encounter is open. Ends never make another encounter
-lapse; of rows without a visit_id nobody knows whose they are, so they do, also where the silent encounter has none. An
-end that comes after all finds nothing to close, and later rows of that visit_id are late ones. Encounters that share a
-visit_id lapse together, by the longest patience among those started since none of them was open.
+Where the end of an encounter is not recorded, it would hold its visit open for good. So an encounter *lapses*:
+
+- It lapses when a row of another visit_id, or of none, arrives more than `silence_us` of its class after the last row
+  of its visit_id. A VISIT_END never makes another encounter lapse. An encounter without a visit_id is made to lapse by
+  rows without one as well, since nobody knows whether they belong to it.
+- It then counts as ended at its last row. Once no other encounter is open, the visit is closed.
+- A VISIT_END that comes after all closes nothing, and later rows of that visit_id come too late for the visit.
+- Encounters that share a visit_id lapse together, after the longest silence allowed to those that have started since
+  none of them was open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from .ehr_codes import DAY_US, INPATIENT_CLASSES
 
@@ -35,44 +39,74 @@ def silence_us(encounter_class: str | None) -> int:
     return SILENCE_DAYS.get(encounter_class or "", OTHER_SILENCE_DAYS) * DAY_US
 
 
-def pair_ends(visit_id: str | None, rows: Sequence[tuple[str, str | None, Any]]) -> int:
-    """Write the end of each encounter of one visit_id.
+class Boundary(NamedTuple):
+    """A start (`RANK_START`) or an end (`RANK_END`) of an encounter."""
+
+    time: int
+    rank: int
+    encounter_class: str | None
+    visit_id: str | None
+
+
+@dataclass(slots=True)
+class Encounter:
+    """An encounter; `end` is None where it is open."""
+
+    visit_id: str | None
+    encounter_class: str | None
+    start: int
+    end: int | None = None
+
+
+def pair_encounters(boundaries: Iterable[Boundary]) -> tuple[list[Encounter], int]:
+    """The encounters of one subject.
 
     Args:
-        visit_id: The id that the rows share.
-        rows: In time order, (kind, class, encounter) of a start and (kind, class, time) of an end; the encounter is
-            [subject, visit_id, class, start, end].
+        boundaries: Starts and ends, in the order of time and rank.
 
     Returns:
-        Number of ends that close nothing.
+        The encounters, in the order of their starts, and the number of ends that close nothing.
     """
+    encounters: list[Encounter] = []
+    by_visit: dict[str | None, list[tuple[Boundary, Encounter | None]]] = {}
+    for boundary in boundaries:
+        started: Encounter | None = None
+        if boundary.rank == RANK_START:
+            started = Encounter(boundary.visit_id, boundary.encounter_class, boundary.time)
+            encounters.append(started)
+        by_visit.setdefault(boundary.visit_id, []).append((boundary, started))
+    return encounters, sum(_pair_ends(visit_id, rows) for visit_id, rows in by_visit.items())
+
+
+def _pair_ends(visit_id: str | None, rows: list[tuple[Boundary, Encounter | None]]) -> int:
+    """Write the end of each encounter of one visit_id; returns the number of ends that close nothing."""
     # 1. Ends of a class that has an open encounter. The others, of a class without one as well, are left for any
     # encounter.
-    taken: set[int] = set()  # positions of starts and ends that have found each other
-    open_of_class: dict[str | None, list[int]] = {}
-    for position, (kind, encounter_class, content) in enumerate(rows):
-        stack = open_of_class.setdefault(encounter_class, [])
-        if kind == "visit_start":
-            stack.append(position)
+    paired: set[int] = set()  # positions of starts, and of ends
+    open_of_class: dict[str | None, list[tuple[int, Encounter]]] = {}
+    for position, (boundary, started) in enumerate(rows):
+        stack = open_of_class.setdefault(boundary.encounter_class, [])
+        if started is not None:
+            stack.append((position, started))
         elif stack:
-            start = stack.pop()
-            rows[start][2][4] = content
-            taken |= {start, position}
+            start, encounter = stack.pop()
+            encounter.end = boundary.time
+            paired |= {start, position}
     # 2. Any end, any encounter.
     unpaired = 0
-    waiting: list[list[Any]] = []
-    for position, (kind, _, content) in enumerate(rows):
-        if position in taken:
+    waiting: list[Encounter] = []
+    for position, (boundary, started) in enumerate(rows):
+        if position in paired:
             continue
-        if kind == "visit_start":
-            waiting.append(content)
+        if started is not None:
+            waiting.append(started)
         elif waiting:
             outside = (
-                [k for k, encounter in enumerate(waiting) if encounter[2] not in INPATIENT_CLASSES]
+                [k for k, encounter in enumerate(waiting) if encounter.encounter_class not in INPATIENT_CLASSES]
                 if visit_id is not None
                 else []
             )
-            waiting.pop(outside[-1] if outside else -1)[4] = content
+            waiting.pop(outside[-1] if outside else -1).end = boundary.time
         else:
             unpaired += 1
     return unpaired

@@ -126,10 +126,10 @@ class EventVocabulary:
 
     def kind(self, code: str) -> tuple[str, str | None]:
         """(kind, encounter class or None) of a code."""
-        found = self._kind_of.get(code)
-        if found is None:
-            found = self._kind_of[code] = split_kind(code_kinds([code], self.code_map)[0])
-        return found
+        kind = self._kind_of.get(code)
+        if kind is None:
+            kind = self._kind_of[code] = split_kind(code_kinds([code], self.code_map)[0])
+        return kind
 
     def token_type(self, code: str) -> int:
         """Token type of a code's rows, 0 where they make no token of their own."""
@@ -142,17 +142,17 @@ class EventVocabulary:
 
     def code_id(self, code: str) -> tuple[int, str]:
         """(id, "exact" | "fallback" | "lost") of a bare code."""
-        found = self._id_of_code.get(code)
-        if found is None:
+        mapped = self._id_of_code.get(code)
+        if mapped is None:
             exact = self._event_id(code)
             if exact is not None:
-                found = (exact, "exact")
+                mapped = (exact, "exact")
             else:
                 parents = (self._event_id(parent) for parent in code_parents(code))
                 parent = next((token for token in parents if token is not None), None)
-                found = (self.token_ids[UNK], "lost") if parent is None else (parent, "fallback")
-            self._id_of_code[code] = found
-        return found
+                mapped = (self.token_ids[UNK], "lost") if parent is None else (parent, "fallback")
+            self._id_of_code[code] = mapped
+        return mapped
 
     def text_id(self, code: str, text: str) -> tuple[int, str]:
         """(id, how) of a text result."""

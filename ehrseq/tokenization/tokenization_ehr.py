@@ -146,7 +146,7 @@ class EhrTokenizer(TokenizersBackend):
     def _from_pretrained(
         cls, resolved_vocab_files: Any, pretrained_model_name_or_path: Any, *args: Any, **kw: Any
     ) -> Any:
-        # transformers has looked for the files and would make a tokenizer of whatever it has found.
+        # transformers has looked for the files and would make a tokenizer of whatever is there.
         needed = {"tokenizer.json": "tokenizer_file", "tokenizer_config.json": "tokenizer_config_file"}
         missing = [file for file, key in needed.items() if not (resolved_vocab_files or {}).get(key)]
         if missing:
@@ -165,15 +165,15 @@ class EhrTokenizer(TokenizersBackend):
     @property
     def vocabulary(self) -> EventVocabulary:
         """Rows to token ids; built once from what is saved."""
-        found = self.__dict__.get("_event_vocabulary")
-        if found is None or len(found.token_ids) != len(self):
+        vocabulary = self.__dict__.get("_event_vocabulary")
+        if vocabulary is None or len(vocabulary.token_ids) != len(self):
             stored = self._stored
             reserved = frozenset([*SPECIAL_TOKENS, *self.task_tokens.values()])
-            found = EventVocabulary(
+            vocabulary = EventVocabulary(
                 self.get_vocab(), stored["value_bins"], stored["kinds"], stored["code_map"], reserved
             )
-            self.__dict__["_event_vocabulary"] = found
-        return found
+            self.__dict__["_event_vocabulary"] = vocabulary
+        return vocabulary
 
     @property
     def _stored(self) -> dict[str, Any]:

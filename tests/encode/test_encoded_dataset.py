@@ -114,6 +114,11 @@ def test_prompts_are_those_of_the_table(encoded, dataset, labels, max_length):
     assert sum(v.itemsize for v in vars(prompts.index).values() if isinstance(v, np.ndarray)) == 19
 
 
+def test_rows_of_files_are_not_in_memory(encoded, labels):
+    with pytest.raises(ValueError, match="cut from encoded files; histories in memory are needed: prompted_dataset"):
+        encoded.prompts(labels, 64, "train").in_memory()
+
+
 def test_prompts_as_tables_are_those_of_encode_table(encoded, dataset, labels):
     keys = ["task", "subject_id", "prediction_time"]
     ours = pl.concat([pl.from_arrow(table) for table in encoded.prompts(labels, 64, "train").tables()])

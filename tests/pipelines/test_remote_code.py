@@ -44,6 +44,9 @@ refusals = {}
 for name, build in {
     "untrusted": lambda: pipeline("ehr-risk", model=given["model"], trust_remote_code=False),
     "bundle": lambda: risk({"resourceType": "Bundle", "entry": []}),
+    "table": lambda: tokenizer.encode_table(None),
+    "coverage": lambda: tokenizer.coverage(None),
+    "train": lambda: type(tokenizer).train(None),
 }.items():
     try:
         build()
@@ -103,6 +106,8 @@ def test_without_the_package_every_part_comes_from_the_checkpoint(without_packag
 def test_without_the_package_refusals_are_clear(without_package: dict[str, Any]) -> None:
     assert "trust_remote_code=True" in without_package["refusals"]["untrusted"]
     assert "pip install ehrseq" in without_package["refusals"]["bundle"]
+    for name in ("table", "coverage", "train"):
+        assert without_package["refusals"][name].startswith("ImportError: tables of events need the package: pip inst")
 
 
 def test_what_remote_code_saved_is_whole_again(without_package: dict[str, Any], checkpoint: Path) -> None:
@@ -153,6 +158,17 @@ def test_every_code_file_of_a_checkpoint_is_the_package_s_own(checkpoint: Path) 
         "tokenization_ehr.py",
     }
     assert needed <= set(copied)
+
+
+def test_the_columnar_code_does_not_travel(checkpoint: Path) -> None:
+    """What reads one patient goes along; what reads and makes tables stays in the package."""
+    others = {file.name for folder in ("modeling", "pipelines") for file in (PACKAGE / folder).glob("*.py")}
+    assert {file.name for file in checkpoint.glob("*.py")} - others == {
+        "tokenization_ehr.py",
+        *(f"ehr_{name}.py" for name in ("anchors", "codes", "histories", "plans", "rows", "sequence", "visits")),
+        "ehr_vocabulary.py",
+    }
+    assert len([file for file in TRAVELLING if file.parent.name == "tokenization"]) == 11
 
 
 def test_file_names_are_unique_over_the_travelling_folders() -> None:

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from ehrseq.tokenization.ehr_sequence import subjects_digest
-from ehrseq.tokenization.ehr_vocabulary import SPECIAL_TOKENS
+from ehrseq.tokenization.ehr_vocabulary import SPECIAL_TOKENS, is_finite
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from tests.tokenization.timelines import event, fitted, table, words
 
@@ -189,3 +189,11 @@ def test_coverage_counts_every_row() -> None:
         "events": 5, "exact_events": 2, "fallback_events": 2, "lost_events": 1,
         "visit_boundaries": 1, "not_used": 1, "lapsed_encounters": 0,
     }  # fmt: skip
+
+
+def test_a_value_is_finite_where_single_precision_holds_it():
+    largest = float(np.finfo(np.float32).max)
+    halfway = (2 - 2**-24) * 2.0**127  # rounds to infinity; the number below it to the largest
+    values = [0.0, -1.5, largest, np.nextafter(halfway, 0), halfway, 1e300, float("inf"), float("-inf"), float("nan")]
+    with np.errstate(over="ignore"):
+        assert [is_finite(value) for value in values] == np.isfinite(np.float32(values)).tolist()
