@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
 
 import polars as pl
 
 from ehrseq.data.tables import as_column, check_columns, microseconds
 from ehrseq.tokenization.ehr_codes import code_kinds, split_kind
-from ehrseq.tokenization.ehr_visits import KIND_RANKS, Boundary, pair_encounters
+from ehrseq.tokenization.ehr_visits import KIND_RANKS, pair_encounters
 
 
 def encounters(
@@ -51,10 +52,12 @@ def encounters(
             as_column(events, "visit_id", pl.String, "events"),
         )
         .filter(pl.col("code").is_in(list(boundary)))
-        .with_columns(
-            pl.col("code")
-            .replace_strict({c: KIND_RANKS[k[0]] for c, k in boundary.items()}, return_dtype=pl.Int8, default=None)
-            .alias("rank")
+        .select(
+            "subject_id",
+            "time",
+            _replaced({code: KIND_RANKS[kind] for code, (kind, _) in boundary.items()}, pl.Int8).alias("rank"),
+            _replaced({code: of_class for code, (_, of_class) in boundary.items()}, pl.String).alias("class"),
+            "visit_id",
         )
     )
     untimed = rows["time"].null_count()
@@ -63,9 +66,7 @@ def encounters(
     visits: list[tuple[int, str | None, str | None, int, int | None]] = []
     unpaired = 0
     for subject, of_subject in groupby(rows.iter_rows(), key=itemgetter(0)):
-        of_one, closing_nothing = pair_encounters(
-            Boundary(time, rank, boundary[code][1], visit_id) for _, time, code, visit_id, rank in of_subject
-        )
+        of_one, closing_nothing = pair_encounters(row[1:] for row in of_subject)
         visits += [(subject, e.visit_id, e.encounter_class, e.start, e.end) for e in of_one]
         unpaired += closing_nothing
     if report is not None:
@@ -84,3 +85,8 @@ def encounters(
     return table.with_columns(pl.col("start", "end").cast(pl.Datetime("us"))).sort(
         "subject_id", "start", maintain_order=True
     )
+
+
+def _replaced(of_code: dict[str, Any], dtype: type[pl.DataType]) -> pl.Expr:
+    """What a dictionary says of each code."""
+    return pl.col("code").replace_strict(of_code, return_dtype=dtype, default=None)

@@ -107,7 +107,7 @@ class _Known:
             if kind == "death" or (kind == "visit_end" and re.search(EXPIRED, event.code)):
                 self.is_dead = True
             if kind in ("visit_start", "visit_end") and event.time is not None:
-                boundaries.append(Boundary(event.time, KIND_RANKS[kind], encounter_class, event.visit_id))
+                boundaries.append((event.time, KIND_RANKS[kind], encounter_class, event.visit_id))
         self.stay = _latest_stay(boundaries)
 
     def against(self, task: Mapping[str, Any]) -> str | None:

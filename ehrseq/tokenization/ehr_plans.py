@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -58,7 +59,15 @@ class RowPlan:
 
     def row(self, row: int) -> list[int]:
         """The fields of one row, in their order."""
-        return [getattr(self, name).item(row) for name in _FIELDS]
+        if len(self.history) == 1:  # a plan that was made for one row is asked once
+            return [getattr(self, name).item() for name in _FIELDS]
+        row_of_numbers: list[int] = self._numbers[row].tolist()
+        return row_of_numbers
+
+    @cached_property
+    def _numbers(self) -> np.ndarray:
+        """All fields side by side, int64 [rows, fields]."""
+        return np.stack([getattr(self, name).astype(np.int64) for name in _FIELDS], axis=1)
 
     def subset(self, rows: Any) -> RowPlan:
         """The plan of some rows."""

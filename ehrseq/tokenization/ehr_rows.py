@@ -14,7 +14,7 @@ import numpy as np
 
 from .ehr_codes import DAY_US, WEEK_US, YEAR_US
 from .ehr_vocabulary import (
-    MONTHS,
+    INTERVAL_DAYS,
     REG,
     TYPE_INTERVAL,
     TYPE_REG,
@@ -22,7 +22,6 @@ from .ehr_vocabulary import (
     TYPE_VS,
     VE,
     VS,
-    WEEKS,
     EventVocabulary,
 )
 
@@ -96,7 +95,8 @@ def lay_out(rows: HistoryRows, vocabulary: EventVocabulary) -> dict[str, Any]:
     ids[at - 3], types[at - 3] = token_ids[VE], TYPE_VE
     ids[at - 2], types[at - 2] = token_ids[REG], TYPE_REG
     days = (time[later] - time[later - 1]) // DAY_US
-    ids[at - 1], types[at - 1] = vocabulary.interval_ids[_interval(days)], TYPE_INTERVAL
+    ids[at - 1] = vocabulary.interval_ids[INTERVAL_DAYS.searchsorted(days, "right")]
+    types[at - 1] = TYPE_INTERVAL
     # 4. Times, ages and visits; an interval has no time of its own.
     row_of = np.arange(len(time)).repeat(width)
     row_of[at - 3] = row_of[at - 2] = row_of[at - 1] = later - 1
@@ -128,12 +128,6 @@ def _running(values: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
     sums = np.zeros(len(values) + 1, dtype)
     sums[1:] = values
     return np.add.accumulate(sums, out=sums)
-
-
-def _interval(days: np.ndarray) -> np.ndarray:
-    """Positions in `EventVocabulary.interval_ids`: `interval_token` of many."""
-    months = len(WEEKS) + np.minimum(days // 30, len(MONTHS) - 1)
-    return np.where(days < 28, days // 7, np.where(days <= 365, months, len(WEEKS) + len(MONTHS)))
 
 
 def _ages(time: np.ndarray, birth: np.ndarray) -> np.ndarray:

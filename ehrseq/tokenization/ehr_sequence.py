@@ -151,7 +151,7 @@ def read_patient(patient: Any) -> tuple[list[Event], int | None]:
     unread: set[Any] = set()
     subjects = set() if patient.get("subject_id") is None else {str(patient["subject_id"])}
     for k, row in enumerate(rows):
-        if not isinstance(row, Mapping):
+        if not isinstance(row, (dict, Mapping)):  # dict first: the abstract class is slow to ask
             raise ValueError(
                 f"event {k} is {type(row).__name__}; expected a dict such as "
                 '{"time": "2024-03-01T08:30", "code": "LAB//LOINC//2345-7"}.'

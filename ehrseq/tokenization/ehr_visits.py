@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TypeAlias
 
 from .ehr_codes import DAY_US, INPATIENT_CLASSES
 
@@ -39,13 +39,8 @@ def silence_us(encounter_class: str | None) -> int:
     return SILENCE_DAYS.get(encounter_class or "", OTHER_SILENCE_DAYS) * DAY_US
 
 
-class Boundary(NamedTuple):
-    """A start (`RANK_START`) or an end (`RANK_END`) of an encounter."""
-
-    time: int
-    rank: int
-    encounter_class: str | None
-    visit_id: str | None
+Boundary: TypeAlias = tuple[int, int, str | None, str | None]
+"""Time, rank (`RANK_START` or `RANK_END`), encounter class and visit_id of a start or an end of an encounter."""
 
 
 @dataclass(slots=True)
@@ -68,34 +63,39 @@ def pair_encounters(boundaries: Iterable[Boundary]) -> tuple[list[Encounter], in
         The encounters, in the order of their starts, and the number of ends that close nothing.
     """
     encounters: list[Encounter] = []
-    by_visit: dict[str | None, list[tuple[Boundary, Encounter | None]]] = {}
-    for boundary in boundaries:
+    by_visit: dict[str | None, list[tuple[int, str | None, Encounter | None]]] = {}
+    for time, rank, encounter_class, visit_id in boundaries:
         started: Encounter | None = None
-        if boundary.rank == RANK_START:
-            started = Encounter(boundary.visit_id, boundary.encounter_class, boundary.time)
+        if rank == RANK_START:
+            started = Encounter(visit_id, encounter_class, time)
             encounters.append(started)
-        by_visit.setdefault(boundary.visit_id, []).append((boundary, started))
+        by_visit.setdefault(visit_id, []).append((time, encounter_class, started))
     return encounters, sum(_pair_ends(visit_id, rows) for visit_id, rows in by_visit.items())
 
 
-def _pair_ends(visit_id: str | None, rows: list[tuple[Boundary, Encounter | None]]) -> int:
-    """Write the end of each encounter of one visit_id; returns the number of ends that close nothing."""
+def _pair_ends(visit_id: str | None, rows: list[tuple[int, str | None, Encounter | None]]) -> int:
+    """Write the end of each encounter of one visit_id; returns the number of ends that close nothing.
+
+    Args:
+        visit_id: The id that the rows share.
+        rows: (time, class, encounter that starts; None at an end), in order.
+    """
     # 1. Ends of a class that has an open encounter. The others, of a class without one as well, are left for any
     # encounter.
     paired: set[int] = set()  # positions of starts, and of ends
     open_of_class: dict[str | None, list[tuple[int, Encounter]]] = {}
-    for position, (boundary, started) in enumerate(rows):
-        stack = open_of_class.setdefault(boundary.encounter_class, [])
+    for position, (time, encounter_class, started) in enumerate(rows):
+        stack = open_of_class.setdefault(encounter_class, [])
         if started is not None:
             stack.append((position, started))
         elif stack:
             start, encounter = stack.pop()
-            encounter.end = boundary.time
+            encounter.end = time
             paired |= {start, position}
     # 2. Any end, any encounter.
     unpaired = 0
     waiting: list[Encounter] = []
-    for position, (boundary, started) in enumerate(rows):
+    for position, (time, _, started) in enumerate(rows):
         if position in paired:
             continue
         if started is not None:
@@ -106,7 +106,7 @@ def _pair_ends(visit_id: str | None, rows: list[tuple[Boundary, Encounter | None
                 if visit_id is not None
                 else []
             )
-            waiting.pop(outside[-1] if outside else -1).end = boundary.time
+            waiting.pop(outside[-1] if outside else -1).end = time
         else:
             unpaired += 1
     return unpaired

@@ -5,7 +5,15 @@ import polars as pl
 import pytest
 
 from ehrseq.tokenization.ehr_sequence import subjects_digest
-from ehrseq.tokenization.ehr_vocabulary import SPECIAL_TOKENS, is_finite
+from ehrseq.tokenization.ehr_vocabulary import (
+    INTERVAL_DAYS,
+    LONG_TERM,
+    MONTHS,
+    SPECIAL_TOKENS,
+    WEEKS,
+    interval_token,
+    is_finite,
+)
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from tests.tokenization.timelines import event, fitted, table, words
 
@@ -197,3 +205,9 @@ def test_a_value_is_finite_where_single_precision_holds_it():
     values = [0.0, -1.5, largest, np.nextafter(halfway, 0), halfway, 1e300, float("inf"), float("-inf"), float("nan")]
     with np.errstate(over="ignore"):
         assert [is_finite(value) for value in values] == np.isfinite(np.float32(values)).tolist()
+
+
+def test_interval_tokens_of_many_are_those_of_each():
+    days = np.arange(800)
+    tokens = np.asarray([*WEEKS, *MONTHS, LONG_TERM])[INTERVAL_DAYS.searchsorted(days, "right")]
+    assert tokens.tolist() == [interval_token(day) for day in days.tolist()]
