@@ -1,66 +1,86 @@
 """Dates and times as text, as FHIR writes them: every precision and offset, as naive UTC microseconds since 1970.
 
-A partial date (`2012`, `2012-05`, `2012-05-24`) takes its last instant, so that nothing is known before it was; a birth
-date takes its first. A date, and a time without zone, is wall-clock time of an unknown zone. It is read as UTC here;
-`LOCAL_TICK` marks the last instant of a date so that the reader can move it to the zone of the patient's own encounters
-(see `ehrseq.data.fhir.assemble`).
+A partial date (`2012`, `2012-05`, `2012-05-24`) is a span of time. A fact takes its last instant, so that nothing is
+known before it was; the start of a period, and a birth, its first. A date, and a time without zone, is wall-clock time
+of an unknown zone: `read_instant` says so, and whoever reads records moves it to the hospital's zone (`zone_of`,
+`wall_to_utc`). A few dates stand for none (`is_placeholder`).
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+import re
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from zoneinfo import ZoneInfo
 
 from ehrseq.tokenization.ehr_codes import DAY_US
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
-LOCAL_TICK = DAY_US - 1
-"""Time of day (microseconds) of the last instant of a date; full dateTimes never have it (see `parse_instant`)."""
+FIRST_YEAR, LAST_YEAR = 2, 2998
+"""Years of dates that are meant: 0001 and those from 2999 on (9999, Oracle's 4712) stand for "not known", "never"."""
+
+PLACEHOLDER_DAYS = frozenset(("1753-01-01", "1899-12-30", "1899-12-31", "1900-01-01"))
+"""First days of databases (SQL Server, Excel), which they write where there is none; a birth may be on one of them."""
+
+_OFFSET = re.compile(r"([+-])(\d{2}):(\d{2})")
 
 
-def parse_instant(text: str) -> int:
-    """Microseconds since 1970 (UTC) of a FHIR date, dateTime or instant; the last instant of a partial date.
+def read_instant(text: str, *, first: bool = False) -> tuple[int, bool]:
+    """Microseconds since 1970 (UTC) of a FHIR date, dateTime or instant, and whether it states no zone.
 
     Args:
-        text: `YYYY`, `YYYY-MM`, `YYYY-MM-DD` or `YYYY-MM-DDThh:mm[:ss[.fff]][Z|+hh:mm]`. Without a zone, UTC is
-            assumed.
+        text: `YYYY`, `YYYY-MM`, `YYYY-MM-DD` or `YYYY-MM-DDThh:mm[:ss[.fff]][Z|+hh:mm]`. Without a zone it is read as
+            if it were UTC.
+        first: The first instant of a partial date instead of its last.
 
     Raises:
         ValueError: Not a date or time.
 
     Example:
-        >>> parse_instant("1970-01-01T01:00:00+01:00")
-        0
-        >>> parse_instant("1970-01-01") == DAY_US - 1
-        True
+        >>> read_instant("1970-01-01T01:00:00+01:00")
+        (0, False)
+        >>> read_instant("1970-01-01"), read_instant("1970-01-01", first=True)
+        ((86399999999, True), (0, True))
     """
-    length = len(text)
-    if length <= 10:
-        return _first_instant_after(text) - 1
+    if len(text) <= 10:
+        if first:
+            year, month, day = _date_parts(text)
+            return _micros(year, month or 1, day or 1, text), True
+        return _first_instant_after(text) - 1, True
     if text[10] not in "Tt ":
         raise ValueError(f"{text!r} is not a FHIR date or time; expected a T between date and time.")
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         moment = _parse_unusual(text)
-    if moment.tzinfo is None:
+    local = moment.tzinfo is None
+    if local:
         moment = moment.replace(tzinfo=UTC)
-    micros = (moment - _EPOCH) // _MICROSECOND
-    # The tick that marks dates is one microsecond wide: a full dateTime that falls on it steps back by one.
-    return micros - 1 if micros % DAY_US == LOCAL_TICK else micros
+    return (moment - _EPOCH) // _MICROSECOND, local
 
 
-def parse_birth(text: str) -> int:
-    """First instant of a date of birth (microseconds since 1970, UTC); a full dateTime is taken as it is.
+def parse_instant(text: str) -> int:
+    """Microseconds since 1970 (UTC) of a date or time, the last instant of a partial date (see `read_instant`).
 
     Raises:
         ValueError: Not a date or time.
+
+    Example:
+        >>> parse_instant("1970-01-01") == DAY_US - 1
+        True
     """
-    if len(text) > 10:
-        return parse_instant(text)
-    year, month, day = _date_parts(text)
-    return _micros(year, month or 1, day or 1, text)
+    return read_instant(text)[0]
+
+
+def is_placeholder(text: str, *, birth: bool = False) -> bool:
+    """Whether a date or time stands for an unknown one (year 0001 or 9999, the first day of a database).
+
+    Args:
+        text: A date or time that can be read.
+        birth: Of a birth, for which the first days of databases may be meant.
+    """
+    return not FIRST_YEAR <= int(text[:4]) <= LAST_YEAR or (not birth and text[:10] in PLACEHOLDER_DAYS)
 
 
 def offset_minutes(text: str) -> int | None:
@@ -74,6 +94,44 @@ def offset_minutes(text: str) -> int | None:
         return None
     minutes = 60 * int(text[-5:-3]) + int(text[-2:])
     return -minutes if sign == "-" else minutes
+
+
+def zone_of(name: str) -> tzinfo:
+    """The time zone of a name (`Europe/Berlin`, `UTC`) or fixed offset (`-07:00`).
+
+    Raises:
+        ValueError: There is no such zone, or this machine has no table of zones.
+    """
+    fixed = _OFFSET.fullmatch(name) if isinstance(name, str) else None
+    if fixed and int(fixed[2]) <= 14 and int(fixed[3]) < 60:
+        minutes = 60 * int(fixed[2]) + int(fixed[3])
+        return timezone(timedelta(minutes=-minutes if fixed[1] == "-" else minutes))
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError, TypeError) as error:
+        raise ValueError(
+            f"timezone got {name!r}; expected a name of the IANA table such as 'Europe/Berlin' or a fixed offset such "
+            "as '-07:00' (a machine without the table needs the package tzdata)."
+        ) from error
+
+
+def offset_name(minutes: int) -> str:
+    """An offset in minutes as `+05:30`."""
+    return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}"
+
+
+def wall_to_utc(micros: int, zone: tzinfo, *, first: bool = False) -> int:
+    """A wall-clock time (as if it were UTC) of a zone as UTC; of an hour that occurs twice the later, or the first.
+
+    Args:
+        micros: Microseconds since 1970 on the wall.
+        zone: The zone.
+        first: Of an hour that occurs twice the earlier instant: of the start of a period.
+    """
+    wall = _EPOCH + micros * _MICROSECOND
+    moment = wall.replace(tzinfo=zone, fold=0 if first else 1)
+    offset = moment.utcoffset() or timedelta(0)
+    return micros - offset // _MICROSECOND
 
 
 def _date_parts(text: str) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ class ConversionReport:
         source: Where the events came from.
         format: `fhir`, `meds` or `physionet2012`.
         files: Files read.
+        files_not_read: File beside those -> 1, or kind of files -> number: other formats, by-products of tools.
         bytes_read: Bytes of (uncompressed) text read.
         resources_read: Type -> number of resources, FHIR only.
         resources_not_used: Type -> number of resources of types that yield no events.
@@ -33,12 +34,14 @@ class ConversionReport:
         subject_ids: Source id -> subject_id where the source's ids are not subject_ids themselves.
         code_descriptions: Code -> the source's display text.
         source_splits: The source's own splits (subject_id, split), None where it has none.
+        settings: What the user said about the source (`timezone`, `encounter_classes`), kept in the metadata.
     """
 
     source: str = ""
     format: str = "fhir"
     files: int = 0
     bytes_read: int = 0
+    files_not_read: Counter[str] = field(default_factory=Counter)
     resources_read: Counter[str] = field(default_factory=Counter)
     resources_not_used: Counter[str] = field(default_factory=Counter)
     entered_in_error: Counter[str] = field(default_factory=Counter)
@@ -53,6 +56,7 @@ class ConversionReport:
     subject_ids: dict[str, int] = field(default_factory=dict, repr=False)
     code_descriptions: dict[str, str] = field(default_factory=dict, repr=False)
     source_splits: pl.DataFrame | None = field(default=None, repr=False)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The counters as plain JSON types (without the id mapping, descriptions and splits)."""
@@ -63,6 +67,7 @@ class ConversionReport:
             "bytes_read": self.bytes_read,
             **{name: dict(sorted(getattr(self, name).items())) for name in _TABLES},
             "errors": list(self.errors),
+            **({"settings": dict(self.settings)} if self.settings else {}),
             "duplicates_dropped": self.duplicates_dropped,
             "events_written": self.events_written,
             "subjects": self.subjects,
@@ -88,6 +93,7 @@ class ConversionReport:
 
 
 _TABLES = (
+    "files_not_read",
     "resources_read",
     "resources_not_used",
     "entered_in_error",

@@ -19,6 +19,7 @@ import pyarrow as pa
 from ehrseq.data.fhir.blocks import MAX_ERRORS, Block, ReadTask, read_task
 from ehrseq.data.fhir.plan import plan_reading, size_of
 from ehrseq.data.fhir.rows import TABLE_OF
+from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
 from ehrseq.data.fhir.versions import version_columns
 from ehrseq.prepare.spill import partition_of_keys, write_piece, write_table
 from ehrseq.work.parts import RecordedPart
@@ -47,7 +48,9 @@ VISIT_SCHEMA = pa.schema(
         *_VERSION,
     ]
 )
-PATIENT_SCHEMA = pa.schema([("keys", pa.list_(pa.string())), ("id", pa.string()), *_VERSION])
+PATIENT_SCHEMA = pa.schema(
+    [("keys", pa.list_(pa.string())), ("id", pa.string()), ("links", pa.list_(pa.string())), *_VERSION]
+)
 MEDICATION_SCHEMA = pa.schema([("keys", pa.list_(pa.string())), ("codes", pa.list_(pa.string())), *_VERSION])
 NUMBERS = {"time": np.int64, "value": np.float32, "place": np.int64, "updated": np.int64, "resource": np.int64}
 """Columns of the rows beside `TABLE_OF`."""
@@ -65,6 +68,7 @@ class FhirPartReport(TypedDict):
         bytes_read: Bytes of text.
         identifiers: Keys of subjects that are identifiers.
         displays: Code -> display text.
+        deleted: (type and id, when) of resources that the source deletes.
     """
 
     pieces: list[FhirPiece]
@@ -74,6 +78,7 @@ class FhirPartReport(TypedDict):
     bytes_read: int
     identifiers: list[str]
     displays: dict[str, str]
+    deleted: list[tuple[str, int]]
 
 
 class FhirPiece(TypedDict):
@@ -121,7 +126,7 @@ class FhirPart(RecordedPart[FhirPartReport]):
 
 
 def fhir_parts(
-    files: Sequence[Path], folder: Path, *, shard_rows: int, skip_errors: bool
+    files: Sequence[Path], folder: Path, *, shard_rows: int, skip_errors: bool, settings: FhirSettings = NO_SETTINGS
 ) -> tuple[list[FhirPart], int]:
     """The parts of FHIR files, and the number of partitions.
 
@@ -129,7 +134,9 @@ def fhir_parts(
     the number of workers.
     """
     sizes = [size_of(file) for file in files]
-    tasks = plan_reading(files, sizes, part_bytes=PART_BYTES, stripes_of=_stripes_of, skip_errors=skip_errors)
+    tasks = plan_reading(
+        files, sizes, part_bytes=PART_BYTES, stripes_of=_stripes_of, skip_errors=skip_errors, settings=settings
+    )
     partitions = max(1, math.ceil(sum(sizes) / (shard_rows * BYTES_PER_EVENT)))
     return [
         FhirPart(number, tuple(group), str(folder), partitions) for number, group in enumerate(_grouped(tasks))
@@ -167,6 +174,7 @@ class _Spill:
         self._patients: list[Any] = []
         self._medications: list[Any] = []
         self._identifiers: set[str] = set()
+        self._deleted: list[tuple[str, int]] = []
         self._partition_of: dict[str, int] = {}
         self._clear()
 
@@ -188,7 +196,8 @@ class _Spill:
         for keys, name, subject, *rest, i in block.visits:
             visit = (keys, name, subjects[subject], *rest, updated[i], first + i)
             (self._visits if subject else self._shared).append(visit)
-        self._patients += [(keys, name, updated[i], first + i) for keys, name, i in block.patients]
+        self._patients += [(keys, name, links, updated[i], first + i) for keys, name, links, i in block.patients]
+        self._deleted += block.deleted
         self._medications += [(keys, codes, updated[i], first + i) for keys, codes, i in block.medications]
         self._identifiers.update(key for key in subjects if key.startswith("|"))
         self.counts.update(block.counts)
@@ -252,6 +261,7 @@ class _Spill:
             "bytes_read": self._bytes_read,
             "identifiers": sorted(self._identifiers),
             "displays": self._displays,
+            "deleted": self._deleted,
         }
 
 

@@ -19,10 +19,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ehrseq.data.fhir.assemble import Assembler, source_ids, subject_ids_of
+from ehrseq.data.fhir.assemble import Assembler
 from ehrseq.data.fhir.references import Resolver
 from ehrseq.data.fhir.rows import MEDICATION_REFERENCE, TABLE_OF
+from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
+from ehrseq.data.fhir.subjects import people_of
 from ehrseq.data.fhir.versions import (
+    Deletions,
     MedicationVersion,
     PatientVersion,
     Version,
@@ -46,11 +49,13 @@ class SpillIndex(TypedDict):
         pieces: The pieces of all parts.
         patients: Partitions of the row groups of the table of patients' keys.
         elsewhere: Partition -> other partitions that hold keys of its patients.
+        deleted: (type and id, when) of resources that the source deletes.
     """
 
     pieces: list[FhirPiece]
     patients: list[int]
     elsewhere: dict[str, list[int]]
+    deleted: list[tuple[str, int]]
 
 
 def index_patients(
@@ -70,6 +75,7 @@ def index_patients(
     errors: list[tuple[tuple[int, int], str]] = []
     identifiers: set[str] = set()
     pieces: list[FhirPiece] = []
+    deleted: list[tuple[str, int]] = []
     tables: dict[str, list[pa.Table]] = {"patients": [], "medications": [], "shared": []}
     for part, content in parts:
         for table, entry, number in content["counts"]:
@@ -79,6 +85,7 @@ def index_patients(
         report.code_descriptions.update(content["displays"])
         report.bytes_read += content["bytes_read"]
         pieces += content["pieces"]
+        deleted += [(name, when) for name, when in content["deleted"]]
         for kind in content["tables"]:
             tables[kind].append(pq.read_table(part.beside(f".{kind}.parquet")))
     report.errors = [message for _, message in sorted(errors)]
@@ -88,32 +95,35 @@ def index_patients(
             "need the patients that they refer to: give the whole export folder."
         )
     patients = pa.concat_tables(tables["patients"]).sort_by("place")
-    groups, elsewhere = _write_patients(spill, patients, identifiers, partitions, report)
+    groups, elsewhere = _write_patients(spill, patients, identifiers, partitions, deleted, report)
     for kind in ("medications", "shared"):
         if tables[kind]:
             whole = pa.concat_tables(tables[kind]).sort_by("place")
             write_table(whole, spill / f"{kind}.parquet")
-    index: SpillIndex = {"pieces": pieces, "patients": groups, "elsewhere": elsewhere}
+    index: SpillIndex = {"pieces": pieces, "patients": groups, "elsewhere": elsewhere, "deleted": deleted}
     write_json(spill / "index.json", index)
 
 
 def _write_patients(
-    spill: Path, table: pa.Table, identifiers: set[str], partitions: int, report: ConversionReport
+    spill: Path,
+    table: pa.Table,
+    identifiers: set[str],
+    partitions: int,
+    deleted: list[tuple[str, int]],
+    report: ConversionReport,
 ) -> tuple[list[int], dict[str, list[int]]]:
-    """Write each key of each patient into the partition of the key; returns `patients` and `elsewhere` of the index."""
-    patients = last_versions(
-        PatientVersion(keys, name, Version(updated, place)) for keys, name, updated, place in _tuples(table)
-    )
-    names = source_ids(patients)
-    mapping = subject_ids_of(names)
-    report.subject_ids = {name: number for name, number in mapping.items() if str(number) != name}
-    keys = [key for patient in patients for key in patient.keys]
-    lengths = [len(patient.keys) for patient in patients]
+    """Write each key of each person into the partition of the key; returns `patients` and `elsewhere` of the index."""
+    versions = [
+        PatientVersion(keys, name, links, Version(updated, place)) for keys, name, links, updated, place in _tuples(table)
+    ]
+    people = people_of(last_versions(Deletions(deleted).remaining(versions, "Patient")), report)
+    keys = [key for keys in people.keys for key in keys]
+    lengths = [len(keys) for keys in people.keys]
     partition = partition_of_keys(keys, partitions)
     first = np.cumsum([0, *lengths[:-1]])
     homes = np.repeat(partition[first], lengths)
-    numbers = np.repeat(np.arange(len(patients), dtype=np.int32), lengths)
-    subjects = np.repeat(np.array([mapping[name] for name in names], dtype=np.int64), lengths)
+    numbers = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    subjects = np.repeat(np.array(people.subject_ids, dtype=np.int64), lengths)
     columns = {"key": pa.array(keys, pa.string()), "patient": numbers, "home": homes, "subject_id": subjects}
     groups = write_piece(pa.table(columns), partition, spill / "patients.parquet")
     elsewhere: dict[int, set[int]] = defaultdict(set)
@@ -132,11 +142,13 @@ class FhirPartition(RecordedPart[ShardReport]):
         number: Its number.
         spill: Folder of the pieces and the index.
         plan: How its shards are written.
+        settings: What the user says about the source.
     """
 
     number: int
     spill: str
     plan: ShardPlan
+    settings: FhirSettings = NO_SETTINGS
 
     @property
     def name(self) -> str:
@@ -153,7 +165,8 @@ class FhirPartition(RecordedPart[ShardReport]):
         spill = Path(self.spill)
         report = ConversionReport(format="fhir")
         reader = _PartitionReader(spill, self.number)
-        assembler = Assembler(report, reader.subjects)
+        assembler = Assembler(report, reader.subjects, self.settings)
+        assembler.deleted = reader.deleted
         for tables, columns, visits in reader.rows():
             assembler.add_rows(tables, columns, visits)
         if reader.has_references and (spill / "medications.parquet").is_file():
@@ -177,6 +190,7 @@ class _PartitionReader:
 
     Attributes:
         subjects: Key -> subject_id of the patients of the partition; filled while rows are read.
+        deleted: (type and id, when) of resources that the source deletes.
         has_rows: Whether there are any.
         has_references: Whether a code is still a reference to a Medication.
     """
@@ -185,6 +199,7 @@ class _PartitionReader:
         self._spill, self._number = spill, number
         self._index: SpillIndex = json.loads((spill / "index.json").read_text(encoding="utf-8"))
         self.subjects: dict[str, int] = {}
+        self.deleted: list[tuple[str, int]] = [(name, when) for name, when in self._index["deleted"]]
         self.has_rows = self.has_references = False
 
     def rows(self) -> Iterator[_Piece]:

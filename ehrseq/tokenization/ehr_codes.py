@@ -55,6 +55,8 @@ DEFAULT_CODE_MAP: list[list[str]] = [
     # MEDS and the ehrseq namespace
     [r"MEDS_BIRTH(//|$)", "birth"],
     [r"MEDS_DEATH(//|$)", "death"],
+    # the wall clock of a patient or visit: it tells days apart, nothing about the patient
+    [r"TIMEZONE//", "ignore"],
     [rf"VISIT_START//({_CLASSES})$", r"visit_start:\1"],
     [r"VISIT_START//([^/]+)", r"visit_start:\1"],
     [r"VISIT_START$", "visit_start:AMB"],

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ehrseq.data.instants import offset_minutes, parse_birth, parse_instant
+from ehrseq.data.instants import is_placeholder, offset_minutes, parse_instant, read_instant, wall_to_utc, zone_of
 
 
 def _moment(micros: int) -> str:
@@ -43,8 +43,8 @@ def test_a_date_or_time_is_its_last_instant_in_utc(text, utc):
     ("text", "utc"),
     [("1980", "1980-01-01T00:00:00"), ("1980-07", "1980-07-01T00:00:00"), ("1980-07-09", "1980-07-09T00:00:00")],
 )
-def test_a_birth_date_is_its_first_instant(text, utc):
-    assert _moment(parse_birth(text)) == utc
+def test_the_start_of_a_period_and_a_birth_are_its_first_instant(text, utc):
+    assert _moment(read_instant(text, first=True)[0]) == utc
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,71 @@ def test_offset(text, minutes):
     assert offset_minutes(text) == minutes
 
 
-def test_the_last_microsecond_of_a_day_is_reserved_for_dates():
-    assert parse_instant("2012-05-24T23:59:59.999999Z") == parse_instant("2012-05-24") - 1
+@pytest.mark.parametrize(
+    ("text", "local"),
+    [
+        ("2012", True),
+        ("2012-05-24", True),
+        ("2012-05-24T10:00", True),
+        ("2012-05-24T10:00:00.123", True),
+        ("2012-05-24T24:00:00", True),
+        ("2012-05-24T10:00Z", False),
+        ("2012-05-24T23:59:59.999999Z", False),
+        ("2012-05-24T10:00:00+00:00", False),
+        ("2012-05-24T10:00:00+0200", False),
+    ],
+)
+def test_what_states_no_zone_says_so(text, local):
+    assert read_instant(text)[1] is local
+
+
+def test_a_time_with_a_zone_is_itself_also_at_the_last_microsecond_of_a_day():
+    assert _moment(parse_instant("2012-05-24T23:59:59.999999Z")) == "2012-05-24T23:59:59.999999"
+
+
+@pytest.mark.parametrize(
+    ("text", "placeholder"),
+    [
+        ("0001-01-01", True),
+        ("0001-01-01T00:00:00Z", True),
+        ("9999-12-31T23:59:59+01:00", True),
+        ("2999-12-31", True),
+        ("4712-12-31", True),
+        ("1900-01-01", True),
+        ("1753-01-01T00:00:00", True),
+        ("1900-01-02", False),
+        ("2198-05-01", False),
+        ("2031", False),
+    ],
+)
+def test_dates_that_stand_for_an_unknown_one(text, placeholder):
+    assert is_placeholder(text) is placeholder
+
+
+def test_a_birth_may_be_on_the_first_day_of_a_database():
+    assert not is_placeholder("1900-01-01", birth=True)
+    assert is_placeholder("0001-01-01", birth=True)
+
+
+@pytest.mark.parametrize(
+    ("wall", "zone", "first", "utc"),
+    [
+        ("2031-05-04T10:00", "Europe/Berlin", False, "2031-05-04T08:00:00"),
+        ("2031-01-04T10:00", "Europe/Berlin", False, "2031-01-04T09:00:00"),
+        ("2031-01-04T10:00", "-07:00", False, "2031-01-04T17:00:00"),
+        # 26 October 2031: 02:30 occurs twice, first in summer time
+        ("2031-10-26T02:30", "Europe/Berlin", True, "2031-10-26T00:30:00"),
+        ("2031-10-26T02:30", "Europe/Berlin", False, "2031-10-26T01:30:00"),
+    ],
+)
+def test_a_wall_clock_of_a_zone(wall, zone, first, utc):
+    assert _moment(wall_to_utc(parse_instant(wall), zone_of(zone), first=first)) == utc
+
+
+@pytest.mark.parametrize("name", ["Mars/Base", "", "+25:00", "../etc", 3, None])
+def test_zones_that_there_are_not(name):
+    with pytest.raises(ValueError, match="expected a name of the IANA table"):
+        zone_of(name)
 
 
 @given(

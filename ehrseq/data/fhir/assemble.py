@@ -4,8 +4,7 @@ sorted event table.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,9 @@ import polars as pl
 
 from ehrseq.data.fhir.blocks import MAX_ERRORS, Block
 from ehrseq.data.fhir.encounters import ANYBODY, Encounters
-from ehrseq.data.fhir.references import NOTHING, Resolver, bare_id
+from ehrseq.data.fhir.local_times import move_rows
+from ehrseq.data.fhir.medications import CUT, ReferencedCodes
+from ehrseq.data.fhir.references import NOTHING, Resolver
 from ehrseq.data.fhir.rows import (
     MEDICATION_REFERENCE,
     NO_TIME,
@@ -22,7 +23,10 @@ from ehrseq.data.fhir.rows import (
     TIME_FROM_ENCOUNTER,
     TIME_STATIC,
 )
+from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
+from ehrseq.data.fhir.subjects import people_of
 from ehrseq.data.fhir.versions import (
+    Deletions,
     MedicationVersion,
     PatientVersion,
     Version,
@@ -31,12 +35,12 @@ from ehrseq.data.fhir.versions import (
     old_versions,
     version_columns,
 )
-from ehrseq.data.instants import LOCAL_TICK
+from ehrseq.data.instants import offset_name
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, code_rank
-from ehrseq.tokenization.ehr_codes import DAY_US, MINUTE_US
 
-_MAX_INT64 = 2**63 - 1
+ZONE_CODE = "TIMEZONE"
+"""Static rows `TIMEZONE//-07:00` tell the wall clock of a patient, or of one visit: what day a transfer was on."""
 
 
 class Assembler:
@@ -46,13 +50,21 @@ class Assembler:
         report: Filled with what was read, skipped and not resolved.
         subjects: Key of a patient -> subject_id, where the patients are known already; keys that it lacks name nobody.
             Default: worked out from the patients of the blocks.
+        settings: What the user says about the source.
 
     Attributes:
         medications: Each Medication; for whoever adds rows without blocks to fill.
+        deleted: (type and id, when) of each resource that is deleted; likewise.
     """
 
-    def __init__(self, report: ConversionReport, subjects: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        report: ConversionReport,
+        subjects: Mapping[str, int] | None = None,
+        settings: FhirSettings = NO_SETTINGS,
+    ) -> None:
         self.report = report
+        self._timezone = settings.timezone
         self._known_subjects = subjects
         self._tables: dict[str, dict[str, int]] = {name: {"": 0} for name in TABLE_OF.values()}
         self._columns: list[dict[str, np.ndarray]] = []
@@ -60,6 +72,7 @@ class Assembler:
         self._visits: list[VisitVersion] = []
         self._counts_encounters_of_nobody = True
         self.medications: list[MedicationVersion] = []
+        self.deleted: list[tuple[str, int]] = []
         self._errors: list[tuple[tuple[int, int], str]] = []
 
     def add(self, block: Block) -> None:
@@ -71,7 +84,8 @@ class Assembler:
 
         visits = [VisitVersion(*visit[:-1], version(visit.resource)) for visit in block.visits]
         self.add_rows(block.tables, columns | version_columns(block), visits)
-        self._patients += [PatientVersion(keys, name, version(n)) for keys, name, n in block.patients]
+        self._patients += [PatientVersion(keys, name, links, version(n)) for keys, name, links, n in block.patients]
+        self.deleted += block.deleted
         self.medications += [MedicationVersion(keys, codes, version(n)) for keys, codes, n in block.medications]
         for (table, entry), number in block.counts.items():
             getattr(self.report, table)[entry] += number
@@ -115,7 +129,7 @@ class Assembler:
                 "patients that they refer to: "
                 "give the whole export folder, or a Bundle with its Patient."
             )
-        columns = self._in_source_order()
+        columns = self._without_deleted(self._in_source_order())
 
         # 1. Subjects: rows of nobody go, first of all, so that later counts are of rows that could be kept.
         subject_ids, nobody = self._resolve_subjects()
@@ -135,14 +149,17 @@ class Assembler:
         # 2. Encounters: the visit of a row, and the end of its encounter.
         encounters = self._encounters(subject_ids, nobody)
         keys = columns.pop("encounter")
-        columns["visit"], ends = encounters.resolve(columns["subject_id"], keys, self._tables["encounters"])
+        known_encounters = self._tables["encounters"]
+        columns["visit"], ends, columns["offset"] = encounters.resolve(columns["subject_id"], keys, known_encounters)
         missing = int(np.count_nonzero((columns["visit"] < 0) & (keys > 0)))
         if missing:
             self.report.unresolved_references["Encounter (rows kept, without a visit)"] += missing
         columns = self._times_from_encounters(columns, ends)
 
-        # 3. Dates without zone are days of the patient's own wall clock.
-        columns["time"] = self._shift_local_dates(columns["time"], columns["subject_id"], encounters.offsets)
+        # 3. Times without zone are those of the hospital's wall clock.
+        offsets = columns.pop("offset")
+        columns["time"] = move_rows(columns, offsets, encounters.offsets, self._timezone, self.report)
+        columns = self._with_zones(columns, encounters)
 
         # 4. Medications by reference, perhaps several codes for one.
         columns, codes = self._resolve_medications(columns)
@@ -158,6 +175,40 @@ class Assembler:
             order = np.argsort(place, kind="stable")
             columns = {name: column[order] for name, column in columns.items()}
         return columns
+
+    def _without_deleted(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Rows, patients, encounters and medications that are not deleted."""
+        deletions = Deletions(self.deleted)
+        if not deletions:
+            return columns
+        self._patients = deletions.remaining(self._patients, "Patient")
+        self._visits = deletions.remaining(self._visits, "Encounter")
+        self.medications = deletions.remaining(self.medications, "Medication")
+        gone = deletions.rows(columns)
+        if lost := int(np.count_nonzero(gone & (columns["code"] != 0))):
+            self.report.skipped["rows of resources that the source deleted"] += lost
+        return {name: column[~gone] for name, column in columns.items()}
+
+    def _with_zones(self, columns: dict[str, np.ndarray], encounters: Encounters) -> dict[str, np.ndarray]:
+        """The rows, and static ones that tell the zone of patients and visits whose clocks do not show UTC."""
+        table = self._tables["codes"]
+        if self._timezone is None:
+            zones = encounters.zones()
+            codes = [table.setdefault(f"{ZONE_CODE}//{offset_name(offset)}", len(table)) for _, _, offset in zones]
+            where = [(subject, visit) for subject, visit, _ in zones]
+        else:
+            where = [(subject, -1) for subject in _distinct(columns["subject_id"])]
+            codes = [table.setdefault(f"{ZONE_CODE}//{self._timezone}", len(table))] * len(where)
+        known = _distinct(columns["subject_id"]) if where else set()
+        kept = [(subject, visit, code) for (subject, visit), code in zip(where, codes, strict=True) if subject in known]
+        if not kept:
+            return columns
+        added: dict[str, Any] = dict(zip(("subject_id", "visit", "code"), zip(*kept, strict=True), strict=True))
+        added |= {"time": [TIME_STATIC] * len(kept), "value": [np.nan] * len(kept)}
+        return {
+            name: np.concatenate([column, np.array(added.get(name, [0] * len(kept)), dtype=column.dtype)])
+            for name, column in columns.items()
+        }
 
     def _intern(self, name: str, strings: list[str]) -> np.ndarray:
         table = self._tables[name]
@@ -189,13 +240,10 @@ class Assembler:
         keys = list(self._tables["subjects"])
         known = self._known_subjects
         if known is None:
-            patients = last_versions(self._patients)
-            names = source_ids(patients)
-            mapping = subject_ids_of(names)
-            self.report.subject_ids = {name: number for name, number in mapping.items() if str(number) != name}
-            resolver = Resolver("Patient", [patient.keys for patient in patients])
+            people = people_of(last_versions(self._patients), self.report)
+            resolver = Resolver("Patient", people.keys)
             numbers = [resolver.find(key) if key != NOTHING else -1 for key in keys]
-            ids = np.array([mapping[names[number]] if number >= 0 else nobody for number in numbers], dtype=np.int64)
+            ids = np.array([people.subject_ids[n] if n >= 0 else nobody for n in numbers], dtype=np.int64)
         else:
             ids = np.array([known.get(key, nobody) for key in keys], dtype=np.int64)
         return ids, nobody
@@ -207,7 +255,8 @@ class Assembler:
             for visit in self._visits
         ]
         known = [visit for visit in visits if visit.subject != nobody]
-        return Encounters(known, self.report, None if self._counts_encounters_of_nobody else ANYBODY)
+        uncounted = None if self._counts_encounters_of_nobody else ANYBODY
+        return Encounters(known, self.report, self._timezone, uncounted)
 
     def _times_from_encounters(self, columns: dict[str, np.ndarray], ends: np.ndarray) -> dict[str, np.ndarray]:
         time = columns["time"]
@@ -227,21 +276,6 @@ class Assembler:
         mask[waiting] = known
         return {name: column[mask] for name, column in columns.items()}
 
-    def _shift_local_dates(self, time: np.ndarray, subject_id: np.ndarray, offsets: dict[int, int]) -> np.ndarray:
-        local = (time % DAY_US == LOCAL_TICK) & (time != TIME_STATIC)
-        count = int(np.count_nonzero(local))
-        if not count:
-            return time
-        self.report.notes["dates without a time, read as the end of the day"] += count
-        owners, inverse = np.unique(subject_id[local], return_inverse=True)
-        shift = np.array([offsets.get(int(owner), 0) for owner in owners], dtype=np.int64)[inverse] * MINUTE_US
-        moved = int(np.count_nonzero(shift))
-        if moved:
-            self.report.notes["dates moved to the zone of the patient's encounters"] += moved
-        time = time.copy()
-        time[local] -= shift
-        return time
-
     def _resolve_medications(self, columns: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
         """Codes that are still references become those of their Medication; a mixture is one row per ingredient."""
         table = dict(self._tables["codes"])
@@ -250,11 +284,11 @@ class Assembler:
             return columns, list(table)
         medications = last_versions(self.medications)
         resolver = Resolver("Medication", [medication.keys for medication in medications])
-        known = [medication.codes for medication in medications]
+        referenced = ReferencedCodes(resolver, [medication.codes for medication in medications])
         codes_of: dict[int, list[int]] = {}
         unknown: list[int] = []
         for text, number in waiting.items():
-            codes = _medication_codes(text, resolver, known, depth=0)
+            codes = referenced.find(text)
             if codes is None:
                 unknown.append(number)
                 display = text.rsplit(MEDICATION_REFERENCE, 1)[1]
@@ -275,12 +309,12 @@ class Assembler:
             self.report.skipped["medication without a code"] += lost
         starts = np.cumsum(repeats) - repeats
         columns = {name: np.repeat(column, repeats) for name, column in columns.items()}
+        if referenced.cut:
+            self.report.notes[CUT] += referenced.cut
         nth = np.arange(len(columns["code"])) - np.repeat(starts, repeats)
-        width = max((len(numbers) for numbers in codes_of.values()), default=1) or 1
-        translation = np.tile(np.arange(len(table), dtype=np.int32)[:, None], (1, width))
-        for number, numbers in codes_of.items():
-            translation[number, : len(numbers)] = numbers
-        columns["code"] = translation[columns["code"], nth]
+        first = np.cumsum(times) - times  # of the codes of code i in one list of all
+        flat = np.array([code for number in range(len(table)) for code in codes_of.get(number, [number])], np.int32)
+        columns["code"] = flat[first[columns["code"]] + nth]
         return columns, list(table)
 
     def _frame(self, columns: dict[str, np.ndarray], codes: list[str], visit_names: list[str]) -> pl.DataFrame:
@@ -333,17 +367,8 @@ class Assembler:
         return events.select(pl.col(name).cast(EVENT_SCHEMA[name]) for name in EVENT_COLUMNS)
 
 
-def _medication_codes(text: str, resolver: Resolver, known: list[list[str]], depth: int) -> list[str] | None:
-    """Codes of a reference to a Medication; None where there is none, or it refers back to itself."""
-    _, key, _ = text.split(MEDICATION_REFERENCE, 2)
-    medication = resolver.find(key) if key else -1
-    if medication < 0 or depth > 5:
-        return None
-    codes: list[str] = []
-    for code in known[medication]:
-        inner = _medication_codes(code, resolver, known, depth + 1) if code.startswith(MEDICATION_REFERENCE) else [code]
-        codes += inner or []
-    return list(dict.fromkeys(codes))
+def _distinct(numbers: np.ndarray) -> set[int]:
+    return set(pl.Series(numbers).unique().to_list())
 
 
 def _strings(values: list[Any], column: str) -> pl.Expr:
@@ -352,41 +377,3 @@ def _strings(values: list[Any], column: str) -> pl.Expr:
     index = pl.col(column)
     safe = pl.when(index < 0).then(len(values) - 1).otherwise(index)
     return pl.lit(series).gather(safe)
-
-
-def source_ids(patients: Sequence[PatientVersion]) -> list[str]:
-    """Each patient's id at its source; its full URL where two servers use one id for (perhaps) two patients."""
-    servers: dict[str, set[str]] = {}
-    first = [patient.keys[0] for patient in patients]
-    for key in first:
-        servers.setdefault(bare_id(key), set()).add(key)
-    return [key if len(servers[bare_id(key)]) > 1 else bare_id(key) for key in first]
-
-
-def subject_ids_of(names: Iterable[str]) -> dict[str, int]:
-    """subject_id of each source id: the number itself where all ids are whole numbers that fit, else a 63-bit hash of
-    the id.
-
-    The hash (BLAKE2b, first 8 bytes, big-endian, without its lowest bit) depends on the id only: a patient keeps its
-    subject_id in every conversion, also when read alone.
-
-    Raises:
-        ValueError: Two ids have the same hash (once in about 10^8 conversions of 300,000 patients).
-
-    Example:
-        >>> subject_ids_of(["12", "7"])
-        {'12': 12, '7': 7}
-    """
-    unique = list(dict.fromkeys(names))
-    if all(name.isascii() and name.isdigit() and str(int(name)) == name and int(name) <= _MAX_INT64 for name in unique):
-        return {name: int(name) for name in unique}
-    mapping = {
-        name: int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1 for name in unique
-    }
-    if len(set(mapping.values())) < len(mapping):
-        first: dict[int, str] = {}
-        for name, number in mapping.items():
-            if number in first:
-                raise ValueError(f"Patient ids {first[number]!r} and {name!r} have the same hash; rename one of them.")
-            first[number] = name
-    return mapping

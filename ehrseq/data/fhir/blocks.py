@@ -27,6 +27,7 @@ import orjson
 from ehrseq.data.fhir.elements import MALFORMED, describe, explain
 from ehrseq.data.fhir.resources import Extractor
 from ehrseq.data.fhir.rows import COLUMN_TYPES, TABLE_OF, Visit
+from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
 from ehrseq.data.fhir.uniform import read_uniform
 
 BLOCK_BYTES = 8 << 20
@@ -67,6 +68,7 @@ class ReadTask:
         stripe, stripes: Of a gzip file, read the blocks whose number leaves `stripe` when divided by `stripes`.
         cost: Bytes to read, about; for progress and for dealing out the work.
         skip_errors: Count lines that cannot be read and go on.
+        settings: What the user says about the source.
         block_bytes: Bytes of text of a block; one number for all stripes of a file, which tell blocks by their number.
     """
 
@@ -78,6 +80,7 @@ class ReadTask:
     stripes: int = 1
     cost: int = 0
     skip_errors: bool = False
+    settings: FhirSettings = NO_SETTINGS
     block_bytes: int = field(default_factory=lambda: BLOCK_BYTES)
 
     @property
@@ -101,9 +104,10 @@ class Block:
     names: list[str]
     updated: array[int]
     sizes: array[int]
-    patients: list[tuple[list[str], str, int]]
+    patients: list[tuple[list[str], str, list[str], int]]
     visits: list[Visit]
     medications: list[tuple[list[str], list[str], int]]
+    deleted: list[tuple[str, int]]
     counts: Counter[tuple[str, str]]
     displays: dict[str, str]
     errors: list[str] = field(default_factory=list)
@@ -124,7 +128,7 @@ def read_task(task: ReadTask) -> Iterator[Block]:
     Raises:
         ValueError: With file and line, unless the task is to skip errors.
     """
-    extractor = Extractor(task.skip_errors)
+    extractor = Extractor(task.skip_errors, task.settings)
     try:
         if is_ndjson(task.path):
             yield from _read_lines(task, extractor)
@@ -158,6 +162,7 @@ def block_of(extractor: Extractor, order: tuple[int, int] = (0, 0)) -> Block:
         patients=extractor.patients,
         visits=extractor.visits,
         medications=extractor.medications,
+        deleted=extractor.deleted,
         counts=extractor.counts,
         displays=extractor.coder.displays,
         errors=extractor.errors,

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from ehrseq.data.fhir.concepts import codings_of, concepts_of
+from ehrseq.data.fhir.systems import system_name
+
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 """What an extractor raises when a resource is not as FHIR says."""
 
-_CATEGORY_KINDS = {
+CATEGORY_KINDS = {
     "laboratory": "LAB",
     "lab": "LAB",
+    "laboratory studies": "LAB",
     "vital-signs": "VITAL",
     "vital-sign": "VITAL",
     "vital signs": "VITAL",
+    "vitals": "VITAL",
 }
+"""Code, display or text of a category, in lower case -> kind of the event."""
+CATEGORY_CODES = {
+    # LOINC: Laboratory studies, Vital signs. SNOMED CT: Laboratory procedure, Taking patient vital signs.
+    **{("LOINC", code): kind for code, kind in (("26436-6", "LAB"), ("8716-3", "VITAL"))},
+    **{("SNOMED", code): kind for code, kind in (("108252007", "LAB"), ("61746007", "VITAL"))},
+    # HL7 version 2 table 0074, the sections of a laboratory
+    **{("V2-0074", code): "LAB" for code in ("LAB", "CH", "HM", "MB", "BLB", "SR", "IMM", "TX", "BG", "HPA", "MCB")},
+}
+"""(System, code) of a category -> kind of the event."""
 # LOINC codes of FHIR's vital signs profiles (and their components), for observations that have no category.
 # fmt: off
 _VITAL_LOINC = frozenset((
@@ -35,19 +49,27 @@ _OMB_NAMES = {
 
 
 def observation_kind(categories: list[dict[str, Any]] | None, concept: dict[str, Any] | None) -> str:
-    """LAB, VITAL or OBSERVATION: by category, and without one by FHIR's own list of vital signs."""
-    for category in categories or ():
-        for coding in category.get("coding") or ():
-            kind = _CATEGORY_KINDS.get(coding.get("code"))
+    """LAB, VITAL or OBSERVATION: by any coding or text of the categories, and without one by FHIR's own list of vital
+    signs.
+
+    Raises:
+        ValueError: Categories that are no CodeableConcepts.
+    """
+    for category in concepts_of(categories, "category"):
+        codings = codings_of(category, "category")
+        for coding in codings:
+            code = coding.get("code")
+            kind = CATEGORY_KINDS.get(code.lower()) if isinstance(code, str) else None
+            kind = kind or CATEGORY_CODES.get((system_name(coding.get("system"), "").upper(), code))
             if kind:
                 return kind
-        text = category.get("text") or (category.get("coding") or [{}])[0].get("code")
-        kind = _CATEGORY_KINDS.get(text.lower()) if isinstance(text, str) else None
-        if kind:
-            return kind
+        for text in (category.get("text"), *(coding.get("display") for coding in codings)):
+            kind = CATEGORY_KINDS.get(text.lower()) if isinstance(text, str) else None
+            if kind:
+                return kind
     if not categories and concept is not None:
-        for coding in concept.get("coding") or ():
-            if coding.get("code") in _VITAL_LOINC and coding.get("system") == "http://loinc.org":
+        for coding in codings_of(concept, "code"):
+            if coding.get("code") in _VITAL_LOINC and system_name(coding.get("system"), "") == "LOINC":
                 return "VITAL"
     return "OBSERVATION"
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ehrseq.data.fhir.local_times import NO_OFFSET, moved_by_offset, moved_to_zone, on_the_wall
 from ehrseq.data.fhir.references import Resolver, bare_id
 from ehrseq.data.fhir.rows import NO_TIME
 from ehrseq.data.fhir.versions import VisitVersion, last_versions
@@ -26,6 +27,7 @@ class Encounters:
         visits: The encounters, with the subject_id of their patient (`ANYBODY`: none is named); several versions of one
             count once.
         report: Takes what is not resolved.
+        timezone: Zone of times that state none, where the user gave it.
         uncounted: subject_id whose encounters somebody else counts.
 
     Attributes:
@@ -33,12 +35,21 @@ class Encounters:
         offsets: subject_id -> UTC offset in minutes of its latest encounter that states one.
     """
 
-    def __init__(self, visits: Sequence[VisitVersion], report: ConversionReport, uncounted: int | None = None) -> None:
+    def __init__(
+        self,
+        visits: Sequence[VisitVersion],
+        report: ConversionReport,
+        timezone: str | None = None,
+        uncounted: int | None = None,
+    ) -> None:
         self._visits = last_versions(visits, key=lambda visit: (visit.keys[0], visit.subject))
         self._report = report
         self._owners = [visit.subject for visit in self._visits]
         self._all = Resolver("Encounter", [visit.keys for visit in self._visits])
         self._contested = self._find_contested()
+        self._numbers_of: dict[int, list[int]] = {}
+        for number, owner in enumerate(self._owners):
+            self._numbers_of.setdefault(owner, []).append(number)
         self._by_owner: dict[int, tuple[Resolver, list[int]]] = {}
         counted = [owner != uncounted for owner in self._owners]
         parents = self._parents(counted)
@@ -47,6 +58,7 @@ class Encounters:
         self._named = [names.setdefault(self._visits[root].id, len(names)) for root in roots]
         self.names = list(names)
         self.offsets = self._offsets()
+        self._ends = self._ends_in_utc(timezone)
 
     def find(self, owner: int, key: str) -> int:
         """Number of the encounter that a reference of a patient's resource means, -1 where there is none."""
@@ -54,14 +66,17 @@ class Encounters:
             number = self._all.find(key)
             return number if number >= 0 and self._owners[number] in (owner, ANYBODY) else -1
         if owner not in self._by_owner:
-            numbers = [number for number, other in enumerate(self._owners) if other in (owner, ANYBODY)]
+            own = self._numbers_of.get(owner, [])
+            numbers = sorted({*own, *self._numbers_of.get(ANYBODY, [])})
             self._by_owner[owner] = Resolver("Encounter", [self._visits[number].keys for number in numbers]), numbers
         resolver, numbers = self._by_owner[owner]
         place = resolver.find(key)
         return numbers[place] if place >= 0 else -1
 
-    def resolve(self, owners: np.ndarray, keys: np.ndarray, table: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Visit and end of encounter of many rows.
+    def resolve(
+        self, owners: np.ndarray, keys: np.ndarray, table: Mapping[str, int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Visit, end and offset of the encounter of many rows.
 
         Args:
             owners: int64 `[n]`, subject_id of each row.
@@ -69,7 +84,8 @@ class Encounters:
             table: Key -> number; "" is 0.
 
         Returns:
-            int32 `[n]`, position of the visit in `names` or -1; int64 `[n]`, end of the encounter or `NO_TIME`.
+            int32 `[n]`, position of the visit in `names` or -1; int64 `[n]`, end of the encounter (UTC) or `NO_TIME`;
+            int32 `[n]`, the UTC offset in minutes that it states or `NO_OFFSET`.
         """
         number = np.full(len(table), -1, dtype=np.int64)
         contested = np.zeros(len(table), dtype=bool)
@@ -87,8 +103,37 @@ class Encounters:
             numbers = [self.find(subject, names[key]) for subject, key in pairs.tolist()]
             encounter[rows] = np.array(numbers, dtype=np.int64)[inverse.reshape(-1)]
         visit = np.array([*self._named, -1], dtype=np.int32)[encounter]
-        end = np.array([*(visit.end for visit in self._visits), NO_TIME], dtype=np.int64)[encounter]
-        return visit, end
+        end = np.array([*self._ends, NO_TIME], dtype=np.int64)[encounter]
+        stated = [NO_OFFSET if visit.offset is None else visit.offset for visit in self._visits]
+        return visit, end, np.array([*stated, NO_OFFSET], dtype=np.int32)[encounter]
+
+    def zones(self) -> list[tuple[int, int, int]]:
+        """Where the wall clocks of visits differ from UTC: (subject_id, position of the visit or -1, offset in minutes).
+
+        -1 stands for all visits of the subject that are not named themselves. An encounter that names no patient tells
+        nothing of anybody's wall clock.
+        """
+        zones: list[tuple[int, int, int]] = []
+        told = {owner: offset for owner, offset in self.offsets.items() if owner != ANYBODY}
+        zones += [(owner, -1, offset) for owner, offset in told.items() if offset]
+        others: dict[tuple[int, int], int] = {}
+        for number, visit in enumerate(self._visits):
+            if visit.offset is not None and visit.subject != ANYBODY:
+                others.setdefault((visit.subject, self._named[number]), visit.offset)
+        zones += [(owner, named, offset) for (owner, named), offset in others.items() if offset != told[owner]]
+        return zones
+
+    def _ends_in_utc(self, timezone: str | None) -> np.ndarray:
+        """The end of each encounter; one without zone in its own, its patient's or the user's."""
+        ends = np.array([visit.end for visit in self._visits], dtype=np.int64)
+        if not on_the_wall(ends).any():
+            return ends
+        if timezone is not None:
+            return moved_to_zone(ends, timezone)
+        offsets = [
+            visit.offset if visit.offset is not None else self.offsets.get(visit.subject, 0) for visit in self._visits
+        ]
+        return moved_by_offset(ends, np.array(offsets, dtype=np.int64))
 
     def _find_contested(self) -> set[str]:
         """Ids inside keys of encounters of several patients."""

@@ -6,29 +6,98 @@ tasks, which parse every n-th block.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
-from ehrseq.data.fhir.blocks import ReadTask, file_size, is_ndjson
+import orjson
+
+from ehrseq.data.fhir.blocks import ReadTask, file_size, is_ndjson, open_text
+from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
+from ehrseq.data.report import ConversionReport
 
 ENDINGS = (".ndjson", ".jsonl", ".json")
 """Endings of FHIR files, each perhaps with `.gz` behind it."""
 
 # Names of files beside FHIR resources in packages and exports that are no resources themselves.
-_NOT_RESOURCES = frozenset({"package.json", ".index.json", "manifest.json"})
+_NOT_RESOURCES = frozenset({"package.json", ".index.json", "manifest.json", "log.ndjson"})
+_MARK = b'"resourceType"'
+_PEEK = 1 << 16
 
 
 def fhir_files(path: Path) -> list[Path]:
     """FHIR files at a path, sorted by name; hidden files and package manifests are left out."""
     if path.is_file():
         return [path] if _may_be_fhir(path) else []
-    files = (file for file in path.rglob("*") if _may_be_fhir(file) and file.is_file())
-    return sorted(file for file in files if file.name not in _NOT_RESOURCES and not file.name.startswith("."))
+    return sort_files(path)[0]
+
+
+def sort_files(path: Path) -> tuple[list[Path], list[Path]]:
+    """The files of a folder, sorted by name: those to read, and the others (other formats, by-products of tools)."""
+    if path.is_file():
+        return [path], []
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    to_read = [file for file in files if _may_be_fhir(file) and not _is_by_product(file, path)]
+    if len(to_read) > 1:
+        # What holds JSON and no resource at all lies beside the export; alone it would be all that was given.
+        to_read = [file for file in to_read if not _holds_no_resource(file)] or to_read
+    chosen = set(to_read)
+    return to_read, [file for file in files if file not in chosen]
+
+
+def count_unread(files: Sequence[Path], folder: Path, report: ConversionReport) -> None:
+    """Name the files of a folder that are not read in a report: a few by name, the others by ending."""
+    for number, file in enumerate(files):
+        if number < _NAMED:
+            report.files_not_read[file.relative_to(folder).as_posix()] += 1
+        else:
+            report.files_not_read[f"further files: *{''.join(file.suffixes[-2:]) or ' without ending'}"] += 1
+
+
+_NAMED = 30
+"""Files that a report names one by one."""
 
 
 def _may_be_fhir(file: Path) -> bool:
     return file.name.removesuffix(".gz").endswith(ENDINGS)
+
+
+def _is_by_product(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in file.relative_to(folder).parts)
+    return hidden or file.name.removesuffix(".gz") in _NOT_RESOURCES
+
+
+def _holds_no_resource(file: Path) -> bool:
+    """Whether a file is JSON, or lines of it, and no FHIR: a tool's log, a manifest. What cannot be read is left to
+    reading, which says what is wrong.
+    """
+    try:
+        with open_text(str(file)) as stream:
+            text = stream.read(_PEEK)
+            if not text.strip() or _MARK in text:
+                return False
+            if is_ndjson(str(file)):
+                first = text[: text.find(b"\n") + 1 or None]
+                return isinstance(orjson.loads(first), dict) and not _finds(stream, text)
+            if _finds(stream, text):
+                return False
+            stream.seek(0)
+            orjson.loads(stream.read())
+            return True
+    except (OSError, EOFError, ValueError, zlib.error):
+        return False
+
+
+def _finds(stream: IO[bytes], text: bytes) -> bool:
+    """Whether the rest of a stream, `text` before it, names a resource."""
+    while text:
+        rest = stream.read(1 << 20)
+        if _MARK in text[-len(_MARK) :] + rest:
+            return True
+        text = rest
+    return False
 
 
 def size_of(file: Path) -> int:
@@ -46,6 +115,7 @@ def plan_reading(
     part_bytes: int,
     stripes_of: Callable[[int], int],
     skip_errors: bool = False,
+    settings: FhirSettings = NO_SETTINGS,
 ) -> list[ReadTask]:
     """Tasks that read all of the files, in their order.
 
@@ -55,10 +125,11 @@ def plan_reading(
         part_bytes: Bytes of a part of a plain file, about.
         stripes_of: Size of a gzip file -> by how many tasks it is read.
         skip_errors: Count lines that cannot be read and go on.
+        settings: What the user says about the source.
     """
     tasks: list[ReadTask] = []
     for index, (file, size) in enumerate(zip(files, sizes, strict=True)):
-        whole = ReadTask(index, str(file), cost=size, skip_errors=skip_errors)
+        whole = ReadTask(index, str(file), cost=size, skip_errors=skip_errors, settings=settings)
         if not is_ndjson(whole.path):
             tasks.append(whole)
         elif file.suffix == ".gz":

@@ -7,7 +7,7 @@ followed in `references`, how dates are read in `ehrseq.data.instants`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ import polars as pl
 
 from ehrseq.data.fhir.assemble import Assembler
 from ehrseq.data.fhir.blocks import Block, block_of, read_task
+from ehrseq.data.fhir.classes import warn_without_admissions
 from ehrseq.data.fhir.elements import MALFORMED, explain
-from ehrseq.data.fhir.plan import ENDINGS, fhir_files, plan_reading, size_of
+from ehrseq.data.fhir.plan import ENDINGS, count_unread, fhir_files, plan_reading, size_of, sort_files
 from ehrseq.data.fhir.resources import Extractor
+from ehrseq.data.fhir.settings import FhirSettings
+from ehrseq.data.fhir.subjects import JOINED
 from ehrseq.data.report import ConversionReport
 from ehrseq.work.engine import available_cores, get_engine
 
@@ -29,7 +32,13 @@ _MAX_WORKERS = 8
 
 
 def read_fhir(
-    path: str | Path, *, on_error: str = "raise", progress: bool = True, num_workers: int | None = None
+    path: str | Path,
+    *,
+    on_error: str = "raise",
+    progress: bool = True,
+    num_workers: int | None = None,
+    timezone: str | None = None,
+    encounter_classes: Mapping[str, str] | None = None,
 ) -> tuple[pl.DataFrame, ConversionReport]:
     """Read FHIR R4 as events.
 
@@ -41,22 +50,28 @@ def read_fhir(
         progress: Show a progress bar where reading takes longer than about a second.
         num_workers: Processes that read; default: as many as there are cores (up to 8), one where there is little to
             read.
+        timezone: The hospital's zone (`Europe/Berlin`, `-07:00`), of dates and times that state none. Default: that of
+            the encounter that they belong to, else of the patient's latest encounter, else UTC.
+        encounter_classes: What the classes of encounters mean that are not known: code, `system|code` or display ->
+            class of v3-ActCode (`IMP`: an admission), or `ICU`.
 
     Returns:
         Events (see `ehrseq.data.schema`), and the report of what was read, skipped and not resolved.
 
     Raises:
-        ValueError: Nothing to read, a malformed line or file, no Patient.
+        ValueError: Nothing to read, a malformed line or file, no Patient, no such zone or class.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}.")
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path} does not exist; give a folder or file of FHIR R4 NDJSON or Bundles.")
-    files = fhir_files(path)
+    settings = FhirSettings.of(timezone, encounter_classes)
+    files, unread = sort_files(path) if path.is_dir() else (fhir_files(path), [])
     if not files:
         raise ValueError(f"{path} holds no FHIR files; expected {', '.join(ENDINGS)}, each perhaps with .gz.")
-    report = ConversionReport(source=path.name, format="fhir", files=len(files))
+    report = ConversionReport(source=path.name, format="fhir", files=len(files), settings=settings.to_dict())
+    count_unread(unread, path, report)
     sizes = [size_of(file) for file in files]
     workers = _worker_count(num_workers, sum(sizes))
     share = max(1, sum(sizes) // workers)
@@ -65,18 +80,29 @@ def read_fhir(
         # What is more than a worker's share is parsed by several; each of them decompresses all of it.
         return max(1, min(workers, math.ceil(size / share - _OVER_SHARE))) if size > _PART_BYTES // 2 else 1
 
-    tasks = plan_reading(files, sizes, part_bytes=_PART_BYTES, stripes_of=stripes_of, skip_errors=on_error == "skip")
+    tasks = plan_reading(
+        files,
+        sizes,
+        part_bytes=_PART_BYTES,
+        stripes_of=stripes_of,
+        skip_errors=on_error == "skip",
+        settings=settings,
+    )
     if workers > 1:
         tasks.sort(key=lambda task: -task.cost)
     blocks = get_engine(num_workers=workers).stream(read_task, tasks, desc="Reading FHIR")
-    assembler = Assembler(report)
+    assembler = Assembler(report, settings=settings)
     for block in _with_progress(blocks, sizes, progress):
         assembler.add(block)
-    return assembler.events(), report
+    events = assembler.events()
+    warn_without_admissions(events["code"].unique().to_list(), report.notes, str(path))
+    return events, report
 
 
-def events_from_bundle(bundle: dict[str, Any]) -> tuple[pl.DataFrame, ConversionReport]:
-    """Events of one Bundle in memory.
+def events_from_bundle(
+    bundle: dict[str, Any], *, timezone: str | None = None, encounter_classes: Mapping[str, str] | None = None
+) -> tuple[pl.DataFrame, ConversionReport]:
+    """Events of one Bundle in memory; `timezone` and `encounter_classes` as of `read_fhir`.
 
     Raises:
         ValueError: It is no Bundle, holds no Patient, or an entry is malformed.
@@ -88,22 +114,26 @@ def events_from_bundle(bundle: dict[str, Any]) -> tuple[pl.DataFrame, Conversion
             else type(bundle).__name__
         )
         raise ValueError(f"Expected a FHIR R4 Bundle (a dict with resourceType 'Bundle'), got {got!r}.")
-    report = ConversionReport(source="Bundle", format="fhir")
-    extractor = Extractor()
+    settings = FhirSettings.of(timezone, encounter_classes)
+    report = ConversionReport(source="Bundle", format="fhir", settings=settings.to_dict())
+    extractor = Extractor(settings=settings)
     try:
         extractor.read(bundle)
     except MALFORMED as error:
         raise ValueError(f"Bundle: {explain(error)}") from error
-    assembler = Assembler(report)
+    assembler = Assembler(report, settings=settings)
     assembler.add(block_of(extractor))
     return assembler.events(), report
 
 
-def patient_from_bundle(bundle: dict[str, Any]) -> dict[str, Any]:
+def patient_from_bundle(
+    bundle: dict[str, Any], *, timezone: str | None = None, encounter_classes: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The one patient of a Bundle as a patient dict, ready for the tokenizer and `pipeline("ehr-risk")`.
 
     Args:
-        bundle: A FHIR R4 Bundle with exactly one Patient.
+        bundle: A FHIR R4 Bundle with exactly one Patient (or several that `Patient.link` makes one).
+        timezone, encounter_classes: As of `read_fhir`.
 
     Returns:
         `{"subject_id", "events": [{"time": datetime | None, "code", "numeric_value"?, "text_value"?, "visit_id"?,
@@ -112,9 +142,9 @@ def patient_from_bundle(bundle: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: No Bundle, no Patient or several, a malformed entry.
     """
-    events, report = events_from_bundle(bundle)
+    events, report = events_from_bundle(bundle, timezone=timezone, encounter_classes=encounter_classes)
     subjects = events["subject_id"].unique().to_list()
-    patients = report.resources_read["Patient"]
+    patients = report.resources_read["Patient"] - report.notes[JOINED]
     if patients != 1:
         raise ValueError(
             f"The Bundle holds {patients} Patient resources; expected exactly one. Read several with read_fhir."

@@ -95,6 +95,24 @@ def resource_keys(resource: dict[str, Any], full_url: str | None) -> list[str]:
     return [key for key in dict.fromkeys(keys) if key]
 
 
+def deleted_names(entry: dict[str, Any]) -> list[str]:
+    """Type and id (`Observation/o9`) of what an entry of a Bundle deletes, with its server and without.
+
+    A Bulk Data export tells deletions so: `{"request": {"method": "DELETE", "url": "Observation/o9"}}`. Empty where it
+    deletes nothing, or what a search would find.
+    """
+    request = entry.get("request")
+    if not isinstance(request, dict) or request.get("method") != "DELETE":
+        return []
+    names: list[str] = []
+    for url in (request.get("url"), entry.get("fullUrl")):
+        if isinstance(url, str) and url and "?" not in url and not url.startswith("urn:"):
+            parts = url.partition("/_history/")[0].rstrip("/").rsplit("/", 2)
+            if len(parts) >= 2 and parts[-2][:1].isupper():
+                names += ["/".join(parts[-2:]), "/".join(parts)]
+    return list(dict.fromkeys(names))
+
+
 def bare_id(key: str) -> str:
     """Id in a key: `x` of `https://server/fhir/Patient/x` and of `x`."""
     return key.rsplit("/", 1)[-1] if "://" in key else key

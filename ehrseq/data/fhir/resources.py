@@ -5,10 +5,10 @@ The time of a row (see `ehrseq.data.fhir.rows`) is when its fact was available:
 | resource | time of its rows | kind |
 |---|---|---|
 | Patient | birth: first instant of birthDate (or its birthTime) | `MEDS_BIRTH` |
-| Patient | death: last instant of deceasedDateTime | `MEDS_DEATH` |
+| Patient | death: last instant of deceasedDateTime, none where it is not known (`patients`) | `MEDS_DEATH` |
 | Patient | static | `GENDER`, `RACE`, `ETHNICITY` |
-| Encounter | period.start | `VISIT_START//<class>` |
-| Encounter | period.end | `VISIT_END//<discharge disposition or class>` |
+| Encounter | first instant of period.start | `VISIT_START//<class>` (`classes`) |
+| Encounter | last instant of period.end, none where it is not known (`periods`) | `VISIT_END//<disposition or class>` |
 | Condition | recordedDate (never onset) | `DIAGNOSIS` |
 | Procedure | end of performed, performedDateTime | `PROCEDURE` |
 | Observation | issued, else effective (its end) | `LAB`, `VITAL`, `OBSERVATION` by category |
@@ -19,39 +19,39 @@ The time of a row (see `ehrseq.data.fhir.rows`) is when its fact was available:
 
 Where that is absent, the end of the resource's encounter; where that is absent too, the fact is skipped and counted. A
 period without end stands for its start. What did not happen is left out and counted: `entered-in-error`, `not-done`,
-cancelled encounters and observations, declined dispenses, refuted conditions, `doNotPerform`. Other statuses are kept:
-they are often set long after the fact, so filtering by them would look into the future. Doses are not read.
+cancelled encounters and observations, declined dispenses, refuted conditions, `doNotPerform`, requests that are no
+orders, what a modifier extension changes in a way that we do not know, findings that are known to be absent. Other
+statuses are kept: they are often set long after the fact, so filtering by them would look into the future. Doses are
+not read.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from ehrseq.data.fhir.classes import ClassReader
 from ehrseq.data.fhir.codes import Coder
-from ehrseq.data.fhir.elements import (
-    MALFORMED,
-    US_CORE,
-    birth_time,
-    describe,
-    explain,
-    observation_kind,
-    omb_categories,
-    one_line,
+from ehrseq.data.fhir.concepts import codings_of, modifier_of, negating_status
+from ehrseq.data.fhir.dispositions import discharge_name
+from ehrseq.data.fhir.elements import MALFORMED, describe, explain, observation_kind, one_line
+from ehrseq.data.fhir.medications import MedicationReader, contained_in
+from ehrseq.data.fhir.patients import links_of, patient_facts
+from ehrseq.data.fhir.periods import ENDED, GOING_ON, IN_PROGRESS, span_of
+from ehrseq.data.fhir.references import (
+    NOTHING,
+    deleted_names,
+    identifier_key,
+    key_of,
+    reference_key,
+    resource_keys,
+    server_of,
 )
-from ehrseq.data.fhir.references import NOTHING, identifier_key, key_of, reference_key, resource_keys, server_of
-from ehrseq.data.fhir.rows import (
-    END_OF_ENCOUNTER,
-    MEDICATION_REFERENCE,
-    NO_TIME,
-    TIME_STATIC,
-    Row,
-    StringTable,
-    Times,
-    Visit,
-)
-from ehrseq.data.instants import offset_minutes, parse_birth
+from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, NO_TIME, TIME_STATIC, Row, StringTable, Times, Visit
+from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
+from ehrseq.data.fhir.values import unit_spelling
+from ehrseq.data.instants import zone_of
 
 _NAN = float("nan")
 MAX_FLOAT32 = 3.4028234663852886e38
@@ -68,20 +68,32 @@ LEFT_OUT_STATUSES: dict[str, tuple[str, ...]] = {
 }
 """Type -> statuses, beside `entered-in-error`, of facts that did not happen."""
 
+PLACEHOLDERS = "times that stand for an unknown one (year 0001, 9999 ...), not used"
+"""Note of a report."""
+
 _TIME_CACHE_SIZE = 500_000
 
-# Encounter classes as older servers write them.
-_OLD_CLASSES = {
-    "inpatient": "IMP",
-    "outpatient": "AMB",
-    "ambulatory": "AMB",
-    "emergency": "EMER",
-    "home": "HH",
-    "virtual": "VR",
-    "field": "FLD",
-}
-_MIMIC_HOSPITAL_STAY = "http://mimic.mit.edu/fhir/mimic/identifier/encounter-hosp"
-_GENDERS = {"female": "F", "male": "M", "other": "O", "unknown": "U"}
+_ORDERS = frozenset(("order", "original-order", "reflex-order", "filler-order", "instance-order"))
+"""Intents of a MedicationRequest that ask for something to be given; a proposal, a plan and an option do not."""
+
+_DEEPEST_BUNDLE = 16
+"""Bundles inside Bundles."""
+
+
+def is_no_order(intent: object) -> bool:
+    """Whether a MedicationRequest only proposes or plans something."""
+    return intent is not None and intent not in _ORDERS
+
+
+def _stated_times(resource: dict[str, Any], field: str) -> Iterator[str | None]:
+    """What a choice element says: its DateTime, the end of its Period (else the start), its Instant."""
+    yield resource.get(field + "DateTime")
+    period = resource.get(field + "Period")
+    if period:
+        yield period.get("end")
+        yield period.get("start")
+    elif field == "effective":
+        yield resource.get("effectiveInstant")
 
 
 class Extractor:
@@ -89,6 +101,7 @@ class Extractor:
 
     Args:
         skip_errors: Count a malformed entry of a Bundle and go on, rather than refuse the Bundle.
+        settings: What the user says about the source.
 
     Attributes:
         rows: See `Row`.
@@ -97,19 +110,25 @@ class Extractor:
         names, updated, sizes: Of each resource: type and id (empty without an id), `meta.lastUpdated` (`NO_TIME`
             without it), number of its rows. One that gives no row has one without a code where earlier versions of it
             may give some.
-        patients: (keys, id, index of the resource) of each Patient.
+        patients: (keys, id, links, index of the resource) of each Patient.
         visits: Each Encounter.
         medications: (keys, codes, index of the resource) of each Medication; a code may be `MEDICATION_REFERENCE` +
             key.
+        deleted: (name as in `names`, when) of each resource that a Bundle deletes.
         counts: (table of the report, entry) -> number.
         errors: What was wrong with the entries of Bundles that were skipped.
-        times: Text of a date or time -> instant; kept from block to block.
+        times: Text of a date or time -> instant, the last of a date; kept from block to block.
     """
 
-    def __init__(self, skip_errors: bool = False) -> None:
+    def __init__(self, skip_errors: bool = False, settings: FhirSettings = NO_SETTINGS) -> None:
         self.skip_errors = skip_errors
         self.coder = Coder()
         self.times = Times()
+        self._starts = Times(first=True)
+        self._zone = None if settings.timezone is None else zone_of(settings.timezone)
+        self._classes = ClassReader(dict(settings.encounter_classes))
+        self._medicines = MedicationReader(self.coder, lambda: self.counts)
+        self._depth = 0
         self._readers: dict[str, Callable[[dict[str, Any], str | None], None]] = {
             "Patient": self._patient,
             "Encounter": self._encounter,
@@ -132,9 +151,10 @@ class Extractor:
         self.names: list[str] = []
         self.updated: list[int] = []
         self.sizes: list[int] = []
-        self.patients: list[tuple[list[str], str, int]] = []
+        self.patients: list[tuple[list[str], str, list[str], int]] = []
         self.visits: list[Visit] = []
         self.medications: list[tuple[list[str], list[str], int]] = []
+        self.deleted: list[tuple[str, int]] = []
         self.counts: Counter[tuple[str, str]] = Counter()
         self.errors: list[str] = []
         self._server = ""
@@ -142,8 +162,10 @@ class Extractor:
         self._seen_subjects: dict[str | None, int] = {}
         self._seen_encounters: dict[str | None, int] = {}
         self._seen_codes: dict[tuple[str, Any, Any], int] = {}
-        if len(self.times) > _TIME_CACHE_SIZE:
-            self.times.clear()
+        self._seen_units: dict[tuple[Any, Any, Any], int] = {}
+        for times in (self.times, self._starts):
+            if len(times) > _TIME_CACHE_SIZE:
+                times.clear()
 
     def read(self, resource: dict[str, Any], full_url: str | None = None) -> None:
         """Add one resource.
@@ -166,7 +188,10 @@ class Extractor:
             return
         name, updated = self._version(kind, resource, full_url)
         before = len(self.rows)
-        reader(resource, full_url)
+        if "modifierExtension" in resource and (url := modifier_of(resource)) is not None:
+            self.counts["skipped", f"{kind}: modifier extension not understood ({url})"] += 1
+        else:
+            reader(resource, full_url)
         self.counts["resources_read", kind] += 1
         if name and len(self.rows) == before and kind in LEFT_OUT_STATUSES and kind != "Medication":
             self._leave_a_trace(kind, resource)
@@ -179,13 +204,15 @@ class Extractor:
         name = resource.get("id") or (reference_key(full_url) if full_url else "")
         if not name or not isinstance(name, str):
             return "", NO_TIME
-        meta = resource.get("meta")
+        return f"{self._server}/{kind}/{name}" if self._server else f"{kind}/{name}", self._written(resource.get("meta"))
+
+    def _written(self, meta: Any) -> int:
+        """When a resource was written, `NO_TIME` where it does not say."""
         stated = meta.get("lastUpdated") if isinstance(meta, dict) else None
         try:
-            updated = self.times[stated] if isinstance(stated, str) else NO_TIME
+            return self.times[stated] if isinstance(stated, str) else NO_TIME
         except ValueError:
-            updated = NO_TIME
-        return f"{self._server}/{kind}/{name}" if self._server else f"{kind}/{name}", updated
+            return NO_TIME
 
     def _leave_a_trace(self, kind: str, resource: dict[str, Any]) -> None:
         """A row without a code: an earlier version may say what this one takes back."""
@@ -203,12 +230,15 @@ class Extractor:
                 "a Bundle of type history holds versions, not a record; expected transaction, batch, collection, "
                 "searchset, document or message"
             )
+        if self._depth >= _DEEPEST_BUNDLE:
+            raise ValueError(f"Bundles lie inside Bundles, deeper than {_DEEPEST_BUNDLE} levels; give the innermost")
         entries = bundle.get("entry")
         if entries is not None and not isinstance(entries, list):
             raise ValueError(f"Bundle.entry is {type(entries).__name__}; expected a list of objects with a resource")
         for number, entry in enumerate(entries or ()):
             try:
-                self._entry(entry)
+                self._depth += 1
+                self._entry(entry, bundle)
             except MALFORMED as error:
                 resource = entry.get("resource") if isinstance(entry, dict) else entry
                 message = f"entry {number} ({describe(resource)}): {explain(error)}"
@@ -216,15 +246,21 @@ class Extractor:
                     raise ValueError(message) from error
                 self.errors.append(message)
                 self.counts["skipped", "malformed resource"] += 1
+            finally:
+                self._depth -= 1
         self._enter_server("")
 
-    def _entry(self, entry: Any) -> None:
-        """Read the resource of a Bundle's entry; one without (a search outcome, a deletion) is counted."""
+    def _entry(self, entry: Any, bundle: dict[str, Any]) -> None:
+        """Read the resource of a Bundle's entry, or what it deletes; one without both (a search outcome) is counted."""
         if not isinstance(entry, dict):
             raise ValueError(f"the entry is {type(entry).__name__}; expected an object with a resource")
         resource, full_url = entry.get("resource"), entry.get("fullUrl")
         if resource is None:
-            self.counts["notes", "bundle entries without a resource"] += 1
+            names = deleted_names(entry)
+            if names:
+                self.deleted += [(name, self._written(bundle.get("meta"))) for name in names]
+            else:
+                self.counts["notes", "bundle entries without a resource"] += 1
             return
         if not isinstance(resource, dict):
             raise ValueError(f"its resource is {type(resource).__name__}; expected an object with a resourceType")
@@ -243,89 +279,52 @@ class Extractor:
 
     def _patient(self, patient: dict[str, Any], full_url: str | None) -> None:
         keys = resource_keys(patient, full_url)
+        facts, links = patient_facts(patient, self.times, self.counts), links_of(patient, self._server)
         subject = self.subjects[keys[0]]
-        rows: list[tuple[str, int]] = []
-        gender = patient.get("gender")
-        if gender:
-            rows.append((f"GENDER//{_GENDERS.get(gender, gender)}", TIME_STATIC))
-        for extension in patient.get("extension") or ():
-            url = extension.get("url", "")
-            if url in (US_CORE + "race", US_CORE + "ethnicity"):
-                name = "RACE" if url.endswith("race") else "ETHNICITY"
-                rows += [(f"{name}//{category}", TIME_STATIC) for category in omb_categories(extension)]
-        birth = patient.get("birthDate")
-        if birth:
-            rows.append(("MEDS_BIRTH", parse_birth(birth_time(patient) or birth)))
-        else:
-            self.counts["notes", "patients without a birth date"] += 1
-        died = patient.get("deceasedDateTime")
-        if died:
-            rows.append(("MEDS_DEATH", self.times[died]))
-        elif patient.get("deceasedBoolean"):
-            self.counts["skipped", "Patient: death without a time"] += 1
-        self.patients.append((keys, patient.get("id") or keys[0], len(self.names)))
-        self.rows += [(subject, 0, self.codes[code], time, _NAN, 0, 0) for code, time in rows]
+        self.patients.append((keys, patient.get("id") or keys[0], links, len(self.names)))
+        self.rows += [(subject, 0, self.codes[code], time, _NAN, self.texts[text], 0) for code, time, text in facts]
 
     def _encounter(self, encounter: dict[str, Any], full_url: str | None) -> None:
-        if self._did_not_happen("Encounter", encounter.get("status")):
+        status = encounter.get("status")
+        if self._did_not_happen("Encounter", status):
             return
         keys = resource_keys(encounter, full_url)
-        period = encounter.get("period") or {}
-        start, end = period.get("start"), period.get("end")
-        started = self.times[start] if start else NO_TIME
-        ended = self.times[end] if end else NO_TIME
-        subject = self.subject_of(encounter.get("subject"), encounter)
+        start, end, offset = span_of(encounter.get("period"), self.times, self._starts, self._zone, self.counts)
+        subject = self.subject_of(encounter.get("subject") or encounter.get("patient"), encounter)
         number = self.encounters[keys[0]]
         part_of = key_of(encounter.get("partOf"), self._server)
-        encounter_class = self._encounter_class(encounter)
-        disposition = (encounter.get("hospitalization") or {}).get("dischargeDisposition") or {}
-        coding = (disposition.get("coding") or [{}])[0]
-        left_as = one_line(coding.get("code") or coding.get("display") or disposition.get("text") or encounter_class)
-
-        offset = offset_minutes(start or end or "")
-        self.visits.append(
-            Visit(keys, encounter.get("id") or keys[0], subject, started, ended, offset, part_of, len(self.names))
-        )
-        if started == NO_TIME:
+        encounter_class = self._classes.read(encounter, self.counts)
+        left_as, died = discharge_name(encounter, encounter_class)
+        visit = Visit(keys, encounter.get("id") or keys[0], subject, start, end, offset, part_of, len(self.names))
+        self.visits.append(visit)
+        facts: list[tuple[str, int]] = []
+        if start == NO_TIME:
             self.counts["skipped", "Encounter: no start of its period"] += 1
-            return
-        self.rows.append((subject, number, self.codes[f"VISIT_START//{encounter_class}"], started, _NAN, 0, 0))
-        if ended == NO_TIME:
-            self.counts["notes", "encounters without an end"] += 1
-            return
-        if ended < started:
-            self.counts["notes", "encounters that end before they start"] += 1
-        self.rows.append((subject, number, self.codes[f"VISIT_END//{left_as}"], ended, _NAN, 0, 0))
-
-    def _encounter_class(self, encounter: dict[str, Any]) -> str:
-        """v3-ActCode class; MIMIC's hospital stays are admissions, whatever class they carry (it says how the patient
-        came).
-        """
-        for identifier in encounter.get("identifier") or ():
-            if identifier.get("system") == _MIMIC_HOSPITAL_STAY:
-                self.counts["notes", "MIMIC hospital stays read as class IMP"] += 1
-                return "IMP"
-        coding = encounter.get("class")
-        if isinstance(coding, list):  # FHIR R5
-            coding = ((coding[0].get("coding") or [{}])[0]) if coding else None
-        name = coding.get("code") if isinstance(coding, dict) else coding
-        if not name:
-            self.counts["notes", "encounters without a class, read as AMB"] += 1
-            return "AMB"
-        return _OLD_CLASSES.get(name, one_line(name))
+            if died:
+                facts.append(("MEDS_DEATH", end if end != NO_TIME else TIME_STATIC))
+        else:
+            facts.append((f"VISIT_START//{encounter_class}", start))
+            if end != NO_TIME:
+                facts.append((f"VISIT_END//{left_as}", end))
+            else:
+                self.counts["notes", "encounters without an end"] += 1
+                # Without a time these rows tell what became of the stay, and nothing of when.
+                if died or status in ENDED:
+                    facts.append((f"VISIT_END//{left_as}", TIME_STATIC))
+                elif status in GOING_ON:
+                    facts.append((f"VISIT_END//{IN_PROGRESS}", TIME_STATIC))
+                if died:
+                    facts.append(("MEDS_DEATH", TIME_STATIC))
+        self.rows += [(subject, number, self.codes[code], time, _NAN, 0, 0) for code, time in facts]
 
     # Clinical resources
 
     def _condition(self, condition: dict[str, Any], _: str | None) -> None:
-        verification = condition.get("verificationStatus")
-        if verification:
-            status = (verification.get("coding") or [{}])[0].get("code") or verification.get("text")
-            if self._did_not_happen("Condition", status):
-                return
+        if self._did_not_happen("Condition", negating_status(condition.get("verificationStatus"))):
+            return
         code = self._code("DIAGNOSIS", condition.get("code"), "Condition")
         if code:
-            recorded = condition.get("recordedDate")
-            time = self.times[recorded] if recorded else END_OF_ENCOUNTER["Condition"]
+            time = self._at("Condition", condition.get("recordedDate"))
             self._add(condition, "subject", "encounter", code, time)
 
     def _procedure(self, procedure: dict[str, Any], _: str | None) -> None:
@@ -338,7 +337,7 @@ class Extractor:
                 "subject",
                 "encounter",
                 code,
-                self._when(procedure, "performed", END_OF_ENCOUNTER["Procedure"]),
+                self._at("Procedure", *_stated_times(procedure, "performed")),
             )
 
     def _immunization(self, immunization: dict[str, Any], _: str | None) -> None:
@@ -346,12 +345,8 @@ class Extractor:
             return
         code = self._code("IMMUNIZATION", immunization.get("vaccineCode"), "Immunization")
         if code:
-            recorded = immunization.get("recorded")
-            time = (
-                self.times[recorded]
-                if recorded
-                else self._when(immunization, "occurrence", END_OF_ENCOUNTER["Immunization"])
-            )
+            occurred = _stated_times(immunization, "occurrence")
+            time = self._at("Immunization", immunization.get("recorded"), *occurred)
             self._add(immunization, "patient", "encounter", code, time)
 
     def _observation(self, observation: dict[str, Any], _: str | None) -> None:
@@ -360,8 +355,7 @@ class Extractor:
         get = observation.get
         concept = get("code")
         kind = observation_kind(get("category"), concept)
-        issued = get("issued")
-        time = self.times[issued] if issued else self._when(observation, "effective", END_OF_ENCOUNTER["Observation"])
+        time = self._at("Observation", get("issued"), *_stated_times(observation, "effective"))
         subject = self.subject_of(get("subject"), observation)
         encounter = self.encounter_of(get("encounter"))
         # A panel without a value of its own is only its components.
@@ -376,6 +370,9 @@ class Extractor:
                 if code:
                     rows.append((subject, encounter, code, time, value, text, unit))
         for component in components:
+            if "modifierExtension" in component and (url := modifier_of(component)) is not None:
+                self.counts["skipped", f"Observation.component: modifier extension not understood ({url})"] += 1
+                continue
             value, text, unit, has_value = self.value_of(component)
             if not has_value:
                 self.counts["skipped", "Observation: component without a value"] += 1
@@ -388,15 +385,15 @@ class Extractor:
     # Medications
 
     def _medication_request(self, request: dict[str, Any], _: str | None) -> None:
-        if self._did_not_happen(
-            "MedicationRequest",
-            "doNotPerform" if request.get("doNotPerform") is True else request.get("status"),
-        ):
+        forbidden = request.get("doNotPerform") is True
+        if self._did_not_happen("MedicationRequest", "doNotPerform" if forbidden else request.get("status")):
             return
-        authored = request.get("authoredOn")
-        self._add_medication(
-            request, "encounter", self.times[authored] if authored else END_OF_ENCOUNTER["MedicationRequest"]
-        )
+        intent = request.get("intent")
+        if is_no_order(intent):
+            self.counts["skipped", f"MedicationRequest: intent {intent}"] += 1
+            return
+        time = self._at("MedicationRequest", request.get("authoredOn"))
+        self._add_medication(request, "encounter", time)
 
     def _medication_administration(self, administration: dict[str, Any], _: str | None) -> None:
         if self._did_not_happen("MedicationAdministration", administration.get("status")):
@@ -404,19 +401,19 @@ class Extractor:
         self._add_medication(
             administration,
             "context",
-            self._when(administration, "effective", END_OF_ENCOUNTER["MedicationAdministration"]),
+            self._at("MedicationAdministration", *_stated_times(administration, "effective")),
         )
 
     def _medication_dispense(self, dispense: dict[str, Any], _: str | None) -> None:
         if self._did_not_happen("MedicationDispense", dispense.get("status")):
             return
-        when = dispense.get("whenHandedOver") or dispense.get("whenPrepared")
-        self._add_medication(dispense, "context", self.times[when] if when else END_OF_ENCOUNTER["MedicationDispense"])
+        time = self._at("MedicationDispense", dispense.get("whenHandedOver"), dispense.get("whenPrepared"))
+        self._add_medication(dispense, "context", time)
 
     def _medication(self, medication: dict[str, Any], full_url: str | None) -> None:
         if self._did_not_happen("Medication", medication.get("status")):
             return
-        codes = self._medication_codes(medication, medication)
+        codes = self._medicines.codes(medication, self._server)
         self.medications.append((resource_keys(medication, full_url), codes, len(self.names)))
 
     def _add_medication(self, resource: dict[str, Any], encounter_field: str, time: int) -> None:
@@ -433,32 +430,9 @@ class Extractor:
         for code_text in self.referenced_codes(reference, resource):
             self._add(resource, "subject", encounter_field, self.codes[code_text], time)
 
-    def _medication_codes(self, medication: dict[str, Any], holder: dict[str, Any]) -> list[str]:
-        """Codes of a Medication (or Substance): its own, else those of its ingredients."""
-        concept = medication.get("code")
-        code = self.coder.code("MEDICATION", concept) if concept else None
-        if code:
-            return [code]
-        codes: list[str] = []
-        for ingredient in medication.get("ingredient") or ():
-            item = ingredient.get("itemCodeableConcept")
-            if item:
-                code = self.coder.code("MEDICATION", item)
-                codes += [code] if code else []
-            elif ingredient.get("itemReference"):
-                codes += self.referenced_codes(ingredient["itemReference"], holder)
-        return codes
-
     def referenced_codes(self, reference: dict[str, Any], holder: dict[str, Any]) -> list[str]:
         """Codes of the Medication that a Reference of `holder` names; still a key where it is not contained."""
-        literal = reference.get("reference") or ""
-        if literal.startswith("#"):
-            for contained in holder.get("contained") or ():
-                if contained.get("id") == literal[1:]:
-                    return self._medication_codes(contained, holder) if contained is not holder else []
-        key = key_of(reference, self._server)
-        display = reference.get("display") or ""
-        return [f"{MEDICATION_REFERENCE}{key}{MEDICATION_REFERENCE}{one_line(display).replace('//', '/')}"]
+        return self._medicines.referenced(reference, holder, self._server)
 
     # Parts
 
@@ -475,16 +449,17 @@ class Extractor:
         subject = self.subject_of(resource.get(subject_field), resource)
         self.rows.append((subject, self.encounter_of(resource.get(encounter_field)), code, time, _NAN, 0, 0))
 
-    def _when(self, resource: dict[str, Any], field: str, otherwise: int) -> int:
-        """Time of a choice element: its DateTime, the end of its Period (else the start), its Instant."""
-        text = resource.get(field + "DateTime")
-        if not text:
-            period = resource.get(field + "Period")
-            if period:
-                text = period.get("end") or period.get("start")
-            elif field == "effective":
-                text = resource.get("effectiveInstant")
-        return self.times[text] if text else otherwise
+    def _at(self, resource_type: str, *texts: str | None) -> int:
+        """Last instant of the first of some dates and times that is there and can be meant, else the end of the
+        encounter.
+        """
+        for text in texts:
+            if text:
+                time = self.times[text]
+                if time != NO_TIME:
+                    return time
+                self.counts["notes", PLACEHOLDERS] += 1
+        return END_OF_ENCOUNTER[resource_type]
 
     def subject_of(self, holder: dict[str, Any] | None, resource: dict[str, Any]) -> int:
         """Index of the subject that a Reference of a resource names, 0 where there is none."""
@@ -505,11 +480,10 @@ class Extractor:
 
     def _contained_key(self, raw: str, resource: dict[str, Any]) -> str:
         """A contained patient is known to others by its identifier only."""
-        for contained in resource.get("contained") or ():
-            if contained.get("id") == raw[1:]:
-                for identifier in contained.get("identifier") or ():
-                    if key := identifier_key(identifier):
-                        return key
+        contained = contained_in(resource, raw)
+        for identifier in (contained or {}).get("identifier") or ():
+            if key := identifier_key(identifier):
+                return key
         return NOTHING
 
     def encounter_of(self, holder: dict[str, Any] | None) -> int:
@@ -527,29 +501,41 @@ class Extractor:
         return number
 
     def _code(self, kind: str, concept: dict[str, Any] | None, resource_type: str) -> int:
-        """Index of a concept's code, 0 where it has none (counted)."""
+        """Index of a concept's code, 0 where it has none or says that there is nothing (counted)."""
         number = self.find_code(kind, concept)
         if not number:
-            self.counts["skipped", f"{resource_type}: no code"] += 1
+            absent = concept is not None and self.coder.absent(concept)
+            self.counts["skipped", f"{resource_type}: {'known to be absent' if absent else 'no code'}"] += 1
         return number
 
     def find_code(self, kind: str, concept: dict[str, Any] | None) -> int:
-        """Index of a concept's code, 0 where it has none."""
+        """Index of a concept's code, 0 where it has none or says that there is nothing."""
         if concept is None:
             return 0
-        codings = concept.get("coding")
-        if codings and len(codings) == 1:
-            coding = codings[0]
-            key = (kind, coding.get("system"), coding.get("code"))
+        codings = codings_of(concept, f"the code of this {kind.lower()}")
+        key = None
+        if len(codings) == 1 and "extension" not in codings[0]:
+            key = (kind, codings[0].get("system"), codings[0].get("code"))
             number = self._seen_codes.get(key)
             if number is not None:
                 return number
-            code = self.coder.coding(kind, coding)
-            if code is not None:
-                number = self._seen_codes[key] = self.codes[code]
-                return number
+        if self.coder.absent(concept):
+            return 0
         code = self.coder.code(kind, concept)
-        return 0 if code is None else self.codes[code]
+        if code is None:
+            return 0
+        number = self.codes[code]
+        if key is not None and key[2]:
+            self._seen_codes[key] = number
+        return number
+
+    def unit_of(self, system: str | None, code: str | None, unit: str | None) -> int:
+        """Index of the unit of a Quantity (see `unit_spelling`)."""
+        key = (system, code, unit)
+        number = self._seen_units.get(key)
+        if number is None:
+            number = self._seen_units[key] = self.units[unit_spelling(system, code, unit)]
+        return number
 
     def value_of(self, holder: dict[str, Any]) -> tuple[float, int, int, bool]:
         """(number, text index, unit index, whether there is a value) of an Observation or component."""
@@ -560,10 +546,11 @@ class Extractor:
                 return _NAN, 0, 0, False
             if "comparator" in quantity:
                 self.counts["notes", "values with a comparator (<, >), read as the number"] += 1
-            return self._number(value), 0, self.units[quantity.get("unit") or quantity.get("code") or ""], True
+            unit = self.unit_of(quantity.get("system"), quantity.get("code"), quantity.get("unit"))
+            return self._number(value), 0, unit, True
         concept = holder.get("valueCodeableConcept")
         if concept is not None:
-            coding = (concept.get("coding") or [{}])[0]
+            coding = (codings_of(concept, "valueCodeableConcept") or [{}])[0]
             text = coding.get("display") or concept.get("text") or coding.get("code")
             return (_NAN, self.texts[one_line(text)], 0, True) if text else (_NAN, 0, 0, False)
         text = holder.get("valueString")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ehrseq.data.instants import parse_instant
+from ehrseq.data.instants import is_placeholder, read_instant
 
 RESOURCE_TYPES = (
     "Patient",
@@ -34,7 +34,10 @@ END_OF_ENCOUNTER = {kind: TIME_FROM_ENCOUNTER + number for number, kind in enume
 """Type -> stands for "the end of the encounter" in the time of a row of this type."""
 
 NO_TIME = TIME_STATIC - 1
-"""Stands for an unknown end of an encounter."""
+"""Stands for an unknown time: the end of an encounter that has none, a placeholder."""
+
+ON_THE_WALL = 2**60
+"""Is added to a time that states no zone; times with a zone lie below half of it."""
 
 MEDICATION_REFERENCE = "\0"
 """Starts a code that is still the key of a Medication: `\\0key\\0display`."""
@@ -66,7 +69,7 @@ class Visit(NamedTuple):
         keys: Keys that name it (`resource_keys`).
         id: Its id.
         subject: Index of its subject.
-        start, end: Its period, `NO_TIME` where it is open.
+        start, end: Its period, `NO_TIME` where that is open or cannot be meant.
         offset: UTC offset in minutes, None where no time states one.
         part_of: Key of the encounter that it is part of.
         resource: Index of the resource in its block.
@@ -94,8 +97,18 @@ class StringTable(dict[str, int]):
 
 
 class Times(dict[str, int]):
-    """Instants (see `parse_instant`) of date and time texts, each worked out once."""
+    """Times (see `read_instant`) of date and time texts, each worked out once; `ON_THE_WALL` is added to those without
+    a zone, and a placeholder is `NO_TIME`.
+
+    Args:
+        first: Whether a partial date stands for its first instant.
+    """
+
+    def __init__(self, *, first: bool = False) -> None:
+        super().__init__()
+        self._first = first
 
     def __missing__(self, text: str) -> int:
-        time = self[text] = parse_instant(text)
+        micros, local = read_instant(text, first=self._first)
+        time = self[text] = NO_TIME if is_placeholder(text) else micros + ON_THE_WALL if local else micros
         return time

@@ -17,8 +17,9 @@ import msgspec
 import orjson
 from msgspec import Raw, Struct, field
 
+from ehrseq.data.fhir.concepts import negating_status
 from ehrseq.data.fhir.elements import MALFORMED, observation_kind
-from ehrseq.data.fhir.resources import LEFT_OUT_STATUSES, MAX_FLOAT32, Extractor
+from ehrseq.data.fhir.resources import LEFT_OUT_STATUSES, MAX_FLOAT32, Extractor, is_no_order
 from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, NO_TIME, RESOURCE_TYPES
 
 _ABSENT = Raw()
@@ -34,6 +35,7 @@ class _Period(Struct, gc=False, omit_defaults=True):
 class _Quantity(Struct, gc=False, omit_defaults=True):
     value: float | str | None = None
     unit: str | None = None
+    system: str | None = None
     code: str | None = None
     comparator: Raw = _ABSENT
 
@@ -54,7 +56,7 @@ class _Fact(Struct, gc=False, omit_defaults=True, rename="camel"):
         subject, encounter: Raw references.
         time, second_time, period: When the fact was available: the first of these that is there.
         unusual: Raw field that sends a resource the plain way wherever it is there.
-        contained: Read on the plain way only.
+        contained, modifier_extension: Read on the plain way only.
     """
 
     resource_type: str
@@ -70,6 +72,7 @@ class _Fact(Struct, gc=False, omit_defaults=True, rename="camel"):
     period: _Period | None = None
     unusual: Raw = _ABSENT
     contained: Raw = _ABSENT
+    modifier_extension: Raw = _ABSENT
 
 
 class _Condition(_Fact, rename="camel"):
@@ -102,6 +105,7 @@ class _MedicationRequest(_MedicationFact, rename="camel"):
     resource_type: Literal["MedicationRequest"]
     time: str | None = field(default=None, name="authoredOn")
     unusual: Raw = field(default=_ABSENT, name="doNotPerform")
+    intent: Raw = _ABSENT
 
 
 class _MedicationAdministration(_MedicationFact, rename="camel"):
@@ -227,6 +231,18 @@ class _Memo(dict[bytes, Any]):
         return made
 
 
+class _Units(dict[tuple[str | None, str | None, str | None], int]):
+    """Index of the unit of a system, code and text, worked out at its first appearance."""
+
+    def __init__(self, unit_of: Callable[[str | None, str | None, str | None], int]) -> None:
+        super().__init__()
+        self._unit_of = unit_of
+
+    def __missing__(self, key: tuple[str | None, str | None, str | None]) -> int:
+        made = self[key] = self._unit_of(*key)
+        return made
+
+
 def _read_facts(resources: list[_Fact], kind: str, extractor: Extractor) -> None:
     """Rows of resources that are one row each: all used types but observations."""
     happened, subjects, encounters = _common_memos(kind, extractor)
@@ -235,12 +251,19 @@ def _read_facts(resources: list[_Fact], kind: str, extractor: Extractor) -> None
     times, add, note = extractor.times, extractor.rows.append, _version_notes(kind, extractor)
     end_of_encounter = END_OF_ENCOUNTER[kind]
     plain = 0
+    ordered = _Memo(lambda intent: not is_no_order(intent), True) if kind == "MedicationRequest" else None
     for resource in resources:
         time = resource.time or resource.second_time or ((span := resource.period) and (span.end or span.start))
-        if resource.unusual is _ABSENT and happened[bytes(resource.status)]:
+        known = times[time] if time else end_of_encounter
+        if (
+            resource.unusual is _ABSENT
+            and resource.modifier_extension is _ABSENT
+            and known != NO_TIME
+            and happened[bytes(resource.status)]
+            and (ordered is None or ordered[bytes(resource.intent)])
+        ):
             code = medications[bytes(resource.medication)] if resource.code is _ABSENT else codes[bytes(resource.code)]
             if code > 0 and (subject := subjects[bytes(resource.subject)]) >= 0:
-                known = times[time] if time else end_of_encounter
                 add((subject, encounters[bytes(resource.encounter)], code, known, _NAN, 0, 0))
                 note(resource)
                 continue
@@ -256,12 +279,19 @@ def _read_observations(resources: list[_Observation], extractor: Extractor) -> N
     )
     concepts = _Memo(lambda concept: _text_value("valueCodeableConcept", concept, extractor), _UNUSUAL)
     strings = _Memo(lambda string: _text_value("valueString", string, extractor), _UNUSUAL)
-    times, units, add = extractor.times, extractor.units, extractor.rows.append
+    times, unit_of, add = extractor.times, extractor.unit_of, extractor.rows.append
+    units = _Units(unit_of)
     note = _version_notes("Observation", extractor)
     plain = 0
     for resource in resources:
         time = resource.time or resource.second_time or ((span := resource.period) and (span.end or span.start))
-        if time and resource.unusual is _ABSENT and happened[bytes(resource.status)]:
+        known = times[time] if time else NO_TIME
+        if (
+            known != NO_TIME
+            and resource.unusual is _ABSENT
+            and resource.modifier_extension is _ABSENT
+            and happened[bytes(resource.status)]
+        ):
             # 1. Its value: a number with its unit, or a text; -1: none of both
             quantity = resource.value_quantity
             value, unit, text = _NAN, 0, 0
@@ -270,7 +300,7 @@ def _read_observations(resources: list[_Observation], extractor: Extractor) -> N
                 text = strings[bytes(resource.value_string)] if concept is _ABSENT else concepts[bytes(concept)]
             elif isinstance(quantity.value, float) and quantity.comparator is _ABSENT:
                 value = quantity.value
-                unit = units[quantity.unit or quantity.code or ""]
+                unit = units[quantity.system, quantity.code, quantity.unit]
                 text = 0 if -MAX_FLOAT32 <= value <= MAX_FLOAT32 else _UNUSUAL
             else:
                 text = _UNUSUAL
@@ -278,7 +308,7 @@ def _read_observations(resources: list[_Observation], extractor: Extractor) -> N
             code = codes_of_category[bytes(resource.category)][bytes(resource.code)]
             subject = subjects[bytes(resource.subject)]
             if text >= 0 and code > 0 and subject >= 0:
-                add((subject, encounters[bytes(resource.encounter)], code, times[time], value, text, unit))
+                add((subject, encounters[bytes(resource.encounter)], code, known, value, text, unit))
                 note(resource)
                 continue
         _read_plainly(resource, extractor)
@@ -314,8 +344,7 @@ def _common_memos(kind: str, extractor: Extractor) -> tuple[_Memo, _Memo, _Memo]
         return isinstance(status, str) and status not in left_out
 
     def verified(status: Any) -> bool:
-        name = (status.get("coding") or [{}])[0].get("code") or status.get("text")
-        return name not in left_out
+        return negating_status(status) not in left_out
 
     def subject(holder: Any) -> int:
         if holder is not None and str(holder.get("reference")).startswith("#"):

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from ehrseq.data.fhir.blocks import Block
+from ehrseq.data.fhir.rows import NO_TIME
 
 
 class Version(NamedTuple):
@@ -28,6 +29,7 @@ class PatientVersion(NamedTuple):
 
     keys: list[str]
     id: str
+    links: list[str]
     version: Version
 
 
@@ -71,13 +73,55 @@ def last_versions(
     return sorted(last.values(), key=lambda resource: resource.version.place)
 
 
+class Deletions:
+    """Resources that are deleted: those that were not written again afterwards are as if they had never been given.
+
+    Args:
+        deleted: (type and id, when) of each.
+    """
+
+    def __init__(self, deleted: Iterable[tuple[str, int]]) -> None:
+        self._when: dict[str, int] = {}
+        for name, when in deleted:
+            self._when[name] = max(when, self._when.get(name, when))
+        self._hashes = _hashes(pl.Series(list(self._when), dtype=pl.String))
+        self._times = np.fromiter(self._when.values(), dtype=np.int64, count=len(self._when))
+
+    def __bool__(self) -> bool:
+        return bool(self._when)
+
+    def rows(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        """bool `[n]`: rows (see `version_columns`) of resources that are deleted."""
+        order = np.argsort(self._hashes)
+        hashes, times = self._hashes[order], self._times[order]
+        place = np.minimum(np.searchsorted(hashes, columns["resource"]), len(hashes) - 1)
+        when, updated = times[place], columns["updated"]
+        later = (updated > when) & (when != NO_TIME)
+        deleted: np.ndarray = (hashes[place] == columns["resource"]) & ~later
+        return deleted
+
+    def remaining(self, resources: Iterable[_Resource], kind: str) -> list[_Resource]:
+        """The patients, encounters or medications that are not deleted."""
+        return [resource for resource in resources if not self._is_deleted(resource, kind)]
+
+    def _is_deleted(self, resource: _Resource, kind: str) -> bool:
+        key = resource.keys[0]
+        when = self._when.get(key if "://" in key else f"{kind}/{key}")
+        return when is not None and (when == NO_TIME or resource.version.updated <= when)
+
+
+def _hashes(names: pl.Series) -> np.ndarray:
+    hashed: np.ndarray = names.hash(_HASH_SEED).to_numpy().view(np.int64)
+    return hashed
+
+
 def version_columns(block: Block) -> dict[str, np.ndarray]:
     """Of each row of a block: `place` and `updated` of its resource, and `resource`, a hash of type and id (0 without
     an id).
     """
     sizes = np.frombuffer(block.sizes, dtype=block.sizes.typecode)
     names = pl.Series(block.names, dtype=pl.String)
-    hashes = np.where((names == "").to_numpy(), 0, names.hash(_HASH_SEED).to_numpy().view(np.int64))
+    hashes = np.where((names == "").to_numpy(), 0, _hashes(names))
     return {
         "place": np.repeat(np.arange(block.place, block.place + len(sizes)), sizes),
         "updated": np.repeat(np.frombuffer(block.updated, dtype=block.updated.typecode), sizes),

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ehrseq.data.fhir.codes import Coder, dotted, system_name
+from ehrseq.data.fhir.codes import Coder, dotted
+from ehrseq.data.fhir.systems import system_name
 
 MIMIC = "http://mimic.mit.edu/fhir/mimic/CodeSystem/"
 

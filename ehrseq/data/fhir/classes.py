@@ -1,0 +1,271 @@
+"""What kind of visit an Encounter is: its class as HL7 v3-ActCode names it, however the source spells it.
+
+Looked at in turn: what the user says about a spelling; the codings of the class in systems that are known; the words
+beside a foreign code, and the code itself where it is a word or a v3 code; the type of the encounter. Words count only
+where they are unambiguous. What is left keeps its own name and is counted: a dataset whose stays all have a class that
+nobody knows has no admissions, and no labels.
+
+Sources: HL7 v3-ActCode (ActEncounterCode), HL7 version 2 table 0004, SNOMED CT, DSTU2's `encounter-class`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ehrseq.data.fhir.concepts import codings_of, plain_words
+from ehrseq.data.fhir.elements import one_line
+from ehrseq.data.fhir.systems import canonical_spelling, system_name
+from ehrseq.tokenization.ehr_codes import INPATIENT_CLASSES
+
+logger = logging.getLogger(__name__)
+
+V3_CLASSES = frozenset(("IMP", "ACUTE", "NONAC", "EMER", "OBSENC", "AMB", "SS", "HH", "VR", "FLD", "PRENC"))
+"""Classes of v3-ActCode."""
+
+CLASSES = V3_CLASSES | {"ICU"}
+"""What a class may be mapped to; ICU is a stay in intensive care."""
+
+CLASS_CODES: dict[str, dict[str, str]] = {
+    "http://terminology.hl7.org/CodeSystem/v2-0004": {"I": "IMP", "O": "AMB", "E": "EMER", "P": "PRENC", "R": "AMB"},
+    "http://hl7.org/fhir/v2/0004": {"I": "IMP", "O": "AMB", "E": "EMER", "P": "PRENC", "R": "AMB"},
+    "urn:oid:2.16.840.1.113883.12.4": {"I": "IMP", "O": "AMB", "E": "EMER", "P": "PRENC", "R": "AMB"},
+    "http://snomed.info/sct": {
+        "32485007": "IMP",  # Hospital admission
+        "394656005": "IMP",  # Inpatient care
+        "8715000": "IMP",  # Hospital admission, elective
+        "183452005": "IMP",  # Emergency hospital admission
+        "305351004": "ICU",  # Admission to intensive care unit
+        "50849002": "EMER",  # Emergency room admission
+        "4525004": "EMER",  # Emergency department patient visit
+        "448951000124107": "OBSENC",  # Admission to observation unit
+        "371883000": "AMB",  # Outpatient procedure
+        "185317003": "VR",  # Telephone encounter
+        "448337001": "VR",  # Telemedicine consultation with patient
+        "439708006": "HH",  # Home visit
+    },
+}
+"""System -> its code -> class; v3-ActCode stands for itself."""
+
+CLASS_WORDS: dict[str, str] = {
+    "inpatient": "IMP", "inpatient encounter": "IMP", "inpatient acute": "ACUTE", "acute inpatient": "ACUTE",
+    "inpatient non acute": "NONAC", "non acute inpatient": "NONAC", "inpatient stay": "IMP", "hospitalization": "IMP",
+    "hospitalisation": "IMP", "hospital inpatient": "IMP", "hospital admission": "IMP", "inpatient hospital": "IMP",
+    "inpatient admission": "IMP", "inpatient visit": "IMP", "inpatient hospitalization": "IMP", "admitted": "IMP",
+    "emergency": "EMER", "emergency department": "EMER", "emergency room": "EMER", "emergency visit": "EMER",
+    "emergency encounter": "EMER", "emergency room visit": "EMER", "emergency department visit": "EMER", "er": "EMER",
+    "ed": "EMER", "a e": "EMER", "accident and emergency": "EMER",
+    "outpatient": "AMB", "ambulatory": "AMB", "outpatient visit": "AMB", "outpatient encounter": "AMB",
+    "office visit": "AMB", "clinic": "AMB", "clinic visit": "AMB", "hospital outpatient": "AMB",
+    "hospital outpatient visit": "AMB", "ambulatory encounter": "AMB", "ambulatory visit": "AMB",
+    "observation": "OBSENC", "observation encounter": "OBSENC", "observation stay": "OBSENC",
+    "short stay": "SS", "home": "HH", "home health": "HH", "home visit": "HH", "virtual": "VR", "telehealth": "VR",
+    "telemedicine": "VR", "telephone": "VR", "video visit": "VR", "field": "FLD", "pre admission": "PRENC",
+    "preadmission": "PRENC", "intensive care": "ICU", "intensive care unit": "ICU", "icu": "ICU",
+    # German
+    "stationar": "IMP", "vollstationar": "IMP", "stationarer aufenthalt": "IMP", "stationare aufnahme": "IMP",
+    "stationare behandlung": "IMP", "vollstationare behandlung": "IMP", "krankenhausaufenthalt": "IMP",
+    "normalstationar": "IMP", "ambulant": "AMB", "ambulante behandlung": "AMB", "ambulanter besuch": "AMB",
+    "notfall": "EMER", "notaufnahme": "EMER", "intensivstation": "ICU", "intensivstationar": "ICU",
+    # French
+    "hospitalisation complete": "IMP", "hospitalise": "IMP", "urgences": "EMER", "urgence": "EMER",
+    "consultation externe": "AMB", "ambulatoire": "AMB", "soins intensifs": "ICU",
+    # Spanish, Portuguese, Italian
+    "hospitalizacion": "IMP", "internacion": "IMP", "ingreso hospitalario": "IMP", "hospitalizado": "IMP",
+    "urgencias": "EMER", "urgencia": "EMER", "emergencia": "EMER", "ambulatorio": "AMB", "consulta externa": "AMB",
+    "internacao": "IMP", "internamento": "IMP", "internado": "IMP", "ricovero": "IMP", "ricovero ordinario": "IMP",
+    "pronto soccorso": "EMER", "ambulatoriale": "AMB",
+    # Dutch, Nordic
+    "klinisch": "IMP", "klinische opname": "IMP", "opname": "IMP", "poliklinisch": "AMB", "polikliniek": "AMB",
+    "spoedeisende hulp": "EMER", "seh": "EMER", "slutenvard": "IMP", "oppenvard": "AMB", "akut": "EMER",
+}  # fmt: skip
+"""Words, as `plain_words` writes them -> class."""
+
+# One of these words in a longer text tells the class where no other does.
+_TELLING = {"inpatient": "IMP", "outpatient": "AMB", "ambulatory": "AMB", "emergency": "EMER", "stationar": "IMP"}
+_DENYING = frozenset(("non", "not", "no", "pre", "post", "former", "nicht", "vor", "nach", "teil"))
+
+_MIMIC_HOSPITAL_STAY = "http://mimic.mit.edu/fhir/mimic/identifier/encounter-hosp"
+_V3_SYSTEMS = ("/v3-actcode", "/v3/actcode", "oid:2.16.840.1.113883.5.4")
+_CODES = {canonical_spelling(system): codes for system, codes in CLASS_CODES.items()}
+
+UNKNOWN_CLASSES = "encounters of classes not known: "
+"""Begins the notes of a report that name them."""
+
+
+def checked_mapping(mapping: Mapping[str, str] | None) -> dict[str, str]:
+    """The user's classes: spelling (code, `system|code` or display, whatever its case) -> class.
+
+    Raises:
+        ValueError: A class that is none.
+    """
+    made: dict[str, str] = {}
+    for spelling, of_class in (mapping or {}).items():
+        if not isinstance(of_class, str) or of_class.upper() not in CLASSES or not str(spelling).strip():
+            raise ValueError(
+                f"encounter_classes maps {spelling!r} to {of_class!r}; expected a class of {sorted(CLASSES)}, as in "
+                "{'Inpatient stay': 'IMP'}."
+            )
+        made[str(spelling).strip().casefold()] = of_class.upper()
+    return made
+
+
+class ClassReader:
+    """Classes of encounters.
+
+    Args:
+        mapping: As `checked_mapping` makes it.
+    """
+
+    def __init__(self, mapping: Mapping[str, str]) -> None:
+        self._mapping = mapping
+
+    def read(self, encounter: Mapping[str, Any], counts: Counter[tuple[str, str]]) -> str:
+        """Class of an encounter.
+
+        MIMIC's hospital stays are admissions, whatever class they carry (it says how the patient came).
+
+        Args:
+            encounter: The resource.
+            counts: Takes what is to be told about it.
+
+        Raises:
+            ValueError: Its class or type is none that FHIR has.
+        """
+        codings, texts = _codings_of_class(encounter.get("class"))
+        said = self._by_user(codings, texts)
+        if said:
+            return said
+        for identifier in encounter.get("identifier") or ():
+            if identifier.get("system") == _MIMIC_HOSPITAL_STAY:
+                counts["notes", "MIMIC hospital stays read as class IMP"] += 1
+                return "IMP"
+        known = _by_code(codings) or _by_words(codings, texts)
+        if known:
+            return known
+        types = encounter.get("type")
+        kinds = types if isinstance(types, list) else [types]  # DSTU2 and R5 differ; both are looked at
+        of_types = [coding for kind in kinds for coding in codings_of(kind, "type")]
+        words = [kind["text"] for kind in kinds if isinstance(kind, dict) and isinstance(kind.get("text"), str)]
+        known = self._by_user(of_types, words) or _by_code(of_types) or _by_words(of_types, words, codes=False)
+        if known:
+            counts["notes", "encounters whose class their type tells"] += 1
+            return known
+        return _own_name(codings, texts, counts)
+
+    def _by_user(self, codings: Sequence[Mapping[str, Any]], texts: Iterable[str]) -> str | None:
+        if not self._mapping:
+            return None
+        spellings = list(texts)
+        for coding in codings:
+            code, system = coding.get("code"), coding.get("system")
+            spellings += [f"{system}|{code}", str(code), str(coding.get("display"))]
+        return next((found for text in spellings if (found := self._mapping.get(text.strip().casefold()))), None)
+
+
+def _codings_of_class(stated: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    """Codings and texts of `class`: a Coding (R4), a CodeableConcept, a list of those (R5), a code (DSTU2)."""
+    if isinstance(stated, str):
+        return [{"code": stated}], []
+    if isinstance(stated, list):
+        pairs = [_codings_of_class(one) for one in stated]
+        return [coding for codings, _ in pairs for coding in codings], [text for _, texts in pairs for text in texts]
+    if stated is None:
+        return [], []
+    if not isinstance(stated, dict):
+        raise ValueError(f"class is {type(stated).__name__}; FHIR R4 has a Coding")
+    codings = codings_of(stated, "class")
+    if not codings and ("code" in stated or "display" in stated):
+        codings = [stated]
+    text = stated.get("text")
+    return codings, [text] if isinstance(text, str) else []
+
+
+def _by_code(codings: Iterable[Mapping[str, Any]]) -> str | None:
+    """Class by a code of a system that is known."""
+    for coding in codings:
+        code, system = coding.get("code"), coding.get("system")
+        if not isinstance(code, str) or not isinstance(system, str):
+            continue
+        spelling = canonical_spelling(system)
+        if spelling.endswith(_V3_SYSTEMS) and code.strip().upper() in V3_CLASSES:
+            return code.strip().upper()
+        codes = _CODES.get("snomed.info/sct" if system_name(system, "") == "SNOMED" else spelling)
+        if codes and code.strip() in codes:
+            return codes[code.strip()]
+    return None
+
+
+def _by_words(codings: Sequence[Mapping[str, Any]], texts: Sequence[str], *, codes: bool = True) -> str | None:
+    """Class by what is unambiguous in displays and texts, and by codes that are words or those of v3-ActCode."""
+    displays = [coding.get("display") for coding in codings]
+    for text in [*displays, *texts]:
+        if told := word_class(text):
+            return told
+    if not codes:
+        return None
+    for coding in codings:
+        code = coding.get("code")
+        if isinstance(code, str):
+            if code.strip().upper() in V3_CLASSES:
+                return code.strip().upper()
+            if len(code.strip()) > 2 and (told := word_class(code)):
+                return told
+    return None
+
+
+def word_class(text: object) -> str | None:
+    """Class that a text tells, None where it tells none or several."""
+    words = plain_words(text)
+    told = CLASS_WORDS.get(words)
+    if told is None and words:
+        parts = set(words.split())
+        classes = {of_class for word, of_class in _TELLING.items() if word in parts}
+        if len(classes) == 1 and not parts & _DENYING:
+            return classes.pop()
+    return told
+
+
+def _own_name(codings: Sequence[Mapping[str, Any]], texts: Sequence[str], counts: Counter[tuple[str, str]]) -> str:
+    coding: Mapping[str, Any] = next((coding for coding in codings if coding.get("code")), codings[0] if codings else {})
+    code, display = coding.get("code"), coding.get("display") or (texts[0] if texts else None)
+    name = code or display
+    if not name:
+        counts["notes", "encounters without a class, read as AMB"] += 1
+        return "AMB"
+    name = one_line(name).replace("//", "/")
+    beside = f" ({one_line(display)})" if code and display else ""
+    counts["notes", f"{UNKNOWN_CLASSES}{name}{beside}"] += 1
+    return name
+
+
+def warn_without_admissions(codes: Iterable[str], notes: Mapping[str, int], source: str) -> None:
+    """Say loudly that a dataset has encounters and no admission.
+
+    Args:
+        codes: Distinct codes of the dataset.
+        notes: Those of its report.
+        source: What it was read from.
+    """
+    starts = sorted(code.partition("//")[2] for code in codes if code.startswith("VISIT_START"))
+    if not starts or not INPATIENT_CLASSES.isdisjoint(starts):
+        return
+    unknown = Counter({note.removeprefix(UNKNOWN_CLASSES): n for note, n in notes.items() if UNKNOWN_CLASSES in note})
+    common = ", ".join(f"{name}: {n:,}" for name, n in unknown.most_common(5))
+    said = (
+        f"Classes that are not known: {common}. Map them, for example encounter_classes={{{_example(unknown)!r}: 'IMP'}}"
+        f" or --encounter-class '{_example(unknown)}=IMP'."
+        if unknown
+        else f"Its classes are {', '.join(starts[:8])}: nobody was admitted to a hospital here."
+    )
+    logger.warning(
+        f"{source} holds encounters but no admission (classes {', '.join(sorted(INPATIENT_CLASSES))}): tasks about "
+        f"stays in hospital will have no labels. {said}"
+    )
+
+
+def _example(unknown: Counter[str]) -> str:
+    name = unknown.most_common(1)[0][0] if unknown else ""
+    return name.partition(" (")[0]

@@ -1,0 +1,149 @@
+"""How a stay ended: the name of its VISIT_END, and whether the patient died.
+
+A discharge disposition is given by any of its codings, by their display or by its text, in extensions where a country
+has its own. A code counts in its own system: `20` means death in the American tables and a rehabilitation clinic
+elsewhere. Words count in every system.
+
+Sources: FHIR discharge-disposition; HL7 version 2 table 0112; NUBC patient discharge status (form locator 17 of UB-04);
+SNOMED CT; NHS Data Dictionary (UK Core, Care Connect); dkgev Entlassungsgrund (section 301 SGB V, fhir.de).
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+from ehrseq.data.fhir.concepts import codings_of, extension_codings, modifier_of, plain_words
+from ehrseq.data.fhir.elements import one_line
+from ehrseq.data.fhir.systems import canonical_spelling, system_name
+from ehrseq.tokenization.ehr_codes import EXPIRED
+
+DIED = "exp"
+"""Name of an end by death, as FHIR's own table of discharge dispositions has it."""
+
+_UB04 = frozenset(("20", "40", "41", "42"))
+DEATH_CODES: dict[str, frozenset[str]] = {
+    "http://terminology.hl7.org/CodeSystem/discharge-disposition": frozenset(("exp",)),
+    "http://hl7.org/fhir/discharge-disposition": frozenset(("exp",)),
+    "http://terminology.hl7.org/CodeSystem/v2-0112": _UB04,
+    "http://hl7.org/fhir/v2/0112": _UB04,
+    "urn:oid:2.16.840.1.113883.12.112": _UB04,
+    "https://www.nubc.org/CodeSystem/PatDischargeStatus": _UB04,
+    "http://www.nubc.org/patient-discharge": _UB04,
+    "http://www.nubc.org/CodeSystem/PatientDischargeStatus": _UB04,
+    "http://terminology.hl7.org/CodeSystem/nubc-UB92": _UB04,
+    "urn:oid:2.16.840.1.113883.6.301.5": _UB04,
+    "urn:oid:2.16.840.1.113883.3.88.12.80.33": _UB04,
+    "https://bluebutton.cms.gov/resources/variables/ptnt_dschrg_stus_cd": _UB04,
+    "https://bluebutton.cms.gov/fhir/CodeSystem/CLM-MDCR-NCH-PTNT-STUS-IND-CD": frozenset(("B",)),
+    "http://snomed.info/sct": frozenset((
+        "371828006",  # Patient deceased during stay (discharge status = dead)
+        "419099009",  # Dead
+        "397709008",  # Patient died
+        "419620001",  # Death
+        "16983000",  # Death in hospital
+        "75004002",  # Emergency room admission, died in emergency room
+        "63238001",  # Dead on arrival at hospital
+        "399166001",  # Fatal
+        "305398007",  # Admission to the mortuary
+    )),
+    "https://fhir.hl7.org.uk/CodeSystem/UKCore-DischargeMethodEngland": frozenset(("4", "5")),
+    "https://fhir.hl7.org.uk/CodeSystem/UKCore-DischargeMethodWales": frozenset(("4", "5")),
+    "https://fhir.hl7.org.uk/CodeSystem/UKCore-DischargeMethod": frozenset(("4", "5")),
+    "https://fhir.hl7.org.uk/STU3/CodeSystem/CareConnect-DischargeMethod-1": frozenset(("4", "5")),
+    "https://fhir.hl7.org.uk/CareConnect-DischargeMethod-1": frozenset(("4", "5")),
+    "https://fhir.hl7.org.uk/CodeSystem/UKCore-DischargeDestinationEngland": frozenset(("79",)),
+    "https://fhir.hl7.org.uk/CodeSystem/UKCore-DischargeDestinationWales": frozenset(("79",)),
+    "https://fhir.hl7.org.uk/CodeSystem/UKCore-DischargeDestination": frozenset(("79",)),
+    "https://fhir.hl7.org.uk/STU3/CodeSystem/CareConnect-DischargeDestination-1": frozenset(("79",)),
+    "http://fhir.de/CodeSystem/dkgev/EntlassungsgrundErsteUndZweiteStelle": frozenset(("07",)),
+    "http://fhir.de/CodeSystem/dkgev/Entlassungsgrund": frozenset(("07", "079")),
+    "http://fhir.de/CodeSystem/dgkev/EntlassungsgrundErsteUndZweiteStelle": frozenset(("07",)),
+}  # fmt: skip
+"""System -> its codes that say that the patient died."""
+
+# Words that say it in any system, without accents; looked for as whole words.
+_DEAD = re.compile(
+    r"\b(?:expired|deceased|died|dead|death|deceso|decessed"  # English
+    r"|verstorben|gestorben|tod|todesfall|exitus"  # German
+    r"|decede|decedee|deces|mort|morte"  # French, Italian, Portuguese
+    r"|fallecid[oa]|fallecimiento|defuncion|muert[oa]|muerte"  # Spanish
+    r"|obito|falecid[oa]|falecimento"  # Portuguese
+    r"|decedut[oa]|decesso"  # Italian
+    r"|overleden|overlijden"  # Dutch
+    r"|avliden|d\u00f8d|kuollut|zmarl|zmar\u0142|zgon|zemrel)\b"  # Nordic, Polish, Czech
+)
+# Words beside which the words above do not say that the patient died.
+_NOT_DEAD = re.compile(
+    r"\b(?:not|no|non|never|alive|living|lives|nicht|kein|keine|lebend|vivant|vivo|levend|levande"
+    r"|insurance|benefits?|coverage|authori[sz]ation|certificate|risk|fear|expected)\b"
+)
+
+_STANDARD = "discharge-disposition"
+_BY_SPELLING = {canonical_spelling(system): codes for system, codes in DEATH_CODES.items()}
+_READS_AS_DEATH = re.compile(EXPIRED)
+
+
+def discharge_name(encounter: dict[str, Any], otherwise: str) -> tuple[str, bool]:
+    """What stands behind `VISIT_END//`, and whether the patient died.
+
+    Args:
+        encounter: The resource.
+        otherwise: Name where it tells no disposition: its class.
+
+    Raises:
+        ValueError: The disposition is no CodeableConcept.
+    """
+    stay = encounter.get("hospitalization") or encounter.get("admission")  # R5
+    stay = stay if isinstance(stay, dict) and modifier_of(stay) is None else {}
+    concept = stay.get("dischargeDisposition")
+    codings = codings_of(concept, "dischargeDisposition")
+    text = (concept or {}).get("text")
+    # Countries' own: extensions of the disposition, of the stay, of the encounter.
+    more = [
+        coding
+        for coding in chain(extension_codings(concept), extension_codings(stay), extension_codings(encounter))
+        if _codes_of_death(coding) is not None
+    ]
+    died = any(map(_says_death, [*codings, *more])) or _words_say_death(text)
+    standard = [coding for coding in codings if coding.get("code") and _is_standard(coding)]
+    coding = (standard or [coding for coding in codings if coding.get("code")] or codings or more or [{}])[0]
+    name = one_line(coding.get("code") or coding.get("display") or text or otherwise)
+    reads_as_death = _READS_AS_DEATH.search(f"//{name}") is not None
+    if died:
+        # A word that says so stays as it is written; a number does not say so by itself.
+        return (name if reads_as_death and not name.isdigit() else DIED), True
+    if reads_as_death:
+        name = f"{system_name(coding.get('system'), 'VISIT')}|{name}"
+    return name, False
+
+
+def _codes_of_death(coding: dict[str, Any]) -> frozenset[str] | None:
+    """The codes of a coding's system that say death; None of a system that is not in the table."""
+    system = coding.get("system")
+    return _BY_SPELLING.get(canonical_spelling(system)) if isinstance(system, str) and system else None
+
+
+def _says_death(coding: dict[str, Any]) -> bool:
+    codes = _codes_of_death(coding)
+    code, display = coding.get("code"), coding.get("display")
+    if codes is not None:
+        return code in codes or (not code and _words_say_death(display))
+    # A foreign code is a word at best, and its display says better what it means.
+    return _words_say_death(display) if display else _words_say_death(code) or code == DIED
+
+
+@lru_cache(maxsize=4096)
+def _death_in(words: str) -> bool:
+    return bool(_DEAD.search(words)) and not _NOT_DEAD.search(words)
+
+
+def _words_say_death(text: object) -> bool:
+    return bool(text) and _death_in(plain_words(text))
+
+
+def _is_standard(coding: dict[str, Any]) -> bool:
+    system = coding.get("system")
+    return isinstance(system, str) and canonical_spelling(system).endswith(f"/{_STANDARD}")

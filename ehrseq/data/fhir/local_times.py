@@ -1,0 +1,118 @@
+"""Times that state no zone meet the zone that they were written in, by one rule.
+
+The zone is the one that the user gives; without that the offset that the row's own encounter states, else that of the
+patient's latest encounter that states one, else UTC. What was assumed is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ehrseq.data.fhir.rows import ON_THE_WALL
+from ehrseq.data.instants import zone_of
+from ehrseq.data.report import ConversionReport
+from ehrseq.tokenization.ehr_codes import DAY_US, MINUTE_US
+
+NO_OFFSET = np.iinfo(np.int32).min
+"""Stands for an encounter that states no offset."""
+
+
+def on_the_wall(times: np.ndarray) -> np.ndarray:
+    """bool `[n]`: which times state no zone."""
+    marked: np.ndarray = times > ON_THE_WALL // 2
+    return marked
+
+
+def moved_by_offset(times: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Times, those on the wall as UTC.
+
+    Args:
+        times: int64 `[n]`.
+        offsets: int64 `[n]`, UTC offset of each in minutes.
+    """
+    marked = on_the_wall(times)
+    return np.where(marked, times - ON_THE_WALL - offsets * MINUTE_US, times)
+
+
+def moved_to_zone(times: np.ndarray, name: str, *, first: bool | np.ndarray = False) -> np.ndarray:
+    """Times, those on the wall as UTC.
+
+    Args:
+        times: int64 `[n]`.
+        name: Zone of those that state none.
+        first: Of an hour that occurs twice the earlier instant (starts of periods), for all or bool `[n]`.
+    """
+    marked = np.flatnonzero(on_the_wall(times))
+    if not len(marked):
+        return times
+    wall = times[marked] - ON_THE_WALL
+    zone: Any = zone_of(name)
+    fixed = zone.utcoffset(None)
+    if fixed is not None:
+        moved = wall - int(fixed.total_seconds()) * 1_000_000
+    else:
+        early = np.broadcast_to(np.asarray(first), times.shape)[marked]
+        moved = np.where(early, _as_utc(wall, name, "earliest"), _as_utc(wall, name, "latest"))
+    times = times.copy()
+    times[marked] = moved
+    return times
+
+
+def _as_utc(wall: np.ndarray, name: str, ambiguous: Any) -> np.ndarray:
+    moments = pl.Series(wall).cast(pl.Datetime("us"))
+
+    def convert(series: pl.Series) -> pl.Series:
+        zoned = series.dt.replace_time_zone(name, ambiguous=ambiguous, non_existent="null")
+        return zoned.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+
+    # An hour that the clocks skip is read by the offset before it: as the hour after.
+    moved = convert(moments)
+    skipped = moved.is_null() & moments.is_not_null()
+    if skipped.any():
+        moved = pl.select(pl.coalesce(moved, convert(moments + pl.duration(hours=1)))).to_series()  # type: ignore[arg-type]
+    out: np.ndarray = moved.cast(pl.Int64).to_numpy()
+    return out
+
+
+def move_rows(
+    columns: dict[str, np.ndarray], offsets: np.ndarray, latest: Mapping[int, int], timezone: str | None,
+    report: ConversionReport,
+) -> np.ndarray:
+    """Times of rows in UTC.
+
+    Args:
+        columns: `time` and `subject_id`, int64 `[n]`.
+        offsets: int32 `[n]`, the offset that the encounter of each row states, or `NO_OFFSET`.
+        latest: subject_id -> offset of the latest encounter that states one.
+        timezone: What the user gave.
+        report: Takes what was assumed.
+    """
+    time, subject_id = columns["time"], columns["subject_id"]
+    marked = np.flatnonzero(on_the_wall(time))
+    if not len(marked):
+        return time
+    wall = time[marked] - ON_THE_WALL
+    days = int(np.count_nonzero(wall % DAY_US == DAY_US - 1))
+    report.notes["dates without a time, read as the end of the day"] += days
+    if timezone is not None:
+        report.notes[f"dates and times without a zone, read in {timezone} (given)"] += len(marked)
+        return moved_to_zone(time, timezone)
+    own = offsets[marked].astype(np.int64)
+    owners, inverse = np.unique(subject_id[marked], return_inverse=True)
+    theirs = np.array([latest.get(int(owner), NO_OFFSET) for owner in owners], dtype=np.int64)[inverse]
+    offset = np.where(own != NO_OFFSET, own, theirs)
+    unknown = offset == NO_OFFSET
+    offset = np.where(unknown, 0, offset)
+    for count, note in (
+        (np.count_nonzero(unknown), "dates and times without a zone, read as UTC: no encounter of the patient states one"),
+        (np.count_nonzero(offset), "dates moved to the zone of the patient's encounters"),
+    ):
+        if count:
+            report.notes[note] += int(count)
+    time = time.copy()
+    time[marked] = wall - offset * MINUTE_US
+    return time

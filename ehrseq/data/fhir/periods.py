@@ -1,0 +1,78 @@
+"""Periods of encounters: when a stay began, when it ended, and what is known where its end is not.
+
+The start is the first instant of a date, the end the last, so that a stay of one day is not empty however precisely
+either is given. An end that stands for none (year 9999), or that lies before the start, is unknown.
+
+| status of an encounter without a usable end | row |
+|---|---|
+| ended (`finished`, R5 `completed`, `discharged` ...) | `VISIT_END//<disposition or class>` without time |
+| going on (`in-progress`, `arrived`, `triaged`, `onleave` ...) | `VISIT_END//in-progress` without time |
+| `unknown`, absent | none |
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import tzinfo
+from typing import Any, NamedTuple
+
+from ehrseq.data.fhir.rows import NO_TIME, ON_THE_WALL, Times
+from ehrseq.data.instants import offset_minutes, wall_to_utc
+from ehrseq.tokenization.ehr_codes import MINUTE_US
+
+ENDED = frozenset(("finished", "completed", "discharged", "discontinued"))
+"""Statuses of an encounter that has ended."""
+
+GOING_ON = frozenset(("in-progress", "arrived", "triaged", "onleave", "on-hold"))
+"""Statuses of an encounter that goes on."""
+
+IN_PROGRESS = "in-progress"
+"""Name of the end, without time, of an encounter that goes on."""
+
+
+class Span(NamedTuple):
+    """When an encounter was: start and end (`NO_TIME`: unknown), and the UTC offset in minutes that either states."""
+
+    start: int
+    end: int
+    offset: int | None
+
+
+def span_of(
+    period: Any, times: Times, starts: Times, zone: tzinfo | None, counts: Counter[tuple[str, str]]
+) -> Span:
+    """When an encounter was.
+
+    Args:
+        period: Its Period, None where it has none.
+        times, starts: Last and first instants of dates.
+        zone: The hospital's, None where the user did not say.
+        counts: Takes what is to be told.
+
+    Raises:
+        ValueError: A date that is none.
+    """
+    period = period or {}
+    start, end = period.get("start"), period.get("end")
+    started = starts[start] if start else NO_TIME
+    ended = times[end] if end else NO_TIME
+    if (start and started == NO_TIME) or (end and ended == NO_TIME):
+        counts["notes", "encounters with a placeholder (year 0001, 9999 ...) as start or end, read as unknown"] += 1
+    stated = offset_minutes(end or "")
+    offset = offset_minutes(start or "")
+    offset = stated if offset is None else offset
+    if started != NO_TIME and ended != NO_TIME:
+        # Of two times only one of which has a zone the other is in the same.
+        if started > ON_THE_WALL // 2 > ended:
+            started = _absolute(started, offset, zone, first=True)
+        elif ended > ON_THE_WALL // 2 > started:
+            ended = _absolute(ended, offset, zone, first=False)
+        if ended < started:
+            counts["notes", "encounters that end before they start: end unknown"] += 1
+            ended = NO_TIME
+    return Span(started, ended, offset)
+
+
+def _absolute(time: int, offset: int | None, zone: tzinfo | None, *, first: bool) -> int:
+    wall = time - ON_THE_WALL
+    return wall_to_utc(wall, zone, first=first) if zone is not None else wall - (offset or 0) * MINUTE_US

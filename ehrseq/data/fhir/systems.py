@@ -1,0 +1,177 @@
+"""Code systems in all their spellings: one short name each.
+
+Sources write one system as `http://loinc.org`, `https://loinc.org/`, `urn:oid:2.16.840.1.113883.6.1`, a bare object
+identifier, with a version (`|2.74`, `/version/20230131`), as an edition (`http://snomed.info/sct/731000124108`) or by
+its name. National editions of ICD-10 keep names of their own that begin with `ICD10` (`ICD10GM`, `ICD10AM` ...), so
+that the tasks, which look for that beginning, find all of them.
+
+Sources of the table: HL7 Terminology (terminology.hl7.org, external code systems and their object identifiers), HL7
+version 2 table 0396, the German base profiles (fhir.de), MIMIC-IV on FHIR.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+SYSTEM_NAMES: dict[str, str] = {
+    "http://loinc.org": "LOINC",
+    "http://snomed.info/sct": "SNOMED",
+    "http://www.nlm.nih.gov/research/umls/rxnorm": "RXNORM",
+    "http://hl7.org/fhir/sid/icd-10-cm": "ICD10CM",
+    "http://hl7.org/fhir/sid/icd-10": "ICD10",
+    "http://hl7.org/fhir/sid/icd-9-cm": "ICD9CM",
+    "http://hl7.org/fhir/sid/icd-10-pcs": "ICD10PCS",
+    "http://www.cms.gov/Medicare/Coding/ICD10": "ICD10PCS",
+    "http://hl7.org/fhir/sid/cvx": "CVX",
+    "http://hl7.org/fhir/sid/ndc": "NDC",
+    "http://www.ama-assn.org/go/cpt": "CPT",
+    "https://www.cms.gov/Medicare/Coding/HCPCSReleaseCodeSets": "HCPCS",
+    "https://www.cms.gov/Medicare/Coding/HCPCSReleaseCodeSets/Alpha-Numeric-HCPCS.html": "HCPCS",
+    "http://www.whocc.no/atc": "ATC",
+    "http://fdasis.nlm.nih.gov": "UNII",
+    "http://unitsofmeasure.org": "UCUM",
+    # National editions of ICD-10
+    "http://fhir.de/CodeSystem/bfarm/icd-10-gm": "ICD10GM",
+    "http://fhir.de/CodeSystem/dimdi/icd-10-gm": "ICD10GM",
+    "http://hl7.org/fhir/sid/icd-10-gm": "ICD10GM",
+    "http://hl7.org/fhir/sid/icd-10-am": "ICD10AM",
+    "http://hl7.org/fhir/sid/icd-10-ca": "ICD10CA",
+    "http://hl7.org/fhir/sid/icd-10-nl": "ICD10NL",
+    "http://hl7.org/fhir/sid/icd-10-uk": "ICD10UK",
+    "http://hl7.org/fhir/sid/icd-10-vn": "ICD10VN",
+    "http://id.who.int/icd/release/10": "ICD10",
+    "http://who.int/icd-10": "ICD10",
+    # The same systems by object identifier
+    "urn:oid:2.16.840.1.113883.6.1": "LOINC",
+    "urn:oid:2.16.840.1.113883.6.96": "SNOMED",
+    "urn:oid:2.16.840.1.113883.6.88": "RXNORM",
+    "urn:oid:2.16.840.1.113883.6.90": "ICD10CM",
+    "urn:oid:2.16.840.1.113883.6.3": "ICD10",
+    "urn:oid:2.16.840.1.113883.6.3.2": "ICD10NL",
+    "urn:oid:2.16.840.1.113883.6.135": "ICD10AM",
+    "urn:oid:2.16.840.1.113883.6.103": "ICD9CM",
+    "urn:oid:2.16.840.1.113883.6.104": "ICD9PROC",
+    "urn:oid:2.16.840.1.113883.6.4": "ICD10PCS",
+    "urn:oid:2.16.840.1.113883.12.292": "CVX",
+    "urn:oid:2.16.840.1.113883.6.69": "NDC",
+    "urn:oid:2.16.840.1.113883.6.12": "CPT",
+    "urn:oid:2.16.840.1.113883.6.285": "HCPCS",
+    "urn:oid:2.16.840.1.113883.6.73": "ATC",
+    "urn:oid:2.16.840.1.113883.4.9": "UNII",
+    "urn:oid:2.16.840.1.113883.6.8": "UCUM",
+    # By name, as HL7 version 2 (table 0396) and hospitals' own interfaces have it
+    "LN": "LOINC",
+    "LOINC": "LOINC",
+    "SCT": "SNOMED",
+    "SNOMED": "SNOMED",
+    "SNOMEDCT": "SNOMED",
+    "RXNORM": "RXNORM",
+    "RXN": "RXNORM",
+    "I10": "ICD10",
+    "I10C": "ICD10CM",
+    "I10P": "ICD10PCS",
+    "I9": "ICD9CM",
+    "I9C": "ICD9CM",
+    "I9CDX": "ICD9CM",
+    "I9CP": "ICD9PROC",
+    "CVX": "CVX",
+    "NDC": "NDC",
+    "C4": "CPT",
+    "CPT": "CPT",
+    "CPT4": "CPT",
+    "HCPCS": "HCPCS",
+    "ATC": "ATC",
+    "UNII": "UNII",
+    "UCUM": "UCUM",
+    # MIMIC-IV on FHIR: systems of its own that hold standard codes
+    "http://mimic.mit.edu/fhir/mimic/CodeSystem/mimic-diagnosis-icd9": "ICD9CM",
+    "http://mimic.mit.edu/fhir/mimic/CodeSystem/mimic-diagnosis-icd10": "ICD10CM",
+    "http://mimic.mit.edu/fhir/mimic/CodeSystem/mimic-procedure-icd9": "ICD9PROC",
+    "http://mimic.mit.edu/fhir/mimic/CodeSystem/mimic-procedure-icd10": "ICD10PCS",
+    "http://mimic.mit.edu/fhir/mimic/CodeSystem/mimic-medication-ndc": "NDC",
+}
+"""System, in its official spelling -> short name."""
+
+# Whole families of systems whose last part is the name: mimic-d-labitems -> MIMIC-D-LABITEMS.
+_NAMED_FAMILIES = (
+    "http://mimic.mit.edu/fhir/mimic/CodeSystem/",
+    "http://terminology.hl7.org/CodeSystem/",
+    "http://hl7.org/fhir/sid/",
+)
+
+_OID = re.compile(r"(?:urn:oid:|oid:)?([0-2](?:\.\d+)+)", re.IGNORECASE)
+_SNOMED = re.compile(r"snomed\.info/(?:sct|xsct|id)(?:/.*)?")
+# A revision of ICD in the last part of an address or in a name: icd-10-gm, ICD10AM, icd9cm, icd-10-gm-2024.
+_ICD = re.compile(r"icd[-_ ]?(9|10|11)[-_ ]?([a-z]*)(?:[-_ ]?\d{4})?")
+_VERSION = re.compile(r"(?:/version)?/\d[\d.]*$")
+_ICD_FLAVOURS = {"9": "ICD9CM", "9proc": "ICD9PROC", "9procedure": "ICD9PROC", "9cmproc": "ICD9PROC", "10who": "ICD10"}
+
+
+def canonical_spelling(system: str) -> str:
+    """A system's identifier without what differs from writer to writer: scheme, case, edition, version, outer slashes.
+
+    >>> canonical_spelling("https://LOINC.org/|2.74")
+    'loinc.org'
+    >>> canonical_spelling("2.16.840.1.113883.6.1") == canonical_spelling("urn:oid:2.16.840.1.113883.6.1")
+    True
+    """
+    text = system.strip().partition("|")[0].partition("?")[0]
+    oid = _OID.fullmatch(text)
+    if oid:
+        return f"oid:{oid[1]}"
+    text = text.casefold().removeprefix("http://").removeprefix("https://").removeprefix("www.").strip("/")
+    if _SNOMED.fullmatch(text):
+        return "snomed.info/sct"
+    if "/" not in text:
+        return re.sub(r"[-_ ]", "", text)  # a name: SNOMED-CT
+    return _VERSION.sub("", text) if "/" in _VERSION.sub("", text) else text
+
+
+_NAMES = {canonical_spelling(system): name for system, name in SYSTEM_NAMES.items()}
+
+
+@lru_cache(maxsize=65_536)
+def _known(system: str) -> str | None:
+    """Short name of a system that the table, or the name of an edition of ICD, tells."""
+    spelling = canonical_spelling(system)
+    name = _NAMES.get(spelling)
+    if name is None:
+        icd = _ICD.fullmatch(spelling.rpartition("/")[2])
+        if icd:
+            name = _ICD_FLAVOURS.get(icd[1] + icd[2]) or ("ICD9CM" if icd[1] == "9" else f"ICD{icd[1]}{icd[2].upper()}")
+    return name
+
+
+def system_name(system: str | None, kind: str) -> str:
+    """Short name of a code system: `LOINC`; its own identifier without the scheme where the table has none.
+
+    Args:
+        system: The system as a coding names it, None or empty where it names none.
+        kind: Kind of the event; `icd-9-cm` in a procedure means the procedure volume (`ICD9PROC`).
+
+    Raises:
+        TypeError: It is no text.
+    """
+    if not system:
+        return "LOCAL"
+    if not isinstance(system, str):
+        raise TypeError(f"a code system must be text, got {system!r}")
+    name = _known(system)
+    if name is None:
+        for family in _NAMED_FAMILIES:
+            if system.startswith(family) and len(system) > len(family):
+                return as_code(system[len(family) :]).upper()
+        for scheme in ("https://", "http://", "urn:oid:", "urn:"):
+            if system.startswith(scheme):
+                system = system[len(scheme) :]
+                break
+        return as_code(system).strip("/")
+    return "ICD9PROC" if name == "ICD9CM" and kind == "PROCEDURE" else name
+
+
+def as_code(text: str) -> str:
+    """Text on one line, without the separator of our codes."""
+    if not isinstance(text, str):
+        raise TypeError(f"a code or text must be a string, got {text!r}")
+    return " ".join(text.split()).replace("//", "/")
