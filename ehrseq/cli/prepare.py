@@ -41,6 +41,20 @@ def prepare_command(
         int, typer.Option(min=1, help="Rows that a worker holds at once, about; bounds its memory.")
     ] = 750_000,
     name: Annotated[str | None, typer.Option(help="Name of the dataset. Default: the source's.")] = None,
+    timezone: Annotated[
+        str | None,
+        typer.Option(
+            help="FHIR: the hospital's zone (Europe/Berlin, -07:00), of dates and times that state none. Default: that "
+            "of the patient's own encounters, else UTC."
+        ),
+    ] = None,
+    encounter_class: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="FHIR: what a class of encounters means that is not known, as 'Inpatient stay=IMP' (code, display or "
+            "system|code; IMP is an admission). May be given several times."
+        ),
+    ] = None,
 ) -> None:
     """Turn records of any size into a sharded MEDS dataset; a run that was stopped goes on where it was."""
     from ehrseq.prepare import prepare_dataset
@@ -55,6 +69,8 @@ def prepare_command(
         seed=seed,
         shard_rows=shard_rows,
         dataset_name=name,
+        timezone=timezone,
+        encounter_classes=_classes(encounter_class),
     )
     typer.echo(str(report))
 
@@ -82,6 +98,17 @@ def split_command(
     )
     for line in lines(sizes):
         typer.echo(line)
+
+
+def _classes(pairs: list[str] | None) -> dict[str, str] | None:
+    """Spelling -> class of `spelling=class`."""
+    classes: dict[str, str] = {}
+    for pair in pairs or ():
+        spelling, equals, of_class = pair.rpartition("=")
+        if not equals:
+            raise ValueError(f"--encounter-class got {pair!r}; expected spelling=class, such as 'Inpatient stay=IMP'.")
+        classes[spelling] = of_class.strip()
+    return classes or None
 
 
 def _fractions(text: str | None) -> dict[str, float] | None:

@@ -114,7 +114,8 @@ def _write_patients(
 ) -> tuple[list[int], dict[str, list[int]]]:
     """Write each key of each person into the partition of the key; returns `patients` and `elsewhere` of the index."""
     versions = [
-        PatientVersion(keys, name, links, Version(updated, place)) for keys, name, links, updated, place in _tuples(table)
+        PatientVersion(keys, name, links, Version(updated, place))
+        for keys, name, links, updated, place in _tuples(table)
     ]
     people = people_of(last_versions(Deletions(deleted).remaining(versions, "Patient")), report)
     keys = [key for keys in people.keys for key in keys]

@@ -23,7 +23,9 @@ from typing import Any, TypeVar
 import polars as pl
 
 from ehrseq.data.dataset import make_folder, write_metadata
-from ehrseq.data.fhir.plan import fhir_files
+from ehrseq.data.fhir.classes import warn_without_admissions
+from ehrseq.data.fhir.plan import count_unread, fhir_files, sort_files
+from ehrseq.data.fhir.settings import FhirSettings
 from ehrseq.data.meds import meds_files, read_descriptions, read_splits, written_by_us
 from ehrseq.data.physionet2012.reader import load_physionet2012
 from ehrseq.data.report import ConversionReport
@@ -41,7 +43,7 @@ _Report = TypeVar("_Report", bound=Mapping[str, object])
 DEFAULT_SHARD_ROWS = 750_000
 """Rows of a partition: a worker then takes about half a gigabyte, and two of them with their parent stay below two."""
 
-_LAYOUT = 2  # of the hidden folder: one that another version began is not continued
+_LAYOUT = 3  # of the hidden folder: one that another version began is not continued
 
 
 @dataclass
@@ -87,6 +89,8 @@ def prepare_dataset(
     seed: int = 0,
     shard_rows: int = DEFAULT_SHARD_ROWS,
     dataset_name: str | None = None,
+    timezone: str | None = None,
+    encounter_classes: Mapping[str, str] | None = None,
 ) -> PreparationReport:
     """Turn a source of any size into a prepared dataset; equal to what `load_events` reads, row for row.
 
@@ -102,6 +106,7 @@ def prepare_dataset(
         seed: Seed of the splits.
         shard_rows: Rows of a partition, about: what one worker holds at once. A partition is a file in each split.
         dataset_name: Name kept in the metadata. Default: the source's name.
+        timezone, encounter_classes: FHIR only, as of `read_fhir`; kept in the metadata.
 
     Returns:
         The report, as `metadata/conversion_report.json` keeps it.
@@ -115,6 +120,7 @@ def prepare_dataset(
         raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}.")
     if isinstance(shard_rows, bool) or not isinstance(shard_rows, int) or shard_rows < 1:
         raise ValueError(f"shard_rows must be a whole number from 1 on, got {shard_rows!r}.")
+    settings = FhirSettings.of(timezone, encounter_classes)
     source, output = Path(source), Path(output)
     if not source.exists():
         raise ValueError(f"{source} does not exist; give a folder or file of FHIR R4, MEDS or the challenge 2012.")
@@ -128,7 +134,13 @@ def prepare_dataset(
         seed,
         shard_rows,
         dataset_name or source.resolve().name,
+        settings,
     )
+    if settings.to_dict() and work.format != "fhir":
+        raise ValueError(
+            f"{', '.join(settings.to_dict())} say how FHIR is read; {source} holds {work.format}, whose times "
+            "and codes are taken as they are."
+        )
     return work.run()
 
 
@@ -144,6 +156,7 @@ class _Preparation:
     seed: int
     shard_rows: int
     dataset_name: str
+    fhir_settings: FhirSettings
 
     def __post_init__(self) -> None:
         self.format = source_format(self.source)
@@ -170,7 +183,9 @@ class _Preparation:
             remove(self.folder)
         if not same:
             write_json(kept, settings)
-        report = ConversionReport(source=self.source.name, format=self.format, files=len(files))
+        report = ConversionReport(
+            source=self.source.name, format=self.format, files=len(files), settings=self.fhir_settings.to_dict()
+        )
         plan = self._plan()
         if self.format == "fhir":
             shards = self._fhir(files, plan, report)
@@ -201,6 +216,7 @@ class _Preparation:
             "seed": self.seed,
             "shard_rows": self.shard_rows,
             "dataset_name": self.dataset_name,
+            "fhir": self.fhir_settings.to_dict(),
         }
 
     def _plan(self) -> ShardPlan:
@@ -221,12 +237,21 @@ class _Preparation:
 
     def _fhir(self, files: Sequence[Path], plan: ShardPlan, report: ConversionReport) -> Iterator[ShardReport]:
         parts, partitions = fhir_parts.fhir_parts(
-            files, self.spill, shard_rows=self.shard_rows, skip_errors=self.skip_errors
+            files,
+            self.spill,
+            shard_rows=self.shard_rows,
+            skip_errors=self.skip_errors,
+            settings=self.fhir_settings,
         )
+        if self.source.is_dir():
+            count_unread(sort_files(self.source)[1], self.source, report)
         read = zip(parts, self._run(parts, "Reading FHIR"), strict=True)
         fhir_patients.index_patients(self.spill, read, partitions, report)
         return self._run(
-            [fhir_patients.FhirPartition(number, str(self.spill), plan) for number in range(partitions)],
+            [
+                fhir_patients.FhirPartition(number, str(self.spill), plan, self.fhir_settings)
+                for number in range(partitions)
+            ],
             "Writing shards",
         )
 
@@ -264,6 +289,8 @@ class _Preparation:
         for name in ("first", "last"):
             whole[name] = pl.Series([whole[name]], dtype=pl.Int64).cast(pl.Datetime("us")).cast(pl.String)[0]
         codes = sorted(whole["codes"])
+        if self.format == "fhir":
+            warn_without_admissions(codes, report.notes, str(self.source))
         whole["codes"] = len(codes)
         known = report.code_descriptions
         report.code_descriptions = {code: known[code] for code in codes if code in known}

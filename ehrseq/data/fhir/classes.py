@@ -229,7 +229,9 @@ def word_class(text: object) -> str | None:
 
 
 def _own_name(codings: Sequence[Mapping[str, Any]], texts: Sequence[str], counts: Counter[tuple[str, str]]) -> str:
-    coding: Mapping[str, Any] = next((coding for coding in codings if coding.get("code")), codings[0] if codings else {})
+    coding: Mapping[str, Any] = next(
+        (coding for coding in codings if coding.get("code")), codings[0] if codings else {}
+    )
     code, display = coding.get("code"), coding.get("display") or (texts[0] if texts else None)
     name = code or display
     if not name:
@@ -255,8 +257,8 @@ def warn_without_admissions(codes: Iterable[str], notes: Mapping[str, int], sour
     unknown = Counter({note.removeprefix(UNKNOWN_CLASSES): n for note, n in notes.items() if UNKNOWN_CLASSES in note})
     common = ", ".join(f"{name}: {n:,}" for name, n in unknown.most_common(5))
     said = (
-        f"Classes that are not known: {common}. Map them, for example encounter_classes={{{_example(unknown)!r}: 'IMP'}}"
-        f" or --encounter-class '{_example(unknown)}=IMP'."
+        f"Classes that are not known: {common}. Map them, for example "
+        f"encounter_classes={{{_example(unknown)!r}: 'IMP'}} or --encounter-class '{_example(unknown)}=IMP'."
         if unknown
         else f"Its classes are {', '.join(starts[:8])}: nobody was admitted to a hospital here."
     )

@@ -31,7 +31,6 @@ ANY_STANDARD = ("LOINC", "SNOMED", "RXNORM", "ICD10CM", "ICD10", "ICD10*", "ICD9
 """Systems to prefer to a local one, whatever the kind."""
 
 
-
 def dotted(system: str, code: str) -> str:
     """An ICD code with its dot: `E119` -> `E11.9`, ICD-9 `E8497` -> `E849.7`, ICD-9 procedure `5491` -> `54.91`; other
     codes as they are.

@@ -95,9 +95,7 @@ def plain_words(text: object) -> str:
     if not isinstance(text, str):
         return ""
     letters = unicodedata.normalize("NFKD", text.casefold())
-    kept = (
-        letter if letter.isalnum() else " " if not unicodedata.combining(letter) else "" for letter in letters
-    )
+    kept = (letter if letter.isalnum() else " " if not unicodedata.combining(letter) else "" for letter in letters)
     return " ".join("".join(kept).split())
 
 

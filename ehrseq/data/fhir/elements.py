@@ -60,7 +60,7 @@ def observation_kind(categories: list[dict[str, Any]] | None, concept: dict[str,
         for coding in codings:
             code = coding.get("code")
             kind = CATEGORY_KINDS.get(code.lower()) if isinstance(code, str) else None
-            kind = kind or CATEGORY_CODES.get((system_name(coding.get("system"), "").upper(), code))
+            kind = kind or CATEGORY_CODES.get((system_name(coding.get("system"), "").upper(), str(code)))
             if kind:
                 return kind
         for text in (category.get("text"), *(coding.get("display") for coding in codings)):

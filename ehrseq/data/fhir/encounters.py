@@ -108,7 +108,7 @@ class Encounters:
         return visit, end, np.array([*stated, NO_OFFSET], dtype=np.int32)[encounter]
 
     def zones(self) -> list[tuple[int, int, int]]:
-        """Where the wall clocks of visits differ from UTC: (subject_id, position of the visit or -1, offset in minutes).
+        """Where wall clocks differ from UTC: (subject_id, position of the visit in `names` or -1, offset in minutes).
 
         -1 stands for all visits of the subject that are not named themselves. An encounter that names no patient tells
         nothing of anybody's wall clock.

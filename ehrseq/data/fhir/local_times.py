@@ -22,7 +22,7 @@ NO_OFFSET = np.iinfo(np.int32).min
 
 
 def on_the_wall(times: np.ndarray) -> np.ndarray:
-    """bool `[n]`: which times state no zone."""
+    """Which times state no zone, bool `[n]`."""
     marked: np.ndarray = times > ON_THE_WALL // 2
     return marked
 
@@ -79,7 +79,10 @@ def _as_utc(wall: np.ndarray, name: str, ambiguous: Any) -> np.ndarray:
 
 
 def move_rows(
-    columns: dict[str, np.ndarray], offsets: np.ndarray, latest: Mapping[int, int], timezone: str | None,
+    columns: dict[str, np.ndarray],
+    offsets: np.ndarray,
+    latest: Mapping[int, int],
+    timezone: str | None,
     report: ConversionReport,
 ) -> np.ndarray:
     """Times of rows in UTC.
@@ -97,7 +100,8 @@ def move_rows(
         return time
     wall = time[marked] - ON_THE_WALL
     days = int(np.count_nonzero(wall % DAY_US == DAY_US - 1))
-    report.notes["dates without a time, read as the end of the day"] += days
+    if days:
+        report.notes["dates without a time, read as the end of the day"] += days
     if timezone is not None:
         report.notes[f"dates and times without a zone, read in {timezone} (given)"] += len(marked)
         return moved_to_zone(time, timezone)
@@ -108,7 +112,10 @@ def move_rows(
     unknown = offset == NO_OFFSET
     offset = np.where(unknown, 0, offset)
     for count, note in (
-        (np.count_nonzero(unknown), "dates and times without a zone, read as UTC: no encounter of the patient states one"),
+        (
+            np.count_nonzero(unknown),
+            "dates and times without a zone, read as UTC: no encounter of the patient states one",
+        ),
         (np.count_nonzero(offset), "dates moved to the zone of the patient's encounters"),
     ):
         if count:

@@ -79,9 +79,7 @@ class MedicationReader:
                 codes += self._referenced(ingredient["itemReference"], holder, server, seen)
         return codes
 
-    def _referenced(
-        self, reference: dict[str, Any], holder: dict[str, Any], server: str, seen: set[str]
-    ) -> list[str]:
+    def _referenced(self, reference: dict[str, Any], holder: dict[str, Any], server: str, seen: set[str]) -> list[str]:
         literal = reference.get("reference") or ""
         if literal.startswith("#"):
             contained = contained_in(holder, literal)

@@ -89,7 +89,9 @@ def _death(patient: dict[str, Any], times: Times) -> tuple[int, str] | None:
     beside = patient.get("_deceasedDateTime")
     if not isinstance(beside, dict) or not beside.get("extension"):
         return None
-    reasons = {extension.get("valueCode") for extension in beside["extension"] if extension.get("url") == _ABSENT_REASON}
+    reasons = {
+        extension.get("valueCode") for extension in beside["extension"] if extension.get("url") == _ABSENT_REASON
+    }
     return None if "not-applicable" in reasons else (TIME_STATIC, "")
 
 

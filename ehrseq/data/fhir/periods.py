@@ -38,9 +38,7 @@ class Span(NamedTuple):
     offset: int | None
 
 
-def span_of(
-    period: Any, times: Times, starts: Times, zone: tzinfo | None, counts: Counter[tuple[str, str]]
-) -> Span:
+def span_of(period: Any, times: Times, starts: Times, zone: tzinfo | None, counts: Counter[tuple[str, str]]) -> Span:
     """When an encounter was.
 
     Args:

@@ -204,7 +204,9 @@ class Extractor:
         name = resource.get("id") or (reference_key(full_url) if full_url else "")
         if not name or not isinstance(name, str):
             return "", NO_TIME
-        return f"{self._server}/{kind}/{name}" if self._server else f"{kind}/{name}", self._written(resource.get("meta"))
+        return f"{self._server}/{kind}/{name}" if self._server else f"{kind}/{name}", self._written(
+            resource.get("meta")
+        )
 
     def _written(self, meta: Any) -> int:
         """When a resource was written, `NO_TIME` where it does not say."""
@@ -258,6 +260,7 @@ class Extractor:
         if resource is None:
             names = deleted_names(entry)
             if names:
+                self.counts["notes", "resources that the source deletes"] += 1
                 self.deleted += [(name, self._written(bundle.get("meta"))) for name in names]
             else:
                 self.counts["notes", "bundle entries without a resource"] += 1

@@ -45,11 +45,8 @@ def people_of(patients: Sequence[PatientVersion], report: ConversionReport) -> P
     for number, main in enumerate(mains):
         members[main].append(number)
     mapping = subject_ids_of(names[main] for main in members)
-    report.subject_ids = {
-        name: mapping[names[main]]
-        for name, main in zip(names, mains, strict=True)
-        if str(mapping[names[main]]) != name
-    }
+    numbers_of = {name: mapping[names[main]] for name, main in zip(names, mains, strict=True)}
+    report.subject_ids = numbers_of if any(str(number) != name for name, number in numbers_of.items()) else {}
     keys = [
         list(dict.fromkeys(key for number in (main, *numbers) for key in patients[number].keys))
         for main, numbers in members.items()

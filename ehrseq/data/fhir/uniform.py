@@ -56,6 +56,7 @@ class _Fact(Struct, gc=False, omit_defaults=True, rename="camel"):
         subject, encounter: Raw references.
         time, second_time, period: When the fact was available: the first of these that is there.
         unusual: Raw field that sends a resource the plain way wherever it is there.
+        intent: Raw intent of a request.
         contained, modifier_extension: Read on the plain way only.
     """
 
@@ -71,6 +72,7 @@ class _Fact(Struct, gc=False, omit_defaults=True, rename="camel"):
     second_time: str | None = None
     period: _Period | None = None
     unusual: Raw = _ABSENT
+    intent: Raw = _ABSENT
     contained: Raw = _ABSENT
     modifier_extension: Raw = _ABSENT
 
@@ -105,7 +107,6 @@ class _MedicationRequest(_MedicationFact, rename="camel"):
     resource_type: Literal["MedicationRequest"]
     time: str | None = field(default=None, name="authoredOn")
     unusual: Raw = field(default=_ABSENT, name="doNotPerform")
-    intent: Raw = _ABSENT
 
 
 class _MedicationAdministration(_MedicationFact, rename="camel"):

@@ -91,7 +91,7 @@ class Deletions:
         return bool(self._when)
 
     def rows(self, columns: dict[str, np.ndarray]) -> np.ndarray:
-        """bool `[n]`: rows (see `version_columns`) of resources that are deleted."""
+        """Which rows (bool `[n]`, see `version_columns`) are of resources that are deleted."""
         order = np.argsort(self._hashes)
         hashes, times = self._hashes[order], self._times[order]
         place = np.minimum(np.searchsorted(hashes, columns["resource"]), len(hashes) - 1)

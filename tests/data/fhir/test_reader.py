@@ -64,18 +64,19 @@ def test_patient_rows():
 
 
 @pytest.mark.parametrize(
-    ("more", "death"),
+    ("more", "deaths"),
     [
-        ({"deceasedDateTime": "2021-05-01T10:00:00+02:00"}, at(2021, 5, 1, 8)),
-        ({"deceasedDateTime": "2021-05"}, at(2021, 6, 1) - MICROSECOND),
-        ({"deceasedBoolean": False}, None),
-        ({"deceasedBoolean": True}, None),
+        ({"deceasedDateTime": "2021-05-01T10:00:00+02:00"}, [(at(2021, 5, 1, 8), None)]),
+        ({"deceasedDateTime": "2021-05"}, [(None, "2021-05")]),
+        ({"deceasedBoolean": False}, []),
+        ({"deceasedBoolean": True}, [(None, None)]),
     ],
 )
-def test_death(more, death):
+def test_death(more, deaths):
     rows, report = rows_of(patient(**more), code_prefix="MEDS_DEATH")
-    assert [row[0] for row in rows] == ([death] if death else [])
-    assert report.skipped["Patient: death without a time"] == int(more.get("deceasedBoolean", False))
+    assert [(row[0], row[3]) for row in rows] == deaths
+    untimed = sum(time is None for time, _ in deaths)
+    assert sum(n for note, n in report.notes.items() if note.startswith("patients known dead")) == untimed
 
 
 def test_the_time_of_birth_is_used_where_it_is_given():
@@ -98,7 +99,8 @@ def test_a_date_of_death_ends_with_the_day_of_the_patients_own_zone():
         (at(2020, 1, 16, 3, 30), "VISIT_END//IMP"),
         (at(2020, 1, 16, 5) - MICROSECOND, "MEDS_DEATH"),
     ]
-    assert report.notes["dates moved to the zone of the patient's encounters"] == 1
+    # The death and the birth
+    assert report.notes["dates moved to the zone of the patient's encounters"] == 2
 
 
 # Encounters
@@ -113,9 +115,22 @@ def test_encounter_rows_and_discharge_disposition():
     ]
 
 
-def test_an_open_encounter_has_no_end():
-    rows, report = rows_of(patient(), encounter(end=None), code_prefix="VISIT")
-    assert [row[1] for row in rows] == ["VISIT_START//IMP"]
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        ("finished", ["VISIT_END//IMP"]),
+        ("in-progress", ["VISIT_END//in-progress"]),
+        ("onleave", ["VISIT_END//in-progress"]),
+        ("unknown", []),
+        (None, []),
+    ],
+)
+def test_an_encounter_without_an_end_tells_what_became_of_it_without_a_time(status, told):
+    rows, report = rows_of(patient(), encounter(end=None, status=status), code_prefix="VISIT")
+    assert [(row[0], row[1], row[4]) for row in rows] == [
+        *[(None, code, "e1") for code in told],
+        (at(2020, 1, 10, 8), "VISIT_START//IMP", "e1"),
+    ]
     assert report.notes["encounters without an end"] == 1
 
 
@@ -483,7 +498,7 @@ def test_full_urls_of_a_transaction_are_followed():
     events, report = events_from_bundle({"resourceType": "Bundle", "type": "transaction", "entry": entries})
     lab = events.row(-2, named=True)
     assert (lab["code"], lab["visit_id"]) == ("LAB//LOINC//2345-7", "e9")
-    assert report.notes["bundle entries without a resource"] == 1
+    assert report.notes["resources that the source deletes"] == 1
 
 
 def test_whole_number_ids_stay_and_others_are_hashed_stably(tmp_path):
@@ -496,6 +511,8 @@ def test_whole_number_ids_stay_and_others_are_hashed_stably(tmp_path):
     assert set(report.subject_ids) == {"12", "x"}
     assert set(hashed["subject_id"]) == set(report.subject_ids.values())
     assert all(0 <= number < 2**63 for number in report.subject_ids.values())
+    # Its number depends on its own id alone.
+    assert report.subject_ids["12"] == 12
     # An id must have the same number in every release. Truth: `printf x | b2sum -l 64`, without its lowest bit.
     assert report.subject_ids["x"] == 0x4ADF4367F96E584F >> 1
     assert patient_from_bundle(bundle(patient("x")))["subject_id"] == report.subject_ids["x"]
