@@ -154,9 +154,9 @@ def _first_instant_after(text: str) -> int:
     year, month, day = _date_parts(text)
     if day:
         return _micros(year, month, day, text) + DAY_US
-    if month:
-        return _micros(year + month // 12, month % 12 + 1, 1, text)
-    return _micros(year + 1, 1, 1, text)
+    if 0 < month < 12:
+        return _micros(year, month + 1, 1, text)
+    return _micros(year, 12, 31, text) + DAY_US
 
 
 def _micros(year: int, month: int, day: int, text: str) -> int:

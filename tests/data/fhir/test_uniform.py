@@ -28,6 +28,11 @@ SUBJECTS = [
     "Patient/p1",
 ]
 ENCOUNTERS = [{"reference": "Encounter/e1"}, {"reference": "Encounter/gone"}, {"reference": "EpisodeOfCare/1"}, None, 3]
+RULED_OUT = {
+    "url": "http://fhir.de/StructureDefinition/icd-10-gm-diagnosesicherheit",
+    "valueCoding": {"system": "https://fhir.kbv.de/CodeSystem/KBV_CS_SFHIR_ICD_DIAGNOSESICHERHEIT", "code": "A"},
+}
+MODIFIERS = [[{"url": "http://x.example/negated", "valueBoolean": True}], [], None, [{}], 4]
 CONCEPTS = [
     concept("73211009"),
     {"coding": [{"system": "http://loinc.org", "code": "1-1"}, {"code": "local"}], "text": "two\ncodings"},
@@ -36,8 +41,22 @@ CONCEPTS = [
     {},
     None,
     "73211009",
+    {"coding": {"code": "1"}},
+    concept("160245001", "https://snomed.info/sct/900000000000207008"),
+    {"coding": [{"system": "http://fhir.de/CodeSystem/bfarm/icd-10-gm", "code": "I10.90", "extension": [RULED_OUT]}]},
 ]
-TIMES = ["2020-01-11T06:00:00Z", "2020-01-12", "2020-02", "", None, "yesterday", 7]
+TIMES = [
+    "2020-01-11T06:00:00Z",
+    "2020-01-12",
+    "2020-01-12T09:30:00",
+    "2020-02",
+    "9999-12-31",
+    "0001-01-01T00:00:00Z",
+    "",
+    None,
+    "yesterday",
+    7,
+]
 PERIODS = [
     {"start": "2020-01-11T06:00:00Z", "end": "2020-01-11T07:00:00+01:00"},
     {"start": "2020-01-11T06:00:00Z"},
@@ -47,14 +66,29 @@ PERIODS = [
 ]
 STATUSES = ["final", "entered-in-error", "cancelled", "not-done", "declined", None, {"text": "not-done"}, 5]
 CONTAINED = [{"resourceType": "Patient", "id": "inside", "identifier": [{"system": "s", "value": "v"}]}]
+INTENTS = ["order", "plan", "option", "filler-order", "", None, 3]
 MEDICATIONS = [
     {"reference": "Medication/m1"},
     {"reference": "Medication/gone", "display": "Aspirin"},
     {"reference": "#m"},
 ]
-VERIFICATIONS = [concept("confirmed"), concept("refuted"), {"text": "entered-in-error"}, {}, None]
+VERIFICATIONS = [
+    concept("confirmed"),
+    concept("refuted"),
+    {"text": "entered-in-error"},
+    {"coding": [{"code": "x"}, {"code": "refuted"}]},
+    concept("410516002"),
+    "confirmed",
+    {},
+    None,
+]
+V2_SECTIONS = "http://terminology.hl7.org/CodeSystem/v2-0074"
+UCUM = "http://unitsofmeasure.org"
 QUANTITIES = [
     {"value": 5, "unit": "mmol/L"},
+    {"value": 5, "unit": "micromol/L", "code": "umol/L", "system": UCUM},
+    {"value": 5, "unit": "\u03bcmol/L", "code": "umol/L"},
+    {"value": 5, "unit": "mmol/L", "system": 4, "code": "x"},
     {"value": 5.25, "code": "mg"},
     {"value": "7.5"},
     {"value": 1e39, "unit": "g"},
@@ -65,8 +99,18 @@ QUANTITIES = [
     {},
     5,
 ]
-COMMON = {"subject": SUBJECTS, "encounter": ENCOUNTERS, "status": STATUSES, "contained": [CONTAINED]}
+COMMON = {
+    "subject": SUBJECTS,
+    "encounter": ENCOUNTERS,
+    "status": STATUSES,
+    "contained": [CONTAINED],
+    "modifierExtension": MODIFIERS,
+}
 MEDICATION = {**COMMON, "medicationCodeableConcept": CONCEPTS, "medicationReference": MEDICATIONS}
+CATEGORIES = [
+    concept("laboratory"),
+    [{"coding": [{"system": "http://x.example", "code": "K7"}, {"system": V2_SECTIONS, "code": "CH"}]}],
+]
 # Type -> field -> values: the usual ones first
 FIELDS: dict[str, dict[str, list[Any]]] = {
     "Condition": {**COMMON, "code": CONCEPTS, "recordedDate": TIMES, "verificationStatus": VERIFICATIONS},
@@ -78,7 +122,7 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
         "recorded": TIMES,
         "occurrenceDateTime": TIMES,
     },
-    "MedicationRequest": {**MEDICATION, "authoredOn": TIMES, "doNotPerform": [False, True, None]},
+    "MedicationRequest": {**MEDICATION, "authoredOn": TIMES, "doNotPerform": [False, True, None], "intent": INTENTS},
     "MedicationAdministration": {
         **MEDICATION,
         "context": ENCOUNTERS,
@@ -89,7 +133,15 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
     "Observation": {
         **COMMON,
         "code": CONCEPTS,
-        "category": [[concept("laboratory")], [concept("vital-signs")], [], None, [{"text": "Vital Signs"}], 4],
+        "category": [
+            [concept("laboratory")],
+            [concept("vital-signs")],
+            [],
+            None,
+            [{"text": "Vital Signs"}],
+            4,
+            *CATEGORIES,
+        ],
         "issued": TIMES,
         "effectiveDateTime": TIMES,
         "effectivePeriod": PERIODS,
@@ -137,6 +189,7 @@ def test_every_odd_element_reads_as_on_the_plain_way(kind, tmp_path, monkeypatch
     usual = {name: values[0] for name, values in FIELDS[kind].items() if not name.startswith(("value", "medication"))}
     usual.pop("component", None)
     usual.pop("doNotPerform", None)
+    usual.pop("modifierExtension", None)
     concepts = {"medicationCodeableConcept": CONCEPTS[0]} if "medicationReference" in FIELDS[kind] else {}
     base = {**resource(kind), **usual, **concepts}
     for number, (_, name, value) in enumerate(case for case in CASES if case[0] == kind):

@@ -1,0 +1,108 @@
+"""One spelling for each unit, however a source writes it: `µmol/L`, `micromol/l` and `umol/L` are one, `mg%` is `mg/dL`.
+
+Events keep the unit that their source gave; where units are compared, in tasks about values, both sides are brought to
+the spelling of UCUM first. Only what is the same unit becomes the same text: nothing is converted by a factor.
+
+Sources: UCUM 2.1 (case-sensitive codes, `[lb_av]`, `10*9`), HL7's list of common UCUM units, and how the demonstration
+data of MIMIC-IV and Synthea, and version 2 interfaces, write them. A library for UCUM parses far more than a hospital
+sends, at the price of a grammar and a second of import; the table below is looked up once a distinct text.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "kg": ("kg", "kgs", "kilogram", "kilograms", "kilo", "kilos"),
+    "g": ("g", "gm", "gms", "gr", "gram", "grams"),
+    "mg": ("mg", "mgs", "milligram", "milligrams"),
+    "ug": ("ug", "mcg", "mcgs", "microgram", "micrograms"),
+    "ng": ("ng", "nanogram", "nanograms"),
+    "pg": ("pg", "picogram", "picograms"),
+    "mol": ("mol", "mole", "moles"),
+    "mmol": ("mmol", "mmols", "millimol", "millimole", "millimoles"),
+    "umol": ("umol", "mcmol", "micromol", "micromole", "micromoles"),
+    "nmol": ("nmol", "nanomol", "nanomole", "nanomoles"),
+    "pmol": ("pmol", "picomol", "picomole", "picomoles"),
+    "meq": ("meq", "meqs", "milliequivalent", "milliequivalents"),
+    "L": ("l", "liter", "litre", "liters", "litres", "ltr"),
+    "dL": ("dl", "deciliter", "decilitre", "deciliters", "100ml", "100.ml", "(100.ml)", "1e2.ml", "100cc"),
+    "mL": ("ml", "milliliter", "millilitre", "milliliters", "millilitres", "cc", "cm3", "cm^3"),
+    "uL": ("ul", "mcl", "microliter", "microlitre", "microliters", "mm3", "mm^3", "cmm", "cumm", "cu.mm"),
+    "min": ("min", "mins", "minute", "minutes"),
+    "h": ("h", "hr", "hrs", "hour", "hours"),
+    "s": ("s", "sec", "secs", "second", "seconds"),
+    "d": ("d", "day", "days"),
+    "U": ("u", "unit", "units"),
+    "[IU]": ("iu", "[iu]", "internationalunit", "internationalunits"),
+    "m[IU]": ("miu", "m[iu]", "milliiu"),
+    "u[IU]": ("uiu", "u[iu]", "mciu", "microiu"),
+    "mU": ("mu", "munit", "munits", "milliunit", "milliunits"),
+    "10*3": ("10*3", "10^3", "10e3", "1e3", "x10^3", "x10*3", "x10e3", "x10(3)", "k", "thou", "thousand", "thousands"),
+    "10*6": ("10*6", "10^6", "10e6", "1e6", "x10^6", "x10*6", "x10e6", "x10(6)", "m", "mill", "million", "millions"),
+    "10*9": ("10*9", "10^9", "10e9", "1e9", "x10^9", "x10*9", "x10e9", "x10(9)", "giga"),
+    "10*12": ("10*12", "10^12", "10e12", "1e12", "x10^12", "x10*12", "x10e12", "x10(12)", "tera"),
+    "mm[Hg]": ("mmhg", "mm[hg]"),
+    "cm[H2O]": ("cmh2o", "cm[h2o]"),
+}
+"""Parts of a unit: UCUM -> other spellings, in lower case without blanks."""
+
+WHOLE: dict[str, tuple[str, ...]] = {
+    "[lb_av]": ("lb", "lbs", "pound", "pounds", "[lb_av]", "lb_av", "[lbs_av]", "[lb]", "lb.", "lbs."),
+    "[oz_av]": ("oz", "ounce", "ounces", "[oz_av]", "oz_av"),
+    "[in_i]": ("in", "inch", "inches", "[in_i]", "in_i", "[in_us]", "in."),
+    "cm": ("cm", "cms", "centimeter", "centimetre", "centimeters", "centimetres"),
+    "m": ("m", "meter", "metre", "meters", "metres"),
+    "Cel": ("cel", "c", "degc", "deg.c", "°c", "℃", "celsius", "degreescelsius", "degreec", "degreesc"),
+    "[degF]": ("[degf]", "f", "degf", "deg.f", "°f", "℉", "fahrenheit", "degreesfahrenheit", "degreef", "degreesf"),
+    "%": ("%", "percent", "pct"),
+    "/min": ("/min", "bpm", "{beats}/min", "beats/min", "beats/minute", "{breaths}/min", "breaths/min", "resp/min",
+             "breaths/minute", "{beat}/min", "perminute", "1/min", "insp/min"),
+    "mg/dL": ("mg%", "mgs%", "mg.%"),
+    "g/dL": ("g%", "gm%", "gms%"),
+    "kg/m2": ("kg/m2", "kg/m^2", "kg/m**2", "kg/(m^2)", "kg/sqm"),
+    "mL/min/{1.73_m2}": ("ml/min/{1.73_m2}", "ml/min/1.73m2", "ml/min/1.73m^2", "ml/min/1.73", "ml/min/1.73sqm",
+                         "ml/min/[1.73_m2]", "ml/min/1.73sqm2", "ml/min/1.73_m2"),
+}  # fmt: skip
+"""Whole units: UCUM -> other spellings, in lower case without blanks."""
+
+EQUAL: dict[str, str] = {
+    "ug/mL": "mg/L", "ng/mL": "ug/L", "pg/mL": "ng/L", "mg/mL": "g/L", "g/mL": "kg/L", "nmol/mL": "umol/L",
+    "pmol/mL": "nmol/L", "umol/mL": "mmol/L", "mmol/mL": "mol/L", "10*3/uL": "10*9/L", "10*6/uL": "10*12/L",
+    "u[IU]/mL": "m[IU]/L", "m[IU]/mL": "[IU]/L", "mU/mL": "U/L",
+}  # fmt: skip
+"""Units that are the same quantity: one -> the other."""
+
+_PART = {spelling: unit for unit, spellings in PARTS.items() for spelling in spellings}
+_WHOLE = {spelling: unit for unit, spellings in WHOLE.items() for spelling in spellings}
+_LETTERS = str.maketrans({
+    "\u03bc": "u", "\u00b5": "u",  # the Greek letter and the micro sign
+    "\u00d7": "x", "\u2215": "/", "\u2044": "/", "\u00ba": "\u00b0",
+})  # fmt: skip
+_RAISED = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "0123456789")
+_POWER = re.compile("(?<=10)([\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079]+)")
+_ANNOTATION = re.compile(r"(?<=[a-z\d\]])\{[^}]*\}")
+_PER = re.compile(r"\bper\b")
+
+
+@lru_cache(maxsize=65_536)
+def canonical_unit(text: str) -> str:
+    """The one spelling of a unit; a unit that the table does not know as it is, without outer blanks.
+
+    Args:
+        text: A unit as a source writes it.
+
+    Example:
+        >>> canonical_unit("micromol / l"), canonical_unit("mg/100mL"), canonical_unit("lbs"), canonical_unit("K/uL")
+        ('umol/L', 'mg/dL', '[lb_av]', '10*9/L')
+    """
+    raised = _POWER.sub(lambda power: "*" + power[1].translate(_RAISED), text.casefold())
+    plain = "".join(_PER.sub("/", raised.translate(_LETTERS)).translate(_RAISED).split())
+    whole = _WHOLE.get(plain)
+    if whole is None:
+        parts = [_PART.get(part) for part in _ANNOTATION.sub("", plain).split("/")]
+        if None in parts:
+            return text.strip()
+        whole = "/".join(part for part in parts if part is not None)
+    return EQUAL.get(whole, whole)

@@ -1,0 +1,61 @@
+"""Units: one spelling for what is the same unit, and no other is touched."""
+
+import pytest
+
+from ehrseq.data.units import EQUAL, PARTS, WHOLE, canonical_unit
+
+
+@pytest.mark.parametrize(
+    ("spellings", "unit"),
+    [
+        (("umol/L", "\u00b5mol/L", "\u03bcmol/L", "micromol/l", "UMOL/L", "mcmol / L", "micromoles/liter"), "umol/L"),
+        (("mg/dL", "mg/dl", "MG/DL", "mg/100mL", "mg/100 ml", "mg%", "mg/(100.mL)", "mg per dl"), "mg/dL"),
+        (("lb", "lbs", "LBS", "pounds", "[lb_av]"), "[lb_av]"),
+        (
+            ("10*9/L", "10^9/L", "x10^9/l", "10\u2079/L", "10e9/L", "K/uL", "10*3/uL", "10^3/\u00b5L", "thou/mm3"),
+            "10*9/L",
+        ),
+        (("mmHg", "mm Hg", "mm[Hg]", "MMHG"), "mm[Hg]"),
+        (("Cel", "\u00b0C", "\u00baC", "degC", "C"), "Cel"),
+        (("ug/L", "ng/mL", "mcg/L", "\u00b5g/l"), "ug/L"),
+        (("meq/L", "mEq/L", "meq/liter"), "meq/L"),
+        (("mL/min/{1.73_m2}", "mL/min/1.73m2", "ml/min/1.73 m\u00b2"), "mL/min/{1.73_m2}"),
+        (("/min", "bpm", "{beats}/min", "beats/min"), "/min"),
+        (("kg/m2", "kg/m\u00b2", "kg/m^2"), "kg/m2"),
+    ],
+)
+def test_spellings_of_one_unit(spellings, unit):
+    assert {canonical_unit(text) for text in spellings} == {unit}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("mg/dL", "mg/L"),
+        ("mmol/L", "umol/L"),
+        ("meq/L", "mmol/L"),
+        ("U/L", "[IU]/L"),
+        ("Cel", "[degF]"),
+        ("kg", "[lb_av]"),
+        ("g/L", "g/dL"),
+        ("mm", "mmol/L"),
+        ("10*9/L", "10*12/L"),
+    ],
+)
+def test_units_that_differ_stay_apart(one, other):
+    assert canonical_unit(one) != canonical_unit(other)
+
+
+@pytest.mark.parametrize("text", ["", "score", "{INR}", "furlong/fortnight", "per high power field"])
+def test_what_the_table_does_not_know_stays(text):
+    assert canonical_unit(text) == text
+
+
+def test_every_entry_of_the_tables_is_its_own_canonical_unit():
+    for unit in [*WHOLE, *EQUAL.values(), *(unit for unit in PARTS if not unit.startswith("10*"))]:
+        assert canonical_unit(unit) == unit
+    listed = [spelling for table in (PARTS, WHOLE) for spellings in table.values() for spelling in spellings]
+    for table in (PARTS, WHOLE):
+        spellings = [spelling for group in table.values() for spelling in group]
+        assert len(spellings) == len(set(spellings)), "one spelling of two units"
+    assert all(spelling == "".join(spelling.casefold().split()) for spelling in listed)
