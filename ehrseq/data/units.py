@@ -1,4 +1,4 @@
-"""One spelling for each unit, however a source writes it: `µmol/L`, `micromol/l` and `umol/L` are one, `mg%` is `mg/dL`.
+"""One spelling for each unit, however written: `µmol/L`, `micromol/l` and `umol/L` are one, `mg%` is `mg/dL`.
 
 Events keep the unit that their source gave; where units are compared, in tasks about values, both sides are brought to
 the spelling of UCUM first. Only what is the same unit becomes the same text: nothing is converted by a factor.

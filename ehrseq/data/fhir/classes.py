@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import orjson
+
 from ehrseq.data.fhir.concepts import codings_of, plain_words
 from ehrseq.data.fhir.elements import one_line
 from ehrseq.data.fhir.systems import canonical_spelling, system_name
@@ -121,6 +123,7 @@ class ClassReader:
 
     def __init__(self, mapping: Mapping[str, str]) -> None:
         self._mapping = mapping
+        self._known: dict[bytes, tuple[list[dict[str, Any]], list[str], str | None, str | None]] = {}
 
     def read(self, encounter: Mapping[str, Any], counts: Counter[tuple[str, str]]) -> str:
         """Class of an encounter.
@@ -134,26 +137,34 @@ class ClassReader:
         Raises:
             ValueError: Its class or type is none that FHIR has.
         """
-        codings, texts = _codings_of_class(encounter.get("class"))
-        said = self._by_user(codings, texts)
+        stated = encounter.get("class")
+        key = orjson.dumps(stated, default=str)
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._of_class(stated)
+        codings, texts, said, told = known
         if said:
             return said
         for identifier in encounter.get("identifier") or ():
             if identifier.get("system") == _MIMIC_HOSPITAL_STAY:
                 counts["notes", "MIMIC hospital stays read as class IMP"] += 1
                 return "IMP"
-        known = _by_code(codings) or _by_words(codings, texts)
-        if known:
-            return known
+        if told:
+            return told
         types = encounter.get("type")
         kinds = types if isinstance(types, list) else [types]  # DSTU2 and R5 differ; both are looked at
         of_types = [coding for kind in kinds for coding in codings_of(kind, "type")]
         words = [kind["text"] for kind in kinds if isinstance(kind, dict) and isinstance(kind.get("text"), str)]
-        known = self._by_user(of_types, words) or _by_code(of_types) or _by_words(of_types, words, codes=False)
-        if known:
+        told = self._by_user(of_types, words) or _by_code(of_types) or _by_words(of_types, words, codes=False)
+        if told:
             counts["notes", "encounters whose class their type tells"] += 1
-            return known
+            return told
         return _own_name(codings, texts, counts)
+
+    def _of_class(self, stated: Any) -> tuple[list[dict[str, Any]], list[str], str | None, str | None]:
+        """Codings and texts of a class, what the user says about them, and what they tell."""
+        codings, texts = _codings_of_class(stated)
+        return codings, texts, self._by_user(codings, texts), _by_code(codings) or _by_words(codings, texts)
 
     def _by_user(self, codings: Sequence[Mapping[str, Any]], texts: Iterable[str]) -> str | None:
         if not self._mapping:

@@ -15,6 +15,8 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
+import orjson
+
 from ehrseq.data.fhir.concepts import codings_of, extension_codings, modifier_of, plain_words
 from ehrseq.data.fhir.elements import one_line
 from ehrseq.data.fhir.systems import canonical_spelling, system_name
@@ -86,31 +88,59 @@ _BY_SPELLING = {canonical_spelling(system): codes for system, codes in DEATH_COD
 _READS_AS_DEATH = re.compile(EXPIRED)
 
 
-def discharge_name(encounter: dict[str, Any], otherwise: str) -> tuple[str, bool]:
-    """What stands behind `VISIT_END//`, and whether the patient died.
+class DispositionReader:
+    """Ends of encounters, each way to state one worked out once."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[str, bool]] = {}
+
+    def read(self, encounter: dict[str, Any], otherwise: str) -> tuple[str, bool]:
+        """What stands behind `VISIT_END//`, and whether the patient died.
+
+        Args:
+            encounter: The resource.
+            otherwise: Name where it tells no disposition: its class.
+
+        Raises:
+            ValueError: The disposition is no CodeableConcept.
+        """
+        stay = encounter.get("hospitalization") or encounter.get("admission")  # R5
+        extensions = encounter.get("extension")
+        if not stay and not extensions:
+            return otherwise, False
+        stay = stay if isinstance(stay, dict) and modifier_of(stay) is None else {}
+        disposition, beside = stay.get("dischargeDisposition"), stay.get("extension")
+        key = orjson.dumps((disposition, beside, extensions), default=str)
+        known = self._known.get(key)
+        if known is None:
+            known = _discharge_name(disposition, {"extension": beside}, {"extension": extensions})
+            if len(self._known) < _MOST_KNOWN:  # extensions may be each encounter's own
+                self._known[key] = known
+        name, died = known
+        return name or otherwise, died
+
+
+_MOST_KNOWN = 100_000
+
+
+def _discharge_name(concept: Any, *holders: dict[str, Any]) -> tuple[str, bool]:
+    """Name of a disposition, empty where it tells none, and whether it says that the patient died.
 
     Args:
-        encounter: The resource.
-        otherwise: Name where it tells no disposition: its class.
-
-    Raises:
-        ValueError: The disposition is no CodeableConcept.
+        concept: The disposition.
+        holders: Elements whose extensions may say more.
     """
-    stay = encounter.get("hospitalization") or encounter.get("admission")  # R5
-    stay = stay if isinstance(stay, dict) and modifier_of(stay) is None else {}
-    concept = stay.get("dischargeDisposition")
     codings = codings_of(concept, "dischargeDisposition")
     text = (concept or {}).get("text")
-    # Countries' own: extensions of the disposition, of the stay, of the encounter.
     more = [
         coding
-        for coding in chain(extension_codings(concept), extension_codings(stay), extension_codings(encounter))
+        for coding in chain.from_iterable(map(extension_codings, (concept, *holders)))
         if _codes_of_death(coding) is not None
     ]
     died = any(map(_says_death, [*codings, *more])) or _words_say_death(text)
     standard = [coding for coding in codings if coding.get("code") and _is_standard(coding)]
     coding = (standard or [coding for coding in codings if coding.get("code")] or codings or more or [{}])[0]
-    name = one_line(coding.get("code") or coding.get("display") or text or otherwise)
+    name = one_line(coding.get("code") or coding.get("display") or text or "")
     reads_as_death = _READS_AS_DEATH.search(f"//{name}") is not None
     if died:
         # A word that says so stays as it is written; a number does not say so by itself.

@@ -31,10 +31,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import orjson
+
 from ehrseq.data.fhir.classes import ClassReader
 from ehrseq.data.fhir.codes import Coder
 from ehrseq.data.fhir.concepts import codings_of, modifier_of, negating_status
-from ehrseq.data.fhir.dispositions import discharge_name
+from ehrseq.data.fhir.dispositions import DispositionReader
 from ehrseq.data.fhir.elements import MALFORMED, describe, explain, observation_kind, one_line
 from ehrseq.data.fhir.medications import MedicationReader, contained_in
 from ehrseq.data.fhir.patients import links_of, patient_facts
@@ -128,7 +130,9 @@ class Extractor:
         self._zone = None if settings.timezone is None else zone_of(settings.timezone)
         self._classes = ClassReader(dict(settings.encounter_classes))
         self._medicines = MedicationReader(self.coder, lambda: self.counts)
+        self._dispositions = DispositionReader()
         self._depth = 0
+        self._kinds: dict[bytes, str] = {}
         self._readers: dict[str, Callable[[dict[str, Any], str | None], None]] = {
             "Patient": self._patient,
             "Encounter": self._encounter,
@@ -297,7 +301,7 @@ class Extractor:
         number = self.encounters[keys[0]]
         part_of = key_of(encounter.get("partOf"), self._server)
         encounter_class = self._classes.read(encounter, self.counts)
-        left_as, died = discharge_name(encounter, encounter_class)
+        left_as, died = self._dispositions.read(encounter, encounter_class)
         visit = Visit(keys, encounter.get("id") or keys[0], subject, start, end, offset, part_of, len(self.names))
         self.visits.append(visit)
         facts: list[tuple[str, int]] = []
@@ -357,7 +361,7 @@ class Extractor:
             return
         get = observation.get
         concept = get("code")
-        kind = observation_kind(get("category"), concept)
+        kind = self._kind_of(get("category"), concept)
         time = self._at("Observation", get("issued"), *_stated_times(observation, "effective"))
         subject = self.subject_of(get("subject"), observation)
         encounter = self.encounter_of(get("encounter"))
@@ -384,6 +388,16 @@ class Extractor:
             if code:
                 rows.append((subject, encounter, code, time, value, text, unit))
         self.rows += rows
+
+    def _kind_of(self, categories: Any, concept: Any) -> str:
+        """Kind of an observation; what its categories say is worked out once."""
+        if not categories:
+            return observation_kind(categories, concept)
+        key = orjson.dumps(categories, default=str)
+        kind = self._kinds.get(key)
+        if kind is None:
+            kind = self._kinds[key] = observation_kind(categories, concept)
+        return kind
 
     # Medications
 
@@ -515,9 +529,9 @@ class Extractor:
         """Index of a concept's code, 0 where it has none or says that there is nothing."""
         if concept is None:
             return 0
-        codings = codings_of(concept, f"the code of this {kind.lower()}")
         key = None
-        if len(codings) == 1 and "extension" not in codings[0]:
+        codings = concept.get("coding") if isinstance(concept, dict) else None
+        if isinstance(codings, list) and len(codings) == 1 and "extension" not in codings[0]:
             key = (kind, codings[0].get("system"), codings[0].get("code"))
             number = self._seen_codes.get(key)
             if number is not None:

@@ -35,7 +35,7 @@ class _Period(Struct, gc=False, omit_defaults=True):
 class _Quantity(Struct, gc=False, omit_defaults=True):
     value: float | str | None = None
     unit: str | None = None
-    system: str | None = None
+    system: Raw = _ABSENT
     code: str | None = None
     comparator: Raw = _ABSENT
 
@@ -232,15 +232,20 @@ class _Memo(dict[bytes, Any]):
         return made
 
 
-class _Units(dict[tuple[str | None, str | None, str | None], int]):
-    """Index of the unit of a system, code and text, worked out at its first appearance."""
+class _Units(dict[str | tuple[bytes, str, str | None] | None, int]):
+    """Index of the unit of a text, or of a (raw system, code, text), worked out at its first appearance."""
 
     def __init__(self, unit_of: Callable[[str | None, str | None, str | None], int]) -> None:
         super().__init__()
         self._unit_of = unit_of
 
-    def __missing__(self, key: tuple[str | None, str | None, str | None]) -> int:
-        made = self[key] = self._unit_of(*key)
+    def __missing__(self, key: str | tuple[bytes, str, str | None] | None) -> int:
+        if isinstance(key, tuple):
+            system, code, unit = key
+            made = self._unit_of(orjson.loads(system) if system else None, code, unit)
+        else:
+            made = self._unit_of(None, None, key)
+        self[key] = made
         return made
 
 
@@ -301,7 +306,11 @@ def _read_observations(resources: list[_Observation], extractor: Extractor) -> N
                 text = strings[bytes(resource.value_string)] if concept is _ABSENT else concepts[bytes(concept)]
             elif isinstance(quantity.value, float) and quantity.comparator is _ABSENT:
                 value = quantity.value
-                unit = units[quantity.system, quantity.code, quantity.unit]
+                code_of_unit, text_of_unit = quantity.code, quantity.unit
+                if code_of_unit is None or code_of_unit == text_of_unit:
+                    unit = units[text_of_unit]
+                else:
+                    unit = units[bytes(quantity.system), code_of_unit, text_of_unit]
                 text = 0 if -MAX_FLOAT32 <= value <= MAX_FLOAT32 else _UNUSUAL
             else:
                 text = _UNUSUAL

@@ -13,8 +13,9 @@ def unit_spelling(system: str | None, code: str | None, unit: str | None) -> str
     Raises:
         TypeError: One of them is no text.
     """
-    is_ucum = bool(system and code) and system_name(system, "") == "UCUM"
-    text = (code if is_ucum else None) or unit or code or ""
+    text = unit or code or ""
+    if code and unit and code != unit and system and system_name(system, "") == "UCUM":
+        text = code
     if not isinstance(text, str):
         raise TypeError(f"a unit must be text, got {text!r}")
     return text.translate(_MU).strip()
