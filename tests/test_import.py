@@ -52,7 +52,7 @@ def problems(*seeds: int, orders: bool = False) -> dict[str, str]:
 
 
 def test_transformers_knows_the_package_in_every_order_and_in_threads() -> None:
-    assert problems(1, 101, 108, 110, 118, orders=True) == {}  # seeds that once failed
+    assert problems(1, 108, 118, 146, 152, orders=True) == {}  # seeds that once failed
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
-from transformers.pipelines import base as pipelines_base  # the package first: threads may import it too
+from transformers.pipelines import base as pipelines_base  # by way of its package: threads may import that, too
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
