@@ -185,7 +185,7 @@ def _score(
     for scope, folder in folders.items():
         own = np.arange(len(rows)) if scope == ALL else np.flatnonzero(rows.task_ids == names.index(scope))
         with quiet_loading():
-            model = AutoModelForSequenceClassification.from_pretrained(folder)
+            model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
         scores[own] = score_rows(model, tokenizer, rows.subset(own), batch_size=64)
     return scores
 
@@ -215,7 +215,7 @@ def _finetune(
                 system.config(budget, data.tokenizer, data.task_configs)
             )
         with quiet_loading():  # the new head is expected
-            return AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2)
+            return AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2, use_safetensors=True)
 
     tokens = budget.finetune_tokens + (budget.pretrain_tokens if system.objective is None else 0)
     tokens = max(1, tokens // num_scopes)

@@ -174,7 +174,7 @@ def _tokenizer(folder: Path) -> EhrTokenizer:
 
 def _model(folder: Path, **options: Any) -> Any:
     with quiet_loading():
-        return AutoModelForSequenceClassification.from_pretrained(folder, **options)
+        return AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True, **options)
 
 
 def _rows(dataset_dir: Path, labels_dir: Path, split: str, tokenizer: Any, context: int) -> PromptedDataset:

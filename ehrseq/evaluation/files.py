@@ -41,7 +41,8 @@ def evaluate_files(
 ) -> str:
     """Evaluate the scores of a file, task by task; what cannot be evaluated is named with its reason.
 
-    A task with one class only, or with few rows of one, is reported with its counts and the reason that it has no metrics.
+    A task with one class only, or with few rows of one, is reported with its counts, and why it has no metrics.
+
     Labels of patients that the predictions do not hold at all are left out and counted: predictions are often of the
     held-out patients alone. A label of a patient that they do hold needs its score.
 
