@@ -20,7 +20,7 @@ from ehrseq.data.simulate.stays import simulate_stays
 from ehrseq.encode.triplets import PHYSIONET2012, build_triplets
 from ehrseq.modeling.configuration_hymate import HyMaTEConfig
 from ehrseq.modeling.modeling_hymate import HyMaTEForSequenceClassification
-from ehrseq.prediction import datasets as predict_shards
+from ehrseq.prediction import datasets
 from ehrseq.prediction.datasets import predict_dataset
 from ehrseq.prediction.risks import predict_risks
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
@@ -76,7 +76,7 @@ def test_asked_times_and_tasks(events, dataset, checkpoint, tmp_path):
 
 
 def test_a_stopped_run_goes_on(dataset, checkpoint, tmp_path, monkeypatch):
-    scored, reading = [], predict_shards.read_blocks
+    scored, reading = [], datasets.read_blocks
 
     def interrupted(shard):
         scored.append(shard.name)
@@ -84,7 +84,7 @@ def test_a_stopped_run_goes_on(dataset, checkpoint, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return reading(shard)
 
-    monkeypatch.setattr(predict_shards, "read_blocks", interrupted)
+    monkeypatch.setattr(datasets, "read_blocks", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict_dataset(checkpoint, dataset, tmp_path / "parts", engine=ONE)
     risks, _ = predict_dataset(checkpoint, dataset, tmp_path / "parts", engine=ONE)

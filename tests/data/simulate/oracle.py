@@ -64,7 +64,7 @@ def labels(events: pl.DataFrame, end_of_data: datetime) -> dict[str, pl.DataFram
 
 
 def features(rows: list[dict[str, Any]], now: datetime) -> dict[str, float]:
-    """Features of the scores from one patient's rows up to `now`, as `simulate_risk` defines them in words."""
+    """Features of the scores from one patient's rows up to `now`, as `ehrseq.data.simulate.risk` says in words."""
     rows = [row for row in rows if row["time"] is None or row["time"] <= now]
     day = timedelta(days=1)
     by_code: dict[str, list[dict[str, Any]]] = {}
