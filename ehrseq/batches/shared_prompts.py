@@ -30,10 +30,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from ehrseq.batches.collation import IGNORED_LABEL
 from ehrseq.batches.packing import pack_channels, pack_lengths
 from ehrseq.encode.patients import EncodedPatients, KnownIndex
 from ehrseq.encode.rows import HistoryWindows, PromptedDataset
+from ehrseq.modeling.risk_tasks import IGNORED_LABEL
 
 if TYPE_CHECKING:
     from ehrseq.tokenization.ehr_histories import EncodedHistories

@@ -18,7 +18,7 @@ import torch  # first: the library then shares torch's OpenMP threads instead of
 from torch import Tensor
 
 ABI_VERSION = 1  # kAbiVersion of csrc/kernels.cpp
-TILE_STEPS = 32  # kTile of csrc/scan.h
+CPP_TILE_STEPS = 32  # kTile of csrc/scan.h
 LIBRARY_FOLDER = Path(__file__).resolve().parent / "lib"
 
 # Dtype of csrc/rows.h
@@ -125,7 +125,7 @@ def _load() -> tuple[Library | None, str]:
 def _open(path: Path, variant: str) -> Library:
     handle = ctypes.CDLL(str(path))
     version = handle.ehrseq_abi_version()
-    if version != ABI_VERSION or handle.ehrseq_tile() != TILE_STEPS:
+    if version != ABI_VERSION or handle.ehrseq_tile() != CPP_TILE_STEPS:
         raise OSError(f"it is of interface {version}, this package needs {ABI_VERSION}: install ehrseq again")
     handle.ehrseq_compiler.restype = ctypes.c_char_p
     functions = {}

@@ -25,7 +25,7 @@ from .triplet_stays import Stay, TripletSpec, in_order, read_stay
 
 logger = logging.get_logger(__name__)
 
-CHANNELS = ("variable_ids", "times", "values", "attention_mask")
+TRIPLET_CHANNELS = ("variable_ids", "times", "values", "attention_mask")
 """Channels of a stay's length; `static_values` has one entry a static column."""
 
 TRUNCATIONS = ("recent", "random")
@@ -56,7 +56,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
 
     _auto_class = "AutoFeatureExtractor"  # so that what saves it carries its code
 
-    model_input_names = [*CHANNELS, "static_values"]
+    model_input_names = [*TRIPLET_CHANNELS, "static_values"]
 
     def __init__(
         self,
@@ -473,7 +473,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
         if self.padding_side not in ("left", "right"):
             raise ValueError(f"padding_side got {self.padding_side!r}; expected 'left' or 'right'.")
         width = (max_length - length, 0) if self.padding_side == "left" else (0, max_length - length)
-        for name in CHANNELS:
+        for name in TRIPLET_CHANNELS:
             if name in processed_features:
                 processed_features[name] = np.pad(processed_features[name], width)
         return dict(processed_features)
@@ -490,7 +490,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             return processed_features
         if max_length is None:
             raise ValueError("truncation=True needs max_length; give the number of triplets that stay.")
-        for name in CHANNELS:
+        for name in TRIPLET_CHANNELS:
             if name in processed_features:
                 processed_features[name] = processed_features[name][-max_length:]
         return processed_features

@@ -26,6 +26,7 @@ from ehrseq.training.prompt_recipe import SPLITS, PromptRecipe
 from ehrseq.training.recipe import Stage
 from ehrseq.training.stages import TuningRows, mean_length, resumable_arguments, run_stage
 from ehrseq.training.trainer import (
+    COSINE_WARMUP_SHARE,
     ClassifierOfPrompts,
     is_main_process,
     model_config,
@@ -298,8 +299,6 @@ def rows_to_see(stage: Stage, rows: Any) -> int:
 
 def stage_arguments(stage: Stage, folder: Path, rows: int, seed: int, **options: Any) -> TrainingArguments:
     """Trainer's arguments for so many rows."""
-    from ehrseq.training.triplets import WARMUP_SHARE
-
     steps = max(1, rows // stage.batch_size)
     batch = max(1, stage.batch_size // num_processes())
     options |= {
@@ -312,7 +311,7 @@ def stage_arguments(stage: Stage, folder: Path, rows: int, seed: int, **options:
         "disable_tqdm": None,
     }
     if stage.schedule != "paper":
-        warmup = 0 if stage.schedule == "constant" else WARMUP_SHARE
+        warmup = 0 if stage.schedule == "constant" else COSINE_WARMUP_SHARE
         options |= {"lr_scheduler_type": stage.schedule, "warmup_steps": warmup, "lr_scheduler_kwargs": {}}
     if stage.keep == "best":
         every = max(1, steps // EVALUATIONS)

@@ -50,7 +50,7 @@ from ehrseq.work.parts import settings_key
 logger = logging.getLogger(__name__)
 
 TRAINING = "training.json"
-THRESHOLDS = "thresholds.json"
+THRESHOLDS_FILE = "thresholds.json"
 EVALUATION = "evaluation"
 HELD_OUT, TUNING = "held_out", "tuning"
 DEFAULT_RECIPE = "ehrmamba_quick"
@@ -309,7 +309,7 @@ def _write(
         shutil.copytree(training.checkpoint, temporary, ignore=others)
         shutil.copytree(pages, temporary / EVALUATION, ignore=shutil.ignore_patterns(key))
         card.save(temporary, repo_id=out.absolute().name)
-        (temporary / THRESHOLDS).write_text(json.dumps(thresholds, indent=2) + "\n", encoding="utf-8")
+        (temporary / THRESHOLDS_FILE).write_text(json.dumps(thresholds, indent=2) + "\n", encoding="utf-8")
         (temporary / TRAINING).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     write_whole(out, build)

@@ -32,11 +32,11 @@ import numpy as np
 
 from ehrseq.data.simulate.codes import (
     CHANNEL_INDEX,
-    CHANNELS,
     CHRONIC,
     CONDITION_CODES,
     CONDITION_TASKS,
     CULTURE_CODE,
+    MEASUREMENTS,
     RACES,
     VACCINES,
     VOCABULARY,
@@ -66,26 +66,26 @@ from ehrseq.data.simulate.state import (
     SimulatedBlock,
 )
 
-N_CHANNELS = len(CHANNELS)
-_PAIR = np.array([channel.is_pair for channel in CHANNELS])
-_AMPLITUDE = np.array([1.0 if c.is_pair else 0.6 if c.name == "ldl" else 1.0 for c in CHANNELS])
-_BASE_SD = np.array([0.0 if c.is_pair else 0.9 if c.name == "ldl" else 0.25 for c in CHANNELS])
-_NOISE = np.array([0.0 if c.is_pair else 0.35 for c in CHANNELS])
-_MEASURED = np.array([channel.measured for channel in CHANNELS])
+N_CHANNELS = len(MEASUREMENTS)
+_PAIR = np.array([channel.is_pair for channel in MEASUREMENTS])
+_AMPLITUDE = np.array([1.0 if c.is_pair else 0.6 if c.name == "ldl" else 1.0 for c in MEASUREMENTS])
+_BASE_SD = np.array([0.0 if c.is_pair else 0.9 if c.name == "ldl" else 0.25 for c in MEASUREMENTS])
+_NOISE = np.array([0.0 if c.is_pair else 0.35 for c in MEASUREMENTS])
+_MEASURED = np.array([channel.measured for channel in MEASUREMENTS])
 _INFORMATIVE = np.where(np.isin(np.arange(N_CHANNELS), [CHANNEL_INDEX["crp"], CHANNEL_INDEX["lactate"]]), 0.10, 0.03)
-_LOCATION = np.array([channel.location for channel in CHANNELS])
-_SCALE = np.array([channel.scale for channel in CHANNELS])
-_LOG = np.array([channel.logarithmic for channel in CHANNELS])
+_LOCATION = np.array([channel.location for channel in MEASUREMENTS])
+_SCALE = np.array([channel.scale for channel in MEASUREMENTS])
+_LOG = np.array([channel.logarithmic for channel in MEASUREMENTS])
 _LOCATION_LOG = np.log(np.where(_LOG, _LOCATION, 1.0))
-_HAS_OTHER_UNIT = np.array([len(channel.units) > 1 for channel in CHANNELS])
+_HAS_OTHER_UNIT = np.array([len(channel.units) > 1 for channel in MEASUREMENTS])
 _UNIT_IDS = np.array(
-    [[UNITS.index(c.units[min(j, len(c.units) - 1)][0]) if c.units else 0 for j in (0, 1)] for c in CHANNELS]
+    [[UNITS.index(c.units[min(j, len(c.units) - 1)][0]) if c.units else 0 for j in (0, 1)] for c in MEASUREMENTS]
 )
-_FACTORS = np.array([[c.units[min(j, len(c.units) - 1)][1] if c.units else 1.0 for j in (0, 1)] for c in CHANNELS])
+_FACTORS = np.array([[c.units[min(j, len(c.units) - 1)][1] if c.units else 1.0 for j in (0, 1)] for c in MEASUREMENTS])
 _DECIMALS = np.array(
-    [[10.0 ** c.units[min(j, len(c.units) - 1)][2] if c.units else 1.0 for j in (0, 1)] for c in CHANNELS]
+    [[10.0 ** c.units[min(j, len(c.units) - 1)][2] if c.units else 1.0 for j in (0, 1)] for c in MEASUREMENTS]
 )
-_CHANNEL_CODES = np.array([[VOCABULARY.index[c.codes[0]], VOCABULARY.index[c.codes[-1]]] for c in CHANNELS])
+_CHANNEL_CODES = np.array([[VOCABULARY.index[c.codes[0]], VOCABULARY.index[c.codes[-1]]] for c in MEASUREMENTS])
 _CHRONIC_CODES = np.array([VOCABULARY.index[f"DIAGNOSIS//ICD10CM//{code}"] for _, code, _ in CHRONIC])
 _CHRONIC_SHARE = np.array([share for _, _, share in CHRONIC])
 _CONDITION_SHARE_BEFORE = np.array([0.18, 0.10, 0.18])
