@@ -186,17 +186,17 @@ def _rows(dataset_dir: Path, labels_dir: Path, split: str, tokenizer: Any, conte
     labels = read_label_table(labels_dir)
     dataset = EventDataset(dataset_dir)
     events = dataset.events(split)
-    own = labels.filter(pl.col("subject_id").is_in(events["subject_id"].unique().implode()))
-    strangers = labels.filter(~pl.col("subject_id").is_in(dataset.splits["subject_id"].implode())).height
-    if strangers:
-        logger.warning("%s labels are of patients that the dataset does not hold; they are left out.", f"{strangers:,}")
-    if own.is_empty():
+    of_split = labels.filter(pl.col("subject_id").is_in(events["subject_id"].unique().implode()))
+    unknown = labels.filter(~pl.col("subject_id").is_in(dataset.splits["subject_id"].implode())).height
+    if unknown:
+        logger.warning("%s labels are of patients that the dataset does not hold; they are left out.", f"{unknown:,}")
+    if of_split.is_empty():
         raise ValueError(f"{labels_dir} has no label of the patients of the split {split!r} of {dataset_dir}.")
-    rows = prompted_dataset(tokenizer, events, {TASK_NAME: own}, context)
-    if len(rows) != own.height:
+    rows = prompted_dataset(tokenizer, events, {TASK_NAME: of_split}, context)
+    if len(rows) != of_split.height:
         raise ValueError(
-            f"{own.height - len(rows):,} of {own.height:,} labels of the split {split!r} have no event of their "
-            "patient up to the prediction time; take them out of the label tables."
+            f"{of_split.height - len(rows):,} of {of_split.height:,} labels of the split {split!r} have no event of "
+            "their patient up to the prediction time; take them out of the label tables."
         )
     order = np.lexsort((rows.prediction_times, rows.subject_ids))
     return rows.subset(order)

@@ -142,10 +142,10 @@ def call(name: str, fields: list[int]) -> None:
         RuntimeError: there is no library, or its call failed.
         MemoryError: no memory for its working buffers.
     """
-    found = library()
-    if found is None:
+    compiled = library()
+    if compiled is None:
         raise RuntimeError(f"The C++ kernels are not available: {why_no_library()}.")
-    error = found.functions[name](struct.pack(f"{len(fields)}q", *fields))
+    error = compiled.functions[name](struct.pack(f"{len(fields)}q", *fields))
     if error == 1:
         raise MemoryError(f"{name}: no memory for the working buffers.")
     if error:
@@ -193,8 +193,8 @@ def contiguous(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def splits(batch: int, channels: int, dtype: torch.dtype, threads: int) -> int:
     """Into how many ranges of channels each batch row is cut, so that about four tasks fall to each thread."""
-    found = library()
-    lanes = (found.vector_bytes if found else 64) // dtype.itemsize
+    compiled = library()
+    lanes = (compiled.vector_bytes if compiled else 64) // dtype.itemsize
     if threads == 1 or batch == 0:
         return 1
     blocks = -(-channels // lanes)

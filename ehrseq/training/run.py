@@ -204,10 +204,10 @@ def _data(dataset: Path, recipe: Recipe) -> tuple[TrainingData, dict[str, str]]:
     subjects = events.splits.filter(pl.col("split").is_in(splits))["subject_id"]
     left_out = {}
     for name in wanted:
-        own = labels[name].filter(pl.col("subject_id").is_in(subjects.implode()))
-        positives = int(own["boolean_value"].sum())
-        if not 0 < positives < own.height:
-            left_out[name] = f"the training patients have {own.height:,} labels, {positives:,} of them positive"
+        of_training = labels[name].filter(pl.col("subject_id").is_in(subjects.implode()))
+        positives = int(of_training["boolean_value"].sum())
+        if not 0 < positives < of_training.height:
+            left_out[name] = f"the training patients have {of_training.height:,} labels, {positives:,} of them positive"
     if len(left_out) == len(wanted):
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise ValueError(f"{dataset} has no task with both classes among the patients of {splits}: {reasons}.")
