@@ -69,6 +69,15 @@ MEASUREMENTS: tuple[Channel, ...] = (
     Channel("anticoagulant", ("MEDICATION//RXNORM//1364430", "PROCEDURE//SNOMED//182840001")),  # apixaban, stopped
 )
 """The order of the channels is the order of every state array of the process."""
+IS_PAIR = np.array([channel.is_pair for channel in MEASUREMENTS])
+IS_LOGARITHMIC = np.array([channel.logarithmic for channel in MEASUREMENTS])
+LOCATIONS = np.array([channel.location for channel in MEASUREMENTS])
+LOG_LOCATIONS = np.log(np.where(IS_LOGARITHMIC, LOCATIONS, 1.0))
+SCALES = np.array([channel.scale for channel in MEASUREMENTS])
+
+DISPOSITIONS = ("home", "snf", "hosp", "exp")
+"""Where a discharged patient goes; the last one has died."""
+
 
 CHANNEL_INDEX = {channel.name: k for k, channel in enumerate(MEASUREMENTS)}
 

@@ -24,7 +24,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ehrseq.data.simulate.codes import CHANNEL_INDEX, CHRONIC, CONDITION_TASKS, MEASUREMENTS
+from ehrseq.data.simulate.codes import (
+    CHANNEL_INDEX,
+    CHRONIC,
+    CONDITION_TASKS,
+    IS_LOGARITHMIC,
+    IS_PAIR,
+    LOCATIONS,
+    LOG_LOCATIONS,
+    MEASUREMENTS,
+    SCALES,
+)
 from ehrseq.data.simulate.state import DAY, YEAR_MINUTES
 
 READING_HALF_LIFE_DAYS = 120.0
@@ -154,13 +164,6 @@ WEIGHT_MATRIX = _weight_matrix()
 INTERCEPT_VECTOR = np.array([INTERCEPTS[task] for task in SCORES])
 
 
-_PAIR = np.array([channel.is_pair for channel in MEASUREMENTS])
-_LOG = np.array([channel.logarithmic for channel in MEASUREMENTS])
-_LOCATION = np.array([channel.location for channel in MEASUREMENTS])
-_LOCATION_LOG = np.log(np.where(_LOG, _LOCATION, 1.0))
-_SCALE = np.array([channel.scale for channel in MEASUREMENTS])
-
-
 def standardise(channel: np.ndarray, value: np.ndarray, state: np.ndarray) -> np.ndarray:
     """Read recorded readings back as z.
 
@@ -172,9 +175,9 @@ def standardise(channel: np.ndarray, value: np.ndarray, state: np.ndarray) -> np
     Returns:
         float64 `[n]`.
     """
-    linear = value - _LOCATION[channel]
-    recorded = np.where(_LOG[channel], np.log(np.maximum(value, 1e-3)) - _LOCATION_LOG[channel], linear)
-    return np.where(_PAIR[channel], state, recorded / _SCALE[channel])
+    linear = value - LOCATIONS[channel]
+    recorded = np.where(IS_LOGARITHMIC[channel], np.log(np.maximum(value, 1e-3)) - LOG_LOCATIONS[channel], linear)
+    return np.where(IS_PAIR[channel], state, recorded / SCALES[channel])
 
 
 @dataclass(frozen=True)
