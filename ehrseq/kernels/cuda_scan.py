@@ -18,7 +18,7 @@ from torch import Tensor
 from .backend import KernelBackend
 from .operators import ConvInputsLike, ScanInputsLike
 
-MAX_STATE = 256
+CUDA_MAX_STATE = 256
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INSTALL = 'use `pip install --no-build-isolation "ehrseq[cuda]"`'
 
@@ -111,13 +111,13 @@ def _why_not_scan(inputs: ScanInputsLike) -> str | None:
         return "it has no initial state"
     if inputs.reset_mask is not None:
         return "it has no resets"
-    if not 1 <= inputs.A.shape[1] <= MAX_STATE:
-        return f"it has state sizes from 1 to {MAX_STATE}, A has {inputs.A.shape[1]}"
+    if not 1 <= inputs.A.shape[1] <= CUDA_MAX_STATE:
+        return f"it has state sizes from 1 to {CUDA_MAX_STATE}, A has {inputs.A.shape[1]}"
     function, missing = _mamba_scan()
     return missing if function is None else None
 
 
-SCAN_BACKEND = KernelBackend(_run_scan, _why_not_scan)
+CUDA_SCAN = KernelBackend(_run_scan, _why_not_scan)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -165,4 +165,4 @@ def _why_not_conv(inputs: ConvInputsLike) -> str | None:
     return missing if function is None else None
 
 
-CONV_BACKEND = KernelBackend(_run_conv, _why_not_conv)
+CUDA_CONV = KernelBackend(_run_conv, _why_not_conv)

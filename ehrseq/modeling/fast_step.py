@@ -37,7 +37,7 @@ _MODULES: tuple[tuple[str, type[nn.Module]], ...] = (
     ("mixer.dt_proj", StepSizeProjection),
     ("mixer.out_proj", FastLinear),
 )
-# Its weights, (path of the module, name), in the order of `ehrseq.kernels.cpu_step.WEIGHTS`.
+# Its weights, (path of the module, name), in the order of `ehrseq.kernels.cpu_step.STEP_WEIGHTS`.
 _WEIGHTS = (
     ("norm", "weight"),
     ("mixer.in_proj", "weight"),

@@ -19,7 +19,7 @@ from .fast_dropout import FastDropout
 from .fast_linear import FastLinear
 from .mamba_block import at_least_float32
 
-SUMMARIES = (
+VARIABLE_SUMMARIES = (
     "measured",
     "log_count",
     "mean",
@@ -114,9 +114,9 @@ def summarise_variables(
         "slope": slope,
         "late_mean": torch.where(late_count > 0, late_mean, values[last]),
     }
-    table = torch.stack([columns[name] for name in SUMMARIES], dim=-1)[:-1]
-    table = torch.where(measured[:-1, None], table, 0.0).view(num_sequences, num_variables, len(SUMMARIES))
-    return VariableSummaries(table.flatten(1), table[..., SUMMARIES.index("last")])
+    table = torch.stack([columns[name] for name in VARIABLE_SUMMARIES], dim=-1)[:-1]
+    table = torch.where(measured[:-1, None], table, 0.0).view(num_sequences, num_variables, len(VARIABLE_SUMMARIES))
+    return VariableSummaries(table.flatten(1), table[..., VARIABLE_SUMMARIES.index("last")])
 
 
 class SummaryEmbedding(nn.Module):
@@ -124,7 +124,7 @@ class SummaryEmbedding(nn.Module):
 
     def __init__(self, config: HyMaTEConfig):
         super().__init__()
-        self.dense_in = FastLinear(len(SUMMARIES) * config.num_variables, 4 * config.hidden_size)
+        self.dense_in = FastLinear(len(VARIABLE_SUMMARIES) * config.num_variables, 4 * config.hidden_size)
         self.dropout = FastDropout(config.hidden_dropout_prob)
         self.dense_out = FastLinear(4 * config.hidden_size, config.hidden_size)
 
@@ -137,12 +137,12 @@ class SummaryEmbedding(nn.Module):
 class AdditiveHead(FastLinear):
     """sum_i f_i(x_i) with f_i piecewise linear: what boosting's stumps would find, beside what the network finds.
 
-    f(x) = a clip(x, -3, 3) + sum_k b_k clip(x - k, 0, 1) over `KNOTS` k; x is a number of `SUMMARIES` or a static
+    f(x) = a clip(x, -3, 3) + sum_k b_k clip(x - k, 0, 1) over `KNOTS` k; x is one of `VARIABLE_SUMMARIES` or a static
     value. All weights are 0 at first, so that the classifier begins as if the part were not there.
     """
 
     def __init__(self, config: HyMaTEConfig, num_labels: int):
-        numbers = len(SUMMARIES) * config.num_variables + config.num_static
+        numbers = len(VARIABLE_SUMMARIES) * config.num_variables + config.num_static
         super().__init__((1 + len(KNOTS)) * numbers, num_labels, bias=False)
         self.dropout = FastDropout(config.additive_dropout)
 
@@ -176,4 +176,11 @@ class ForecastHead(FastLinear):
         return forecast + (self.persistence * repeated).to(forecast.dtype)
 
 
-__all__ = ["SUMMARIES", "AdditiveHead", "ForecastHead", "SummaryEmbedding", "VariableSummaries", "summarise_variables"]
+__all__ = [
+    "VARIABLE_SUMMARIES",
+    "AdditiveHead",
+    "ForecastHead",
+    "SummaryEmbedding",
+    "VariableSummaries",
+    "summarise_variables",
+]

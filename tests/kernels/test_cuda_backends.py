@@ -50,7 +50,7 @@ def test_on_cpu_they_say_why_not():
     ],
 )
 def test_what_the_scan_lacks_is_refused(changes, reason):
-    assert reason in cuda_scan.SCAN_BACKEND.why_not(scan_call(**changes))
+    assert reason in cuda_scan.CUDA_SCAN.why_not(scan_call(**changes))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_what_the_scan_lacks_is_refused(changes, reason):
     ],
 )
 def test_what_the_convolution_lacks_is_refused(changes, reason):
-    assert reason in cuda_scan.CONV_BACKEND.why_not(conv_call(**changes))
+    assert reason in cuda_scan.CUDA_CONV.why_not(conv_call(**changes))
 
 
 def test_a_missing_package_is_named_with_the_way_to_install_it(monkeypatch):
@@ -71,8 +71,8 @@ def test_a_missing_package_is_named_with_the_way_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)  # an import of None raises ModuleNotFoundError
     monkeypatch.setitem(sys.modules, "causal_conv1d", None)
     for backend, call, package in (
-        (cuda_scan.SCAN_BACKEND, scan_call(), "mamba-ssm"),
-        (cuda_scan.CONV_BACKEND, conv_call(), "causal-conv1d"),
+        (cuda_scan.CUDA_SCAN, scan_call(), "mamba-ssm"),
+        (cuda_scan.CUDA_CONV, conv_call(), "causal-conv1d"),
     ):
         reason = backend.why_not(call)
         assert package in reason
@@ -111,7 +111,7 @@ def test_the_scan_gets_its_layout_and_dtypes(kernels, dtype):
     inputs = scan_inputs(dtype=dtype)
     del inputs["initial_state"]
     call = SimpleNamespace(**inputs, initial_state=None, reset_mask=None, needs_grad=False)
-    y, state = cuda_scan.SCAN_BACKEND.run(call)
+    y, state = cuda_scan.CUDA_SCAN.run(call)
     want, want_state = selective_scan_naive(**inputs, return_final_state=True)
     assert y.dtype == dtype
     assert max_error(y, want) < torch.finfo(dtype).eps
@@ -123,7 +123,7 @@ def test_a_gradient_of_the_final_state_is_an_error_not_a_zero(kernels):
     del inputs["initial_state"]
     u = inputs["u"].requires_grad_()
     call = SimpleNamespace(**inputs, initial_state=None, reset_mask=None, needs_grad=True)
-    y, state = cuda_scan.SCAN_BACKEND.run(call)
+    y, state = cuda_scan.CUDA_SCAN.run(call)
     assert torch.autograd.grad(y.sum(), u, retain_graph=True)[0].abs().sum() > 0
     with pytest.raises(RuntimeError, match=r"no gradient of the final state.*backend='triton'"):
         torch.autograd.grad(state.sum(), u)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ehrseq.data.fhir.references import Resolver, bare_id
-from ehrseq.data.fhir.rows import NO_TIME
+from ehrseq.data.fhir.rows import TIME_UNKNOWN
 from ehrseq.data.fhir.versions import VisitVersion, last_versions
 from ehrseq.data.report import ConversionReport
 
@@ -69,7 +69,7 @@ class Encounters:
             table: Key -> number; "" is 0.
 
         Returns:
-            int32 `[n]`, position of the visit in `names` or -1; int64 `[n]`, end of the encounter or `NO_TIME`.
+            int32 `[n]`, position of the visit in `names` or -1; int64 `[n]`, end of the encounter or `TIME_UNKNOWN`.
         """
         number = np.full(len(table), -1, dtype=np.int64)
         contested = np.zeros(len(table), dtype=bool)
@@ -87,7 +87,7 @@ class Encounters:
             numbers = [self.find(subject, names[key]) for subject, key in pairs.tolist()]
             encounter[rows] = np.array(numbers, dtype=np.int64)[inverse.reshape(-1)]
         visit = np.array([*self._named, -1], dtype=np.int32)[encounter]
-        end = np.array([*(visit.end for visit in self._visits), NO_TIME], dtype=np.int64)[encounter]
+        end = np.array([*(visit.end for visit in self._visits), TIME_UNKNOWN], dtype=np.int64)[encounter]
         return visit, end
 
     def _find_contested(self) -> set[str]:
@@ -123,7 +123,7 @@ class Encounters:
     def _offsets(self) -> dict[int, int]:
         latest: dict[int, tuple[int, int]] = {}
         for visit in self._visits:
-            moment = visit.start if visit.start != NO_TIME else visit.end
-            if visit.offset is not None and moment >= latest.get(visit.subject, (NO_TIME, 0))[0]:
+            moment = visit.start if visit.start != TIME_UNKNOWN else visit.end
+            if visit.offset is not None and moment >= latest.get(visit.subject, (TIME_UNKNOWN, 0))[0]:
                 latest[visit.subject] = (moment, visit.offset)
         return {owner: offset for owner, (_, offset) in latest.items()}

@@ -44,8 +44,8 @@ from ehrseq.data.fhir.references import NOTHING, identifier_key, key_of, referen
 from ehrseq.data.fhir.rows import (
     END_OF_ENCOUNTER,
     MEDICATION_REFERENCE,
-    NO_TIME,
     TIME_STATIC,
+    TIME_UNKNOWN,
     Row,
     StringTable,
     Times,
@@ -94,7 +94,7 @@ class Extractor:
         rows: See `Row`.
         subjects, encounters, codes, texts, units: String tables that the rows point into (subjects and encounters hold
             keys).
-        names, updated, sizes: Of each resource: type and id (empty without an id), `meta.lastUpdated` (`NO_TIME`
+        names, updated, sizes: Of each resource: type and id (empty without an id), `meta.lastUpdated` (`TIME_UNKNOWN`
             without it), number of its rows. One that gives no row has one without a code where earlier versions of it
             may give some.
         patients: (keys, id, index of the resource) of each Patient.
@@ -178,13 +178,13 @@ class Extractor:
         """What a resource and its other versions have in common, and when this one was written."""
         name = resource.get("id") or (reference_key(full_url) if full_url else "")
         if not name or not isinstance(name, str):
-            return "", NO_TIME
+            return "", TIME_UNKNOWN
         meta = resource.get("meta")
         stated = meta.get("lastUpdated") if isinstance(meta, dict) else None
         try:
-            updated = self.times[stated] if isinstance(stated, str) else NO_TIME
+            updated = self.times[stated] if isinstance(stated, str) else TIME_UNKNOWN
         except ValueError:
-            updated = NO_TIME
+            updated = TIME_UNKNOWN
         return f"{self._server}/{kind}/{name}" if self._server else f"{kind}/{name}", updated
 
     def _leave_a_trace(self, kind: str, resource: dict[str, Any]) -> None:
@@ -272,8 +272,8 @@ class Extractor:
         keys = resource_keys(encounter, full_url)
         period = encounter.get("period") or {}
         start, end = period.get("start"), period.get("end")
-        started = self.times[start] if start else NO_TIME
-        ended = self.times[end] if end else NO_TIME
+        started = self.times[start] if start else TIME_UNKNOWN
+        ended = self.times[end] if end else TIME_UNKNOWN
         subject = self.subject_of(encounter.get("subject"), encounter)
         number = self.encounters[keys[0]]
         part_of = key_of(encounter.get("partOf"), self._server)
@@ -286,11 +286,11 @@ class Extractor:
         self.visits.append(
             Visit(keys, encounter.get("id") or keys[0], subject, started, ended, offset, part_of, len(self.names))
         )
-        if started == NO_TIME:
+        if started == TIME_UNKNOWN:
             self.counts["skipped", "Encounter: no start of its period"] += 1
             return
         self.rows.append((subject, number, self.codes[f"VISIT_START//{encounter_class}"], started, _NAN, 0, 0))
-        if ended == NO_TIME:
+        if ended == TIME_UNKNOWN:
             self.counts["notes", "encounters without an end"] += 1
             return
         if ended < started:

@@ -33,7 +33,7 @@ TIME_FROM_ENCOUNTER = TIME_STATIC + 1
 END_OF_ENCOUNTER = {kind: TIME_FROM_ENCOUNTER + number for number, kind in enumerate(RESOURCE_TYPES)}
 """Type -> stands for "the end of the encounter" in the time of a row of this type."""
 
-NO_TIME = TIME_STATIC - 1
+TIME_UNKNOWN = TIME_STATIC - 1
 """Stands for an unknown end of an encounter."""
 
 MEDICATION_REFERENCE = "\0"
@@ -66,7 +66,7 @@ class Visit(NamedTuple):
         keys: Keys that name it (`resource_keys`).
         id: Its id.
         subject: Index of its subject.
-        start, end: Its period, `NO_TIME` where it is open.
+        start, end: Its period, `TIME_UNKNOWN` where it is open.
         offset: UTC offset in minutes, None where no time states one.
         part_of: Key of the encounter that it is part of.
         resource: Index of the resource in its block.

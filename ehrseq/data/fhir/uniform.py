@@ -19,7 +19,7 @@ from msgspec import Raw, Struct, field
 
 from ehrseq.data.fhir.elements import MALFORMED, observation_kind
 from ehrseq.data.fhir.resources import LEFT_OUT_STATUSES, MAX_FLOAT32, Extractor
-from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, NO_TIME, RESOURCE_TYPES
+from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, RESOURCE_TYPES, TIME_UNKNOWN
 
 _ABSENT = Raw()
 _NAN = float("nan")
@@ -294,7 +294,7 @@ def _version_notes(kind: str, extractor: Extractor) -> Callable[[_Fact], None]:
     def note(resource: _Fact) -> None:
         name(prefix + resource.id if resource.id else "")
         stated = (meta := resource.meta) and meta.last_updated
-        update(times[stated] if stated else NO_TIME)
+        update(times[stated] if stated else TIME_UNKNOWN)
         size(1)
 
     return note

@@ -15,7 +15,7 @@ class Version(NamedTuple):
     """One version of a resource.
 
     Attributes:
-        updated: When it was written (`NO_TIME` where it does not say).
+        updated: When it was written (`TIME_UNKNOWN` where it does not say).
         place: Where it stands in the source (`Block.place`).
     """
 
