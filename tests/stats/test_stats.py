@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 from html.parser import HTMLParser
@@ -46,27 +47,30 @@ def naive(events: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
     """What is counted of each group, row by row in Python."""
     names = events["code"].unique().to_list()
     kinds = dict(zip(names, (kind.split(":")[0] for kind in code_kinds(names)), strict=True))
-    groups: dict[tuple, list[dict]] = {}
-    for row in events.iter_rows(named=True):
-        row["kind"] = kinds[row["code"]]
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    groups: dict[tuple, list[tuple]] = {}
+    read = events.select("subject_id", "time", "numeric_value", "text_value", "visit_id", "code").iter_rows()
+    for row in read:
+        named = {"code": row[-1], "kind": kinds[row[-1]]}
+        groups.setdefault(tuple([named[key] for key in keys]), []).append(row)
     lines = []
+    midnight = datetime.time()
     for group, rows in groups.items():
-        times = [row["time"] for row in rows if row["time"] is not None]
-        values = [row["numeric_value"] for row in rows if row["numeric_value"] is not None]
+        subjects, all_times, all_values, texts, visits, _ = zip(*rows, strict=True)
+        times = [time for time in all_times if time is not None]
+        values = [value for value in all_values if value is not None]
         lines.append(
             dict(zip(keys, group, strict=True))
             | {
                 "rows": len(rows),
-                "patients": len({row["subject_id"] for row in rows}),
-                "patients_with_value": len({row["subject_id"] for row in rows if row["numeric_value"] is not None}),
-                "without_time": len(rows) - len(times),
-                "at_midnight": sum(
-                    (time.hour, time.minute, time.second, time.microsecond) == (0,) * 4 for time in times
+                "patients": len(set(subjects)),
+                "patients_with_value": len(
+                    {who for who, value in zip(subjects, all_values, strict=True) if value is not None}
                 ),
+                "without_time": len(rows) - len(times),
+                "at_midnight": sum(time.time() == midnight for time in times),
                 "with_value": len(values),
-                "with_text": sum(row["text_value"] is not None for row in rows),
-                "without_visit": sum(row["visit_id"] is None for row in rows),
+                "with_text": len(rows) - texts.count(None),
+                "without_visit": visits.count(None),
                 "first": min(times, default=None),
                 "last": max(times, default=None),
                 "lowest": min(values, default=None),
