@@ -57,8 +57,7 @@ def test_a_cell_is_run_once_and_the_table_reports_it(stays, tmp_path):
     second = run(*command, "--directions", "b-a")
     assert second.stdout == first.stdout
     assert "seed 0" not in second.stderr
-    command = [sys.executable, "-m", SCRIPT, "--output", tmp_path, "--directions", "b-a", "--report"]
-    third = subprocess.run(command, capture_output=True, text=True)
+    third = run_module(SCRIPT, "--output", tmp_path, "--directions", "b-a", "--report", function=None)
     assert third.stdout == first.stdout
 
 

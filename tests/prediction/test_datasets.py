@@ -140,7 +140,7 @@ def test_ray_gives_the_same_risks_to_the_last_bit(dataset, checkpoint, tmp_path)
 
 def test_the_command_scores_a_prepared_dataset_by_file(events, dataset, checkpoint, tmp_path):
     out = tmp_path / "risks.parquet"
-    options = ["--model", checkpoint, "--data", dataset, "--out", out, "--workers", 2]
+    options = ["--model", checkpoint, "--data", dataset, "--out", out, "--workers", 1]
     done = CliRunner().invoke(app, ["predict", *map(str, options)], catch_exceptions=False)
     assert f"{events['subject_id'].n_unique():,} patients" in done.output
     known, _ = predict_risks(checkpoint, events, progress=False)
