@@ -40,7 +40,7 @@ test-full: install
 # The checkpoint that comes with the package (ehrseq/hub/starter): minutes on two idle cores.
 starter: install
 	$(BIN)/ehrseq demo --output build/starter
-	$(BIN)/python -m ehrseq.hub.starter build/starter/checkpoint
+	$(BIN)/python -P -m ehrseq.hub.starter build/starter/checkpoint
 
 lint: install
 	$(BIN)/ruff check .

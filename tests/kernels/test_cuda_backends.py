@@ -136,5 +136,5 @@ def test_nothing_is_imported_before_the_first_call():
         "print([m for m in sys.modules if m.split('.')[0] in ('mamba_ssm', 'causal_conv1d') or 'n_kernels' in m"
         " or 'v_kernels' in m])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

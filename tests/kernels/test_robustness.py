@@ -54,7 +54,11 @@ def run_apart(code, timeout=120):
     """Run code in a fresh interpreter: a hang must not hang the tests."""
     environment = os.environ | {"OMP_NUM_THREADS": "4"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=timeout, env=environment
+        [sys.executable, "-P", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()
@@ -113,7 +117,8 @@ class ScannedRows(torch.utils.data.Dataset):
 
 @needs_cpu_library
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_dataloader_workers_compute_the_same(method):
+def test_dataloader_workers_compute_the_same(method, monkeypatch):
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
     dataset = ScannedRows()
     want = torch.stack([dataset[i] for i in range(6)])
     context = multiprocessing.get_context(method)
