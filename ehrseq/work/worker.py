@@ -94,7 +94,7 @@ def import_path(work: Work) -> list[str]:
 
 def _import_folder(name: str) -> str | None:
     """The folder on the path in which the top package of a loaded module lies."""
-    file = getattr(sys.modules.get(name), "__file__", None)
+    file: str | None = getattr(sys.modules.get(name), "__file__", None)
     if file is None:
         return None
     levels = name.count(".") + (os.path.basename(file) == "__init__.py")
