@@ -24,6 +24,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(KERNELS)
 	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
 	-$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib # on every core; pip would use one
 	$(BIN)/python tests/modeling/fetch_upstream.py
+	$(BIN)/python tests/modeling/fetch_tools.py
 	touch $@
 
 install: $(VENV)/.installed

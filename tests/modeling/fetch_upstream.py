@@ -46,19 +46,8 @@ def fetch(release: str) -> str | None:
     CACHE.mkdir(exist_ok=True)
     wanted = f"transformers=={release}"
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "pip",
-            "download",
-            "--no-binary",
-            ":all:",
-            "--no-deps",
-            "-q",
-            "-d",
-            scratch,
-        ]
+        command = [sys.executable, "-P", "-m", "pip", "download", "--no-binary", ":all:", "--no-deps", "-q"]
+        command += ["-d", scratch]
         try:
             done = subprocess.run([*command, wanted], capture_output=True, text=True, timeout=SECONDS, check=False)
         except subprocess.TimeoutExpired:
