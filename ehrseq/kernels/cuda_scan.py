@@ -27,7 +27,7 @@ _INSTALL = 'use `MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation "eh
 
 @cache
 def _function(package: str, module: str, name: str, extension: str) -> tuple[Callable[..., Any] | None, str]:
-    """(function, "") of a package and its extension, or (None, why there is none). A broken install raises all sorts."""
+    """(function, "") of a package with its extension, or (None, why not). A broken install raises all sorts."""
     try:
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
         importlib.import_module(extension)
