@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade --constraint constraints.txt pip # an old one takes twice as long for the rest
 	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/python tests/modeling/fetch_upstream.py & \
+	$(BIN)/python -P tests/modeling/fetch_upstream.py & $(BIN)/python -P tests/modeling/fetch_tools.py & \
 	$(BIN)/python -m compileall -qq -j 0 -x '$(COMPILED_LATER)' $(VENV)/lib; wait
 	touch $@
 
@@ -43,7 +43,7 @@ test-full: install
 # The checkpoint that comes with the package (ehrseq/hub/starter): minutes on two idle cores.
 starter: install
 	$(BIN)/ehrseq demo --output build/starter
-	$(BIN)/python -m ehrseq.hub.starter build/starter/checkpoint
+	$(BIN)/python -P -m ehrseq.hub.starter build/starter/checkpoint
 
 lint: install
 	$(BIN)/ruff check .

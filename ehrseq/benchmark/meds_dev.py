@@ -1,9 +1,9 @@
 """EhrMamba as a model of MEDS-DEV: pretrain, finetune and predict on any MEDS dataset, any task, by three commands.
 
-    python -m ehrseq.benchmark.meds_dev pretrain --dataset_dir D --output_dir P
-    python -m ehrseq.benchmark.meds_dev finetune --dataset_dir D --labels_dir L --model_initialization_dir P \
+    python -P -m ehrseq.benchmark.meds_dev pretrain --dataset_dir D --output_dir P
+    python -P -m ehrseq.benchmark.meds_dev finetune --dataset_dir D --labels_dir L --model_initialization_dir P \
         --output_dir F
-    python -m ehrseq.benchmark.meds_dev predict --dataset_dir D --labels_dir L --model_initialization_dir F \
+    python -P -m ehrseq.benchmark.meds_dev predict --dataset_dir D --labels_dir L --model_initialization_dir F \
         --output_dir O --split held_out
 
 MEDS-DEV's driver fills these arguments in (examples/meds_dev/ehrmamba/model.yaml). A command that was stopped goes

@@ -257,6 +257,7 @@ def test_two_processes_read_files_of_their_own(encoded, tmp_path):
     done = subprocess.run(
         [
             sys.executable,
+            "-P",
             "-m",
             "torch.distributed.run",
             "--standalone",

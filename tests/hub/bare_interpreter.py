@@ -39,7 +39,7 @@ def run_python(script: str, arguments: dict[str, Any], environment: dict[str, st
     """
     prologue = f"import json\ngiven = json.loads({json.dumps(arguments)!r})\n"
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
-    command = [sys.executable, *(["-S"] if bare else []), "-c", prologue + script]
+    command = [sys.executable, "-P", *(["-S"] if bare else []), "-c", prologue + script]
     here = Path(__file__).resolve().parents[2]
     variables["PYTHONPATH"] = str(bare if bare else here)
     done = subprocess.run(

@@ -127,5 +127,7 @@ def test_threads_that_wait_sleep_unless_the_user_says_otherwise(before: str | No
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     environment |= {} if before is None else {"OMP_WAIT_POLICY": before}
     code = "import os, ehrseq; print(os.environ['OMP_WAIT_POLICY'])"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == after

@@ -55,7 +55,11 @@ def run_apart(code, timeout=120):
     """Run code in a fresh interpreter: a hang must not hang the tests."""
     environment = os.environ | {"OMP_NUM_THREADS": "4"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=timeout, env=environment
+        [sys.executable, "-P", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()
@@ -103,7 +107,8 @@ def test_a_forked_process_does_not_hang():
 
 @needs_cpu_library
 @pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])  # a spawned one imports for seconds
-def test_dataloader_workers_compute_the_same(method, workers):
+def test_dataloader_workers_compute_the_same(method, workers, monkeypatch):
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
     dataset = ScannedRows()
     want = torch.stack([dataset[i] for i in range(6)])
     context = multiprocessing.get_context(method)

@@ -46,6 +46,7 @@ runs_kernels = pytest.mark.skipif(
 def test_with_the_interpreter(selection):
     command = [
         sys.executable,
+        "-P",
         "-m",
         "pytest",
         "-x",

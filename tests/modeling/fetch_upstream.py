@@ -71,7 +71,8 @@ def _fetch(release: str) -> str | None:
         return None
     wanted = f"transformers=={release}"
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-binary", ":all:", "--no-deps", "-q", "-d", scratch]
+        command = [sys.executable, "-P", "-m", "pip", "download", "--no-binary", ":all:", "--no-deps", "-q"]
+        command += ["-d", scratch]
         try:
             done = subprocess.run([*command, wanted], capture_output=True, text=True, timeout=SECONDS, check=False)
         except subprocess.TimeoutExpired:
