@@ -15,15 +15,18 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo starter test test-full lint docs bench clean
 
+# Byte-code of the rest is made here, on every core, where pip would use one; of these, few files are ever imported.
+COMPILED_LATER := /tests?/|/transformers/models/|/site-packages/(fhir|pip|setuptools|fontTools|babel|networkx)/
 # constraints.txt pins every version; without it torch's default build brings gigabytes of CUDA libraries.
 # The kernels are compiled by the installation, so a change of theirs asks for it again.
 KERNELS := hatch_build.py ehrseq/kernels/build_library.py $(wildcard ehrseq/kernels/csrc/*)
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade --constraint constraints.txt pip # an old one takes twice as long for the rest
 	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
-	-$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib # on every core; pip would use one
-	$(BIN)/python tests/modeling/fetch_upstream.py
+	$(BIN)/python -P tests/modeling/fetch_upstream.py & $(BIN)/python -P tests/modeling/fetch_tools.py & \
+	$(BIN)/python -m compileall -qq -j 0 -x '$(COMPILED_LATER)' $(VENV)/lib; wait
 	touch $@
 
 install: $(VENV)/.installed
@@ -40,7 +43,7 @@ test-full: install
 # The checkpoint that comes with the package (ehrseq/hub/starter): minutes on two idle cores.
 starter: install
 	$(BIN)/ehrseq demo --output build/starter
-	$(BIN)/python -m ehrseq.hub.starter build/starter/checkpoint
+	$(BIN)/python -P -m ehrseq.hub.starter build/starter/checkpoint
 
 lint: install
 	$(BIN)/ruff check .

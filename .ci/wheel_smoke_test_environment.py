@@ -62,7 +62,7 @@ def main() -> None:
     folder, wheel = Path(sys.argv[1]), Path(sys.argv[2])
     venv.create(folder, symlinks=True)
     link(installed(declared(wheel)).values(), next(folder.glob("lib/python3*/site-packages")))
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(folder / "bin" / "python")]
+    pip = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--python", str(folder / "bin" / "python")]
     subprocess.run([*pip, "install", "--quiet", "--no-index", "--no-deps", str(wheel)], check=True)
 
 

@@ -18,8 +18,9 @@ import os
 from typing import TYPE_CHECKING
 
 from ehrseq._lazy import lazy_exports
-from ehrseq._on_import import CallAfterImport
+from ehrseq._on_import import CallsAfterImport
 from ehrseq.hub.families import registered_classes
+from ehrseq.hub.registration import registrations
 from ehrseq.version import __version__
 
 if TYPE_CHECKING:
@@ -131,11 +132,4 @@ __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS, _SUBPACKAGES)
 # hold the core that the thread they wait for needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-
-def _register() -> None:
-    from ehrseq.hub.registration import register_all
-
-    register_all()
-
-
-CallAfterImport("transformers", __name__, _register).install()
+CallsAfterImport(registrations()).install()

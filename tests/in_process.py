@@ -8,10 +8,12 @@ import contextlib
 import importlib
 import io
 import os
+import runpy
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -19,20 +21,23 @@ import pytest
 
 
 def run_module(
-    module: str, *arguments: object, function: str = "main", folder: Path | None = None
+    module: str, *arguments: object, function: str | None = "main", folder: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a module as `python -m MODULE ARGUMENTS` would.
 
     Args:
         module: Its full name.
         arguments: Its arguments; each is turned into text.
-        function: What it runs as a command.
+        function: What it runs as a command; None: the whole file once more, as `__main__`.
         folder: Working directory; by default this process's.
 
     Returns:
         Exit status and what was printed, as `subprocess.run(..., capture_output=True, text=True)` gives them.
     """
-    command = getattr(importlib.import_module(module), function)
+    if function is None:
+        command = partial(runpy.run_module, module, run_name="__main__", alter_sys=True)
+    else:
+        command = getattr(importlib.import_module(module), function)
     return _run(command, [module, *map(str, arguments)], folder)
 
 
@@ -43,7 +48,6 @@ def run_ehrseq(*arguments: object, folder: Path | None = None) -> subprocess.Com
 
 def run_python_file(file: Path, *arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run `python FILE ARGUMENTS`; see `run_module`."""
-    import runpy
 
     def function() -> None:
         runpy.run_path(str(file), run_name="__main__")

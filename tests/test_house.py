@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -243,6 +244,24 @@ def test_no_public_name_stands_twice() -> None:
                 places[node.name].append(module)
     twice = {name: where for name, where in places.items() if len(where) > 1}
     assert not twice, "\n".join(f"{name}: {', '.join(where)}" for name, where in twice.items())
+
+
+def test_no_public_constant_stands_twice() -> None:
+    """Of two constants of one name, sooner or later one is read for the other."""
+    places = defaultdict(set)
+    for module in modules():
+        for node in tree_of(module).body:
+            assigned = node.targets if isinstance(node, ast.Assign) else [node.target] if has_value(node) else []
+            names = [name for target in assigned for name in ast.walk(target) if isinstance(name, ast.Name)]
+            for name in names:
+                if name.id.isupper() and not name.id.startswith("_"):
+                    places[name.id].add(module)
+    twice = {name: sorted(where) for name, where in places.items() if len(where) > 1}
+    assert not twice, "\n".join(f"{name}: {', '.join(where)}" for name, where in twice.items())
+
+
+def has_value(node: ast.stmt) -> TypeGuard[ast.AnnAssign]:
+    return isinstance(node, ast.AnnAssign) and node.value is not None
 
 
 @pytest.mark.parametrize("module", modules())

@@ -51,11 +51,10 @@ def problems(*seeds: int, orders: bool = False) -> dict[str, str]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def test_transformers_knows_the_package_in_every_order() -> None:
-    assert problems(orders=True) == {}
+def test_transformers_knows_the_package_in_every_order_and_in_threads() -> None:
+    assert problems(1, 108, 118, 146, 152, orders=True) == {}  # seeds that once failed
 
 
-# Slow, and not yet sure: beside busy processes one run in some fifteen has ended with a thread that failed.
 @pytest.mark.slow
 def test_threads_may_import_both_at_once_many_times() -> None:
     assert problems(0, 1, *range(100, 160)) == {}

@@ -2,13 +2,24 @@
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+import ehrseq
 from ehrseq._lazy import lazy_exports
 
-PACKAGES = ["ehrseq", "ehrseq.data", "ehrseq.tasks"]
+ROOT = Path(ehrseq.__file__).parent
+PACKAGES = [
+    ".".join(["ehrseq", *file.parent.relative_to(ROOT).parts])
+    for file in sorted(ROOT.rglob("__init__.py"))
+    if "lazy_exports(" in file.read_text(encoding="utf-8")
+]
+
+
+def test_the_packages_are_found() -> None:
+    assert {"ehrseq", "ehrseq.data", "ehrseq.data.fhir", "ehrseq.tasks", "ehrseq.training"} <= set(PACKAGES)
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -8,7 +8,7 @@ All figures are CPU seconds of one step, medians over rounds in which the ways t
                     missing: `pip install mambapy`)
     forward         32 blocks without gradients, L=1024, against 32 of transformers'
     matmuls         one block at L=2048, without gradients and in training, against its four matrix products alone, by
-                    the same `FastLinear`: how near the block is to the limit
+                    the same `linear`: how near the block is to the limit
 
 All in float32 and in bfloat16; the peers are float32 throughout (mambapy's scan refuses bfloat16). Both
 sides have the same weights; outputs and gradients are compared once before the clock runs.
@@ -31,7 +31,7 @@ from transformers.models.mamba.modeling_mamba import MambaBlock
 
 from benchmarks.harness import benchmark_parser, finish, in_turns
 from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
-from ehrseq.modeling.fast_linear import FastLinear, linear_choice
+from ehrseq.modeling.fast_linear import linear, linear_choice
 from ehrseq.modeling.mamba_block import EhrMambaBlock
 
 SHORT = 64  # length at which results are compared: the peer's quadratic backward does not hurt there yet
@@ -71,7 +71,7 @@ class MatrixProducts(nn.Module):
         super().__init__()
         d, e, n, r = config.hidden_size, config.intermediate_size, config.state_size, int(config.time_step_rank)
         shapes = [(d, 2 * e), (e, r + 2 * n), (r, e), (e, d)]
-        self.layers = nn.ModuleList(FastLinear(*shape, bias=False) for shape in shapes).to(dtype)
+        self.layers = nn.ModuleList(nn.Linear(*shape, bias=False) for shape in shapes).to(dtype)
         self.inputs = [torch.randn(1, length, i).to(dtype).requires_grad_() for i, _ in shapes]
         self.grads = [torch.randn(1, length, o).to(dtype) for _, o in shapes]
 
@@ -79,12 +79,12 @@ class MatrixProducts(nn.Module):
         """The products of a forward."""
         with torch.no_grad():
             for layer, x in zip(self.layers, self.inputs, strict=True):
-                layer(x)
+                linear(layer, x)
 
     def run_training(self) -> None:
         """The products of a forward and a backward: for the inputs and for the weights."""
         for layer, x, grad in zip(self.layers, self.inputs, self.grads, strict=True):
-            torch.autograd.grad(layer(x), [x, layer.weight], grad)
+            torch.autograd.grad(linear(layer, x), [x, layer.weight], grad)
 
 
 def make_stacks(layers: int, width: int, dtype: torch.dtype, *, mambapy: bool = False) -> dict[str, nn.Module]:

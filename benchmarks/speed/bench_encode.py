@@ -82,7 +82,7 @@ def peak(dataset: Path, scratch: Path, form: str, workers: int) -> float:
     """MiB of all processes together, at worst."""
     arguments = [dataset, scratch / "peak", form, workers, *TASKS]
     process = subprocess.Popen(
-        [sys.executable, "-c", _RUN, *map(str, arguments)], env={**os.environ, "TQDM_DISABLE": "1"}
+        [sys.executable, "-P", "-c", _RUN, *map(str, arguments)], env={**os.environ, "TQDM_DISABLE": "1"}
     )
     watch = Watch(process.pid, scratch / "peak")
     watch.start()

@@ -119,6 +119,7 @@ def main() -> None:
             "FHIR -> MEDS on disk, all workers": lambda: convert(folder, dataset, options.workers),
         }
         costs = in_turns(ways, options.repeats)
+        os.environ["PYTHONSAFEPATH"] = "1"  # what is spawned finds modules as this process does
         spawn = multiprocessing.get_context("spawn")
         results = spawn.SimpleQueue()
         process = spawn.Process(target=peak_memory, args=(folder, dataset, options.workers, results))

@@ -27,7 +27,7 @@ print(before, time.process_time() - start)
 
 def cpu_seconds(script: str) -> tuple[float, float]:
     """CPU seconds up to the two lines of a script in a fresh interpreter, the interpreter's own start left out."""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     before, after = map(float, done.stdout.split()[-2:])
     return before, after
 

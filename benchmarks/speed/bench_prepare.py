@@ -192,7 +192,7 @@ def at_size(kind: str, events: int, workers: int | None, scratch: Path) -> dict[
     before = os.times()
     started = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-c", _PREPARE, str(source), str(dataset), str(workers or 0)],
+        [sys.executable, "-P", "-c", _PREPARE, str(source), str(dataset), str(workers or 0)],
         stdout=subprocess.PIPE,
         env={**os.environ, "TQDM_DISABLE": "1"},
     )
@@ -242,7 +242,7 @@ def main() -> None:
         keep_bytecode(scratch / "bytecode")
         if options.megabytes:
             result |= throughput(options, scratch)
-        subprocess.run([sys.executable, "-c", _IMPORTS], check=True)  # compiles what the first size would pay for
+        subprocess.run([sys.executable, "-P", "-c", _IMPORTS], check=True)  # compiles what the first size would pay for
         sizes = [("fhir", size) for size in options.fhir] + [("meds", size) for size in options.meds]
         result["sizes"] = [at_size(kind, int(size), options.workers, scratch) for kind, size in sizes]
     finish(result, options.output)

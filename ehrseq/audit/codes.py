@@ -29,7 +29,7 @@ GAPS: dict[str, timedelta] = {
 }
 """How long before the prediction a code was last recorded: the last bound of each class; static facts follow."""
 
-STATIC = len(GAPS)
+STATIC_GAP = len(GAPS)
 """Class of a code that stands without a time."""
 
 MOMENT_FEATURES = (
@@ -115,7 +115,7 @@ def _last_before(coded: pl.DataFrame, moments: pl.DataFrame) -> pl.DataFrame:
 
 def _gap_class() -> pl.Expr:
     gap = pl.col("prediction_time") - pl.col("time")
-    chain: Any = pl.when(pl.col("time") == _NO_TIME).then(STATIC)
+    chain: Any = pl.when(pl.col("time") == _NO_TIME).then(STATIC_GAP)
     bounds = list(GAPS.values())
     for number, bound in enumerate(bounds[:-1]):
         chain = chain.when(gap <= bound).then(number)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from ehrseq.audit.codes import GAPS, MOMENT_FEATURES, STATIC
+from ehrseq.audit.codes import GAPS, MOMENT_FEATURES, STATIC_GAP
 from ehrseq.audit.findings import Finding
 
 ALPHA = 0.01
@@ -166,4 +166,4 @@ def _timing(codes: pl.DataFrame) -> str:
     words = [*GAPS, "without a time"]
     if not whole:
         return "never"
-    return ", ".join(f"{words[gap]} {count / whole:.0%}" for gap, count in counts.items() if gap <= STATIC)
+    return ", ".join(f"{words[gap]} {count / whole:.0%}" for gap, count in counts.items() if gap <= STATIC_GAP)

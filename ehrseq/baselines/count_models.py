@@ -82,8 +82,8 @@ class _CountModel(ABC):
         for settings in self.grid[: self.num_configurations]:
             model = self._fit_one(features, labels, weights, settings, (others, truth, tuning_weights))
             scores = self._probabilities(model, others)
-            found = {"auroc": float(roc_auc_score(truth, scores)), "log_loss": float(log_loss(truth, scores))}
-            self.tried.append({**settings, **self._extras(model), **found})
+            reached = {"auroc": float(roc_auc_score(truth, scores)), "log_loss": float(log_loss(truth, scores))}
+            self.tried.append({**settings, **self._extras(model), **reached})
             models.append(model)
         best = max(range(len(models)), key=lambda i: (self.tried[i]["auroc"], -self.tried[i]["log_loss"]))
         self.chosen = {name: value for name, value in self.tried[best].items() if name not in ("auroc", "log_loss")}

@@ -17,7 +17,7 @@ from ehrseq.encode.rows import PromptedDataset
 
 AGE_COLUMNS = ("age at the first event", "age at the last event")
 TOKENS_AT_ONCE = 8_000_000  # what is unrolled at once: bounds the memory for any number of rows
-SPECIAL_TYPES = (0, 1, 2, 3, 4, 8)
+TYPES_OF_NO_EVENT = (0, 1, 2, 3, 4, 8)
 """Token types that are no facts about the patient: padding, [CLS] and task tokens, [VS], [VE], intervals, [REG]."""
 
 
@@ -52,7 +52,7 @@ def _count(
     """Counts and ages of some rows."""
     # 1. Every token that each row may know, and the statics of its patient.
     rows, places = _unroll(histories.offsets[history], lengths)
-    facts = ~np.isin(histories.types[places], SPECIAL_TYPES)
+    facts = ~np.isin(histories.types[places], TYPES_OF_NO_EVENT)
     of_static = histories.static_offsets
     static_rows, static_places = _unroll(of_static[history], of_static[history + 1] - of_static[history])
     where = np.concatenate([rows[facts], static_rows])

@@ -11,7 +11,6 @@ _EXPORTS = {
     "DataCollatorForPackedNextToken": "packing",
     "DataCollatorForPackedPrompts": "packing",
     "evaluation_order": "packing",
-    "PromptedDataset": "ehrseq.encode.rows",
     "prompted_dataset": "prompts",
     "score": "scoring",
     "score_rows": "scoring",

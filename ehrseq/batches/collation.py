@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-IGNORED_LABEL = -100
-"""Target that the cross-entropy leaves out."""
+from ehrseq.modeling.risk_tasks import IGNORED_LABEL
 
 FLOAT_CHANNELS = frozenset({"times", "ages"})
 """Channels that are float32; all others are int64."""

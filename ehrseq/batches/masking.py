@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ehrseq.batches.collation import IGNORED_LABEL, DataCollatorForNextToken
+from ehrseq.batches.collation import DataCollatorForNextToken
 from ehrseq.batches.packing import DataCollatorForPackedNextToken
+from ehrseq.modeling.risk_tasks import IGNORED_LABEL
 
 EVENT_TYPES = (5, 6, 7, 9, 10, 11)
 """Token types that are events: lab, medication, procedure, diagnosis, vital, other."""

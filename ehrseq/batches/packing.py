@@ -36,10 +36,10 @@ from torch.utils.data import Dataset
 
 from ehrseq.batches.collation import (
     FLOAT_CHANNELS,
-    IGNORED_LABEL,
     DataCollatorForNextToken,
     DataCollatorForPrompts,
 )
+from ehrseq.modeling.risk_tasks import IGNORED_LABEL
 from ehrseq.tokenization.ehr_plans import SEGMENTS
 
 if TYPE_CHECKING:

@@ -30,10 +30,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from ehrseq.batches.collation import IGNORED_LABEL
 from ehrseq.batches.packing import pack_channels, pack_lengths
 from ehrseq.encode.patients import EncodedPatients, KnownIndex
 from ehrseq.encode.rows import HistoryWindows, PromptedDataset
+from ehrseq.modeling.risk_tasks import IGNORED_LABEL
 
 if TYPE_CHECKING:
     from ehrseq.tokenization.ehr_histories import EncodedHistories
@@ -78,21 +78,21 @@ class SharedPromptDataset(Dataset[dict[str, Any]]):
         order = shuffled[np.lexsort((index.prediction_time[shuffled], index.history[shuffled]))]
         # 2. Windows, from the last label backwards.
         self._labels: list[NDArray[np.int64]] = []
-        for own in np.split(order, np.flatnonzero(np.diff(index.history[order])) + 1) if len(order) else []:
+        for of_patient in np.split(order, np.flatnonzero(np.diff(index.history[order])) + 1) if len(order) else []:
             windows = []
-            while len(own):
-                last = own[-1]
+            while len(of_patient):
+                last = of_patient[-1]
                 start = int(plan.start[last])
-                near = int(np.searchsorted(index.end[own], start + least)) if start > 0 else 0
+                near = int(np.searchsorted(index.end[of_patient], start + least)) if start > 0 else 0
                 # The label that the window is made for is in it, whatever its history.
-                near = min(near, int(np.searchsorted(index.prediction_time[own], index.prediction_time[last])))
-                windows.append(own[near:])
-                own = own[:near]
+                near = min(near, int(np.searchsorted(index.prediction_time[of_patient], index.prediction_time[last])))
+                windows.append(of_patient[near:])
+                of_patient = of_patient[:near]
             self._labels += reversed(windows)
         # 3. Each label's MPF row, cut where its window is.
         labels = np.concatenate(self._labels) if self._labels else np.empty(0, np.int64)
-        sizes = np.array([len(own) for own in self._labels], np.int64)
-        frame = np.repeat(np.array([own[-1] for own in self._labels], np.int64), sizes)
+        sizes = np.array([len(of_window) for of_window in self._labels], np.int64)
+        frame = np.repeat(np.array([of_window[-1] for of_window in self._labels], np.int64), sizes)
         cut = {name: getattr(plan, name)[frame] for name in ("statics", "start", "vs_at", "shift")}
         first_id = np.full(len(labels), histories.vocabulary.token_ids["[CLS]"])
         self._plan = replace(plan.subset(labels), first_id=first_id, **cut)
@@ -106,12 +106,12 @@ class SharedPromptDataset(Dataset[dict[str, Any]]):
         if not -len(self) <= window < len(self):
             raise IndexError(f"window {window} is outside 0..{len(self) - 1}")
         window %= len(self)
-        own, first = self._labels[window], int(self._first[window])
-        times = self.index.prediction_time[own]
+        of_window, first = self._labels[window], int(self._first[window])
+        times = self.index.prediction_time[of_window]
         pieces: list[dict[str, NDArray[Any]]] = []
         labels: list[NDArray[np.int64]] = []
         read = 0
-        for group in np.split(np.arange(len(own)), np.flatnonzero(np.diff(times)) + 1):
+        for group in np.split(np.arange(len(of_window)), np.flatnonzero(np.diff(times)) + 1):
             # 1. The MPF row of this time: its history as far as it is new, then its end, the task token once a task.
             row = self._rows[first + int(group[0])]
             length = len(row["input_ids"])
@@ -122,7 +122,7 @@ class SharedPromptDataset(Dataset[dict[str, Any]]):
             pieces.append(piece)
             # 2. Labels at the task tokens.
             targets = np.full(len(places), IGNORED_LABEL)
-            targets[-len(group) :] = self.index.label[own[group]]
+            targets[-len(group) :] = self.index.label[of_window[group]]
             labels.append(targets)
             read = known
         item: dict[str, Any] = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
@@ -137,7 +137,7 @@ class SharedPromptDataset(Dataset[dict[str, Any]]):
     @property
     def histories_of_windows(self) -> NDArray[np.int64]:
         """`[windows]` position of each window's patient, ascending."""
-        return np.array([self.index.history[own[-1]] for own in self._labels], np.int64)
+        return np.array([self.index.history[of_window[-1]] for of_window in self._labels], np.int64)
 
 
 class SharedEncodedPrompts(Dataset[dict[str, Any]]):

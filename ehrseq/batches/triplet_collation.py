@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ehrseq.batches.collation import IGNORED_LABEL
 from ehrseq.batches.packing import PackableRows, pack_lengths
+from ehrseq.modeling.risk_tasks import IGNORED_LABEL
 from ehrseq.tokenization.ehr_plans import SEGMENTS
 
 CHANNEL_TYPES: dict[str, type[np.generic]] = {"variable_ids": np.int64, "times": np.float32, "values": np.float32}

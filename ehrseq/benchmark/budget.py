@@ -75,9 +75,9 @@ class Budget:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{file} cannot be read as YAML: {error}") from error
         expected = [field.name for field in fields(cls) if field.name != "name"]
-        given = list(content) if isinstance(content, dict) else []
-        if sorted(given) != sorted(expected):
-            lacking, strange = sorted(set(expected) - set(given)), sorted(set(map(str, given)) - set(expected))
+        keys = list(content) if isinstance(content, dict) else []
+        if sorted(keys) != sorted(expected):
+            lacking, strange = sorted(set(expected) - set(keys)), sorted(set(map(str, keys)) - set(expected))
             raise ValueError(f"{file}: fields missing {lacking}, unknown {strange}; expected {expected}.")
         lists = {name: tuple(content[name]) for name in ("finetune_rates", "finetune_splits") if content[name]}
         made = cls(name=str(budget) if known else file.stem, **{**content, **lists})

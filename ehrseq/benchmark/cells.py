@@ -153,9 +153,9 @@ def _predict_neural(cell: SystemCell, system: System, data: BenchmarkData) -> tu
             stage = _finetune(folder, cell, system, data, pretrained, scope, rate, context, len(scopes))
             for name in ("seconds", "tokens", "parameters"):
                 entry[name] += stage[name]
-        found = _score(folders[-1], parts["tuning"], data.tokenizer, names)
-        trials.append(entry | {"tuning_auroc": _aurocs(parts["tuning"], found, names)})
-        tuned.append(found)
+        tuning_scores = _score(folders[-1], parts["tuning"], data.tokenizer, names)
+        trials.append(entry | {"tuning_auroc": _aurocs(parts["tuning"], tuning_scores, names)})
+        tuned.append(tuning_scores)
     # One configuration for the multitask model; each task its own where each has a model of its own.
     chosen = _choose([trial["tuning_auroc"] for trial in trials], names, together=system.multitask)
     best = {scope: folders[chosen[names[0] if scope == ALL else scope]][scope] for scope in scopes}
@@ -183,10 +183,10 @@ def _score(
     """Probability of each row by the finetuned model of its task, or the one of all tasks."""
     scores = np.full(len(rows), np.nan)
     for scope, folder in folders.items():
-        own = np.arange(len(rows)) if scope == ALL else np.flatnonzero(rows.task_ids == names.index(scope))
+        places = np.arange(len(rows)) if scope == ALL else np.flatnonzero(rows.task_ids == names.index(scope))
         with quiet_loading():
-            model = AutoModelForSequenceClassification.from_pretrained(folder)
-        scores[own] = score_rows(model, tokenizer, rows.subset(own), batch_size=64)
+            model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
+        scores[places] = score_rows(model, tokenizer, rows.subset(places), batch_size=64)
     return scores
 
 
@@ -215,7 +215,7 @@ def _finetune(
                 system.config(budget, data.tokenizer, data.task_configs)
             )
         with quiet_loading():  # the new head is expected
-            return AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2)
+            return AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2, use_safetensors=True)
 
     tokens = budget.finetune_tokens + (budget.pretrain_tokens if system.objective is None else 0)
     tokens = max(1, tokens // num_scopes)
@@ -272,13 +272,13 @@ def _predict_counts(cell: SystemCell, system: System, data: BenchmarkData) -> tu
     tried: dict[str, Any] = {}
     start = time.perf_counter()
     for task_id, name in enumerate(names):
-        own = {part: rows.subset(np.flatnonzero(rows.task_ids == task_id)) for part, rows in parts.items()}
+        of_task = {part: rows.subset(np.flatnonzero(rows.task_ids == task_id)) for part, rows in parts.items()}
         made: Any = BoostedCounts if system.model_type == "boosting" else LogisticCounts
-        model = made(num_configurations=cell.budget.num_trials, seed=cell.seed).fit(own["train"], own["tuning"])
+        model = made(num_configurations=cell.budget.num_trials, seed=cell.seed).fit(of_task["train"], of_task["tuning"])
         tried[name] = {"tried": model.tried, "chosen": model.chosen}
         for part, values in scores.items():
-            if len(own[part]):
-                values[parts[part].task_ids == task_id] = model.predict_proba(own[part])[:, 1]
+            if len(of_task[part]):
+                values[parts[part].task_ids == task_id] = model.predict_proba(of_task[part])[:, 1]
     table = pl.concat(_predictions(parts[part], values, names, part) for part, values in scores.items())
     result = {
         "trials": tried,
@@ -297,12 +297,12 @@ def _predict_counts(cell: SystemCell, system: System, data: BenchmarkData) -> tu
 
 def _aurocs(rows: PromptedDataset, scores: NDArray[np.float64], names: Sequence[str]) -> dict[str, float | None]:
     """AUROC by task, None where there is one class only."""
-    found: dict[str, float | None] = {}
+    aurocs: dict[str, float | None] = {}
     for task_id, name in enumerate(names):
-        own = rows.task_ids == task_id
-        value = auroc(rows.labels[own], scores[own])
-        found[name] = value if math.isfinite(value) else None
-    return found
+        of_task = rows.task_ids == task_id
+        value = auroc(rows.labels[of_task], scores[of_task])
+        aurocs[name] = value if math.isfinite(value) else None
+    return aurocs
 
 
 def _choose(trials: Sequence[Mapping[str, float | None]], names: Sequence[str], together: bool) -> dict[str, int]:

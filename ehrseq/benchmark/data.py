@@ -143,9 +143,9 @@ class BenchmarkData:
 
     def _part(self, part: str) -> PromptedDataset:
         if part not in self._parts:
-            own = self.labels.filter(pl.col("part") == part)
+            of_part = self.labels.filter(pl.col("part") == part)
             tables = {
-                task: own.filter(pl.col("task") == task).select("subject_id", "prediction_time", "boolean_value")
+                task: of_part.filter(pl.col("task") == task).select("subject_id", "prediction_time", "boolean_value")
                 for task in self.source.tasks
             }
             self._parts[part] = prompted_dataset(self.tokenizer, self.events(part), tables, self.budget.context)
@@ -193,15 +193,15 @@ def _labels(source: Source, budget: Budget) -> pl.DataFrame:
         if splits is not None:
             subjects = EventDataset(dataset).splits.filter(pl.col("split").is_in(splits))["subject_id"]
         for task in source.tasks:
-            own = known[dataset][task].select("subject_id", "prediction_time", "boolean_value")
-            own = own if subjects is None else own.filter(pl.col("subject_id").is_in(subjects.implode()))
+            of_task = known[dataset][task].select("subject_id", "prediction_time", "boolean_value")
+            of_task = of_task if subjects is None else of_task.filter(pl.col("subject_id").is_in(subjects.implode()))
             if part != "train" and budget.max_rows_per_task is not None:
-                own = own.sample(min(own.height, budget.max_rows_per_task), seed=0)
-            own = own.sort("subject_id", "prediction_time")
-            _check_classes(own, part, task, dataset)
-            risk = _true_risk(tested, task, own) if part == "test" else None
+                of_task = of_task.sample(min(of_task.height, budget.max_rows_per_task), seed=0)
+            of_task = of_task.sort("subject_id", "prediction_time")
+            _check_classes(of_task, part, task, dataset)
+            risk = _true_risk(tested, task, of_task) if part == "test" else None
             best = pl.lit(None, pl.Float64) if risk is None else pl.Series(risk)
-            tables.append(own.with_columns(part=pl.lit(part), task=pl.lit(task), true_risk=best))
+            tables.append(of_task.with_columns(part=pl.lit(part), task=pl.lit(task), true_risk=best))
     return pl.concat(tables)
 
 

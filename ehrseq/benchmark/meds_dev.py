@@ -1,9 +1,9 @@
 """EhrMamba as a model of MEDS-DEV: pretrain, finetune and predict on any MEDS dataset, any task, by three commands.
 
-    python -m ehrseq.benchmark.meds_dev pretrain --dataset_dir D --output_dir P
-    python -m ehrseq.benchmark.meds_dev finetune --dataset_dir D --labels_dir L --model_initialization_dir P \
+    python -P -m ehrseq.benchmark.meds_dev pretrain --dataset_dir D --output_dir P
+    python -P -m ehrseq.benchmark.meds_dev finetune --dataset_dir D --labels_dir L --model_initialization_dir P \
         --output_dir F
-    python -m ehrseq.benchmark.meds_dev predict --dataset_dir D --labels_dir L --model_initialization_dir F \
+    python -P -m ehrseq.benchmark.meds_dev predict --dataset_dir D --labels_dir L --model_initialization_dir F \
         --output_dir O --split held_out
 
 MEDS-DEV's driver fills these arguments in (examples/meds_dev/ehrmamba/model.yaml). A command that was stopped goes
@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 DEMO = {"hidden_size": 32, "num_layers": 1, "context": 128, "pretrain_tokens": 20_000, "finetune_tokens": 20_000}
 """A model and a training that take seconds: what `demo=True` of the driver is for."""
 
-TASK = "task"
-TASK_TOKEN = "[TASK]"
+TASK_NAME = "task"
+TASK_TOKEN = "[TASK_NAME]"
 
 
 def pretrain_on_meds(dataset_dir: Path, output_dir: Path, budget: Budget, seed: int = 0) -> None:
@@ -61,8 +61,10 @@ def pretrain_on_meds(dataset_dir: Path, output_dir: Path, budget: Budget, seed: 
     if (output_dir / RESULT).is_file():
         return
     events = EventDataset(dataset_dir).events("train")
-    tokenizer = EhrTokenizer.train(events, tasks=[{"name": TASK, "token": TASK_TOKEN}], model_max_length=budget.context)
-    config = SYSTEMS["ehrmamba"].config(budget, tokenizer, [{"name": TASK, "token": TASK_TOKEN}])
+    tokenizer = EhrTokenizer.train(
+        events, tasks=[{"name": TASK_NAME, "token": TASK_TOKEN}], model_max_length=budget.context
+    )
+    config = SYSTEMS["ehrmamba"].config(budget, tokenizer, [{"name": TASK_NAME, "token": TASK_TOKEN}])
     context = config.max_position_embeddings
     train_for_tokens(
         output_dir,
@@ -174,7 +176,7 @@ def _tokenizer(folder: Path) -> EhrTokenizer:
 
 def _model(folder: Path, **options: Any) -> Any:
     with quiet_loading():
-        return AutoModelForSequenceClassification.from_pretrained(folder, **options)
+        return AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True, **options)
 
 
 def _rows(dataset_dir: Path, labels_dir: Path, split: str, tokenizer: Any, context: int) -> PromptedDataset:
@@ -184,17 +186,17 @@ def _rows(dataset_dir: Path, labels_dir: Path, split: str, tokenizer: Any, conte
     labels = read_label_table(labels_dir)
     dataset = EventDataset(dataset_dir)
     events = dataset.events(split)
-    own = labels.filter(pl.col("subject_id").is_in(events["subject_id"].unique().implode()))
-    strangers = labels.filter(~pl.col("subject_id").is_in(dataset.splits["subject_id"].implode())).height
-    if strangers:
-        logger.warning("%s labels are of patients that the dataset does not hold; they are left out.", f"{strangers:,}")
-    if own.is_empty():
+    of_split = labels.filter(pl.col("subject_id").is_in(events["subject_id"].unique().implode()))
+    unknown = labels.filter(~pl.col("subject_id").is_in(dataset.splits["subject_id"].implode())).height
+    if unknown:
+        logger.warning("%s labels are of patients that the dataset does not hold; they are left out.", f"{unknown:,}")
+    if of_split.is_empty():
         raise ValueError(f"{labels_dir} has no label of the patients of the split {split!r} of {dataset_dir}.")
-    rows = prompted_dataset(tokenizer, events, {TASK: own}, context)
-    if len(rows) != own.height:
+    rows = prompted_dataset(tokenizer, events, {TASK_NAME: of_split}, context)
+    if len(rows) != of_split.height:
         raise ValueError(
-            f"{own.height - len(rows):,} of {own.height:,} labels of the split {split!r} have no event of their "
-            "patient up to the prediction time; take them out of the label tables."
+            f"{of_split.height - len(rows):,} of {of_split.height:,} labels of the split {split!r} have no event of "
+            "their patient up to the prediction time; take them out of the label tables."
         )
     order = np.lexsort((rows.prediction_times, rows.subject_ids))
     return rows.subset(order)

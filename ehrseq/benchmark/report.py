@@ -25,7 +25,7 @@ from ehrseq.work.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-SUBGROUP_RESAMPLES = 300  # of each of many cells
+SYSTEM_SUBGROUP_RESAMPLES = 300  # of each of many cells
 
 
 def write_report(
@@ -121,7 +121,7 @@ def _forests(
             table,
             row_attributes(table, events),
             threshold=each.thresholds[reference][0],
-            num_resamples=SUBGROUP_RESAMPLES,
+            num_resamples=SYSTEM_SUBGROUP_RESAMPLES,
             seed=seed,
         )
         small = sum(group.reason is not None for group in groups)

@@ -13,6 +13,7 @@ import polars as pl
 
 from ehrseq.benchmark.cells import PREDICTIONS
 from ehrseq.benchmark.systems import SYSTEMS
+from ehrseq.data.schema import LABEL_KEYS
 from ehrseq.evaluation import Interval, Ranking, auroc, best_f1_threshold, bootstrap_intervals, f1_score, seed_test
 from ehrseq.evaluation.bootstrap import MetricOfWeights
 from ehrseq.evaluation.calibration import Calibration
@@ -20,8 +21,7 @@ from ehrseq.evaluation.metrics import FloatArray
 from ehrseq.evaluation.reports import MIN_CLASS_COUNT, not_estimable
 from ehrseq.training.stages import RESULT, read_result
 
-METRICS = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "brier": "Brier score", "ece": "calibration error"}
-KEYS = ("subject_id", "prediction_time")
+RESULT_METRICS = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "brier": "Brier score", "ece": "calibration error"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SystemResult:
     Attributes:
         system: Name of the system.
         seeds: Seeds that were run.
-        metrics: Name of `METRICS` -> mean over the seeds, with its interval over patients.
+        metrics: Name of `RESULT_METRICS` -> mean over the seeds, with its interval over patients.
         differences: "auroc", "auprc" -> the same minus the reference's, on the same resamples.
         p_value: Of the t-test over seeds against the reference's AUROCs; None with fewer than two seeds of each.
         by_seed: AUROC of each seed.
@@ -107,22 +107,22 @@ def read_scores(folder: Path, tasks: Sequence[str]) -> list[TaskScores]:
         raise ValueError(f"{folder} has no finished cell yet; run `ehrseq benchmark` without --report-only.")
     tables = {name: [pl.read_parquet(path / PREDICTIONS) for path in paths] for name, paths in cells.items()}
     known = pl.read_parquet(folder / "labels.parquet").filter(pl.col("part") == "test")
-    risks = known.select("task", *KEYS, "true_risk")
+    risks = known.select("task", *LABEL_KEYS, "true_risk")
     scores_by_task = []
     for task in tasks:
         of_task = {
-            name: [table.filter(pl.col("task") == task, pl.col("part") == "test").sort(KEYS) for table in each]
+            name: [table.filter(pl.col("task") == task, pl.col("part") == "test").sort(LABEL_KEYS) for table in each]
             for name, each in tables.items()
         }
-        rows = next(iter(of_task.values()))[0].select(*KEYS, "label")
+        rows = next(iter(of_task.values()))[0].select(*LABEL_KEYS, "label")
         for name, each in of_task.items():
-            if any(not table.select(*KEYS, "label").equals(rows) for table in each):
+            if any(not table.select(*LABEL_KEYS, "label").equals(rows) for table in each):
                 raise ValueError(f"{folder}: {name} scored other rows of {task} than {next(iter(of_task))}.")
         thresholds = {
             name: [_threshold(table.filter(pl.col("task") == task, pl.col("part") == "tuning")) for table in each]
             for name, each in tables.items()
         }
-        rows = rows.join(risks.filter(pl.col("task") == task).drop("task"), on=list(KEYS), maintain_order="left")
+        rows = rows.join(risks.filter(pl.col("task") == task).drop("task"), on=list(LABEL_KEYS), maintain_order="left")
         scores = {name: np.stack([table["score"].to_numpy() for table in each]) for name, each in of_task.items()}
         scores_by_task.append(TaskScores(task, rows, scores, thresholds))
     return scores_by_task
@@ -171,7 +171,7 @@ def task_result(scores: TaskScores, reference: str, *, num_resamples: int = 1000
         systems[system] = SystemResult(
             system,
             len(values),
-            {metric: intervals[f"{system} {metric}"] for metric in METRICS},
+            {metric: intervals[f"{system} {metric}"] for metric in RESULT_METRICS},
             {m: intervals[name] for m in ("auroc", "auprc") if (name := f"{system} {m} difference") in intervals},
             seed_test(values, seeds[reference]).p_value if tested else None,
             values,

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from ehrseq.benchmark.results import METRICS, TaskResult, mean_auroc
+from ehrseq.benchmark.results import RESULT_METRICS, TaskResult, mean_auroc
 from ehrseq.benchmark.systems import SYSTEMS
 from ehrseq.evaluation.report_tables import ReportTable
 from ehrseq.evaluation.reports import NOT_ESTIMABLE
@@ -40,12 +40,12 @@ def task_table(result: TaskResult, reference: str) -> ReportTable:
     for name, measured in result.systems.items():
         over = [str(measured.differences.get(metric, "")) for metric in ("auroc", "auprc")]
         test = "" if measured.p_value is None else f"{measured.p_value:.2g}"
-        rows.append([SYSTEMS[name].title, *(str(measured.metrics[metric]) for metric in METRICS), *over, test])
+        rows.append([SYSTEMS[name].title, *(str(measured.metrics[metric]) for metric in RESULT_METRICS), *over, test])
     if result.best_possible is not None:
-        blank = [""] * (len(METRICS) + 2)
+        blank = [""] * (len(RESULT_METRICS) + 2)
         rows.append(["best possible", f"{result.best_possible:.3f}", *blank])
     title = SYSTEMS[reference].title
-    header = ["system", *METRICS.values(), f"AUROC over {title}", f"AUPRC over {title}", "p (seeds)"]
+    header = ["system", *RESULT_METRICS.values(), f"AUROC over {title}", f"AUPRC over {title}", "p (seeds)"]
     return ReportTable(result.task, header, rows, counts)
 
 

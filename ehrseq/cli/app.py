@@ -5,6 +5,7 @@ Heavy imports stand inside the commands, so that `ehrseq --help` answers at once
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -67,7 +68,12 @@ def _common(
 
 
 def main() -> None:
-    """Run the command line; an error of the input is one line, not a traceback."""
+    """Run the command line; an error of the input is one line, not a traceback.
+
+    Whatever Python a library starts for it (data loaders, compilers, a cluster's workers) has the safe path too: a
+    command is run in the folder of somebody's records, and no file there is a module.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         app()
     except (ValueError, OSError, ImportError) as error:

@@ -33,7 +33,7 @@ def train_command(
 ) -> None:
     """Pretrain, finetune, choose thresholds and evaluate on held-out patients; a stopped run goes on.
 
-    With torchrun (`torchrun --nproc_per_node 2 -m ehrseq.cli.app train ...`) several processes train together.
+    With torchrun (`torchrun --nproc_per_node 2 --no-python ehrseq train ...`) several processes train together.
     """
     if list_only:
         from ehrseq.training.named_recipes import list_recipes

@@ -8,6 +8,9 @@ from typing import Any
 
 import polars as pl
 
+MAX_ERRORS = 20
+"""Messages kept of lines that could not be read; all are counted."""
+
 
 @dataclass
 class ConversionReport:

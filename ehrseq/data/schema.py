@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import polars as pl
 
 from ehrseq.data.instants import parse_instant
+from ehrseq.tokenization.ehr_codes import RANK_BIRTH, RANK_DEATH, RANK_END, RANK_OTHER, RANK_START
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,6 +49,9 @@ LABEL_SCHEMA: dict[str, pl.DataType] = {
 }
 """Column name -> polars type of a MEDS label table; everything up to and including `prediction_time` may be used."""
 
+LABEL_KEYS = ("subject_id", "prediction_time")
+"""The columns that say which question of a task a row is about."""
+
 BIRTH_CODE = "MEDS_BIRTH"
 DEATH_CODE = "MEDS_DEATH"
 
@@ -55,7 +59,6 @@ DEATH_CODE = "MEDS_DEATH"
 # it.
 _START_PREFIXES = r"^(?:VISIT_START|HOSPITAL_ADMISSION|ED_REGISTRATION|ICU_ADMISSION|Visit/[^/]+(?://?start)?$)"
 _END_PREFIXES = r"^(?:VISIT_END|HOSPITAL_DISCHARGE|ED_OUT|ICU_DISCHARGE|Visit/[^/]+//?end$)"
-RANK_BIRTH, RANK_START, RANK_OTHER, RANK_END, RANK_DEATH = range(5)
 
 
 def code_rank(codes: pl.Series) -> pl.Series:

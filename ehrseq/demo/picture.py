@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def _draw_timeline(axis: Any, events: pl.DataFrame, mdates: Any) -> None:
     lived = timed.filter(pl.col("kind") != "birth")["time"].to_list()
     first, last = min(lived), max(lived)
     # A visit of an hour would be thinner than a pixel on an axis of years.
-    span = max(1.0, (last - first).total_seconds() / 86400)
+    span = max(1.0, (last - first) / timedelta(days=1))
     for row in visits.sort("start").iter_rows(named=True):
         group = "admission" if row["encounter_class"] in INPATIENT_CLASSES else "other visit"
         group = "emergency" if row["encounter_class"] == "EMER" else group

@@ -217,13 +217,13 @@ def _predict(
     difference: Any = (both["score"] - both["reloaded"]).abs().max()
     say(f"Risks after the reload differ by at most {float(difference):.7f}.")
     for subject in subjects:
-        own = risks.filter(pl.col("subject_id") == subject)
-        own = own.filter(pl.col("prediction_time") == own["prediction_time"].max())
+        answers = risks.filter(pl.col("subject_id") == subject)
+        answers = answers.filter(pl.col("prediction_time") == answers["prediction_time"].max())
         shown = (
             f"{task} {'-' if score is None else format(score, '.1%')}"
-            for task, score in own.select("task", "score").iter_rows()
+            for task, score in answers.select("task", "score").iter_rows()
         )
-        say(f"  patient {subject} at {own['prediction_time'][0]:%Y-%m-%d %H:%M}: {', '.join(shown)}")
+        say(f"  patient {subject} at {answers['prediction_time'][0]:%Y-%m-%d %H:%M}: {', '.join(shown)}")
 
     rows = asked.filter(pl.col("subject_id") == subjects[0]).join(risks.select(*keys, "score"), on=keys)
     truth = None

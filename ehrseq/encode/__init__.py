@@ -9,6 +9,8 @@ _EXPORTS = {
     "is_encoded": "dataset",
     "fit_tokenizer": "fitting",
     "tokenize_dataset": "run",
+    "HistoryWindows": "rows",
+    "PromptedDataset": "rows",
     "PHYSIONET2012": "triplets",
     "TripletTable": "triplets",
     "build_triplets": "triplets",

@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 
 from ehrseq.data.tables import as_column, check_columns, microseconds
-from ehrseq.tokenization.ehr_codes import INPATIENT_CLASSES
+from ehrseq.tokenization.ehr_codes import INPATIENT_CLASSES, KIND_RANKS, RANK_OTHER, RANK_STATIC
 from ehrseq.tokenization.ehr_rows import NO_TIME
-from ehrseq.tokenization.ehr_visits import KIND_RANKS, RANK_OTHER, RANK_STATIC, silence_us
+from ehrseq.tokenization.ehr_visits import silence_us
 from ehrseq.tokenization.ehr_vocabulary import EventVocabulary
 
 REQUIRED = ("subject_id", "time", "code")

@@ -22,10 +22,9 @@ import polars as pl
 from ehrseq.data.tables import check_columns, in_threads, subject_chunks
 from ehrseq.encode.boundaries import Boundaries, keys
 from ehrseq.encode.columns import CONTENT, DROPPED, END, HOWS, REQUIRED, START, EventColumns
-from ehrseq.tokenization.ehr_codes import DAY_US
+from ehrseq.tokenization.ehr_codes import DAY_US, RANK_BIRTH
 from ehrseq.tokenization.ehr_histories import EncodedHistories, join_offsets
 from ehrseq.tokenization.ehr_rows import NO_TIME, HistoryRows, lay_out
-from ehrseq.tokenization.ehr_visits import RANK_BIRTH
 from ehrseq.tokenization.ehr_vocabulary import EventVocabulary
 from ehrseq.work.engine import available_cores
 

@@ -19,7 +19,7 @@ from ehrseq.evaluation.metrics import FloatArray, Ranking
 
 Metric = Callable[[Ranking, "FloatArray | None"], FloatArray]
 
-METRICS: dict[str, Metric] = {
+COMPARED_METRICS: dict[str, Metric] = {
     "auroc": lambda ranking, weights: ranking.auroc(weights),
     "auprc": lambda ranking, weights: ranking.average_precision(weights),
 }
@@ -66,12 +66,12 @@ def paired_difference(
     Raises:
         ValueError: An unknown metric, arrays of different lengths, or scores that are not finite.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric got {metric!r}; expected one of {sorted(METRICS)}.")
+    if metric not in COMPARED_METRICS:
+        raise ValueError(f"metric got {metric!r}; expected one of {sorted(COMPARED_METRICS)}.")
     ours, theirs = Ranking(labels, scores), Ranking(labels, other_scores)
     if len(np.asarray(subject_ids)) != len(ours.order):
         raise ValueError(f"subject_ids has {len(np.asarray(subject_ids))} entries, labels {len(ours.order)}.")
-    of = METRICS[metric]
+    of = COMPARED_METRICS[metric]
     return bootstrap_interval(
         lambda weights: of(ours, weights) - of(theirs, weights), subject_ids, num_resamples=num_resamples, seed=seed
     )

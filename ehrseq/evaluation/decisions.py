@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from ehrseq.evaluation.calibration import check_probabilities
 from ehrseq.evaluation.metrics import FloatArray, check_scores
 
-THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(1, 100))
+DECISION_THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(1, 100))
 SENSITIVITIES = (0.8, 0.9)
 ALERT_RATE = 0.05
 """Share of the rows that alert where nothing better chooses the threshold."""
@@ -58,7 +58,9 @@ class AlertBurden:
     positive_predictive_value: float
 
 
-def decision_curve(labels: ArrayLike, scores: ArrayLike, thresholds: Sequence[float] = THRESHOLDS) -> DecisionCurve:
+def decision_curve(
+    labels: ArrayLike, scores: ArrayLike, thresholds: Sequence[float] = DECISION_THRESHOLDS
+) -> DecisionCurve:
     """Net benefit of the scores and of treating all.
 
     Args:

@@ -41,6 +41,8 @@ def evaluate_files(
 ) -> str:
     """Evaluate the scores of a file, task by task; what cannot be evaluated is named with its reason.
 
+    A task with one class only, or with few rows of one, is reported with its counts, and why it has no metrics.
+
     Labels of patients that the predictions do not hold at all are left out and counted: predictions are often of the
     held-out patients alone. A label of a patient that they do hold needs its score.
 
@@ -75,7 +77,6 @@ def evaluate_files(
     for name in progress_bar(sources.tasks(tasks), desc="Evaluating", unit="task"):
         try:
             rows = sources.rows(name)
-            _check_both_classes(rows)
         except ValueError as error:
             not_evaluated[name] = str(error)
             continue
@@ -151,7 +152,10 @@ class _Sources:
                 others = labels.height - known.height
                 logger.warning("%s: %s labels are of patients that %s does not hold.", name, f"{others:,}", self.name)
             labels = known
-        return match_predictions(self.table, labels, task=name if self.scored is not None else None, source=self.name)
+        rows = match_predictions(self.table, labels, task=name if self.scored is not None else None, source=self.name)
+        if not rows.height:
+            raise ValueError(f"no labels of a patient that {self.name} holds")
+        return rows
 
     def outcome(self, name: str) -> str:
         """The positive outcome in words, as the predictions or the task's definition say it."""
@@ -171,13 +175,6 @@ def _tuning_rows(tuned: _Sources | None, name: str) -> tuple[pl.DataFrame | None
         return tuned.rows(name), ""
     except ValueError as error:
         return None, str(error)
-
-
-def _check_both_classes(rows: pl.DataFrame) -> None:
-    positives = int(rows["label"].sum())
-    if positives in (0, rows.height):
-        kind = "positive" if positives == 0 else "negative"
-        raise ValueError(f"no {kind} among its {rows.height:,} labels; both are needed" if rows.height else "no labels")
 
 
 def _write(

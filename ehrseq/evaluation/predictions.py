@@ -11,12 +11,12 @@ from pathlib import Path
 
 import polars as pl
 
+from ehrseq.data.schema import LABEL_KEYS
 from ehrseq.evaluation.calibration import check_probabilities
 from ehrseq.work.files import write_whole
 
 logger = logging.getLogger(__name__)
 
-KEYS = ("subject_id", "prediction_time")
 PROBABILITY = "predicted_boolean_probability"
 DECISION = "predicted_boolean_value"
 MEDS_SCHEMA = pl.Schema(
@@ -57,10 +57,10 @@ def match_predictions(
     """
     table = _of_task(predictions, task, source)
     score = next((name for name in ("score", PROBABILITY) if name in table.columns), None)
-    missing = [name for name in KEYS if name not in table.columns]
+    missing = [name for name in LABEL_KEYS if name not in table.columns]
     if score is None or missing:
         raise ValueError(
-            f"{source} has the columns {predictions.columns}; expected {list(KEYS)} and a score, as `score` or "
+            f"{source} has the columns {predictions.columns}; expected {list(LABEL_KEYS)} and a score, as `score` or "
             f"`{PROBABILITY}`."
         )
     scored = _keys(table).with_columns(score=table[score].cast(pl.Float64))
@@ -81,7 +81,7 @@ def match_predictions(
         known = _labels(labels)
         _refuse_duplicates(scored, source)
         _refuse_duplicates(known, "labels")
-        joined = known.join(scored, on=list(KEYS), how="left", maintain_order="left")
+        joined = known.join(scored, on=list(LABEL_KEYS), how="left", maintain_order="left")
         unlabelled = scored["score"].count() - joined["score"].count()
         if unlabelled:
             logger.warning("%s: %s predictions have no label and are left out.", source, f"{unlabelled:,}")
@@ -89,11 +89,11 @@ def match_predictions(
     if lost.height:
         raise ValueError(
             f"{lost.height:,} of {joined.height:,} labels have no score in {source}, for example "
-            f"{lost.select(KEYS).head(_EXAMPLES).rows()}. Score every labelled row, or drop these labels and say so: "
-            "rows that a model declines are rarely like the others."
+            f"{lost.select(LABEL_KEYS).head(_EXAMPLES).rows()}. Score every labelled row, or drop these labels and say "
+            "so: rows that a model declines are rarely like the others."
         )
     check_probabilities(joined["score"].to_numpy())
-    return joined.select(*KEYS, "label", "score").sort(KEYS)
+    return joined.select(*LABEL_KEYS, "label", "score").sort(LABEL_KEYS)
 
 
 def to_meds_predictions(table: pl.DataFrame, *, threshold: float = 0.5) -> pl.DataFrame:
@@ -160,7 +160,7 @@ def _keys(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _labels(labels: pl.DataFrame) -> pl.DataFrame:
-    missing = [name for name in (*KEYS, "boolean_value") if name not in labels.columns]
+    missing = [name for name in (*LABEL_KEYS, "boolean_value") if name not in labels.columns]
     if missing:
         raise ValueError(f"labels have the columns {labels.columns}; {missing} are missing.")
     return _keys(labels).with_columns(label=_booleans(labels["boolean_value"], "labels"))
@@ -175,9 +175,10 @@ def _booleans(values: pl.Series, source: str) -> pl.Series:
 
 
 def _refuse_duplicates(table: pl.DataFrame, source: str) -> None:
-    repeated = table.filter(table.select(KEYS).is_duplicated())
+    repeated = table.filter(table.select(LABEL_KEYS).is_duplicated())
     if repeated.height:
         raise ValueError(
             f"{source}: {repeated.height:,} rows share subject and time with another, for example "
-            f"{repeated.select(KEYS).unique(maintain_order=True).head(_EXAMPLES).rows()}. Each question has one answer."
+            f"{repeated.select(LABEL_KEYS).unique(maintain_order=True).head(_EXAMPLES).rows()}. Each question has one "
+            "answer."
         )

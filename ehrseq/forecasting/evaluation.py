@@ -33,7 +33,7 @@ from ehrseq.tokenization.ehr_vocabulary import (
 )
 from ehrseq.work.progress import progress_bar
 
-KINDS = {
+KIND_OF_TYPE = {
     TYPE_LAB: "lab",
     TYPE_MEDICATION: "medication",
     TYPE_PROCEDURE: "procedure",
@@ -204,7 +204,7 @@ class _Tally:
         for place in range(1, len(ids)):
             if orders[place] != orders[place - 1] and types[place] != TYPE_INTERVAL:
                 last_visit, this_visit = this_visit or last_visit, {}
-            token, kind = int(ids[place]), KINDS.get(int(types[place]))
+            token, kind = int(ids[place]), KIND_OF_TYPE.get(int(types[place]))
             if kind is None:
                 continue
             lists = (best[place - 1], self._list(so_far), self._list(last_visit))
@@ -235,7 +235,7 @@ class _Tally:
             seen.append(days)
 
     def report(self) -> ForecastReport:
-        kinds = {name: self.questions[name] for name in KINDS.values() if name in self.questions}
+        kinds = {name: self.questions[name] for name in KIND_OF_TYPE.values() if name in self.questions}
         everything = [answer for answers in kinds.values() for answer in answers]
         by_kind = {"all": everything, **kinds} if everything else {}
         errors = np.mean(self.off, axis=0).tolist() if self.off else None

@@ -35,7 +35,7 @@ INTENDED_USE = (
     "Research on risk prediction from health records: comparing methods, studying a cohort, preparing a prospective "
     "evaluation. It is not a medical device, and no decision about a patient may rest on its scores."
 )
-LIMITS = (
+COMMON_LIMITS = (
     "The scores are only as good as the record: what was never coded, or came after the prediction time, is not seen.",
     "Performance was measured on one dataset. Before any use elsewhere measure discrimination and calibration there, "
     "and recalibrate{coverage}.",
@@ -221,7 +221,10 @@ class EhrModelCard:
             evaluated_on=self.evaluated_on,
             coverage=self.coverage,
             intended_use=self.intended_use,
-            limits=[*(limit.replace("{coverage}", _COVERAGE[facts.reads_triplets]) for limit in LIMITS), *self.limits],
+            limits=[
+                *(limit.replace("{coverage}", _COVERAGE[facts.reads_triplets]) for limit in COMMON_LIMITS),
+                *self.limits,
+            ],
             training=self.training,
             license_text=self._license_text(),
         )

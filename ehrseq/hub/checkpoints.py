@@ -79,7 +79,10 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     try:
         with quiet_loading():
             # The registered classes need no trust; without this, a folder of somebody else's would ask for it.
-            model = AutoModelForSequenceClassification.from_pretrained(checkpoint, trust_remote_code=False)
+            # A class of somebody else's, which is refused below, would read a pickle.
+            model = AutoModelForSequenceClassification.from_pretrained(
+                checkpoint, trust_remote_code=False, use_safetensors=True
+            )
             family = FAMILIES.get(model.config.model_type, _UNKNOWN_FAMILY)
             auto_class: Any = AutoTokenizer if family.feature_extractor is None else AutoFeatureExtractor
             encoder = auto_class.from_pretrained(checkpoint, trust_remote_code=False)
@@ -151,6 +154,11 @@ def _check_files(checkpoint: str) -> None:
                 f"{checkpoint} is no whole checkpoint: it has no {file}; save the {part} that it was trained with "
                 f"into the same folder ({part}.save_pretrained(folder))."
             )
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{checkpoint} has no *.safetensors; save the model into it by model.save_pretrained(folder): pickled "
+            "weights are not read, since a pickle runs what it holds."
+        )
 
 
 def _model_type(config: Path) -> str:

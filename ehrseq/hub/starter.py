@@ -4,7 +4,7 @@ It is the demo's model, trained on simulated patients, and says so at every call
 package's classes load it. `make starter` makes it anew:
 
     ehrseq demo --output build/starter
-    python -m ehrseq.hub.starter build/starter/checkpoint
+    python -P -m ehrseq.hub.starter build/starter/checkpoint
 """
 
 from __future__ import annotations

@@ -25,12 +25,18 @@ _CONV_MODULES = {"cuda": "cuda_scan", "triton": "triton_conv", "cpp": "cpu_conv"
 
 def scan_backends() -> dict[str, KernelBackend[ScanInputsLike, tuple[Tensor, Tensor]]]:
     """Backends of the selective scan by name, fastest first, whether or not this machine can run them."""
-    return {name: import_module(f"{__name__}.{module}").SCAN_BACKEND for name, module in _SCAN_MODULES.items()}
+    return {
+        name: getattr(import_module(f"{__name__}.{module}"), f"{name.upper()}_SCAN")
+        for name, module in _SCAN_MODULES.items()
+    }
 
 
 def conv_backends() -> dict[str, KernelBackend[ConvInputsLike, Tensor]]:
     """Backends of the causal convolution by name, fastest first, whether or not this machine can run them."""
-    return {name: import_module(f"{__name__}.{module}").CONV_BACKEND for name, module in _CONV_MODULES.items()}
+    return {
+        name: getattr(import_module(f"{__name__}.{module}"), f"{name.upper()}_CONV")
+        for name, module in _CONV_MODULES.items()
+    }
 
 
 __all__ = ["KernelBackend", "conv_backends", "scan_backends"]

@@ -10,7 +10,7 @@ from .backend import KernelBackend
 from .cpu_library import contiguous, pointer, rows, rows_fields
 from .operators import ConvArguments, ConvInputsLike, compute_dtype, conv_operator, present_gradients
 
-MAX_KERNEL = 4  # kTaps of csrc/conv.h
+CPP_MAX_KERNEL = 4  # kTaps of csrc/conv.h
 
 
 def _fields(
@@ -66,9 +66,9 @@ def _why_not(inputs: ConvInputsLike) -> str | None:
         return f"it runs on CPU, the tensors are on {inputs.x.device.type}"
     if inputs.x.dtype not in cpu_library.DTYPE_CODES:
         return f"it reads float64, float32, bfloat16 and float16, x is {inputs.x.dtype}"
-    if inputs.weight.shape[1] > MAX_KERNEL:
-        return f"it has up to {MAX_KERNEL} taps, weight has {inputs.weight.shape[1]}"
+    if inputs.weight.shape[1] > CPP_MAX_KERNEL:
+        return f"it has up to {CPP_MAX_KERNEL} taps, weight has {inputs.weight.shape[1]}"
     return cpu_library.why_no_library()
 
 
-CONV_BACKEND = KernelBackend(_run, _why_not)
+CPP_CONV = KernelBackend(_run, _why_not)

@@ -18,7 +18,7 @@ import torch  # first: the library then shares torch's OpenMP threads instead of
 from torch import Tensor
 
 ABI_VERSION = 1  # kAbiVersion of csrc/kernels.cpp
-TILE_STEPS = 32  # kTile of csrc/scan.h
+CPP_TILE_STEPS = 32  # kTile of csrc/scan.h
 LIBRARY_FOLDER = Path(__file__).resolve().parent / "lib"
 
 # Dtype of csrc/rows.h
@@ -125,7 +125,7 @@ def _load() -> tuple[Library | None, str]:
 def _open(path: Path, variant: str) -> Library:
     handle = ctypes.CDLL(str(path))
     version = handle.ehrseq_abi_version()
-    if version != ABI_VERSION or handle.ehrseq_tile() != TILE_STEPS:
+    if version != ABI_VERSION or handle.ehrseq_tile() != CPP_TILE_STEPS:
         raise OSError(f"it is of interface {version}, this package needs {ABI_VERSION}: install ehrseq again")
     handle.ehrseq_compiler.restype = ctypes.c_char_p
     functions = {}
@@ -142,10 +142,10 @@ def call(name: str, fields: list[int]) -> None:
         RuntimeError: there is no library, or its call failed.
         MemoryError: no memory for its working buffers.
     """
-    found = library()
-    if found is None:
+    compiled = library()
+    if compiled is None:
         raise RuntimeError(f"The C++ kernels are not available: {why_no_library()}.")
-    error = found.functions[name](struct.pack(f"{len(fields)}q", *fields))
+    error = compiled.functions[name](struct.pack(f"{len(fields)}q", *fields))
     if error == 1:
         raise MemoryError(f"{name}: no memory for the working buffers.")
     if error:
@@ -193,8 +193,8 @@ def contiguous(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def splits(batch: int, channels: int, dtype: torch.dtype, threads: int) -> int:
     """Into how many ranges of channels each batch row is cut, so that about four tasks fall to each thread."""
-    found = library()
-    lanes = (found.vector_bytes if found else 64) // dtype.itemsize
+    compiled = library()
+    lanes = (compiled.vector_bytes if compiled else 64) // dtype.itemsize
     if threads == 1 or batch == 0:
         return 1
     blocks = -(-channels // lanes)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import cpu_library
 from .backend import KernelBackend
-from .cpu_library import TILE_STEPS, contiguous, pointer, rows, rows_fields
+from .cpu_library import CPP_TILE_STEPS, contiguous, pointer, rows, rows_fields
 from .operators import (
     ScanArguments,
     ScanInputsLike,
@@ -19,7 +19,7 @@ from .operators import (
     scan_operator,
 )
 
-_empty_results = partial(empty_scan_results, tile_steps=TILE_STEPS, channels_innermost=True)
+_empty_results = partial(empty_scan_results, tile_steps=CPP_TILE_STEPS, channels_innermost=True)
 
 
 class _Call:
@@ -103,4 +103,4 @@ def _why_not(inputs: ScanInputsLike) -> str | None:
     return cpu_library.why_no_library()
 
 
-SCAN_BACKEND = KernelBackend(_run, _why_not)
+CPP_SCAN = KernelBackend(_run, _why_not)

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import cpu_library
 
 # Fields of StepLayer (csrc/step.h) before epsilon.
-WEIGHTS = (
+STEP_WEIGHTS = (
     "norm",
     "in_weight",
     "in_bias",
@@ -40,10 +40,10 @@ def step_table(layers: Sequence[tuple[Sequence[int], float]]) -> Tensor:
     """The table of a model's weights for `run_step`.
 
     Args:
-        layers: For each block the addresses of its weights in the order of `WEIGHTS` (0 where there is none), float32
-            and contiguous, and the epsilon of its norm. Who calls `run_step` must keep the weights alive.
+        layers: For each block the addresses of its weights in the order of `STEP_WEIGHTS` (0 where there is none),
+            float32 and contiguous, and the epsilon of its norm. Who calls `run_step` must keep the weights alive.
     """
-    packed = b"".join(struct.pack(f"{len(WEIGHTS)}qd", *addresses, epsilon) for addresses, epsilon in layers)
+    packed = b"".join(struct.pack(f"{len(STEP_WEIGHTS)}qd", *addresses, epsilon) for addresses, epsilon in layers)
     return torch.frombuffer(bytearray(packed), dtype=torch.int64)
 
 
@@ -93,4 +93,4 @@ def run_step(
     return out
 
 
-__all__ = ["MAX_ROWS", "MIN_WORK_OF_A_TEAM", "WEIGHTS", "run_step", "step_serves", "step_table"]
+__all__ = ["MAX_ROWS", "MIN_WORK_OF_A_TEAM", "STEP_WEIGHTS", "run_step", "step_serves", "step_table"]

@@ -1,6 +1,8 @@
 """mamba-ssm's scan and causal-conv1d's convolution, where their CUDA kernels are really installed.
 
-Both are looked for at the first call with CUDA tensors. What they lack is refused, so that the next backend (Triton)
+Both are looked for at the first call with CUDA tensors, the compiled extension itself and not only the package: since
+June 2026 mamba-ssm installs without it unless MAMBA_KEEP_CUDA_BUILD=TRUE asks for it (its pull request 977), and its
+Python function then imports and raises when it is called. What they lack is refused, so that the next backend (Triton)
 serves it: an initial state and resets in the scan, an initial state together with resets in the convolution, float64,
 and `torch.compile`. Their gradients use atomic additions: two runs differ in the last bits.
 """
@@ -18,30 +20,42 @@ from torch import Tensor
 from .backend import KernelBackend
 from .operators import ConvInputsLike, ScanInputsLike
 
-MAX_STATE = 256
+CUDA_MAX_STATE = 256
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_INSTALL = 'use `pip install --no-build-isolation "ehrseq[cuda]"`'
+_INSTALL = 'use `MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation "ehrseq[cuda]"`'
 
 
 @cache
-def _function(package: str, module: str, name: str) -> tuple[Callable[..., Any] | None, str]:
-    """(function, "") of an installed package, or (None, why there is none). A broken install raises all sorts."""
+def _function(package: str, module: str, name: str, extension: str) -> tuple[Callable[..., Any] | None, str]:
+    """(function, "") of a package with its extension, or (None, why not). A broken install raises all sorts."""
     try:
-        return getattr(importlib.import_module(module), name), ""
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        importlib.import_module(extension)
+        return function, ""
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == package.replace("-", "_"):
             return None, f"{package} is not installed; {_INSTALL}"
+        if error.name == extension:
+            return None, f"{package} was installed without its CUDA kernels (no module {extension}); {_INSTALL}"
         return None, f"{package} does not import ({error}); {_INSTALL}"
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         return None, f"{package} does not import ({error}); {_INSTALL}"
 
 
 def _mamba_scan() -> tuple[Callable[..., Any] | None, str]:
-    return _function("mamba-ssm", "mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
+    return _function("mamba-ssm", "mamba_ssm.ops.selective_scan_interface", "selective_scan_fn", "selective_scan_cuda")
 
 
 def _fast_conv() -> tuple[Callable[..., Any] | None, str]:
-    return _function("causal-conv1d", "causal_conv1d.causal_conv1d_interface", "causal_conv1d_fn")
+    return _function("causal-conv1d", "causal_conv1d.causal_conv1d_interface", "causal_conv1d_fn", "causal_conv1d_cuda")
+
+
+def describe_packages() -> list[tuple[str, str]]:
+    """(package, whether its CUDA kernels are there)."""
+    found = {"mamba-ssm": _mamba_scan()[1], "causal-conv1d": _fast_conv()[1]}
+    return [
+        (package, f"none: {reason}" if reason else "its CUDA kernels are there") for package, reason in found.items()
+    ]
 
 
 def _why_not_here(tensor: Tensor, name: str) -> str | None:
@@ -111,13 +125,13 @@ def _why_not_scan(inputs: ScanInputsLike) -> str | None:
         return "it has no initial state"
     if inputs.reset_mask is not None:
         return "it has no resets"
-    if not 1 <= inputs.A.shape[1] <= MAX_STATE:
-        return f"it has state sizes from 1 to {MAX_STATE}, A has {inputs.A.shape[1]}"
+    if not 1 <= inputs.A.shape[1] <= CUDA_MAX_STATE:
+        return f"it has state sizes from 1 to {CUDA_MAX_STATE}, A has {inputs.A.shape[1]}"
     function, missing = _mamba_scan()
     return missing if function is None else None
 
 
-SCAN_BACKEND = KernelBackend(_run_scan, _why_not_scan)
+CUDA_SCAN = KernelBackend(_run_scan, _why_not_scan)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -165,4 +179,4 @@ def _why_not_conv(inputs: ConvInputsLike) -> str | None:
     return missing if function is None else None
 
 
-CONV_BACKEND = KernelBackend(_run_conv, _why_not_conv)
+CUDA_CONV = KernelBackend(_run_conv, _why_not_conv)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from . import build_library, cpu_library
+from . import build_library, cpu_library, cuda_scan
 
 # The scan and the convolution are the modeling package's, which imports these kernels: they are handed in.
 Operator = Callable[..., Any]
@@ -64,7 +64,7 @@ def describe_machine() -> list[tuple[str, str]]:
     else:
         bits = 8 * library.vector_bytes
         lines.append(("CPU kernels", f"{library.path} ({bits}-bit vectors, compiled by {library.compiler})"))
-    return lines
+    return lines + cuda_scan.describe_packages()
 
 
 class TableEntry(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor
 from .backend import KernelBackend
 from .operators import ConvArguments, ConvInputsLike, compute_dtype, conv_operator, present_gradients
 from .triton_library import (
-    DTYPES,
+    TRITON_DTYPES,
     dense,
     innermost_dense,
     interpreted,
@@ -23,7 +23,7 @@ from .triton_library import (
     why_not_triton,
 )
 
-MAX_KERNEL = 8  # the taps are unrolled
+TRITON_MAX_KERNEL = 8  # the taps are unrolled
 _BLOCK_STEPS = 32
 
 
@@ -117,14 +117,14 @@ def _run(inputs: ConvInputsLike) -> Tensor:
 def _why_not(inputs: ConvInputsLike) -> str | None:
     for name in ("x", "weight", "bias", "initial_state"):
         tensor = getattr(inputs, name)
-        if tensor is not None and tensor.dtype not in DTYPES:
+        if tensor is not None and tensor.dtype not in TRITON_DTYPES:
             return f"it reads float64, float32, bfloat16 and float16, {name} is {tensor.dtype}"
-    if inputs.weight.shape[1] > MAX_KERNEL:
-        return f"it has up to {MAX_KERNEL} taps, weight has {inputs.weight.shape[1]}"
+    if inputs.weight.shape[1] > TRITON_MAX_KERNEL:
+        return f"it has up to {TRITON_MAX_KERNEL} taps, weight has {inputs.weight.shape[1]}"
     if inputs.x.numel() == 0:
         return "x is empty"
     return why_not_triton(inputs.x.device)
 
 
 # Under Triton's interpreter, which is there for tests, only when it is asked for by name.
-CONV_BACKEND = KernelBackend(_run, _why_not, automatic=not interpreted())
+TRITON_CONV = KernelBackend(_run, _why_not, automatic=not interpreted())

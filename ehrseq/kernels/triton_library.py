@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+TRITON_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def interpreted() -> bool:

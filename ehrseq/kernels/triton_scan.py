@@ -21,7 +21,7 @@ from .operators import (
     scan_operator,
 )
 from .triton_library import (
-    DTYPES,
+    TRITON_DTYPES,
     dense,
     innermost_dense,
     interpreted,
@@ -31,8 +31,8 @@ from .triton_library import (
     why_not_triton,
 )
 
-TILE_STEPS = 16
-MAX_STATE = 256  # a tile of one channel must fit the registers
+TRITON_TILE_STEPS = 16
+TRITON_MAX_STATE = 256  # a tile of one channel must fit the registers
 _TILE_ELEMENTS = 4096  # of steps x channels x states: 16 to 32 values a thread for each of a handful of tensors
 
 
@@ -42,10 +42,10 @@ def _settings(u: Tensor, A: Tensor, delta_softplus: bool) -> dict[str, Any]:
     import triton.language as tl
 
     dtype, states = compute_dtype(u), triton.next_power_of_2(A.shape[1])
-    most = max(1, _TILE_ELEMENTS // (TILE_STEPS * states) // (2 if dtype == torch.float64 else 1))
+    most = max(1, _TILE_ELEMENTS // (TRITON_TILE_STEPS * states) // (2 if dtype == torch.float64 else 1))
     return {
         "SOFTPLUS": delta_softplus,
-        "T": TILE_STEPS,
+        "T": TRITON_TILE_STEPS,
         "BD": min(32, most, triton.next_power_of_2(u.shape[2])),
         "N": states,
         "TERMS": 9 if dtype == torch.float32 else 15,
@@ -54,7 +54,7 @@ def _settings(u: Tensor, A: Tensor, delta_softplus: bool) -> dict[str, Any]:
     }
 
 
-_empty_results = partial(empty_scan_results, tile_steps=TILE_STEPS, channels_innermost=False)
+_empty_results = partial(empty_scan_results, tile_steps=TRITON_TILE_STEPS, channels_innermost=False)
 
 
 class _Launch:
@@ -153,14 +153,14 @@ def _run(inputs: ScanInputsLike) -> tuple[Tensor, Tensor]:
 def _why_not(inputs: ScanInputsLike) -> str | None:
     for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"):
         tensor = getattr(inputs, name)
-        if tensor is not None and tensor.dtype not in DTYPES:
+        if tensor is not None and tensor.dtype not in TRITON_DTYPES:
             return f"it reads float64, float32, bfloat16 and float16, {name} is {tensor.dtype}"
-    if not 1 <= inputs.A.shape[1] <= MAX_STATE:
-        return f"it has state sizes from 1 to {MAX_STATE}, A has {inputs.A.shape[1]}"
+    if not 1 <= inputs.A.shape[1] <= TRITON_MAX_STATE:
+        return f"it has state sizes from 1 to {TRITON_MAX_STATE}, A has {inputs.A.shape[1]}"
     if inputs.u.numel() == 0:
         return "u is empty"
     return why_not_triton(inputs.u.device)
 
 
 # Under Triton's interpreter, which is there for tests, only when it is asked for by name.
-SCAN_BACKEND = KernelBackend(_run, _why_not, automatic=not interpreted())
+TRITON_SCAN = KernelBackend(_run, _why_not, automatic=not interpreted())

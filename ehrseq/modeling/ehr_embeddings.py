@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_ehr_events import EhrEventConfig
-from .fast_linear import FastLinear
+from .fast_linear import linear
 
 
 class TimeEmbedding(nn.Module):
@@ -45,7 +45,7 @@ class EhrEmbeddings(nn.Module):
         self.visit_segment_embeddings = nn.Embedding(config.visit_segment_size, d)
         self.time_embeddings = TimeEmbedding(k)
         self.age_embeddings = TimeEmbedding(k)
-        self.projection = FastLinear(d + 2 * k, d)
+        self.projection = nn.Linear(d + 2 * k, d)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layer_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
 
@@ -100,7 +100,7 @@ class EhrEmbeddings(nn.Module):
         """
         # 1. What and when: concept, time difference and age, projected back to the width of the model.
         when = torch.cat([self.time_embeddings(time_differences), self.age_embeddings(ages)], dim=-1)  # [b, l, 2k]
-        embeddings = torch.tanh(self.projection(torch.cat([concepts, when.to(concepts.dtype)], dim=-1)))
+        embeddings = torch.tanh(linear(self.projection, torch.cat([concepts, when.to(concepts.dtype)], dim=-1)))
         # 2. Where in the history.
         embeddings = embeddings + self.token_type_embeddings(token_type_ids)
         embeddings = embeddings + self.visit_order_embeddings(visit_orders)

@@ -22,7 +22,7 @@ logger = logging.get_logger(__name__)
 
 DAYS_PER_WEEK = 7.0
 DAYS_PER_YEAR = 365.25
-CHANNELS = ("token_type_ids", "times", "ages", "visit_orders", "visit_segments")
+CLOCK_CHANNELS = ("token_type_ids", "times", "ages", "visit_orders", "visit_segments")
 
 
 @dataclass
@@ -48,7 +48,7 @@ def read_clock(config: EhrMambaConfig, input_ids: Tensor, channels: dict[str, Te
     Args:
         config: With `special_token_ids`.
         input_ids: [b, l].
-        channels: `CHANNELS`, each [b, l].
+        channels: `CLOCK_CHANNELS`, each [b, l].
         real: bool [b, l], False at padding.
 
     Returns:
@@ -82,7 +82,7 @@ def advance(config: EhrMambaConfig, clock: GenerationClock, generated: Tensor) -
         generated: Token ids, [b, g].
 
     Returns:
-        `CHANNELS`, each [b, g]. As in the tokenizer's rows, an interval token has time, age and segment 0 and the
+        `CLOCK_CHANNELS`, each [b, g]. As in the tokenizer's rows, an interval token has time, age and segment 0 and the
         order of the visit before it.
     """
     days = interval_days(config, generated)  # [b, g]
@@ -110,7 +110,7 @@ def _older(ages: Tensor, days: Tensor) -> Tensor:
 def freeze(config: EhrMambaConfig, channels: dict[str, Tensor], real: Tensor, generated: Tensor) -> dict[str, Tensor]:
     """Channels of generated tokens where the specials are unknown: the prompt's last ones, types as far as known."""
     last = torch.where(real, torch.arange(real.shape[1], device=real.device), 0).amax(1)[:, None]  # [b, 1]
-    frozen = {name: channels[name].gather(1, last).expand(generated.shape) for name in CHANNELS}
+    frozen = {name: channels[name].gather(1, last).expand(generated.shape) for name in CLOCK_CHANNELS}
     return {**frozen, "token_type_ids": token_types(config, generated)}
 
 
@@ -173,7 +173,7 @@ class EhrMambaGenerationMixin(GenerationMixin):
             )
         if model_kwargs.get("segment_ids") is not None:
             raise ValueError("generate: prompts must not be packed (segment_ids); give one prompt a row.")
-        for name in CHANNELS:
+        for name in CLOCK_CHANNELS:
             if model_kwargs.get(name) is None:
                 model_kwargs[name] = torch.zeros_like(
                     input_ids, dtype=torch.float32 if name in ("times", "ages") else None
@@ -196,7 +196,7 @@ class EhrMambaGenerationMixin(GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Inputs of the next forward pass: with a state only the newest token, else everything."""
-        prompt = {name: kwargs.pop(name) for name in CHANNELS}
+        prompt = {name: kwargs.pop(name) for name in CLOCK_CHANNELS}
         prompt_length = prompt["times"].shape[1]
         generated = input_ids[:, prompt_length:]
         channels = prompt
@@ -212,7 +212,9 @@ class EhrMambaGenerationMixin(GenerationMixin):
             else:
                 clock = read_clock(self.config, input_ids[:, :prompt_length], prompt, real)
                 new = advance(self.config, clock, generated)
-            channels = {name: torch.cat([prompt[name], new[name].to(prompt[name].dtype)], dim=1) for name in CHANNELS}
+            channels = {
+                name: torch.cat([prompt[name], new[name].to(prompt[name].dtype)], dim=1) for name in CLOCK_CHANNELS
+            }
         inputs: dict[str, Any] = {"input_ids": input_ids, **channels}
         if use_cache and not is_first_iteration:
             inputs = {name: channel[:, -1:] for name, channel in inputs.items()}
@@ -239,4 +241,4 @@ class EhrMambaGenerationMixin(GenerationMixin):
         return model_kwargs
 
 
-__all__ = ["CHANNELS", "EhrMambaGenerationMixin", "GenerationClock", "advance", "freeze", "read_clock"]
+__all__ = ["CLOCK_CHANNELS", "EhrMambaGenerationMixin", "GenerationClock", "advance", "freeze", "read_clock"]

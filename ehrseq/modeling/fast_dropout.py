@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DROPOUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEVELS = 2**16  # numbers that 16 bits tell apart
 # Inside torch.func's transforms a tensor hides its batch dimension, and randomness has rules of its own.
 _transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
@@ -48,7 +48,9 @@ class FastDropout(nn.Dropout):
         """[...] -> [...]."""
         if not self.training or self.p == 0.0:
             return input
-        usual = input.device.type != "cpu" or input.dtype not in DTYPES or not 0 < round(self.p * LEVELS) < LEVELS
+        usual = (
+            input.device.type != "cpu" or input.dtype not in DROPOUT_DTYPES or not 0 < round(self.p * LEVELS) < LEVELS
+        )
         if usual or torch.compiler.is_compiling() or _transforming():
             return super().forward(input)
         return _Masked.apply(input, dropout_mask(input, self.p))

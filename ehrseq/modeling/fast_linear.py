@@ -1,4 +1,4 @@
-"""A linear layer that uses this machine's faster matrix multiplication on CPU, found by a short measurement.
+"""Linear layers by this machine's faster matrix multiplication on CPU, found by a short measurement.
 
 `F.linear` multiplies float32 by the BLAS that torch was built with. On some CPUs torch's other library, oneDNN, is more
 than twice as fast; on others it gains nothing. Half precision has the opposite trap: without instructions for it,
@@ -278,7 +278,7 @@ def _seconds(operation: str, rows: int, names: list[str], dtype: torch.dtype) ->
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The layer
+# The product
 # ---------------------------------------------------------------------------------------------------------------------
 def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear(x, weight, bias)`, by the fastest way that this machine was measured to have.
@@ -408,36 +408,76 @@ class _FastHalves(torch.autograd.Function):
         return grad_x, grad_weight, torch.cat([grad.sum(0) for grad in grad_rows]) if needs_bias else None
 
 
-class FastLinear(nn.Linear):
-    """`nn.Linear` (same weights, same names) computed by `fast_linear`."""
+# ---------------------------------------------------------------------------------------------------------------------
+# The layers of a model
+# ---------------------------------------------------------------------------------------------------------------------
+def is_bare(layer: nn.Module) -> bool:
+    """Whether a layer is exactly an `nn.Linear` with nothing around it: calling it multiplies, and does no more.
 
-    def forward(self, input: Tensor) -> Tensor:  # nn.Linear's own name of it
-        """[..., i] -> [..., o]."""
-        return fast_linear(input, self.weight, self.bias)
+    Not one where a library has put another layer in its place (an adapter, quantised weights), another `forward`
+    (offloaded weights) or a hook.
+    """
+    if type(layer) is not nn.Linear or "forward" in vars(layer):
+        return False
+    own = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    if any(own):
+        return False
+    return torch.compiler.is_compiling() or not nn.modules.module._has_any_global_hook()
+
+
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """`layer(x)`, by `fast_linear` where the layer is bare.
+
+    The layers of the models are plain `nn.Linear`s, because that is what other libraries look for: a subclass is passed
+    over without a word where they ask for the exact type (bitsandbytes), and loses its own `forward` where they do not
+    (quanto). Who runs a model's layer calls this.
+
+    Args:
+        layer: An `nn.Linear`, or what a library has put in its place.
+        x: [..., i].
+
+    Returns:
+        [..., o].
+    """
+    if is_bare(layer):
+        return fast_linear(x, cast(Tensor, layer.weight), cast("Tensor | None", layer.bias))
+    return cast(Tensor, layer(x))
 
 
 def halves(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """`layer(x).chunk(2, dim=-1)`, for a layer whose outputs are two things.
 
-    In training on CPU it spares the copy by which autograd joins the gradients of the two. Where somebody has put
-    something around the layer (hooks, an adapter, offloaded weights), the layer is called as always.
+    In training on CPU it spares the copy by which autograd joins the gradients of the two, where the layer is bare.
 
     Args:
-        layer: A `FastLinear` with an even number of outputs, or what stands in its place.
+        layer: An `nn.Linear` with an even number of outputs, or what a library has put in its place.
         x: [..., i].
 
     Returns:
         Two views [..., o / 2].
     """
-    bare = type(layer) is FastLinear and "forward" not in vars(layer)
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    if bare and not any(hooks) and torch.is_grad_enabled():
+    if is_bare(layer) and torch.is_grad_enabled():
         weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
         needs_grad = any(t is not None and t.requires_grad for t in (x, weight, bias))
         if needs_grad and weight.shape[0] % 2 == 0 and _may_choose(x, weight, bias):
             return _FastHalves.apply(x, weight, bias)
-    first, second = layer(x).chunk(2, dim=-1)
+    first, second = linear(layer, x).chunk(2, dim=-1)
     return first, second
 
 
-__all__ = ["FastLinear", "LinearChoice", "ProductChoice", "fast_linear", "halves", "linear_choice"]
+def as_input_of(layer: nn.Module, x: Tensor) -> Tensor:
+    """Numbers in the dtype that a layer computes in: that of its weight, unless the weight is quantised to integers."""
+    weight = cast(Tensor, layer.weight)
+    return x.to(weight.dtype) if weight.is_floating_point() else x
+
+
+__all__ = [
+    "LinearChoice",
+    "ProductChoice",
+    "as_input_of",
+    "fast_linear",
+    "halves",
+    "is_bare",
+    "linear",
+    "linear_choice",
+]

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .ehrmamba_cache import EhrMambaCache
-from .fast_linear import FastLinear
-from .mamba_block import CausalConv1d, EhrMambaBlock, EhrMambaMixer, EhrMambaRMSNorm, StepSizeProjection
+from .mamba_block import CausalConv1d, EhrMambaBlock, EhrMambaMixer, EhrMambaRMSNorm
 
 try:  # absent where the file runs as a checkpoint's own code without the package
     from ehrseq.kernels.cpu_step import run_step, step_serves, step_table
@@ -31,13 +30,13 @@ except ImportError:
 _MODULES: tuple[tuple[str, type[nn.Module]], ...] = (
     ("norm", EhrMambaRMSNorm),
     ("mixer", EhrMambaMixer),
-    ("mixer.in_proj", FastLinear),
+    ("mixer.in_proj", nn.Linear),
     ("mixer.conv1d", CausalConv1d),
-    ("mixer.x_proj", FastLinear),
-    ("mixer.dt_proj", StepSizeProjection),
-    ("mixer.out_proj", FastLinear),
+    ("mixer.x_proj", nn.Linear),
+    ("mixer.dt_proj", nn.Linear),
+    ("mixer.out_proj", nn.Linear),
 )
-# Its weights, (path of the module, name), in the order of `ehrseq.kernels.cpu_step.WEIGHTS`.
+# Its weights, (path of the module, name), in the order of `ehrseq.kernels.cpu_step.STEP_WEIGHTS`.
 _WEIGHTS = (
     ("norm", "weight"),
     ("mixer.in_proj", "weight"),

@@ -107,6 +107,7 @@ class EhrHubMixin(_ModelBase):
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """Load as `PreTrainedModel.from_pretrained` does, and remember which weights the checkpoint lacked."""
+        kwargs.setdefault("use_safetensors", True)  # a pickle runs what it holds: only where it is asked for
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
         absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}

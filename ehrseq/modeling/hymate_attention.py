@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_hymate import HyMaTEConfig
 from .fast_dropout import FastDropout
-from .fast_linear import FastLinear
+from .fast_linear import linear
 from .hymate_layout import TripletLayout, sum_by_sequence
 from .mamba_block import EhrMambaRMSNorm, at_least_float32
 
@@ -63,14 +63,14 @@ class HyMaTESelfAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.scaling = (config.hidden_size // config.num_attention_heads) ** -0.5
         self.dropout = config.attention_probs_dropout_prob
-        self.qkv_proj = FastLinear(config.hidden_size, 3 * config.hidden_size)
-        self.out_proj = FastLinear(config.hidden_size, config.hidden_size)
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self, hidden_states: Tensor, layout: TripletLayout, return_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Attend; arguments as in `HyMaTEAttentionBlock`."""
-        projected = self.qkv_proj(hidden_states)  # [b, n, 3d]
+        projected = linear(self.qkv_proj, hidden_states)  # [b, n, 3d]
         if layout.lengths is None:
             mixed, weights = self._attend(projected, layout.mask, return_weights)
         else:
@@ -78,7 +78,7 @@ class HyMaTESelfAttention(nn.Module):
             parts = projected[0].split([length for length in layout.lengths if length])
             mixed = torch.cat([self._attend(part[None], None, False)[0] for part in parts], dim=1)
             weights = None
-        return self.out_proj(mixed), weights
+        return linear(self.out_proj, mixed), weights
 
     def _attend(self, projected: Tensor, mask: Tensor | None, return_weights: bool) -> tuple[Tensor, Tensor | None]:
         """Queries, keys and values [b, n, 3d] -> (output [b, n, d], weights [b, h, n, n] or None)."""
@@ -101,8 +101,8 @@ class HyMaTEAttentionBlock(GradientCheckpointingLayer):
         self.attention_norm = EhrMambaRMSNorm(d, eps=config.layer_norm_epsilon)
         self.attention = HyMaTESelfAttention(config)
         self.feed_forward_norm = EhrMambaRMSNorm(d, eps=config.layer_norm_epsilon)
-        self.up_proj = FastLinear(d, wide)
-        self.down_proj = FastLinear(wide, d)
+        self.up_proj = nn.Linear(d, wide)
+        self.down_proj = nn.Linear(wide, d)
         self.dropout = FastDropout(config.hidden_dropout_prob)
 
     def forward(
@@ -121,8 +121,8 @@ class HyMaTEAttentionBlock(GradientCheckpointingLayer):
         residual = at_least_float32(hidden_states) if self.residual_in_fp32 else hidden_states
         mixed, weights = self.attention(self.attention_norm(hidden_states), layout, return_weights)
         hidden_states = residual + self.dropout(mixed)
-        wide = F.gelu(self.up_proj(self.feed_forward_norm(hidden_states)))
-        return hidden_states + self.dropout(self.down_proj(wide)), weights
+        wide = F.gelu(linear(self.up_proj, self.feed_forward_norm(hidden_states)))
+        return hidden_states + self.dropout(linear(self.down_proj, wide)), weights
 
 
 class FusionAttention(nn.Module):
@@ -130,7 +130,7 @@ class FusionAttention(nn.Module):
 
     def __init__(self, config: HyMaTEConfig):
         super().__init__()
-        self.projection = FastLinear(config.hidden_size, config.hidden_size)  # W and b
+        self.projection = nn.Linear(config.hidden_size, config.hidden_size)  # W and b
         self.u = nn.Parameter(torch.empty(config.hidden_size))
 
     @torch.no_grad()
@@ -153,7 +153,7 @@ class FusionAttention(nn.Module):
         owner = layout.owner.flatten()
         states = at_least_float32(hidden_states.flatten(0, 1))  # [N, d]
         # 1. Scores of all triplets, in one go.
-        scores = at_least_float32(torch.tanh(self.projection(hidden_states)) @ self.u).flatten()  # [N]
+        scores = at_least_float32(torch.tanh(linear(self.projection, hidden_states)) @ self.u).flatten()  # [N]
         # 2. Softmax over each sequence; its largest score is subtracted, which changes nothing but overflows.
         lowest = torch.finfo(scores.dtype).min
         largest = scores.new_full((layout.num_sequences + 1,), lowest)

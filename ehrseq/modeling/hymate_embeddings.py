@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_hymate import HyMaTEConfig
-from .fast_linear import FastLinear
+from .fast_linear import as_input_of, linear
 from .hymate_layout import TripletLayout
 from .mamba_block import at_least_float32
 
@@ -74,7 +74,7 @@ class TripletEmbeddings(nn.Module):
         self.change_embeddings = NumberEmbedding(2, d) if config.value_change_embedding else None
         self.gap_embeddings = NumberEmbedding(2, d) if config.time_gap_embedding else None
         parts += (self.change_embeddings is not None) + (self.gap_embeddings is not None)
-        self.projection = FastLinear(parts * d, d) if self.mode == "concat" else None
+        self.projection = nn.Linear(parts * d, d) if self.mode == "concat" else None
 
     def forward(self, variable_ids: Tensor, times: Tensor, values: Tensor, layout: TripletLayout) -> Tensor:
         """Embed triplets in the order of time.
@@ -99,7 +99,7 @@ class TripletEmbeddings(nn.Module):
                     last = channel.flatten()[before.clamp(min=0)]
                     parts.append(embed((channel - last).masked_fill(before < 0, 0.0), first))
         if self.projection is not None:
-            return self.projection(torch.cat(parts, dim=-1))
+            return linear(self.projection, torch.cat(parts, dim=-1))
         return sum(parts[1:], start=parts[0])
 
 
@@ -109,11 +109,11 @@ class BinnedEmbeddings(nn.Module):
     def __init__(self, config: HyMaTEConfig):
         super().__init__()
         self.num_bins, self.num_variables = config.num_bins, config.num_variables
-        self.projection = FastLinear(3 * config.num_variables, config.hidden_size)
+        self.projection = nn.Linear(3 * config.num_variables, config.hidden_size)
 
     def forward(self, grid: Tensor) -> Tensor:
         """[..., 3V] -> [..., d]."""
-        return self.projection(grid.to(self.projection.weight.dtype))
+        return linear(self.projection, as_input_of(self.projection, grid))
 
     def grid(self, variable_ids: Tensor, times: Tensor, values: Tensor, layout: TripletLayout) -> tuple[Tensor, Tensor]:
         """Bins of all sequences; arguments as in `TripletEmbeddings`.

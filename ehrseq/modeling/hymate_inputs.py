@@ -34,22 +34,22 @@ def check_inputs(
     missing = [name for name, channel in channels.items() if channel is None]
     if missing:
         raise ValueError(f"{' and '.join(missing)} missing: a triplet has variable_ids, times and values, all [b, n].")
-    given = {name: channel for name, channel in {**channels, **masks}.items() if channel is not None}
-    shape = given["variable_ids"].shape
+    present = {name: channel for name, channel in {**channels, **masks}.items() if channel is not None}
+    shape = present["variable_ids"].shape
     if len(shape) != 2 or shape[1] == 0:
         raise ValueError(
             f"variable_ids has shape {list(shape)}: expected [batch, triplets] with at least one triplet a row."
         )
-    for name, channel in given.items():
+    for name, channel in present.items():
         if channel.shape != shape:
             raise ValueError(
                 f"{name} has shape {list(channel.shape)}, expected {list(shape)} like variable_ids: pad and cut all "
                 "channels together (feature_extractor.pad does)."
             )
-    _check_static(config, static_values, shape[0], packed="segment_ids" in given)
-    if given["variable_ids"].device.type != "cpu" or torch.compiler.is_compiling():
+    _check_static(config, static_values, shape[0], packed="segment_ids" in present)
+    if present["variable_ids"].device.type != "cpu" or torch.compiler.is_compiling():
         return
-    _check_values(config, given if static_values is None else {**given, "static_values": static_values})
+    _check_values(config, present if static_values is None else {**present, "static_values": static_values})
 
 
 def _check_static(config: HyMaTEConfig, static_values: Tensor | None, batch: int, packed: bool) -> None:
@@ -66,8 +66,8 @@ def _check_static(config: HyMaTEConfig, static_values: Tensor | None, batch: int
         raise ValueError(f"static_values has shape {list(static_values.shape)}, expected {expected}.")
 
 
-def _check_values(config: HyMaTEConfig, given: Mapping[str, Tensor]) -> None:
-    for name, channel in given.items():
+def _check_values(config: HyMaTEConfig, present: Mapping[str, Tensor]) -> None:
+    for name, channel in present.items():
         if channel.numel() == 0:
             continue
         if name == "variable_ids":
@@ -111,10 +111,10 @@ def num_segments_of(segment_ids: Tensor | None, static_values: Tensor | None, wa
                 f"A row packs {most} sequences, {name} have room for {room}: give {name} [batch, sequences, ...], "
                 "padded to the row with the most."
             )
-    given = {room for room in rooms.values() if room is not None}
-    if len(given) > 1:
+    present = {room for room in rooms.values() if room is not None}
+    if len(present) > 1:
         raise ValueError(f"labels have room for {wanted} sequences a row, static_values for {rooms['static_values']}.")
-    return given.pop() if given else max(most, 1)
+    return present.pop() if present else max(most, 1)
 
 
 def check_rows(real: Tensor | None, segment_ids: Tensor | None) -> None:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from .configuration_hymate import HyMaTEConfig
 from .fast_dropout import FastDropout
-from .fast_linear import FastLinear
+from .fast_linear import as_input_of, fast_linear, linear
 from .mamba_block import at_least_float32
 
-SUMMARIES = (
+VARIABLE_SUMMARIES = (
     "measured",
     "log_count",
     "mean",
@@ -114,9 +115,9 @@ def summarise_variables(
         "slope": slope,
         "late_mean": torch.where(late_count > 0, late_mean, values[last]),
     }
-    table = torch.stack([columns[name] for name in SUMMARIES], dim=-1)[:-1]
-    table = torch.where(measured[:-1, None], table, 0.0).view(num_sequences, num_variables, len(SUMMARIES))
-    return VariableSummaries(table.flatten(1), table[..., SUMMARIES.index("last")])
+    table = torch.stack([columns[name] for name in VARIABLE_SUMMARIES], dim=-1)[:-1]
+    table = torch.where(measured[:-1, None], table, 0.0).view(num_sequences, num_variables, len(VARIABLE_SUMMARIES))
+    return VariableSummaries(table.flatten(1), table[..., VARIABLE_SUMMARIES.index("last")])
 
 
 class SummaryEmbedding(nn.Module):
@@ -124,56 +125,81 @@ class SummaryEmbedding(nn.Module):
 
     def __init__(self, config: HyMaTEConfig):
         super().__init__()
-        self.dense_in = FastLinear(len(SUMMARIES) * config.num_variables, 4 * config.hidden_size)
+        self.dense_in = nn.Linear(len(VARIABLE_SUMMARIES) * config.num_variables, 4 * config.hidden_size)
         self.dropout = FastDropout(config.hidden_dropout_prob)
-        self.dense_out = FastLinear(4 * config.hidden_size, config.hidden_size)
+        self.dense_out = nn.Linear(4 * config.hidden_size, config.hidden_size)
 
     def forward(self, features: Tensor) -> Tensor:
         """[R, V F] -> [R, d]."""
-        units = torch.tanh(self.dense_in(features.to(self.dense_in.weight.dtype)))
-        return self.dense_out(self.dropout(units))
+        units = torch.tanh(linear(self.dense_in, as_input_of(self.dense_in, features)))
+        return linear(self.dense_out, self.dropout(units))
 
 
-class AdditiveHead(FastLinear):
+class AdditiveHead(nn.Module):
     """sum_i f_i(x_i) with f_i piecewise linear: what boosting's stumps would find, beside what the network finds.
 
-    f(x) = a clip(x, -3, 3) + sum_k b_k clip(x - k, 0, 1) over `KNOTS` k; x is a number of `SUMMARIES` or a static
-    value. All weights are 0 at first, so that the classifier begins as if the part were not there.
+    f(x) = a clip(x, -3, 3) + sum_k b_k clip(x - k, 0, 1) over `KNOTS` k; x is one of `VARIABLE_SUMMARIES` or a static
+    value. All weights are 0 at first, so that the classifier begins as if the part were not there. No `nn.Linear`: what
+    reads two things is none for a library that adapts or quantises those.
     """
 
     def __init__(self, config: HyMaTEConfig, num_labels: int):
-        numbers = len(SUMMARIES) * config.num_variables + config.num_static
-        super().__init__((1 + len(KNOTS)) * numbers, num_labels, bias=False)
+        numbers = len(VARIABLE_SUMMARIES) * config.num_variables + config.num_static
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_labels, (1 + len(KNOTS)) * numbers))
         self.dropout = FastDropout(config.additive_dropout)
 
-    def forward(self, features: Tensor, static_values: Tensor | None) -> Tensor:  # type: ignore[override]
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Every f_i = 0."""
+        init.zeros_(self.weight)
+
+    def forward(self, features: Tensor, static_values: Tensor | None) -> Tensor:
         """([..., V F], [..., D]) -> [..., num_labels]."""
         parts = [features] if static_values is None else [features, static_values.to(features.dtype)]
         numbers = torch.cat(parts, dim=-1)
         pieces = [numbers.clamp(-LIMIT, LIMIT), *((numbers - knot).clamp(0.0, 1.0) for knot in KNOTS)]
-        return super().forward(self.dropout(torch.cat(pieces, dim=-1).to(self.weight.dtype)))
+        return fast_linear(self.dropout(torch.cat(pieces, dim=-1).to(self.weight.dtype)), self.weight)
 
 
-class ForecastHead(FastLinear):
+class ForecastHead(nn.Module):
     """The next values: Linear(p -> H V); beyond the paper, as a correction of what was measured last.
 
     y^ = W r + b, or, with `forecast_from_last_value`, y^ = rho * last value + W r + b with a learned rho of each
-    horizon and variable, 1 at first: W = 0 and b = 0 would carry the last value forward.
+    horizon and variable, 1 at first: W = 0 and b = 0 would carry the last value forward. No `nn.Linear`, as
+    `AdditiveHead`.
     """
 
     def __init__(self, config: HyMaTEConfig):
         outputs = config.num_horizons * config.num_variables
-        super().__init__(config.pooled_size, outputs)
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, config.pooled_size))
+        self.bias = nn.Parameter(torch.zeros(outputs))
         self.num_horizons = config.num_horizons
         self.persistence = nn.Parameter(torch.ones(outputs)) if config.forecast_from_last_value else None
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Xavier-uniform, as every layer of the model."""
+        init.xavier_uniform_(self.weight)
+        init.zeros_(self.bias)
+        if self.persistence is not None:
+            init.ones_(self.persistence)
+
     def forward(self, pooled: Tensor, last_values: Tensor | None = None) -> Tensor:
         """(r [..., p], last values [..., V] where they are used) -> [..., H V]."""
-        forecast = super().forward(pooled)
+        forecast = fast_linear(pooled, self.weight, self.bias)
         if self.persistence is None or last_values is None:
             return forecast
         repeated = last_values.repeat(*[1] * (last_values.dim() - 1), self.num_horizons)
         return forecast + (self.persistence * repeated).to(forecast.dtype)
 
 
-__all__ = ["SUMMARIES", "AdditiveHead", "ForecastHead", "SummaryEmbedding", "VariableSummaries", "summarise_variables"]
+__all__ = [
+    "VARIABLE_SUMMARIES",
+    "AdditiveHead",
+    "ForecastHead",
+    "SummaryEmbedding",
+    "VariableSummaries",
+    "summarise_variables",
+]

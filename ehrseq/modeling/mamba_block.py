@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .causal_conv import causal_conv1d
 from .configuration_mamba_block import MambaBlockConfig
-from .fast_linear import FastLinear, fast_linear, halves
+from .fast_linear import fast_linear, halves, is_bare, linear
 from .fast_norm import rms_norm
 from .selective_scan import selective_scan
 
@@ -71,12 +71,22 @@ class CausalConv1d(nn.Module):
         return cast(tuple[Tensor, Tensor], out) if return_state else (cast(Tensor, out), None)
 
 
-class StepSizeProjection(FastLinear):
-    """The projection r -> e; its bias joins in float32, inside the scan, lest bfloat16 loses the input's small part."""
+def step_sizes(projection: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Step sizes before softplus, and the part of the bias that is still to be added.
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """[b, l, r] -> (step sizes before bias and softplus [b, l, e], bias [e])."""
-        return fast_linear(x, self.weight), at_least_float32(self.bias)
+    The bias joins in float32, inside the scan, lest bfloat16 loses the input's small part. What a library has put in
+    the projection's place adds it itself, in the dtype in which it computes.
+
+    Args:
+        projection: `nn.Linear` (r -> e), or what stands in its place.
+        x: [b, l, r].
+
+    Returns:
+        (step sizes [b, l, e]; bias [e], or None where they hold it).
+    """
+    if is_bare(projection):
+        return fast_linear(x, cast(Tensor, projection.weight)), at_least_float32(cast(Tensor, projection.bias))
+    return linear(projection, x), None
 
 
 class EhrMambaMixer(nn.Module):
@@ -86,13 +96,13 @@ class EhrMambaMixer(nn.Module):
         super().__init__()
         self.config = config
         d, e, n, r = config.hidden_size, config.intermediate_size, config.state_size, int(config.time_step_rank)
-        self.in_proj = FastLinear(d, 2 * e, bias=config.use_bias)
+        self.in_proj = nn.Linear(d, 2 * e, bias=config.use_bias)
         self.conv1d = CausalConv1d(e, config.conv_kernel, bias=config.use_conv_bias)
-        self.x_proj = FastLinear(e, r + 2 * n, bias=False)
-        self.dt_proj = StepSizeProjection(r, e, bias=True)
+        self.x_proj = nn.Linear(e, r + 2 * n, bias=False)
+        self.dt_proj = nn.Linear(r, e, bias=True)
         self.A_log = nn.Parameter(torch.empty(e, n))
         self.D = nn.Parameter(torch.empty(e))
-        self.out_proj = FastLinear(e, d, bias=config.use_bias)
+        self.out_proj = nn.Linear(e, d, bias=config.use_bias)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -166,8 +176,8 @@ class EhrMambaMixer(nn.Module):
 
         # 3. Input-dependent step size, B and C.
         r, n = int(self.config.time_step_rank), self.config.state_size
-        low_rank_step, B, C = self.x_proj(u).split([r, n, n], dim=-1)
-        delta, delta_bias = self.dt_proj(low_rank_step)
+        low_rank_step, B, C = linear(self.x_proj, u).split([r, n, n], dim=-1)
+        delta, delta_bias = step_sizes(self.dt_proj, low_rank_step)
         if padding is not None:
             delta = delta.masked_fill(padding, float("-inf"))  # step size exactly 0: nothing is added, the state held
 
@@ -190,7 +200,7 @@ class EhrMambaMixer(nn.Module):
 
         # 5. Output projection.
         new_state = (conv_state, ssm_state) if conv_state is not None and ssm_state is not None else None
-        return self.out_proj(y), new_state
+        return linear(self.out_proj, y), new_state
 
 
 class EhrMambaBlock(GradientCheckpointingLayer):

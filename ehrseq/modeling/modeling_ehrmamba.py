@@ -22,7 +22,7 @@ from .ehrmamba_cache import EhrMambaCache
 from .ehrmamba_generation import EhrMambaGenerationMixin
 from .event_classification import gather_tokens, real_tokens
 from .event_encoder import EventForSequenceClassification, EventInputs, EventModel, EventPreTrainedModel
-from .fast_linear import FastLinear
+from .fast_linear import linear
 from .fast_step import step_blocks
 from .mamba_block import EhrMambaBlock, EhrMambaMixer, EhrMambaRMSNorm
 from .risk_tasks import IGNORED_LABEL
@@ -245,7 +245,7 @@ class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaGenerationMixin):
     def __init__(self, config: EhrMambaConfig):
         super().__init__(config)
         self.model = EhrMambaModel(config)
-        self.lm_head = FastLinear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -281,7 +281,7 @@ class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaGenerationMixin):
         visits = (visit_orders, visit_segments, segment_ids, inputs_embeds)
         outputs = self.model(*tokens, *visits, cache_params, use_cache, output_hidden_states)
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-        logits = self.lm_head(hidden_states).float()
+        logits = linear(self.lm_head, hidden_states).float()
 
         loss = None
         if labels is not None:

@@ -32,6 +32,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_hymate import HyMaTEConfig
 from .fast_dropout import FastDropout
+from .fast_linear import as_input_of
 from .hub_mixin import EhrHubMixin
 from .hymate_attention import FusionAttention, HyMaTEAttentionBlock
 from .hymate_embeddings import BinnedEmbeddings, NumberEmbedding, TripletEmbeddings
@@ -131,7 +132,7 @@ class StaticEmbedding(nn.Module):
 
     def forward(self, static_values: Tensor) -> Tensor:
         """[..., D] -> [..., d]."""
-        return self.dense_out(torch.tanh(self.dense_in(static_values.to(self.dense_in.weight.dtype))))
+        return self.dense_out(torch.tanh(self.dense_in(as_input_of(self.dense_in, static_values))))
 
 
 class HyMaTEPreTrainedModel(EhrHubMixin, PreTrainedModel):
@@ -164,11 +165,7 @@ class HyMaTEPreTrainedModel(EhrHubMixin, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
-        if isinstance(module, ForecastHead) and module.persistence is not None:
-            init.ones_(module.persistence)
-        elif isinstance(module, AdditiveHead):
-            init.zeros_(module.weight)
-        elif isinstance(module, NumberEmbedding | FusionAttention | EhrMambaMixer):
+        elif isinstance(module, AdditiveHead | ForecastHead | NumberEmbedding | FusionAttention | EhrMambaMixer):
             module.reset_parameters()
 
 

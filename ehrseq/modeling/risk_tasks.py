@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 else:
     _ModelBase = object
 
-IGNORED_LABEL = -100  # transformers' own convention
+IGNORED_LABEL = -100
+"""Target that the cross-entropy leaves out."""
 
 
 class RiskConfigMixin:

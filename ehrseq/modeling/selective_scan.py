@@ -49,7 +49,7 @@ logger = logging.get_logger(__name__)
 # Steps that share one call of the exponential and one stored state. At 8 a tile of a 768-wide block (0.8 MB) fits a
 # core's cache, and with n = 16 the stored states are as large as two activations. A longer tile is no faster and rounds
 # more often in a row.
-TILE_STEPS = 8
+TORCH_TILE_STEPS = 8
 _LOG2_E = 1.0 / math.log(2.0)
 
 
@@ -336,7 +336,7 @@ class _Tiles:
         self.carry_rates = self.A_t.to(carry_dtype) * _LOG2_E
         self.rates = self.carry_rates.to(dtype)
         batch, length, channels = delta.shape
-        c, n = min(TILE_STEPS, length), self.A_t.shape[0]
+        c, n = min(TORCH_TILE_STEPS, length), self.A_t.shape[0]
         self.spans = [(start, min(start + c, length)) for start in range(0, length, c)]
         self.decays = delta.new_empty(c, batch, n, channels)
         self.states = delta.new_empty(c + 1, batch, n, channels)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
-from transformers.pipelines.base import ChunkPipeline
+from transformers.pipelines import base as pipelines_base  # by way of its package: threads may import that, too
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -58,7 +58,7 @@ class _RiskModel(Protocol):
     def untrained_weights(self) -> list[str]: ...
 
 
-class EhrRiskPipeline(ChunkPipeline):
+class EhrRiskPipeline(pipelines_base.ChunkPipeline):
     """Risks of the tasks that a prompted classifier was trained for.
 
     A task is learnt at one kind of moment (a discharge, 24 hours after an admission) of patients for whom the answer is

@@ -15,9 +15,10 @@ import polars as pl
 from ehrseq.batches.collation import DataCollatorForPrompts
 from ehrseq.batches.prompts import prompted_dataset
 from ehrseq.batches.scoring import config_task_ids
+from ehrseq.data.schema import LABEL_KEYS
 from ehrseq.hub.checkpoints import Checkpoint
 from ehrseq.prediction.questions import Questions, TaskConfigs
-from ehrseq.prediction.times import KEYS, last_times, moments_of_all
+from ehrseq.prediction.times import last_times, moments_of_all
 from ehrseq.tokenization.ehr_anchors import matters, reasons_against
 from ehrseq.tokenization.ehr_sequence import Event
 
@@ -46,7 +47,8 @@ class PromptReader:
             notes["patients without a timed event, not scored"] = events["subject_id"].n_unique() - times.height
             moments = moments_of_all(times, tasks)
         times_of = {
-            task: moments.filter(pl.col("task") == task).select(*KEYS, boolean_value=pl.lit(False)) for task in tasks
+            task: moments.filter(pl.col("task") == task).select(*LABEL_KEYS, boolean_value=pl.lit(False))
+            for task in tasks
         }
         context = cast("int", self.model.config.max_position_embeddings)  # no prompted model goes without
         rows = prompted_dataset(self.tokenizer, events, times_of, context)
@@ -60,7 +62,7 @@ class PromptReader:
                 "prediction_time": rows.prediction_times,
                 "task": [names[task_id] for task_id in rows.task_ids.tolist()],
             }
-        ).join(self._reasons(events, moments, tasks), on=[*KEYS, "task"], how="left", maintain_order="left")
+        ).join(self._reasons(events, moments, tasks), on=[*LABEL_KEYS, "task"], how="left", maintain_order="left")
         for reason, words in self.tokenizer.task_reasons.items():
             has_no_score = reason in self.tokenizer.unanswerable_reasons
             kind = "risks not given" if has_no_score else "risks outside their task"
@@ -86,7 +88,7 @@ class PromptReader:
         for subject, time, code, visit_id in rows.iter_rows():
             of_subject.setdefault(subject, []).append(Event(time, code, visit_id=visit_id))
         reasons: list[str | None] = [None] * moments.height
-        by_time = moments.with_row_index("place").group_by(*KEYS, maintain_order=True).agg("place", "task")
+        by_time = moments.with_row_index("place").group_by(*LABEL_KEYS, maintain_order=True).agg("place", "task")
         for subject, at, places, names in by_time.with_columns(pl.col("prediction_time").to_physical()).iter_rows():
             against = reasons_against(of_subject.get(subject, []), kind_of, [tasks[name] for name in names], at)
             for place, reason in zip(places, against, strict=True):

@@ -17,15 +17,16 @@ import polars as pl
 
 from ehrseq.batches.triplet_collation import DataCollatorForTriplets
 from ehrseq.batches.triplet_rows import TripletRows
+from ehrseq.data.schema import LABEL_KEYS
 from ehrseq.encode.triplets import NoStayError, TripletTable, build_triplets
 from ehrseq.hub.checkpoints import Checkpoint
 from ehrseq.prediction.questions import Questions, TaskConfigs
-from ehrseq.prediction.times import KEYS, last_times, moments_of_all
+from ehrseq.prediction.times import last_times, moments_of_all
 
 if TYPE_CHECKING:
     from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
 
-REASONS = {
+STAY_REASONS = {
     "no_stay": "no window that the model reads begins before the prediction time",
     "no_triplet": "the stay holds no value of a variable that the model knows",
 }
@@ -52,7 +53,7 @@ class StayReader:
             NoStayError: No stay begins in these events, and they are no part of a larger dataset.
         """
         notes: Counter[str] = Counter()
-        times = None if moments is None else moments.select(KEYS).unique(maintain_order=True)
+        times = None if moments is None else moments.select(LABEL_KEYS).unique(maintain_order=True)
         if times is None and self.extractor.spec.window_start == "before_prediction":
             times = last_times(events)
         rows, stays = None, pl.DataFrame(schema={**_KEY_SCHEMA, "row": pl.Int64, "reason": pl.String})
@@ -64,16 +65,16 @@ class StayReader:
         else:
             rows, stays = self._rows(table, notes)
         if times is not None:
-            without = times.join(stays, on=list(KEYS), how="anti").with_columns(reason=pl.lit("no_stay"))
+            without = times.join(stays, on=list(LABEL_KEYS), how="anti").with_columns(reason=pl.lit("no_stay"))
             stays = pl.concat([stays, without], how="diagonal")
-        for reason, words in REASONS.items():
+        for reason, words in STAY_REASONS.items():
             notes[f"risks not given: {words}"] = int((stays["reason"] == reason).sum())
         if moments is None:
             notes["patients without a stay, not scored"] = (
                 events["subject_id"].n_unique() - stays["subject_id"].n_unique()
             )
-            moments = moments_of_all(stays.select(KEYS), tasks)
-        answers = moments.join(stays, on=list(KEYS), how="left", maintain_order="left")
+            moments = moments_of_all(stays.select(LABEL_KEYS), tasks)
+        answers = moments.join(stays, on=list(LABEL_KEYS), how="left", maintain_order="left")
         return Questions(answers, rows, DataCollatorForTriplets(self.extractor), unit="stay", notes=notes)
 
     def _rows(self, table: TripletTable, notes: Counter[str]) -> tuple[TripletRows, pl.DataFrame]:

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import polars as pl
 
+from ehrseq.data.schema import LABEL_KEYS
 from ehrseq.tasks.label_sources import read_audited
-
-KEYS = ("subject_id", "prediction_time")
 
 LabelSource = str | Path | Mapping[str, pl.DataFrame]
 """Labels: a dataset, a folder or a file of them, or task -> table of subject_id, prediction_time."""
@@ -26,7 +25,7 @@ def checked_times(source: str | Path | pl.DataFrame) -> pl.DataFrame:
         ValueError: A file that cannot be read, or no table of whole numbers and times.
     """
     table = source if isinstance(source, pl.DataFrame) else _read_times(Path(source))
-    missing = set(KEYS) - set(table.columns)
+    missing = set(LABEL_KEYS) - set(table.columns)
     if missing:
         raise ValueError(
             f"prediction times lack {sorted(missing)}; expected subject_id, prediction_time, got {table.columns}."
@@ -37,7 +36,7 @@ def checked_times(source: str | Path | pl.DataFrame) -> pl.DataFrame:
     try:
         times = table.select(pl.col("subject_id").cast(pl.Int64), pl.col("prediction_time").cast(pl.Datetime("us")))
     except pl.exceptions.PolarsError as error:
-        types = {name: str(table.schema[name]) for name in KEYS}
+        types = {name: str(table.schema[name]) for name in LABEL_KEYS}
         raise ValueError(
             f"prediction times have the types {types}; expected whole numbers and times such as 2024-03-01T08:30:00."
         ) from error

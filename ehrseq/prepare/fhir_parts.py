@@ -16,11 +16,12 @@ from typing import Any, TypedDict
 import numpy as np
 import pyarrow as pa
 
-from ehrseq.data.fhir.blocks import MAX_ERRORS, Block, ReadTask, read_task
+from ehrseq.data.fhir.blocks import Block, ReadTask, read_task
 from ehrseq.data.fhir.plan import plan_reading, size_of
 from ehrseq.data.fhir.rows import TABLE_OF
 from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
 from ehrseq.data.fhir.versions import version_columns
+from ehrseq.data.report import MAX_ERRORS
 from ehrseq.prepare.spill import partition_of_keys, write_piece, write_table
 from ehrseq.work.parts import RecordedPart
 

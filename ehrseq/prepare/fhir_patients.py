@@ -34,10 +34,9 @@ from ehrseq.data.fhir.versions import (
 )
 from ehrseq.data.report import ConversionReport
 from ehrseq.prepare.fhir_parts import NUMBERS, FhirPart, FhirPartReport, FhirPiece
-from ehrseq.prepare.shard_files import ShardPlan, ShardReport, write_shards
+from ehrseq.prepare.shard_files import PartitionPart, ShardReport, write_shards
 from ehrseq.prepare.spill import codes_of, partition_of_keys, read_partition, write_piece, write_table
 from ehrseq.work.files import write_json
-from ehrseq.work.parts import RecordedPart
 
 _DICTIONARIES = tuple(TABLE_OF)
 
@@ -136,30 +135,14 @@ def _write_patients(
 
 
 @dataclass(frozen=True)
-class FhirPartition(RecordedPart[ShardReport]):
-    """The patients of one partition.
+class FhirPartition(PartitionPart):
+    """The patients of one partition of FHIR files.
 
     Attributes:
-        number: Its number.
-        spill: Folder of the pieces and the index.
-        plan: How its shards are written.
         settings: What the user says about the source.
     """
 
-    number: int
-    spill: str
-    plan: ShardPlan
     settings: FhirSettings = NO_SETTINGS
-
-    @property
-    def name(self) -> str:
-        """The partition, in messages."""
-        return f"partition {self.number}"
-
-    @property
-    def record(self) -> Path:
-        """See `RecordedPart.record`."""
-        return self.plan.record(self.number)
 
     def make(self) -> ShardReport:
         """Put the rows together, and write them as shards."""

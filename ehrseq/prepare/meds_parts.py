@@ -14,7 +14,7 @@ import polars as pl
 from ehrseq.data.meds import collect_meds, deaths_at_the_end_of_their_day, scan_meds_file
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, sort_events, validate_events
-from ehrseq.prepare.shard_files import ShardPlan, ShardReport, write_shards
+from ehrseq.prepare.shard_files import PartitionPart, ShardReport, write_shards
 from ehrseq.prepare.spill import partition_of_subjects, read_partition, write_piece
 from ehrseq.work.files import write_json
 from ehrseq.work.parts import RecordedPart
@@ -119,30 +119,14 @@ def _count_non_finite(rows: pl.DataFrame) -> int:
 
 
 @dataclass(frozen=True)
-class MedsPartition(RecordedPart[ShardReport]):
-    """The patients of one partition.
+class MedsPartition(PartitionPart):
+    """The patients of one partition of MEDS files.
 
     Attributes:
-        number: Its number.
-        spill: Folder of the pieces, with `index.json`.
-        plan: How its shards are written.
         ours: Whether this package wrote the source: then deaths are where they belong.
     """
 
-    number: int
-    spill: str
-    plan: ShardPlan
     ours: bool
-
-    @property
-    def name(self) -> str:
-        """The partition, in messages."""
-        return f"partition {self.number}"
-
-    @property
-    def record(self) -> Path:
-        """See `RecordedPart.record`."""
-        return self.plan.record(self.number)
 
     def make(self) -> ShardReport:
         """Sort the rows, and write them as shards."""

@@ -12,6 +12,7 @@ from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, arrow_schema
 from ehrseq.data.splits import SPLIT_SCHEMA, assign_splits
 from ehrseq.prepare.spill import write_table
+from ehrseq.work.parts import RecordedPart
 
 _COUNTERS = ("skipped", "unresolved_references", "time_from_encounter_end", "notes")
 
@@ -62,6 +63,31 @@ class ShardReport(TypedDict):
     first: int | None
     last: int | None
     visits: int
+
+
+@dataclass(frozen=True)
+class PartitionPart(RecordedPart[ShardReport]):
+    """The patients of one partition.
+
+    Attributes:
+        number: Its number.
+        spill: Folder of the pieces and their index.
+        plan: How its shards are written.
+    """
+
+    number: int
+    spill: str
+    plan: ShardPlan
+
+    @property
+    def name(self) -> str:
+        """The partition, in messages."""
+        return f"partition {self.number}"
+
+    @property
+    def record(self) -> Path:
+        """See `RecordedPart.record`."""
+        return self.plan.record(self.number)
 
 
 def write_shards(events: pl.DataFrame, report: ConversionReport, plan: ShardPlan, number: int) -> ShardReport:

@@ -215,10 +215,10 @@ def _prevalence(table: pl.DataFrame) -> str:
     def draw(axes: Sequence[Any]) -> None:
         from matplotlib.ticker import PercentFormatter
 
-        for axis, ((task,), own) in zip(axes, groups.items(), strict=True):
-            start = own["from"].to_list()
-            axis.fill_between(start, own["low"].to_list(), own["high"].to_list(), color=COLOURS[0], alpha=0.2, lw=0)
-            axis.plot(start, own["prevalence"].to_list(), color=COLOURS[0], marker="o", ms=3, lw=1.4)
+        for axis, ((task,), curve) in zip(axes, groups.items(), strict=True):
+            start = curve["from"].to_list()
+            axis.fill_between(start, curve["low"].to_list(), curve["high"].to_list(), color=COLOURS[0], alpha=0.2, lw=0)
+            axis.plot(start, curve["prevalence"].to_list(), color=COLOURS[0], marker="o", ms=3, lw=1.4)
             axis.set_title(str(task), loc="left", fontsize=9, fontweight="bold")
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axis.set_ylim(bottom=0)

@@ -10,8 +10,8 @@ from typing import Any
 import polars as pl
 
 from ehrseq.data.tables import as_column, check_columns, microseconds
-from ehrseq.tokenization.ehr_codes import code_kinds, split_kind
-from ehrseq.tokenization.ehr_visits import KIND_RANKS, pair_encounters
+from ehrseq.tokenization.ehr_codes import KIND_RANKS, code_kinds, split_kind
+from ehrseq.tokenization.ehr_visits import pair_encounters
 
 
 def encounters(

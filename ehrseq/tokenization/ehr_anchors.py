@@ -23,11 +23,11 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
-from .ehr_codes import DAY_US, EXPIRED, HOUR_US, INPATIENT_CLASSES
+from .ehr_codes import DAY_US, EXPIRED, HOUR_US, INPATIENT_CLASSES, KIND_RANKS
 from .ehr_sequence import Event
-from .ehr_visits import KIND_RANKS, Boundary, pair_encounters
+from .ehr_visits import Boundary, pair_encounters
 
-REASONS = {
+REASONS_AGAINST = {
     "died_before_prediction": "the patient died at or before the prediction time",
     "earlier_code": "the diagnosis was recorded before the prediction time",
     "stay_ended": "the patient is in no hospital stay at the prediction time",
@@ -46,7 +46,7 @@ def reasons_against(
     tasks: Sequence[Mapping[str, Any]],
     prediction_time: int | None,
 ) -> list[str | None]:
-    """For each task the first of `REASONS` that speaks against it, None where it can be asked.
+    """For each task the first of `REASONS_AGAINST` that speaks against it, None where it can be asked.
 
     Args:
         events: The patient's events, in any order.

@@ -25,6 +25,10 @@ DAY_US = 24 * HOUR_US
 WEEK_US = 7 * DAY_US
 YEAR_US = 365.25 * DAY_US
 
+# Order of a subject's rows at one instant: birth, visit starts, everything else in source order, visit ends, death.
+RANK_STATIC, RANK_BIRTH, RANK_START, RANK_OTHER, RANK_END, RANK_DEATH = range(-1, 5)
+KIND_RANKS = {"birth": RANK_BIRTH, "visit_start": RANK_START, "visit_end": RANK_END, "death": RANK_DEATH}
+
 INPATIENT_CLASSES = frozenset({"IMP", "ACUTE", "NONAC"})
 """Encounter classes that make a visit an admission."""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from .ehr_codes import DAY_US, WEEK_US, YEAR_US
 from .ehr_vocabulary import (
-    INTERVAL_DAYS,
+    INTERVAL_STARTS,
     REG,
     TYPE_INTERVAL,
     TYPE_REG,
@@ -95,7 +95,7 @@ def lay_out(rows: HistoryRows, vocabulary: EventVocabulary) -> dict[str, Any]:
     ids[at - 3], types[at - 3] = token_ids[VE], TYPE_VE
     ids[at - 2], types[at - 2] = token_ids[REG], TYPE_REG
     days = (time[later] - time[later - 1]) // DAY_US
-    ids[at - 1] = vocabulary.interval_ids[INTERVAL_DAYS.searchsorted(days, "right")]
+    ids[at - 1] = vocabulary.interval_ids[INTERVAL_STARTS.searchsorted(days, "right")]
     types[at - 1] = TYPE_INTERVAL
     # 4. Times, ages and visits; an interval has no time of its own.
     row_of = np.arange(len(time)).repeat(width)

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from .ehr_codes import DAY_US, INPATIENT_CLASSES, SECOND_US
+from .ehr_codes import DAY_US, INPATIENT_CLASSES, KIND_RANKS, RANK_OTHER, SECOND_US
 from .ehr_rows import NO_TIME, HistoryRows
-from .ehr_visits import KIND_RANKS, RANK_OTHER, silence_us
+from .ehr_visits import silence_us
 from .ehr_vocabulary import EventVocabulary
 
 _TIME_AND_RANK = itemgetter(0, 1)

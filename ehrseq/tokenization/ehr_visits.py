@@ -22,11 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .ehr_codes import DAY_US, INPATIENT_CLASSES
-
-# Order at one instant inside a subject: birth, visit starts, everything else in source order, visit ends, death.
-RANK_STATIC, RANK_BIRTH, RANK_START, RANK_OTHER, RANK_END, RANK_DEATH = range(6)
-KIND_RANKS = {"birth": RANK_BIRTH, "visit_start": RANK_START, "visit_end": RANK_END, "death": RANK_DEATH}
+from .ehr_codes import DAY_US, INPATIENT_CLASSES, RANK_START
 
 SILENCE_DAYS = {**dict.fromkeys([*sorted(INPATIENT_CLASSES), "ICU"], 30), "EMER": 3, "OBSENC": 3}
 """Days without a row of its own after which an open encounter of a class lapses."""

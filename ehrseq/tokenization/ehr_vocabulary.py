@@ -78,7 +78,7 @@ def interval_token(days: int) -> str:
     return MONTHS[days // 30] if days <= 365 else LONG_TERM
 
 
-INTERVAL_DAYS = np.asarray([7, 14, 21, 28, *range(30, 361, 30), 366])
+INTERVAL_STARTS = np.asarray([7, 14, 21, 28, *range(30, 361, 30), 366])
 """Days at which each interval token but the shortest begins."""
 
 

@@ -25,7 +25,7 @@ from .triplet_stays import Stay, TripletSpec, in_order, read_stay
 
 logger = logging.get_logger(__name__)
 
-CHANNELS = ("variable_ids", "times", "values", "attention_mask")
+TRIPLET_CHANNELS = ("variable_ids", "times", "values", "attention_mask")
 """Channels of a stay's length; `static_values` has one entry a static column."""
 
 TRUNCATIONS = ("recent", "random")
@@ -56,7 +56,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
 
     _auto_class = "AutoFeatureExtractor"  # so that what saves it carries its code
 
-    model_input_names = [*CHANNELS, "static_values"]
+    model_input_names = [*TRIPLET_CHANNELS, "static_values"]
 
     def __init__(
         self,
@@ -344,14 +344,14 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             "static_values": self.normalise_static(stay.static),
         }
 
-    def _read(self, given: Any, prediction_time: Any) -> Stay:
+    def _read(self, record: Any, prediction_time: Any) -> Stay:
         """A stay of any form, triplets in order, those of variables never seen in training left out."""
-        if isinstance(given, Mapping) and "times" in given:
+        if isinstance(record, Mapping) and "times" in record:
             if prediction_time is not None:
                 raise ValueError("a stay of triplets has no dates; give prediction_time with patients (events) only.")
-            stay = self._read_triplets(given)
+            stay = self._read_triplets(record)
         else:
-            events, own_time = read_patient(patient_of_table(given))
+            events, own_time = read_patient(patient_of_table(record))
             cut = parse_time(prediction_time, "prediction_time")
             stay = read_stay(events, self._spec, own_time if cut is None else cut)
         fitted = self.was_fitted(stay.variable_ids)
@@ -361,23 +361,23 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             part[fitted] for part in (stay.minutes, stay.variable_ids, stay.values)
         )
         if not len(stay.minutes):
-            subject = given.get("subject_id", "?") if isinstance(given, Mapping) else "?"
+            subject = record.get("subject_id", "?") if isinstance(record, Mapping) else "?"
             raise ValueError(
                 f"the stay of subject {subject} holds no triplet of a known variable "
                 f"({dict(stay.skipped) | {'of unknown variables': sum(stay.unknown.values())}}); leave such stays out."
             )
         return stay
 
-    def _read_triplets(self, given: Mapping[str, Any]) -> Stay:
-        unread = sorted(map(str, set(given) - STAY_KEYS))
-        missing = sorted({"times", "variables", "values"} - set(given))
+    def _read_triplets(self, stay: Mapping[str, Any]) -> Stay:
+        unread = sorted(map(str, set(stay) - STAY_KEYS))
+        missing = sorted({"times", "variables", "values"} - set(stay))
         if unread or missing:
             raise ValueError(
-                f"a stay has the keys {sorted(map(str, given))}; expected times, variables, values, static and "
+                f"a stay has the keys {sorted(map(str, stay))}; expected times, variables, values, static and "
                 "subject_id, or a patient with events."
             )
-        minutes, values = (_floats(name, given[name]) for name in ("times", "values"))
-        names = np.asarray(given["variables"])
+        minutes, values = (_floats(name, stay[name]) for name in ("times", "values"))
+        names = np.asarray(stay["variables"])
         if not len(names):
             names = names.astype(np.int64)
         if not len(minutes) == len(values) == len(names) or names.ndim != 1:
@@ -414,18 +414,18 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
         if repeated.any():
             skipped["repeated triplets"] += int(repeated.sum())
         order = order[~repeated]
-        static = self._static_vector(given.get("static"))
+        static = self._static_vector(stay.get("static"))
         return Stay(minutes[order], ids[order], values[order], static, skipped, unknown)
 
-    def _static_vector(self, given: Any) -> np.ndarray:
+    def _static_vector(self, values: Any) -> np.ndarray:
         """Static values `[D]`; of a mapping by column, what it lacks is unknown and flagged so."""
         columns = self.static_columns
-        if given is not None and not isinstance(given, Mapping):
-            static = _floats("static", given)
+        if values is not None and not isinstance(values, Mapping):
+            static = _floats("static", values)
             if len(static) != len(columns):
                 raise ValueError(f"static got {len(static)} values; expected one for each of {columns}.")
             return static
-        named = dict(given or {})
+        named = dict(values or {})
         unread = sorted(map(str, set(named) - set(columns)))
         if unread:
             raise ValueError(f"static has the unknown columns {unread}; expected {columns}.")
@@ -473,7 +473,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
         if self.padding_side not in ("left", "right"):
             raise ValueError(f"padding_side got {self.padding_side!r}; expected 'left' or 'right'.")
         width = (max_length - length, 0) if self.padding_side == "left" else (0, max_length - length)
-        for name in CHANNELS:
+        for name in TRIPLET_CHANNELS:
             if name in processed_features:
                 processed_features[name] = np.pad(processed_features[name], width)
         return dict(processed_features)
@@ -490,7 +490,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             return processed_features
         if max_length is None:
             raise ValueError("truncation=True needs max_length; give the number of triplets that stay.")
-        for name in CHANNELS:
+        for name in TRIPLET_CHANNELS:
             if name in processed_features:
                 processed_features[name] = processed_features[name][-max_length:]
         return processed_features
@@ -535,11 +535,11 @@ def _needed(rng: np.random.Generator | None) -> np.random.Generator:
     return rng
 
 
-def _numbers(name: str, given: Sequence[float], length: int, least: float = -np.inf) -> list[float]:
+def _numbers(name: str, values: Sequence[float], length: int, least: float = -np.inf) -> list[float]:
     try:
-        numbers = [float(number) for number in given]
+        numbers = [float(number) for number in values]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} got {given!r}; expected {length} numbers.") from error
+        raise ValueError(f"{name} got {values!r}; expected {length} numbers.") from error
     if len(numbers) != length or not all(np.isfinite(number) and number >= least for number in numbers):
         raise ValueError(
             f"{name} got {len(numbers)} numbers; expected {length} finite ones of at least {least:g}, one for each "
@@ -548,10 +548,10 @@ def _numbers(name: str, given: Sequence[float], length: int, least: float = -np.
     return numbers
 
 
-def _percentiles(given: Sequence[float]) -> tuple[float, float]:
-    pair = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
+def _percentiles(values: Sequence[float]) -> tuple[float, float]:
+    pair = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else []
     if len(pair) != 2 or not all(isinstance(p, int | float) for p in pair) or not 0 <= pair[0] < pair[1] <= 100:
-        raise ValueError(f"clip_percentiles got {given!r}; expected two ascending numbers from 0 to 100.")
+        raise ValueError(f"clip_percentiles got {values!r}; expected two ascending numbers from 0 to 100.")
     return float(pair[0]), float(pair[1])
 
 
@@ -565,11 +565,11 @@ def _moments(values: np.ndarray, low: float, high: float) -> tuple[float, float,
     return mean, deviation if deviation > 1e-6 * max(1.0, abs(mean)) else 1.0, float(lower), float(upper)
 
 
-def _floats(name: str, given: Any) -> np.ndarray:
+def _floats(name: str, values: Any) -> np.ndarray:
     try:
-        array = np.asarray(given, np.float64)
+        array = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} of a stay must be numbers, got {type(given).__name__}: {error}.") from error
+        raise ValueError(f"{name} of a stay must be numbers, got {type(values).__name__}: {error}.") from error
     if array.ndim != 1:
         raise ValueError(f"{name} of a stay must be a flat list of numbers, got shape {list(array.shape)}.")
     return array

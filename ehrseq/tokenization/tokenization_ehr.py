@@ -19,7 +19,7 @@ from transformers import BatchEncoding
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy, logging
 
-from .ehr_anchors import REASONS, UNANSWERABLE, reasons_against
+from .ehr_anchors import REASONS_AGAINST, UNANSWERABLE, reasons_against
 from .ehr_histories import EncodedHistories
 from .ehr_plans import CHANNEL_DTYPES, CHANNELS, check_context
 from .ehr_rows import lay_out
@@ -54,7 +54,7 @@ class EhrTokenizer(TokenizersBackend):
     # loaded.
     model_input_names = list(CHANNELS)
     padding_side = "right"
-    task_reasons = REASONS
+    task_reasons = REASONS_AGAINST
     unanswerable_reasons = UNANSWERABLE
 
     # -- training ----------------------------------------------------------------------------------------------------

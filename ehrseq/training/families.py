@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], object]
 
+PROMPT_STAGES = {
+    "pretrain": "Next-token prediction",
+    "shared": "Multitask prompted finetuning, all prompts of a history at once",
+    "finetune": "Multitask prompted finetuning, row by row",
+}
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -95,35 +101,22 @@ class PromptTraining:
 
     def train(self, say: Say) -> dict[str, dict[str, Any]]:
         """Run the stages."""
-        from ehrseq.training.prompts import begin_with, finetune_prompts, finetune_shared, pretrain_events
+        from ehrseq.training.prompts import PromptStages
 
         source = "the encoded files" if self.rows.encoded is not None else "the patients of pretrain and train"
         say(f"Tokenizer of {source}: {len(self.rows.tokenizer):,} tokens, {len(self.rows.tokenizer.tasks)} tasks")
-        recipe, results = self.recipe, {}
+        stages = PromptStages(self.recipe, self.rows, self.data.tasks, self.data.labels, self.seed)
+        results: dict[str, dict[str, Any]] = {}
         settings: dict[str, Any] = {**self.data.settings, "tasks": self.data.names, "context": self.context}
         before: Path | None = None
-        for name in recipe.stage_names:
-            if getattr(recipe, name) is None:
+        for name in self.recipe.stage_names:
+            if getattr(self.recipe, name) is None:
                 continue
-            folder = self.folder / name
-            if name == "pretrain":
-                say("Next-token prediction")
-                result = pretrain_events(recipe, self.rows, self.data.tasks, folder, seed=self.seed, settings=settings)
-            else:
-                shared = name == "shared"
-                say(f"Multitask prompted finetuning, {'all prompts of a history at once' if shared else 'row by row'}")
-                result = (finetune_shared if shared else finetune_prompts)(
-                    recipe,
-                    self.rows,
-                    self.data.labels,
-                    folder,
-                    make_model=begin_with(before, self.rows, recipe, self.data.tasks),
-                    seed=self.seed,
-                    settings=settings,
-                )
-            say(_in_words(result))
-            results[name], before = result, folder
-            settings = {**settings, "begun_with": result["settings"]}
+            say(PROMPT_STAGES[name])
+            results[name] = stages.run(name, self.folder / name, before, settings)
+            say(_in_words(results[name]))
+            before = self.folder / name
+            settings = {**settings, "begun_with": results[name]["settings"]}
         return results
 
     def score(self, split: str) -> pl.DataFrame:

@@ -17,7 +17,7 @@ from ehrseq.training.prompt_recipe import PromptRecipe
 from ehrseq.training.recipe import NAMED, Recipe, nearest, read_with_bases, recipe_name, stage_keys
 from ehrseq.training.triplet_recipe import TripletRecipe
 
-KINDS: dict[str, type[Recipe]] = {kind.family: kind for kind in (PromptRecipe, TripletRecipe)}
+FAMILY_RECIPES: dict[str, type[Recipe]] = {kind.family: kind for kind in (PromptRecipe, TripletRecipe)}
 
 
 def read_recipe(recipe: str | Path, changes: Sequence[str] = ()) -> Recipe:
@@ -33,11 +33,11 @@ def read_recipe(recipe: str | Path, changes: Sequence[str] = ()) -> Recipe:
     """
     values = read_with_bases(recipe)
     family = values.get("family")
-    if family not in KINDS:
-        raise ValueError(f"{recipe} has the family {family!r}; expected `family:` to be one of {list(KINDS)}.")
+    if family not in FAMILY_RECIPES:
+        raise ValueError(f"{recipe} has the family {family!r}; expected `family:` to be one of {list(FAMILY_RECIPES)}.")
     for change in changes:
-        _set(values, change, KINDS[family])
-    made = KINDS[family].from_dict(values, where=f"{recipe}{' with --set' if changes else ''}")
+        _set(values, change, FAMILY_RECIPES[family])
+    made = FAMILY_RECIPES[family].from_dict(values, where=f"{recipe}{' with --set' if changes else ''}")
     made.check_model()
     return made
 

@@ -1,17 +1,16 @@
 """Training EhrMamba: next-token prediction, then multitask prompted finetuning (MPF), on a dataset with labels.
 
-    rows = load_rows(dataset, folder / "tokenizer", tasks, context=256)      # the encoded files where there are any
-    pretrain_events(recipe, rows, folder / "pretrain", seed=0, settings={...})
-    finetune_shared(recipe, rows, labels, folder / "shared", make_model=begin_with(folder / "pretrain"), ...)
-    finetune_prompts(recipe, rows, labels, folder / "finetune", make_model=begin_with(folder / "shared"), ...)
-
-Each function runs one stage (`ehrseq.training.stages.run_stage`): what is done is not done again.
+rows = load_rows(dataset, folder / "tokenizer", tasks, context=256)      # the encoded files where there are any
+stages = PromptStages(recipe, rows, tasks, labels, seed=0)
+stages.run("pretrain", folder / "pretrain", None, settings={...})
+stages.run("finetune", folder / "finetune", folder / "pretrain", settings={...})
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from ehrseq.training.prompt_recipe import SPLITS, PromptRecipe
 from ehrseq.training.recipe import Stage
 from ehrseq.training.stages import TuningRows, mean_length, resumable_arguments, run_stage
 from ehrseq.training.trainer import (
+    COSINE_WARMUP_SHARE,
     ClassifierOfPrompts,
     is_main_process,
     model_config,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
 
     from ehrseq.encode.rows import HistoryWindows, PromptedDataset
+    from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
 EVALUATIONS = 10  # of a stage that keeps its best weights
@@ -128,169 +129,146 @@ def present_splits(dataset: EventDataset, wanted: Sequence[str]) -> list[str]:
     return present
 
 
-def pretrain_events(
-    recipe: PromptRecipe,
-    rows: EventRows,
-    tasks: Sequence[Mapping[str, Any]],
-    folder: Path,
-    *,
-    seed: int,
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Next-token prediction.
+@dataclass(frozen=True)
+class PromptStages:
+    """The stages of a recipe. Each trains a checkpoint into a folder, on from the one of the stage before.
 
-    Args:
-        recipe: The recipe; its `pretrain` must be there.
-        rows: The dataset's rows.
-        tasks: `config.tasks` entries.
-        folder: Checkpoint folder to write.
-        seed: Of weights, order and dropout.
-        settings: What the rows are, JSON-ready.
+    A stage that is done is not done again; one that was begun with other settings is begun anew.
 
-    Returns:
-        What `run_stage` returns.
-    """
-    from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
-
-    stage = recipe.pretrain
-    if stage is None:
-        raise ValueError(f"the recipe {recipe.name!r} has no pretraining.")
-    config = model_config(rows.tokenizer, tasks=tasks, **recipe.model)
-    context = config.max_position_embeddings
-    windows = rows.windows(context, present_splits(rows.dataset, recipe.pretrain_splits))
-    size = rows_to_see(stage, windows)
-    return run_stage(
-        folder,
-        make_model=lambda: EhrMambaForCausalLM(config),
-        arguments=lambda steps: stage_arguments(stage, steps, size, seed, label_names=["labels"]),
-        rows=PackableRows(windows),
-        collate=DataCollatorForPackedNextToken(rows.tokenizer, context),
-        settings={**settings, **_of_stage(recipe, "pretrain", seed), "splits": list(recipe.pretrain_splits)},
-        encoder=rows.tokenizer,
-        report=lambda _: {"windows": len(windows), "rows": size},
-        changed="restart",
-    )
-
-
-def finetune_shared(
-    recipe: PromptRecipe,
-    rows: EventRows,
-    labels: Labels,
-    folder: Path,
-    *,
-    make_model: Callable[[], PreTrainedModel],
-    seed: int,
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """MPF on histories that hold the prompts of all their labels.
-
-    Args:
-        recipe: The recipe; its `shared` must be there.
-        rows: The dataset's rows.
-        labels: Label tables of the tasks that are learnt.
-        folder: Checkpoint folder to write.
-        make_model: Makes the classifier to begin with.
-        seed: Of a new head, order and dropout.
-        settings: What the rows are and what the model was before, JSON-ready.
-
-    Returns:
-        What `run_stage` returns.
-    """
-    stage = recipe.shared
-    if stage is None:
-        raise ValueError(f"the recipe {recipe.name!r} has no stage on shared histories.")
-    context = recipe.shared_context or context_of(recipe)
-    prompts = rows.prompts(labels, context, present_splits(rows.dataset, recipe.finetune_splits))
-    shared = shared_prompts(prompts, context, seed)
-    size = rows_to_see(stage, shared)
-    return run_stage(
-        folder,
-        make_model=make_model,
-        wrap=ClassifierOfPrompts,
-        arguments=lambda steps: stage_arguments(stage, steps, size, seed),
-        rows=shared,
-        collate=DataCollatorForSharedPrompts(rows.tokenizer),
-        settings={
-            **settings,
-            **_of_stage(recipe, "shared", seed),
-            "context": context,
-            "splits": list(recipe.finetune_splits),
-        },
-        encoder=rows.tokenizer,
-        report=lambda _: {"histories": len(shared), "labels": shared.num_labels, "rows": size},
-        changed="restart",
-    )
-
-
-def finetune_prompts(
-    recipe: PromptRecipe,
-    rows: EventRows,
-    labels: Labels,
-    folder: Path,
-    *,
-    make_model: Callable[[], PreTrainedModel],
-    seed: int,
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """MPF on rows of one label, tasks balanced; with `keep: best` the weights that rank the tuning rows best.
-
-    Args:
+    Attributes:
         recipe: The recipe.
         rows: The dataset's rows.
-        labels: Label tables of the tasks that are learnt.
-        folder: Checkpoint folder to write.
-        make_model: Makes the classifier to begin with.
-        seed: Of a new head, the drawn rows, order and dropout.
-        settings: What the rows are and what the model was before, JSON-ready.
-
-    Returns:
-        What `run_stage` returns.
+        tasks: `config.tasks` entries of the tasks that are learnt.
+        labels: Their label tables.
+        seed: Of new weights, drawn rows, order and dropout.
     """
-    stage, context, names = recipe.finetune, context_of(recipe), rows.tokenizer.tasks
-    train = rows.prompts(labels, context, present_splits(rows.dataset, recipe.finetune_splits))
-    sample = balance_rows(
-        train.task_ids,
-        train.labels,
-        names,
-        num_rows=rows_to_see(stage, train),
-        positive_share=recipe.positive_share,
-        seed=seed,
-    )
 
-    def shifted() -> PreTrainedModel:
-        model = make_model()
-        model.config.tasks = sample.store_in(model.config.tasks)  # the scores stay probabilities
+    recipe: PromptRecipe
+    rows: EventRows
+    tasks: Sequence[Mapping[str, Any]]
+    labels: Labels
+    seed: int
+
+    def run(self, name: str, folder: Path, before: Path | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Run a stage.
+
+        Args:
+            name: One of the recipe's `stage_names`, of a stage that it has.
+            folder: Checkpoint folder to write.
+            before: Checkpoint to begin with; None = random weights.
+            settings: What the rows are and what the model was before, JSON-ready.
+
+        Returns:
+            What `run_stage` returns.
+        """
+        run: Callable[[Stage, Path, Path | None, dict[str, Any]], dict[str, Any]] = getattr(self, f"_{name}")
+        stage: Stage = getattr(self.recipe, name)
+        own = {"stage": stage.to_dict(), "model": dict(self.recipe.model), "seed": self.seed}
+        return run(stage, folder, before, {**settings, **own})
+
+    def _pretrain(self, stage: Stage, folder: Path, _: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
+        """Next-token prediction."""
+        from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
+
+        config = self._config()
+        context, splits = config.max_position_embeddings, self.recipe.pretrain_splits
+        windows = self.rows.windows(context, present_splits(self.rows.dataset, splits))
+        size = rows_to_see(stage, windows)
+        return run_stage(
+            folder,
+            make_model=lambda: EhrMambaForCausalLM(config),
+            arguments=lambda steps: stage_arguments(stage, steps, size, self.seed, label_names=["labels"]),
+            rows=PackableRows(windows),
+            collate=DataCollatorForPackedNextToken(self.rows.tokenizer, context),
+            settings={**settings, "splits": list(splits)},
+            encoder=self.rows.tokenizer,
+            report=lambda _: {"windows": len(windows), "rows": size},
+            changed="restart",
+        )
+
+    def _shared(self, stage: Stage, folder: Path, before: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
+        """MPF on histories that hold the prompts of all their labels."""
+        context = self.recipe.shared_context or context_of(self.recipe)
+        shared = shared_prompts(self._labelled_rows(context), context, self.seed)
+        size = rows_to_see(stage, shared)
+        return run_stage(
+            folder,
+            make_model=lambda: self._classifier(before),
+            wrap=ClassifierOfPrompts,
+            arguments=lambda steps: stage_arguments(stage, steps, size, self.seed),
+            rows=shared,
+            collate=DataCollatorForSharedPrompts(self.rows.tokenizer),
+            settings={**settings, "context": context, "splits": list(self.recipe.finetune_splits)},
+            encoder=self.rows.tokenizer,
+            report=lambda _: {"histories": len(shared), "labels": shared.num_labels, "rows": size},
+            changed="restart",
+        )
+
+    def _finetune(self, stage: Stage, folder: Path, before: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
+        """MPF on rows of one label, tasks balanced; with `keep: best` the weights that rank the tuning rows best."""
+        recipe, context, names = self.recipe, context_of(self.recipe), self.rows.tokenizer.tasks
+        train = self._labelled_rows(context)
+        sample = balance_rows(
+            train.task_ids,
+            train.labels,
+            names,
+            num_rows=rows_to_see(stage, train),
+            positive_share=recipe.positive_share,
+            seed=self.seed,
+        )
+
+        def shifted() -> PreTrainedModel:
+            model = self._classifier(before)
+            model.config.tasks = sample.store_in(model.config.tasks)  # the scores stay probabilities
+            return model
+
+        tuning, callbacks = None, []
+        if stage.keep == "best" or stage.arguments.get("eval_strategy", "no") != "no":
+            from transformers import EarlyStoppingCallback
+
+            held = limit_rows(self.rows.prompts(self.labels, context, ["tuning"]), recipe.max_rows_per_task, self.seed)
+            held = held.subset(held.lengths.argsort(kind="stable"))  # batches of like length: next to no padding
+            metrics = ComputeTaskMetrics(names, held.subject_ids, log_odds_shifts=sample.log_odds_shifts)
+            tuning = TuningRows(held, metrics, "auroc_mean", larger_is_better=True)
+            callbacks = [EarlyStoppingCallback(stage.patience)] if stage.patience and stage.keep == "best" else []
+        drawn = train.subset(sample.rows)
+        return run_stage(
+            folder,
+            make_model=shifted,
+            arguments=lambda steps: stage_arguments(stage, steps, len(drawn), self.seed),
+            rows=PackableRows(drawn),
+            collate=DataCollatorForPackedPrompts(self.rows.tokenizer, context),
+            settings={
+                **settings,
+                "positive_share": recipe.positive_share,
+                "splits": list(recipe.finetune_splits),
+                "max_rows_per_task": recipe.max_rows_per_task,
+            },
+            encoder=self.rows.tokenizer,
+            tuning=tuning,
+            callbacks=callbacks,
+            report=lambda _: {"available_rows": len(train), "rows": len(drawn)},
+            changed="restart",
+        )
+
+    def _labelled_rows(self, context: int) -> PromptedDataset:
+        """MPF rows of the patients that are finetuned on."""
+        splits = present_splits(self.rows.dataset, self.recipe.finetune_splits)
+        return self.rows.prompts(self.labels, context, splits)
+
+    def _config(self) -> EhrMambaConfig:
+        config: EhrMambaConfig = model_config(self.rows.tokenizer, tasks=self.tasks, **self.recipe.model)
+        return config
+
+    def _classifier(self, before: Path | None) -> PreTrainedModel:
+        """The classifier that a stage begins with: of a checkpoint, or of random weights."""
+        from ehrseq.modeling.modeling_ehrmamba import EhrMambaForSequenceClassification
+
+        if before is None:
+            return EhrMambaForSequenceClassification(self._config())
+        with quiet_loading():  # the new head is expected
+            model: PreTrainedModel = EhrMambaForSequenceClassification.from_pretrained(before, num_labels=2)
         return model
-
-    tuning, callbacks = None, []
-    if stage.keep == "best" or stage.arguments.get("eval_strategy", "no") != "no":
-        from transformers import EarlyStoppingCallback
-
-        held = limit_rows(rows.prompts(labels, context, ["tuning"]), recipe.max_rows_per_task, seed)
-        held = held.subset(held.lengths.argsort(kind="stable"))  # batches of like length: next to no padding
-        metrics = ComputeTaskMetrics(names, held.subject_ids, log_odds_shifts=sample.log_odds_shifts)
-        tuning = TuningRows(held, metrics, "auroc_mean", larger_is_better=True)
-        callbacks = [EarlyStoppingCallback(stage.patience)] if stage.patience and stage.keep == "best" else []
-    drawn = train.subset(sample.rows)
-    return run_stage(
-        folder,
-        make_model=shifted,
-        arguments=lambda steps: stage_arguments(stage, steps, len(drawn), seed),
-        rows=PackableRows(drawn),
-        collate=DataCollatorForPackedPrompts(rows.tokenizer, context),
-        settings={
-            **settings,
-            **_of_stage(recipe, "finetune", seed),
-            "positive_share": recipe.positive_share,
-            "splits": list(recipe.finetune_splits),
-            "max_rows_per_task": recipe.max_rows_per_task,
-        },
-        encoder=rows.tokenizer,
-        tuning=tuning,
-        callbacks=callbacks,
-        report=lambda _: {"available_rows": len(train), "rows": len(drawn)},
-        changed="restart",
-    )
 
 
 def context_of(recipe: PromptRecipe) -> int:
@@ -298,21 +276,6 @@ def context_of(recipe: PromptRecipe) -> int:
     from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
 
     return int(recipe.model.get("max_position_embeddings", EhrMambaConfig().max_position_embeddings))
-
-
-def begin_with(folder: Path | None, rows: EventRows, recipe: PromptRecipe, tasks: Sequence[Mapping[str, Any]]) -> Any:
-    """What makes the classifier that a stage begins with: of a checkpoint, or of random weights."""
-    from ehrseq.modeling.modeling_ehrmamba import EhrMambaForSequenceClassification
-
-    def make() -> PreTrainedModel:
-        if folder is None:
-            config = model_config(rows.tokenizer, tasks=tasks, **recipe.model)
-            return EhrMambaForSequenceClassification(config)
-        with quiet_loading():  # the new head is expected
-            model: PreTrainedModel = EhrMambaForSequenceClassification.from_pretrained(folder, num_labels=2)
-        return model
-
-    return make
 
 
 def rows_to_see(stage: Stage, rows: Any) -> int:
@@ -336,8 +299,6 @@ def rows_to_see(stage: Stage, rows: Any) -> int:
 
 def stage_arguments(stage: Stage, folder: Path, rows: int, seed: int, **options: Any) -> TrainingArguments:
     """Trainer's arguments for so many rows."""
-    from ehrseq.training.triplets import WARMUP_SHARE
-
     steps = max(1, rows // stage.batch_size)
     batch = max(1, stage.batch_size // num_processes())
     options |= {
@@ -350,7 +311,7 @@ def stage_arguments(stage: Stage, folder: Path, rows: int, seed: int, **options:
         "disable_tqdm": None,
     }
     if stage.schedule != "paper":
-        warmup = 0 if stage.schedule == "constant" else WARMUP_SHARE
+        warmup = 0 if stage.schedule == "constant" else COSINE_WARMUP_SHARE
         options |= {"lr_scheduler_type": stage.schedule, "warmup_steps": warmup, "lr_scheduler_kwargs": {}}
     if stage.keep == "best":
         every = max(1, steps // EVALUATIONS)
@@ -359,9 +320,3 @@ def stage_arguments(stage: Stage, folder: Path, rows: int, seed: int, **options:
         options |= {"restore_callback_states_from_checkpoint": True}
     chosen = {name: value for name, value in stage.arguments.items() if name != "max_steps"}  # counted in `rows`
     return resumable_arguments(folder, max_steps=steps, **options | chosen)
-
-
-def _of_stage(recipe: PromptRecipe, name: str, seed: int) -> dict[str, Any]:
-    """What a stage's settings hold of its recipe."""
-    stage: Stage = getattr(recipe, name)
-    return {"stage": stage.to_dict(), "model": dict(recipe.model), "seed": seed}

@@ -272,11 +272,11 @@ def recipe_name(file: Path) -> str:
 
 def _stage(values: Any, defaults: Mapping[str, Any], where: str) -> Stage:
     """A stage of plain values; what is no key of a stage is a field of TrainingArguments."""
-    own = {entry.name for entry in dataclasses.fields(Stage)} - {"arguments"}
+    stage_fields = {entry.name for entry in dataclasses.fields(Stage)} - {"arguments"}
     if not isinstance(values, Mapping):
-        check_keys(values, own, where)
+        check_keys(values, stage_fields, where)
     values = {_SAME.get(name, name): _number(value) for name, value in values.items()}
-    others = {name: value for name, value in values.items() if name not in own}
+    others = {name: value for name, value in values.items() if name not in stage_fields}
     if others:
         from transformers import TrainingArguments
 
@@ -284,7 +284,7 @@ def _stage(values: Any, defaults: Mapping[str, Any], where: str) -> Stage:
         unknown = sorted(str(name) for name in others if name not in known)
         if unknown:
             raise ValueError(
-                f"{where} has {unknown}; expected keys out of {sorted(own)}, or fields of TrainingArguments"
+                f"{where} has {unknown}; expected keys out of {sorted(stage_fields)}, or fields of TrainingArguments"
                 f"{nearest(unknown, known)}."
             )
         for name, instead in _TAKEN.items():
@@ -295,7 +295,8 @@ def _stage(values: Any, defaults: Mapping[str, Any], where: str) -> Stage:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
     try:
-        return Stage(**{**defaults, **{name: values[name] for name in values if name in own}}, arguments=others)
+        chosen = {name: value for name, value in values.items() if name in stage_fields}
+        return Stage(**{**defaults, **chosen}, arguments=others)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 

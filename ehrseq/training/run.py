@@ -4,8 +4,9 @@
     print(metrics_table(trained.metrics))
 
 The stages (pretraining, finetuning) and the scores stand in a hidden folder beside the model's, `.model.training`; a
-run that was stopped goes on there, and a stage that was begun with other settings is begun anew. The model's folder
-appears whole, when all is done:
+run that was stopped goes on there, and a stage that was begun with other settings is begun anew. A finished model that
+is to be evaluated otherwise is evaluated anew, by the scores that it keeps. The model's folder appears whole, when all
+is done:
 
     config.json, model.safetensors, tokenizer or extractor    the checkpoint, with the code that loads it
     README.md                                                 its card, filled from the evaluation
@@ -49,7 +50,7 @@ from ehrseq.work.parts import settings_key
 logger = logging.getLogger(__name__)
 
 TRAINING = "training.json"
-THRESHOLDS = "thresholds.json"
+THRESHOLDS_FILE = "thresholds.json"
 EVALUATION = "evaluation"
 HELD_OUT, TUNING = "held_out", "tuning"
 DEFAULT_RECIPE = "ehrmamba_quick"
@@ -67,6 +68,7 @@ class TrainedModel:
         left_out: Task -> why it was not learnt.
         stages: What every stage reached.
         coverage: How much of the held-out events the tokenizer knows, None where that is no question.
+        evaluation: How it was evaluated.
     """
 
     folder: Path
@@ -76,6 +78,7 @@ class TrainedModel:
     left_out: dict[str, str]
     stages: dict[str, dict[str, Any]]
     coverage: dict[str, Any] | None
+    evaluation: dict[str, Any]
 
     @classmethod
     def read(cls, folder: str | Path) -> TrainedModel:
@@ -87,11 +90,35 @@ class TrainedModel:
             known = {key: Interval(**values[key]) for key in intervals if values[key] is not None}
             metrics[name] = TaskMetrics(**{**values, **known})
         parts = {name: content[name] for name in ("best_possible", "thresholds", "left_out", "stages", "coverage")}
-        return cls(Path(folder), metrics, **parts)
+        return cls(Path(folder), metrics, **parts, evaluation=content.get("evaluation", {}))
 
     def scores(self, split: str = HELD_OUT) -> pl.DataFrame:
         """task, subject_id, prediction_time, boolean_value, score of the held-out or the tuning patients."""
         return pl.read_parquet(self.folder / EVALUATION / f"{split}.parquet")
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A run that is done, in the place of its training: only the evaluation is made anew.
+
+    Attributes:
+        trained: What it wrote.
+    """
+
+    trained: TrainedModel
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.trained.folder
+
+    def train(self, say: Say) -> dict[str, dict[str, Any]]:
+        return self.trained.stages
+
+    def score(self, split: str) -> pl.DataFrame:
+        return self.trained.scores(split)
+
+    def coverage(self) -> Mapping[str, Any] | None:
+        return self.trained.coverage
 
 
 def train_model(
@@ -131,21 +158,23 @@ def train_model(
     data, left_out = _data(Path(dataset), chosen)
     settings = {"recipe": chosen.to_dict(), "seed": seed, **data.settings, "tasks": data.names}
     settings = json.loads(json.dumps(settings))
+    evaluation = {"num_resamples": num_resamples}
     for name, why in left_out.items():
         say(f"{name} is left out: {why}")
-    if _is_done(out, settings):
-        return TrainedModel.read(out)
+    before = _trained_before(out, settings)
+    if before is not None and before.evaluation == evaluation:
+        return before
     folder = out.absolute().parent / f".{out.absolute().name}.training"
     make_folder(folder)
     if is_main_process():
         remove_unfinished(folder)
     wait_for_all()
-    training = family_training(chosen, data, folder, seed)
+    training = family_training(chosen, data, folder, seed) if before is None else _Finished(before)
     stages = training.train(say)
     if is_main_process():
         with disk_errors():
             say("Thresholds on the tuning patients, evaluation on the held-out ones")
-            _write(training, out, folder, data, settings, left_out, stages, num_resamples)
+            _write(training, out, folder, data, settings, left_out, stages, evaluation)
             remove(folder)
     wait_for_all()
     return TrainedModel.read(out)
@@ -175,10 +204,10 @@ def _data(dataset: Path, recipe: Recipe) -> tuple[TrainingData, dict[str, str]]:
     subjects = events.splits.filter(pl.col("split").is_in(splits))["subject_id"]
     left_out = {}
     for name in wanted:
-        own = labels[name].filter(pl.col("subject_id").is_in(subjects.implode()))
-        positives = int(own["boolean_value"].sum())
-        if not 0 < positives < own.height:
-            left_out[name] = f"the training patients have {own.height:,} labels, {positives:,} of them positive"
+        of_training = labels[name].filter(pl.col("subject_id").is_in(subjects.implode()))
+        positives = int(of_training["boolean_value"].sum())
+        if not 0 < positives < of_training.height:
+            left_out[name] = f"the training patients have {of_training.height:,} labels, {positives:,} of them positive"
     if len(left_out) == len(wanted):
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise ValueError(f"{dataset} has no task with both classes among the patients of {splits}: {reasons}.")
@@ -194,8 +223,8 @@ def _data(dataset: Path, recipe: Recipe) -> tuple[TrainingData, dict[str, str]]:
     return TrainingData(dataset, tasks, labels, settings), left_out
 
 
-def _is_done(out: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether the folder holds this run, finished.
+def _trained_before(out: Path, settings: Mapping[str, Any]) -> TrainedModel | None:
+    """What the folder holds of this run where it is finished, None where nothing is there.
 
     Raises:
         ValueError: It holds something else.
@@ -209,10 +238,10 @@ def _is_done(out: Path, settings: Mapping[str, Any]) -> bool:
                 f"{out} holds a model that was trained otherwise: got another {', '.join(other)}. Name another folder, "
                 "or remove this one."
             )
-        return True
+        return TrainedModel.read(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is no folder of `ehrseq train` and is not empty; name a new one.")
-    return False
+    return None
 
 
 def _write(
@@ -223,7 +252,7 @@ def _write(
     settings: Mapping[str, Any],
     left_out: Mapping[str, str],
     stages: Mapping[str, dict[str, Any]],
-    num_resamples: int,
+    evaluation: Mapping[str, Any],
 ) -> None:
     """Score, evaluate, and put the model's folder together."""
     pages = folder / EVALUATION
@@ -244,9 +273,9 @@ def _write(
         held_out["subject_id"],
         names,
         thresholds=thresholds,
-        num_resamples=num_resamples,
+        **evaluation,
     )
-    if any(0 < result.positives < result.labels for result in metrics.values()):  # else there is nothing to evaluate
+    if held_out.height:
         evaluate_files(
             pages / f"{HELD_OUT}.parquet",
             data=data.dataset,
@@ -254,7 +283,7 @@ def _write(
             tasks=names,
             outcomes={task["name"]: task.get("positive_label", "") for task in data.tasks},
             out=pages,
-            num_resamples=num_resamples,
+            **evaluation,
         )
         for page in pages.glob("evaluation.*"):  # the scores lie beside the page in the end
             write_text(page, page.read_text(encoding="utf-8").replace(str(pages), str(out / EVALUATION)))
@@ -272,13 +301,15 @@ def _write(
         "left_out": dict(left_out),
         "stages": dict(stages),
         "coverage": None if coverage is None else dict(coverage),
+        "evaluation": evaluation,
     }
 
     def build(temporary: Path) -> None:
-        shutil.copytree(training.checkpoint, temporary, ignore=shutil.ignore_patterns("steps", "*result.json"))
+        others = shutil.ignore_patterns("steps", "*result.json", EVALUATION)
+        shutil.copytree(training.checkpoint, temporary, ignore=others)
         shutil.copytree(pages, temporary / EVALUATION, ignore=shutil.ignore_patterns(key))
         card.save(temporary, repo_id=out.absolute().name)
-        (temporary / THRESHOLDS).write_text(json.dumps(thresholds, indent=2) + "\n", encoding="utf-8")
+        (temporary / THRESHOLDS_FILE).write_text(json.dumps(thresholds, indent=2) + "\n", encoding="utf-8")
         (temporary / TRAINING).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     write_whole(out, build)

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ehrseq.batches.collation import IGNORED_LABEL
 from ehrseq.evaluation.trainer_metrics import LABEL_NAMES
+from ehrseq.modeling.risk_tasks import IGNORED_LABEL
 from ehrseq.work.progress import bars_are_shown
 
 if TYPE_CHECKING:
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 
     from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
 
-WARMUP_SHARE = 0.1
+PAPER_WARMUP_SHARE = 0.1
+COSINE_WARMUP_SHARE = 0.05
 FLOOR = 0.01
 
 
 def paper_schedule(
-    num_training_steps: int, *, warmup_share: float = WARMUP_SHARE, floor: float = FLOOR
+    num_training_steps: int, *, warmup_share: float = PAPER_WARMUP_SHARE, floor: float = FLOOR
 ) -> dict[str, Any]:
     """The paper's learning-rate schedule as keyword arguments of `TrainingArguments`.
 

@@ -33,7 +33,13 @@ from ehrseq.evaluation import auroc, average_precision
 from ehrseq.hub.checkpoints import quiet_loading
 from ehrseq.training.recipe import Stage
 from ehrseq.training.stages import TuningRows, run_stage
-from ehrseq.training.trainer import count_training_steps, device_options, num_processes, paper_schedule
+from ehrseq.training.trainer import (
+    COSINE_WARMUP_SHARE,
+    count_training_steps,
+    device_options,
+    num_processes,
+    paper_schedule,
+)
 from ehrseq.training.triplet_recipe import TripletRecipe
 
 if TYPE_CHECKING:
@@ -47,7 +53,6 @@ logger = logging.getLogger(__name__)
 VALIDATION_EPOCHS = 3
 """Fixed forecasting times of every tuning stay: one alone would make the kept epoch a matter of luck."""
 
-WARMUP_SHARE = 0.05
 RESULT_FILE = "training.json"
 
 
@@ -331,7 +336,7 @@ def _train(
             "weight_decay": stage.weight_decay,
             "max_grad_norm": stage.max_grad_norm,
             "lr_scheduler_type": stage.schedule,
-            "warmup_steps": 0 if constant else WARMUP_SHARE,  # below 1: a share of all steps
+            "warmup_steps": 0 if constant else COSINE_WARMUP_SHARE,  # below 1: a share of all steps
             "eval_strategy": "epoch",
             "save_strategy": "epoch",
             "save_total_limit": 1,

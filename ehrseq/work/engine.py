@@ -15,13 +15,12 @@ import os
 import pickle
 import queue
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from ehrseq.work.pipes import receive, send, worker_command
-from ehrseq.work.worker import Message, Work, messages_of, results_of, work_of, worker_environment
+from ehrseq.work.worker import Message, Work, import_path, messages_of, results_of, work_of, worker_environment
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -264,7 +263,7 @@ def _drive(
     try:
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("a worker process has no pipes")
-        send(process.stdin, (list(sys.path), work))
+        send(process.stdin, (import_path(work), work))
         while (number := waiting.get()) is not None:
             send(process.stdin, tasks[number])
             message = Message()

@@ -10,11 +10,15 @@ from typing import IO, Any
 
 
 def worker_command(module: str, function: str) -> list[str]:
-    """Command line of a process that calls a function of a module of this package."""
+    """Command line of a process that calls a function of a module of this package.
+
+    With the safe path (-P): `python -c` alone would look for every module in the current folder first, and what lies
+    there is somebody's records, not our code.
+    """
     code = (
         f"import sys; sys.path.insert(0, sys.argv[1]); from {module} import {function}; del sys.path[0]; {function}()"
     )
-    return [sys.executable, "-c", code, str(Path(__file__).resolve().parents[2])]
+    return [sys.executable, "-P", "-c", code, str(Path(__file__).resolve().parents[2])]
 
 
 def send(stream: IO[bytes], message: object) -> None:

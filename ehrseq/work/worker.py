@@ -79,6 +79,31 @@ def messages_of(work: Work, task: object) -> Iterator[Message]:
         yield Message(is_last=True)
 
 
+def import_path(work: Work) -> list[str]:
+    """Where a worker finds modules: this process's path, but not the current folder.
+
+    Names that this process has long imported the worker has to find again, and the current folder may by now be that of
+    somebody's records, where a file `orjson.py` is data. (It stands on the path of an interactive session, of `python
+    -c` and of `python -m`.) It stays where this package or the work itself was imported from it.
+    """
+    here = os.path.realpath(os.curdir)
+    if here in (_import_folder(__name__), _import_folder(work.module)):
+        return list(sys.path)
+    return [entry for entry in sys.path if os.path.realpath(entry) != here]
+
+
+def _import_folder(name: str) -> str | None:
+    """The folder on the path in which the top package of a loaded module lies."""
+    file: str | None = getattr(sys.modules.get(name), "__file__", None)
+    if file is None:
+        return None
+    levels = name.count(".") + (os.path.basename(file) == "__init__.py")
+    folder = os.path.dirname(os.path.realpath(file))
+    for _ in range(levels):
+        folder = os.path.dirname(folder)
+    return folder
+
+
 def serve() -> None:
     """Loop of a worker process: the work, then tasks, from stdin; messages to stdout.
 
@@ -101,12 +126,13 @@ def worker_environment(threads: int, *, keep_freed_memory: bool) -> dict[str, st
 
     Threads that wait for each other sleep: where they spin (OpenMP's default), they take the core from the one that
     they wait for as soon as anything else runs on it. And a core of its own is no reason to keep freed memory: glibc
-    would hold up to eight arenas a core.
+    would hold up to eight arenas a core. What a worker starts itself has the safe path, as it has (`worker_command`).
     """
     names = ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
     return {
         **dict.fromkeys(names, str(threads)),
         "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONSAFEPATH": "1",
         "MALLOC_ARENA_MAX": "2",
         **(_KEPT_MEMORY if keep_freed_memory else {}),
     }

@@ -363,7 +363,7 @@ def test_patients_shared_by_splits(clean, labels, tmp_path):
 
 
 def test_a_tokenizer_fitted_on_held_out_patients(clean, events, tmp_path):
-    of = splits(clean)
+    of, place = splits(clean), clean / "labels" / "readmission_30d"  # one task's labels: the tokenizer is looked at
     for names, expected in (
         (["pretrain"], set()),
         (["pretrain", "train", "held_out"], {"fitted_on_held_out:*:held_out"}),
@@ -373,11 +373,11 @@ def test_a_tokenizer_fitted_on_held_out_patients(clean, events, tmp_path):
         folder = tmp_path / "-".join(names)
         EhrTokenizer.train(seen, tasks=TASKS).save_pretrained(folder)
         assert {
-            k.replace("held_out+tuning", "tuning+held_out") for k in keys(audit(clean, clean, model=folder))
+            k.replace("held_out+tuning", "tuning+held_out") for k in keys(audit(clean, place, model=folder))
         } == expected
     few = events.filter(pl.col("subject_id").is_in(of["subject_id"].head(5).implode()))
     EhrTokenizer.train(few, tasks=TASKS).save_pretrained(tmp_path / "few")
-    assert keys(audit(clean, clean, model=tmp_path / "few")) == {"fitted_on_unknown"}
+    assert keys(audit(clean, place, model=tmp_path / "few")) == {"fitted_on_unknown"}
 
 
 def test_a_task_of_ones_own_is_recomputed_from_its_file(clean, events, labels, tmp_path):

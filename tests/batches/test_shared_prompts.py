@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from ehrseq.batches.collation import IGNORED_LABEL
 from ehrseq.batches.packing import DataCollatorForPackedPrompts, PackableRows
 from ehrseq.batches.prompts import prompted_dataset
 from ehrseq.batches.shared_prompts import (
@@ -20,6 +19,7 @@ from ehrseq.data.simulate.cohort import simulate
 from ehrseq.encode import EncodedDataset, tokenize_dataset
 from ehrseq.encode.rows import PromptedDataset
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForSequenceClassification
+from ehrseq.modeling.risk_tasks import IGNORED_LABEL
 from ehrseq.tasks import label_events, load_task
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from ehrseq.training.trainer import ClassifierOfPrompts, model_config, quiet_trainer, training_arguments

@@ -186,7 +186,7 @@ def test_what_is_done_is_not_done_again_and_more_can_be_added(simulated, tmp_pat
 
 def test_killed_and_begun_again_it_ends_with_the_same_scores(simulated, tmp_path):
     budget = write_budget(tmp_path, finetune_tokens=20_000)
-    command = [sys.executable, "-m", "ehrseq.cli.app", "benchmark", str(simulated), "--budget", str(budget)]
+    command = [sys.executable, "-P", "-m", "ehrseq.cli.app", "benchmark", str(simulated), "--budget", str(budget)]
     command += ["--tasks", TASKS[0], "--models", "ehrmamba", "--workers", "1", "--resamples", "20", "--out"]
     process = subprocess.Popen(
         [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -220,7 +220,7 @@ def test_a_folder_that_another_process_writes_is_let_alone(simulated, tmp_path):
     options |= {"models": ["logistic"], "reference": "logistic", "workers": 1}
     first = run_benchmark(simulated, **options)
     hold = "import sys, filelock as f; x = f.FileLock(sys.argv[1]); x.acquire(); print('held', flush=True); input()"
-    command = [sys.executable, "-c", hold, str(tmp_path / "out" / ".lock")]
+    command = [sys.executable, "-P", "-c", hold, str(tmp_path / "out" / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         unfinished = tmp_path / "out" / "cells" / "logistic" / "seed0" / ".result.json.writing-1"

@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from ehrseq.baselines.summary_models import LOGISTIC_GRID, LogisticSummaries
 from ehrseq.data.simulate.stays import simulate_stays
 from tests.in_process import run_module
+from tests.processes import FROM_HERE
 
 SCRIPT = "benchmarks.tables.hymate_table"
 
@@ -57,8 +58,7 @@ def test_a_cell_is_run_once_and_the_table_reports_it(stays, tmp_path):
     second = run(*command, "--directions", "b-a")
     assert second.stdout == first.stdout
     assert "seed 0" not in second.stderr
-    command = [sys.executable, "-m", SCRIPT, "--output", tmp_path, "--directions", "b-a", "--report"]
-    third = subprocess.run(command, capture_output=True, text=True)
+    third = run_module(SCRIPT, "--output", tmp_path, "--directions", "b-a", "--report", function=None)
     assert third.stdout == first.stdout
 
 
@@ -127,8 +127,8 @@ def test_a_cell_of_a_recipe_has_a_card_of_its_results(stays, tmp_path):
     assert "Trained on set a of the challenge, scored the 180 stays of set b." in text
     assert 'model="me/tiny"' in text
     (cell / "result.json").unlink()
-    command = [sys.executable, "-m", script, "--cell", cell, *options]
-    refused = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-P", "-m", script, "--cell", cell, *options]
+    refused = subprocess.run(command, env=FROM_HERE, capture_output=True, text=True)
     assert refused.returncode == 1
     assert "has no result.json: it is no finished cell" in refused.stderr
 

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.harness import Costs, benchmark_parser, finish, in_turns, machine, write_json
 from tests.in_process import run_module
+from tests.processes import FROM_HERE
 
 
 def test_ways_take_turns_and_short_ones_more_often():
@@ -76,22 +77,22 @@ def test_the_benchmark_of_evaluation_runs():
 @pytest.mark.slow
 def test_one_command_prints_the_table_of_the_blocks(tmp_path):
     script = "benchmarks.tables.mamba_table"
-    command = [sys.executable, "-m", script, "--quick", "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-P", "-m", script, "--quick", "--output", str(tmp_path)]
+    done = subprocess.run(command, env=FROM_HERE, capture_output=True, text=True, check=True)
     figures = [line for line in done.stdout.splitlines() if line.startswith("| ")]
     assert len(figures) >= 15
     assert "| packed rows, lognormal lengths | rows padded to 2048 | >= 4 |" in done.stdout
     # What is there is not measured again: a table of kept results takes no time.
     (tmp_path / "step.json").unlink()
-    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    again = subprocess.run(command, env=FROM_HERE, capture_output=True, text=True, check=True)
     assert again.stderr.count("bench_") == 1
 
 
 @pytest.mark.slow
 def test_the_context_benchmark_measures_models_of_equal_size_and_meets_its_limit(tmp_path):
     script = "benchmarks.speed.bench_context"
-    command = [sys.executable, "-m", script, "--quick", "--repeats", "1", "--threads", "1"]
-    subprocess.run([*command, "--output", str(tmp_path / "c.json")], check=True, capture_output=True)
+    command = [sys.executable, "-P", "-m", script, "--quick", "--repeats", "1", "--threads", "1"]
+    subprocess.run([*command, "--output", str(tmp_path / "c.json")], env=FROM_HERE, check=True, capture_output=True)
     found = json.loads((tmp_path / "c.json").read_text())
     systems = found["by_length"]["512"]
     assert list(systems) == ["ehrmamba", "bigbird", "dense"]
@@ -103,5 +104,5 @@ def test_the_context_benchmark_measures_models_of_equal_size_and_meets_its_limit
     # A row that does not fit is said to, not measured.
     small = [*command, "--limit_gib", "1.2", "--output", str(tmp_path / "s.json")]
     command = [word for word in small if word != "--quick"] + ["--lengths", "16384", "--layers", "2", "--steps", "1"]
-    subprocess.run([*command, "--width", "64"], check=True, capture_output=True)
+    subprocess.run([*command, "--width", "64"], env=FROM_HERE, check=True, capture_output=True)
     assert json.loads((tmp_path / "s.json").read_text())["by_length"]["16384"]["bigbird"] is None

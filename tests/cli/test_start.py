@@ -14,7 +14,7 @@ HEAVY = "{'torch', 'transformers', 'polars'} & set(sys.modules)"
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["prepare", "--help"], ["benchmark", "--help"], ["--version"]])
@@ -31,8 +31,8 @@ def test_it_answers_without_what_it_does_not_use(arguments):
 def test_the_tokenizer_of_the_command_brings_its_code(tmp_path):
     simulate(40, seed=0).write_fhir(tmp_path / "fhir")
     prepare_dataset(tmp_path / "fhir", tmp_path / "dataset", engine=get_engine(num_workers=1))
-    command = ["-m", "ehrseq.cli.app", "tokenize", str(tmp_path / "dataset"), "--workers", "1"]
-    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    command = [sys.executable, "-P", "-m", "ehrseq.cli.app", "tokenize", str(tmp_path / "dataset"), "--workers", "1"]
+    subprocess.run(command, check=True, capture_output=True)
     written = tmp_path / "dataset" / "encoded" / "tokenizer"
     EhrTokenizer.from_pretrained(written).save_pretrained(tmp_path / "here")
     names = {path.name for path in written.iterdir()} - {"fitted_on.json"}

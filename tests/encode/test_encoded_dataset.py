@@ -154,13 +154,15 @@ def test_a_loader_worker_maps_the_files_itself(encoded):
 
 
 def test_all_patients_come_back_as_they_were(encoded, dataset):
-    known = encoded.tokenizer.encode_histories(dataset.events())
+    events = dataset.events()
+    of_patient = {subject: rows for (subject,), rows in events.partition_by("subject_id", as_dict=True).items()}
+    known = encoded.tokenizer.encode_histories(events)
     patients = encoded.patients()
     assert np.array_equal(patients.subject_ids, known.subject_ids)
     assert np.array_equal(patients.tokens, np.diff(known.offsets))
     for patient, subject in enumerate(patients.subject_ids.tolist()):
         history = patients.history(patient)
-        alone = encoded.tokenizer.encode_histories(dataset.events().filter(pl.col("subject_id") == subject))
+        alone = encoded.tokenizer.encode_histories(of_patient[subject])
         for name in (
             "first",
             "birth",
@@ -255,6 +257,7 @@ def test_two_processes_read_files_of_their_own(encoded, tmp_path):
     done = subprocess.run(
         [
             sys.executable,
+            "-P",
             "-m",
             "torch.distributed.run",
             "--standalone",

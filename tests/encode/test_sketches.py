@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ehrseq.data.simulate.cohort import simulate
-from ehrseq.encode import counts as ehr_counts
 from ehrseq.encode.counts import EventCounts
 from ehrseq.encode.sketches import QuantileSketches
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
@@ -197,7 +196,7 @@ def test_with_few_kept_values_the_bins_are_near_and_say_so(events):
 
 
 def test_too_many_texts_forget_the_rarest_and_say_how_much(events, monkeypatch):
-    monkeypatch.setattr(ehr_counts, "_MAX_TEXTS", 50)
+    monkeypatch.setattr("ehrseq.encode.counts._MAX_TEXTS", 50)
     counts = counted(events, 15, 3, max_values=4096)
     exact = counted(events, 1)
     assert counts.forgotten["subjects"] > 0

@@ -221,7 +221,7 @@ def test_killed_at_any_point_it_ends_with_the_same_bytes(prepared, undisturbed, 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 
     def run(output: Path, kill_when=None) -> bool:
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, prepared, output], env=environment)
+        process = subprocess.Popen([sys.executable, "-P", "-c", SCRIPT, prepared, output], env=environment)
         deadline = time.monotonic() + 240
         while process.poll() is None and time.monotonic() < deadline:
             if kill_when is not None and kill_when():

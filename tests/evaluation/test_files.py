@@ -86,9 +86,10 @@ def change(path, task, **columns):
     changed.write_parquet(path)
 
 
-def one_class(predictions, labels):
-    file = labels / "two" / "labels.parquet"
-    pl.read_parquet(file).with_columns(boolean_value=pl.lit(False)).write_parquet(file)
+def relabel(labels, task, **columns):
+    """The labels of one task with other columns."""
+    file = labels / task / "labels.parquet"
+    pl.read_parquet(file).with_columns(**columns).write_parquet(file)
 
 
 @pytest.mark.parametrize(
@@ -99,9 +100,9 @@ def one_class(predictions, labels):
         (lambda scores, _: change(scores, "two", score=None), "two", "300 of 300 labels have no score"),
         (lambda scores, _: change(scores, "two", score=7.0), "two", "expected probabilities in [0, 1]"),
         (lambda scores, _: change(scores, "two", subject_id=1), "two", "labels have no score"),
-        (one_class, "two", "no positive among its 300 labels; both are needed"),
+        (lambda _, labels: relabel(labels, "two", subject_id=pl.lit(-1)), "two", "no labels of a patient that "),
     ],
-    ids=["no labels", "no predictions", "no scores", "no probabilities", "other rows", "one class"],
+    ids=["no labels", "no predictions", "no scores", "no probabilities", "other rows", "other patients"],
 )
 def test_what_cannot_be_evaluated_is_named_and_the_rest_reported(files, tmp_path, spoil, task, reason):
     predictions, labels = files
@@ -121,11 +122,34 @@ def test_what_cannot_be_evaluated_is_named_and_the_rest_reported(files, tmp_path
 def test_nothing_to_evaluate_is_an_error_with_every_reason(files, tmp_path):
     predictions, labels = files
     change(predictions, "one", score=None)
-    one_class(predictions, labels)
+    shutil.rmtree(labels / "two")
     done = run(predictions, "--labels", labels, "--out", tmp_path / "out")
-    with pytest.raises(ValueError, match=r"no task of .* can be evaluated\. one: .*no score.*; two: no positive"):
+    with pytest.raises(ValueError, match=r"no task of .* can be evaluated\. one: .*no score.*; two: no labels"):
         raise done.exception
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("outcome", "reason"), [(False, "0 positives (needs 20)"), (True, "0 negatives (needs 20)")])
+def test_a_task_of_one_class_has_its_counts_and_the_reason_that_it_has_no_metrics(files, tmp_path, outcome, reason):
+    predictions, labels = files
+    relabel(labels, "two", boolean_value=pl.lit(outcome))
+    out = tmp_path / "out"
+    done = run(predictions, "--labels", labels, "--out", out, "--resamples", 5)
+    assert done.exit_code == 0, done.output
+    report = json.loads((out / "evaluation.json").read_text())
+    assert report["not_evaluated"] == {}
+    one, two = report["tasks"]["one"], report["tasks"]["two"]
+    assert "auroc" in one["metrics"]
+    assert (two["patients"], two["labels"], two["positives"]) == (one["patients"], 300, 300 * outcome)
+    assert two["metrics"] == {}
+    assert two["missing"]["auroc"] == reason
+    assert f"300 labels of {one['patients']:,} patients, {300 * outcome} positive" in done.output
+    assert f"| AUROC | not estimable: {reason} |" in done.output
+    assert f"not estimable: {reason}" in " ".join(read_page((out / "evaluation.html").read_text()).texts)
+    # With no other task it is all that is told, and no error.
+    alone = run(predictions, "--labels", labels, "--task", "two", "--out", tmp_path / "alone", "--resamples", 5)
+    assert alone.exit_code == 0, alone.output
+    assert reason in alone.output
 
 
 def test_without_tuning_rows_the_report_says_which_rule_chose_the_threshold(files, tmp_path):

@@ -58,7 +58,7 @@ def two_processes(prepared, encoded, pretrained, tmp_path_factory) -> Path:
     ]
     runs = [[str(EXAMPLES / script), *map(str, options)] for script, *options in runs]
     (folder / "runs.py").write_text(ONE_AFTER_THE_OTHER)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     done = subprocess.run(
         [*torchrun, folder / "runs.py", json.dumps(runs)],
         capture_output=True,

@@ -39,7 +39,7 @@ def run_python(script: str, arguments: dict[str, Any], environment: dict[str, st
     """
     prologue = f"import json\ngiven = json.loads({json.dumps(arguments)!r})\n"
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
-    command = [sys.executable, *(["-S"] if bare else []), "-c", prologue + script]
+    command = [sys.executable, "-P", *(["-S"] if bare else []), "-c", prologue + script]
     here = Path(__file__).resolve().parents[2]
     variables["PYTHONPATH"] = str(bare if bare else here)
     done = subprocess.run(
@@ -48,3 +48,31 @@ def run_python(script: str, arguments: dict[str, Any], environment: dict[str, st
     if done.returncode != 0:
         raise AssertionError(f"the script failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+_EACH = """
+import contextlib, io
+answers = {}
+for name, (script, own) in given.items():
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(script, {"__name__": "__main__", "json": json, "given": own})
+    answers[name] = json.loads(printed.getvalue().strip().splitlines()[-1])
+print(json.dumps(answers))
+"""
+
+
+def run_scripts(
+    scripts: dict[str, tuple[str, dict[str, Any]]], environment: dict[str, str], bare: Path | None = None
+) -> Any:
+    """Run scripts in one fresh process, one after the other; see `run_python`.
+
+    Args:
+        scripts: By name: the script and its arguments.
+        environment: Added to this process's variables.
+        bare: As in `run_python`.
+
+    Returns:
+        The JSON of each script's last line, by name.
+    """
+    return run_python(_EACH, scripts, environment, bare)

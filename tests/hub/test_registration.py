@@ -2,8 +2,10 @@
 
 import ast
 import os
+import pickle
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 import ehrseq
 from ehrseq.hub.families import FAMILIES, PIPELINES, load_class, registered_classes
-from ehrseq.hub.registration import register_all
+from ehrseq.hub.registration import LazyItems, register_all, registrations
 from ehrseq.modeling.hub_mixin import CUSTOM_PIPELINES
 
 
@@ -69,10 +71,37 @@ def test_registering_twice_changes_nothing() -> None:
     assert not hasattr(ehrseq.EhrRiskPipeline, "_registered_impl")
 
 
-def test_a_class_that_cannot_be_imported_is_an_error_and_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FAMILIES, "broken", FAMILIES["ehr_lstm"].__class__("modeling.nowhere:NoConfig", models={}))
+def test_a_class_is_imported_when_it_is_asked_for_and_what_a_user_registered_stays() -> None:
+    config, model = "modeling.configuration_ehr_lstm:EhrLstmConfig", "modeling.modeling_ehr_lstm:EhrLstmModel"
+    items = LazyItems({"bert": str}, {"absent": "modeling.nowhere:NoConfig", "lstm": config, config: model})
+    assert items["bert"] is items.get("bert") is str
+    assert items.get("gpt2") is None
+    assert "gpt2" not in items
+    assert str not in items
+    assert "lstm" in items
+    assert items["lstm"] is ehrseq.EhrLstmConfig
+    items[ehrseq.EhrLstmConfig] = dict
+    assert items[ehrseq.EhrLstmConfig] is dict
     with pytest.raises(ModuleNotFoundError, match=r"ehrseq\.modeling\.nowhere"):
-        register_all()
+        items["absent"]
+    with pytest.raises(KeyError, match="gpt2"):
+        items["gpt2"]
+    whole = LazyItems({"bert": str}, {"lstm": config, config: model})
+    expected = {"bert": str, "lstm": ehrseq.EhrLstmConfig, ehrseq.EhrLstmConfig: ehrseq.EhrLstmModel}
+    assert len(whole) == 3
+    assert dict(whole) == expected
+    assert list(whole) == list(expected)
+    assert LazyItems({"bert": str}, {"lstm": config, config: model}).copy() == expected
+    assert pickle.loads(pickle.dumps(LazyItems({}, {"lstm": config}))) == {"lstm": ehrseq.EhrLstmConfig}
+
+
+def test_a_class_that_cannot_be_imported_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, "broken", FAMILIES["ehr_lstm"].__class__("modeling.nowhere:NoConfig", models={}))
+    mapping = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    monkeypatch.setattr(mapping, "_extra_content", {})
+    registrations()["transformers.models.auto.configuration_auto"](transformers.models.auto.configuration_auto)
+    with pytest.raises(ModuleNotFoundError, match=r"ehrseq\.modeling\.nowhere"):
+        transformers.AutoConfig.for_model("broken")
     assert type(transformers.AutoConfig.for_model("hymate")) is ehrseq.HyMaTEConfig
 
 
@@ -87,7 +116,9 @@ def test_an_unknown_export_is_an_attribute_error() -> None:
         _ = ehrseq.EhrMamba3
 
 
-def test_nothing_waits_for_transformers_any_more() -> None:
+def test_nothing_waits_once_everything_is_imported() -> None:
+    for name in registrations():
+        import_module(name)
     assert not any(type(finder).__module__ == "ehrseq._on_import" for finder in sys.meta_path)
 
 
@@ -96,5 +127,7 @@ def test_threads_that_wait_sleep_unless_the_user_says_otherwise(before: str | No
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     environment |= {} if before is None else {"OMP_WAIT_POLICY": before}
     code = "import os, ehrseq; print(os.environ['OMP_WAIT_POLICY'])"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == after

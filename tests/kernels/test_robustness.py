@@ -15,6 +15,7 @@ from ehrseq.modeling import causal_conv, selective_scan
 from ehrseq.modeling.causal_conv import causal_conv1d
 from ehrseq.modeling.kernel_backends import OperatorBackend
 from tests.kernels.inputs import conv_inputs, max_error, needs_cpu_library, resets, scan_inputs, with_gradients
+from tests.kernels.scanned_rows import ScannedRows
 
 scan = selective_scan.selective_scan
 
@@ -54,7 +55,11 @@ def run_apart(code, timeout=120):
     """Run code in a fresh interpreter: a hang must not hang the tests."""
     environment = os.environ | {"OMP_NUM_THREADS": "4"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=timeout, env=environment
+        [sys.executable, "-P", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()
@@ -100,25 +105,15 @@ def test_a_forked_process_does_not_hang():
     assert out == "7"
 
 
-class ScannedRows(torch.utils.data.Dataset):
-    """A dataset whose items run the kernels in the worker."""
-
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, i):
-        inputs = scan_inputs(1, 40, 33, 16, torch.float32, seed=i)
-        return scan(**inputs, backend="cpp")[0]
-
-
 @needs_cpu_library
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_dataloader_workers_compute_the_same(method):
+@pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])  # a spawned one imports for seconds
+def test_dataloader_workers_compute_the_same(method, workers, monkeypatch):
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
     dataset = ScannedRows()
     want = torch.stack([dataset[i] for i in range(6)])
     context = multiprocessing.get_context(method)
     loader = torch.utils.data.DataLoader(
-        dataset, batch_size=3, num_workers=2, multiprocessing_context=context, timeout=90
+        dataset, batch_size=3, num_workers=workers, multiprocessing_context=context, timeout=90
     )
     assert max_error(torch.cat(list(loader)), want) < 1e-6
 

@@ -46,6 +46,7 @@ runs_kernels = pytest.mark.skipif(
 def test_with_the_interpreter(selection):
     command = [
         sys.executable,
+        "-P",
         "-m",
         "pytest",
         "-x",
@@ -105,7 +106,7 @@ def test_scan_in_half_precision_is_rounded_once(dtype):
 
 @runs_kernels
 def test_scan_over_several_blocks_of_channels(monkeypatch):
-    monkeypatch.setattr(triton_scan, "_TILE_ELEMENTS", 2 * triton_scan.TILE_STEPS * 2)  # blocks of 2 channels
+    monkeypatch.setattr(triton_scan, "_TILE_ELEMENTS", 2 * triton_scan.TRITON_TILE_STEPS * 2)  # blocks of 2 channels
     check_scan(scan_inputs(1, 3, 3, 2, torch.float32, device=DEVICE), resets(1, 3, rate=0.4))
 
 

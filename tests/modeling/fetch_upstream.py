@@ -5,7 +5,7 @@
 They land in `.cache/` of the repository and stay there. What the source distribution leaves out
 (`tests/{generation,exporters,models,utils}`) is replaced by the smallest stubs that let the rest be imported: there are
 no generation and export tests in it, and `config_common_kwargs` is a table of fields. Where nothing can be fetched,
-this says so and the tests that need them are skipped.
+the tests that need them are skipped; they, and the end of every run of the tests, say why.
 """
 
 import subprocess
@@ -38,15 +38,41 @@ def tests_package(release: str) -> str:
     return f"transformers_tests_{release.replace('.', '_')}"
 
 
+def why_absent(release: str) -> str | None:
+    """Why the tests of a release of transformers are not there, None where they are."""
+    if (CACHE / tests_package(release)).is_dir():
+        return None
+    failed = _failure(release)
+    reason = failed.read_text(encoding="utf-8") if failed.is_file() else "nobody has fetched them"
+    return f"{reason}; `python tests/modeling/fetch_upstream.py` fetches them"
+
+
 def fetch(release: str) -> str | None:
-    """Download and unpack the tests of a release of transformers; returns what went wrong, or None."""
+    """Download and unpack the tests of a release of transformers; returns what went wrong, or None.
+
+    What went wrong is kept for `why_absent`.
+    """
+    CACHE.mkdir(exist_ok=True)
+    problem = _fetch(release)
+    if problem is None:
+        _failure(release).unlink(missing_ok=True)
+    else:
+        _failure(release).write_text(problem, encoding="utf-8")
+    return problem
+
+
+def _failure(release: str) -> Path:
+    return CACHE / f"{tests_package(release)}.failed"
+
+
+def _fetch(release: str) -> str | None:
     target = CACHE / tests_package(release)
     if target.is_dir():
         return None
-    CACHE.mkdir(exist_ok=True)
     wanted = f"transformers=={release}"
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-binary", ":all:", "--no-deps", "-q", "-d", scratch]
+        command = [sys.executable, "-P", "-m", "pip", "download", "--no-binary", ":all:", "--no-deps", "-q"]
+        command += ["-d", scratch]
         try:
             done = subprocess.run([*command, wanted], capture_output=True, text=True, timeout=SECONDS, check=False)
         except subprocess.TimeoutExpired:

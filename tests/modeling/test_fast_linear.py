@@ -1,12 +1,14 @@
 """The measured linear layer: the values of F.linear by whatever way, and exactly F.linear where nothing is faster."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ehrseq.modeling import fast_linear as module
-from ehrseq.modeling.fast_linear import FastLinear, LinearChoice, ProductChoice, fast_linear, halves, linear_choice
+from ehrseq.modeling.fast_linear import LinearChoice, ProductChoice, fast_linear, halves, linear, linear_choice
 
 ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -189,15 +191,24 @@ def test_rows_below_the_measured_number_take_f_linear(broken):
 
 
 def test_compiles_as_one_graph_and_exports_with_a_dynamic_length(broken):
-    layer = FastLinear(300, 263)
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(300, 263)
+
+        def forward(self, x):
+            return linear(self.layer, x)
+
+    model = Model()
+    layer = model.layer
     x = torch.randn(2, 8, 300)
     expected = F.linear(x, layer.weight, layer.bias)
-    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), expected)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), expected)
     length = torch.export.Dim("length", min=2, max=64)
-    program = torch.export.export(layer, (x,), dynamic_shapes=({1: length},))
+    program = torch.export.export(model, (x,), dynamic_shapes=({1: length},))
     longer = torch.randn(2, 21, 300)
     torch.testing.assert_close(program.module()(longer), F.linear(longer, layer.weight, layer.bias))
-    traced = torch.jit.trace(layer, x, check_trace=False)
+    traced = torch.jit.trace(model, x, check_trace=False)
     torch.testing.assert_close(traced(longer), F.linear(longer, layer.weight, layer.bias))
 
 
@@ -218,10 +229,25 @@ def test_what_does_not_fit_is_said_by_torch(choose, x, weight, bias):
     assert str(ours.value) == str(theirs.value)
 
 
-def test_the_layer_is_a_linear_with_the_same_weights():
-    layer = FastLinear(300, 263)
-    assert isinstance(layer, nn.Linear)
-    assert list(layer.state_dict()) == ["weight", "bias"]
+def test_a_bare_layer_takes_the_fast_way_and_any_other_is_called(broken):
+    broken(way="broken")
+    layer, x = nn.Linear(300, 263), torch.randn(4, 300)
+    with pytest.raises(AssertionError, match="the fast way was taken"):
+        linear(layer, x)
+
+    class Other(nn.Linear):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    other = Other(300, 263)
+    other.load_state_dict(layer.state_dict())
+    for around in (wrapped(layer), other, offloaded(copy.deepcopy(layer)), hooked(copy.deepcopy(layer))):
+        torch.testing.assert_close(linear(around, x), 2 * layer(x))
+    doubled = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: 2 * output)
+    try:
+        torch.testing.assert_close(linear(layer, x), 2 * F.linear(x, layer.weight, layer.bias))
+    finally:
+        doubled.remove()
 
 
 # -- two halves --------------------------------------------------------------------------------------------------------
@@ -243,7 +269,7 @@ def plain_halves(layer, x):
 @pytest.mark.parametrize("bias", [False, True])
 def test_halves_equal_the_chunks_of_the_output(choose, way, bias):
     choose(way=way)
-    layer, x = FastLinear(300, 520, bias=bias), torch.randn(2, 33, 300, requires_grad=True)
+    layer, x = nn.Linear(300, 520, bias=bias), torch.randn(2, 33, 300, requires_grad=True)
     assert halves(layer, x)[0].grad_fn.name() == "_FastHalvesBackward"
     assert_same_to(1e-6, use_halves(layer, x, halves), use_halves(layer, x, plain_halves))
     with torch.no_grad():
@@ -252,7 +278,7 @@ def test_halves_equal_the_chunks_of_the_output(choose, way, bias):
 
 def test_one_half_alone_and_second_derivatives(choose):
     choose(way="default")
-    layer, x = FastLinear(300, 520), torch.randn(9, 300, requires_grad=True)
+    layer, x = nn.Linear(300, 520), torch.randn(9, 300, requires_grad=True)
     for half in (0, 1):
         seconds = []
         for split in (halves, plain_halves):
@@ -286,19 +312,19 @@ def hooked(layer):
 
 @pytest.mark.parametrize("around", [wrapped, offloaded, hooked])
 def test_what_is_put_around_the_layer_is_not_left_out(choose, around):
-    layer, x = FastLinear(300, 520), torch.randn(4, 300, requires_grad=True)
+    layer, x = nn.Linear(300, 520), torch.randn(4, 300, requires_grad=True)
     expected = plain_halves(layer, x)
     for half, plain in zip(halves(around(layer), x), expected, strict=True):
         torch.testing.assert_close(half, 2 * plain)
 
 
 def test_halves_under_autocast_compile_and_of_small_layers(choose):
-    layer, x = FastLinear(300, 520), torch.randn(4, 300)
+    layer, x = nn.Linear(300, 520), torch.randn(4, 300)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert halves(layer, x)[0].dtype == torch.bfloat16
     compiled = torch.compile(lambda x: halves(layer, x), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x)[1], plain_halves(layer, x)[1])
-    small = FastLinear(30, 6)
+    small = nn.Linear(30, 6)
     assert torch.equal(halves(small, x[:, :30])[0], small(x[:, :30])[:, :3])
 
 

@@ -567,4 +567,6 @@ def test_every_ablation_overfits_a_few_stays(kind, changes):
         loss.backward()
         optimizer.step()
         first = loss.item() if first is None else first
-    assert loss.item() < 0.25 * first
+        if loss.item() < 0.25 * first:
+            return
+    pytest.fail(f"the loss of {first:.3f} fell to {loss.item():.3f} only")

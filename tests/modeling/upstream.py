@@ -11,7 +11,7 @@ import pytest
 import transformers
 from transformers.models.auto import modeling_auto
 
-from tests.modeling.fetch_upstream import CACHE, tests_package
+from tests.modeling.fetch_upstream import CACHE, tests_package, why_absent
 
 
 class UpstreamSuite:
@@ -56,8 +56,8 @@ class UpstreamSuite:
 def upstream(module):
     """A module of the upstream tests; the calling test module is skipped, with the reason, where they are not."""
     package = tests_package(transformers.__version__)
-    if not (CACHE / package).is_dir():
-        pytest.skip(f"{CACHE / package} is absent: `make install` fetches it", allow_module_level=True)
+    if reason := why_absent(transformers.__version__):
+        pytest.skip(f"transformers' own tests are absent: {reason}", allow_module_level=True)
     pytest.importorskip("parameterized", reason="transformers' own tests need the package parameterized")
     if str(CACHE) not in sys.path:
         sys.path.insert(0, str(CACHE))

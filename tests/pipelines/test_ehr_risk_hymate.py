@@ -18,41 +18,8 @@ from transformers import (
 )
 
 import ehrseq
-from tests.checkpoints.complete import complete_checkpoint
-from tests.checkpoints.stays import HYMATE_TASKS, make_stay
-from tests.hub.bare_interpreter import link_packages, run_python
-
-PATIENTS = [make_stay(subject_id) for subject_id in range(100, 105)]
-
-SCORE_WITHOUT_PACKAGE = """
-import sys
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForPreTraining, pipeline
-from transformers import AutoModelForSequenceClassification
-
-trusted = {"trust_remote_code": True}
-config = AutoConfig.from_pretrained(given["model"], **trusted)
-extractor = AutoFeatureExtractor.from_pretrained(given["model"], **trusted)
-model = AutoModelForSequenceClassification.from_pretrained(given["model"], **trusted)
-backbone = AutoModel.from_pretrained(given["model"], **trusted)
-pretraining = AutoModelForPreTraining.from_pretrained(given["model"], **trusted)
-inputs = extractor(given["patients"], padding=True, return_tensors="pt")
-risk = pipeline("ehr-risk", model=given["model"], device="cpu", **trusted)
-answers = risk(given["patients"], batch_size=2)
-risk.save_pretrained(given["saved"])
-loaded = ("ehrseq", "polars", "pyarrow", "pandas", "datasets", "sklearn")
-parts = (config, extractor, model, backbone, pretraining, risk)
-print(json.dumps({
-    "answers": answers,
-    "scores": model.risk_scores(model(**inputs).logits).tolist(),
-    "modules": [type(part).__module__ for part in parts],
-    "forbidden": [name for name in loaded if name in sys.modules],
-}))
-"""
-
-
-@pytest.fixture(scope="module")
-def hymate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return complete_checkpoint("hymate", tmp_path_factory.mktemp("hymate") / "checkpoint")
+from tests.checkpoints.stays import HYMATE_TASKS
+from tests.pipelines.conftest import STAYS as PATIENTS
 
 
 @pytest.fixture(scope="module")
@@ -136,16 +103,15 @@ def test_with_the_package_its_classes_win_and_no_trust_is_asked(hymate: Path, tr
     assert type(loaded.feature_extractor) is ehrseq.HyMaTEFeatureExtractor
 
 
-def test_without_the_package_the_folder_scores_a_patient(hymate: Path, risk: Any, tmp_path: Path) -> None:
-    patients = json.loads(json.dumps(PATIENTS, default=lambda time: time.isoformat()))
-    given = {"model": str(hymate), "patients": patients, "saved": str(tmp_path / "saved")}
-    bare = link_packages(tmp_path / "packages")
-    result = run_python(SCORE_WITHOUT_PACKAGE, given, {"HF_HOME": str(tmp_path / "home")}, bare)
+def test_without_the_package_the_folder_scores_a_patient(
+    hymate: Path, risk: Any, scored_without_package: dict[str, dict[str, Any]]
+) -> None:
+    result = scored_without_package["hymate"]
     assert result["forbidden"] == []
     assert all(module.startswith("transformers_modules.") for module in result["modules"])
     expected = scores(risk(PATIENTS))
     np.testing.assert_allclose(scores(result["answers"]), expected, atol=1e-6)
     np.testing.assert_allclose(result["scores"], expected[:, 0], atol=1e-6)
-    saved = tmp_path / "saved"
+    saved = Path(result["saved"])
     assert {file.name for file in saved.glob("*.py")} == {file.name for file in hymate.glob("*.py")}
     np.testing.assert_allclose(scores(pipeline("ehr-risk", model=str(saved), device="cpu")(PATIENTS)), expected)

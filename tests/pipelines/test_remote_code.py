@@ -14,70 +14,18 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers.dynamic_module_utils import get_imports
 
 import ehrseq
-from tests.checkpoints.patients import make_patient
-from tests.hub.bare_interpreter import link_packages, run_python
+from tests.pipelines.conftest import PATIENTS
 
 PACKAGE = Path(ehrseq.__file__).parent
 FOLDERS = ("modeling", "tokenization", "pipelines")
 TRAVELLING = [file for folder in FOLDERS for file in sorted((PACKAGE / folder).glob("*.py")) if file.stem != "__init__"]
 BARE = {"torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "numpy"}
-PATIENTS = [make_patient(subject_id, seed=2) for subject_id in range(3)]
-
-SCORE_WITHOUT_PACKAGE = """
-import sys
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
-from transformers import AutoTokenizer, pipeline
-
-trusted = {"trust_remote_code": True}
-config = AutoConfig.from_pretrained(given["model"], **trusted)
-tokenizer = AutoTokenizer.from_pretrained(given["model"], **trusted)
-model = AutoModelForSequenceClassification.from_pretrained(given["model"], **trusted)
-backbone = AutoModel.from_pretrained(given["model"], **trusted)
-inputs = tokenizer(given["patients"], task="mortality_30d", padding=True, return_tensors="pt")
-hidden = backbone(**inputs).last_hidden_state
-
-risk = pipeline("ehr-risk", model=given["model"], device="cpu", **trusted)
-answers = risk(given["patients"], batch_size=4)
-last = given["patients"][0]["events"]
-dead = risk({"events": [*last, {"time": last[-1]["time"], "code": "MEDS_DEATH"}]})
-refusals = {}
-for name, build in {
-    "untrusted": lambda: pipeline("ehr-risk", model=given["model"], trust_remote_code=False),
-    "bundle": lambda: risk({"resourceType": "Bundle", "entry": []}),
-    "table": lambda: tokenizer.encode_table(None),
-    "coverage": lambda: tokenizer.coverage(None),
-    "train": lambda: type(tokenizer).train(None),
-}.items():
-    try:
-        build()
-    except Exception as error:
-        refusals[name] = f"{type(error).__name__}: {error}"
-risk.save_pretrained(given["saved"])
-loaded = ("ehrseq", "polars", "pyarrow", "pandas", "datasets", "sklearn")
-print(json.dumps({
-    "answers": answers,
-    "dead": dead,
-    "scores": model.risk_scores(model(**inputs).logits, inputs["input_ids"].new_zeros(len(given["patients"]))).tolist(),
-    "modules": [type(part).__module__ for part in (config, tokenizer, model, backbone, risk)],
-    "shape": list(hidden.shape),
-    "refusals": refusals,
-    "forbidden": [name for name in loaded if name in sys.modules],
-}))
-"""
 
 
-@pytest.fixture(scope="module")
-def without_package(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture
+def without_package(scored_without_package: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What an interpreter without ehrseq, polars and pyarrow makes of the checkpoint."""
-    folder = tmp_path_factory.mktemp("bare")
-    given = {"model": str(checkpoint), "patients": as_json(PATIENTS), "saved": str(folder / "saved")}
-    bare = link_packages(folder / "packages")
-    result = run_python(SCORE_WITHOUT_PACKAGE, given, {"HF_HOME": str(folder / "home")}, bare)
-    return {**result, "saved": folder / "saved"}
-
-
-def as_json(patients: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return json.loads(json.dumps(patients, default=lambda time: time.isoformat()))
+    return scored_without_package["ehrmamba"]
 
 
 def scores(answers: list[list[dict[str, Any]]]) -> np.ndarray:
@@ -111,7 +59,7 @@ def test_without_the_package_refusals_are_clear(without_package: dict[str, Any])
 
 
 def test_what_remote_code_saved_is_whole_again(without_package: dict[str, Any], checkpoint: Path) -> None:
-    saved = without_package["saved"]
+    saved = Path(without_package["saved"])
     assert {file.name for file in saved.glob("*.py")} == {file.name for file in checkpoint.glob("*.py")}
     again, original = (json.loads((folder / "config.json").read_text()) for folder in (saved, checkpoint))
     assert again["auto_map"] == original["auto_map"]

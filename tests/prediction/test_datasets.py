@@ -18,17 +18,12 @@ from ehrseq.data.shards import dataset_shards
 from ehrseq.data.simulate.cohort import simulate
 from ehrseq.data.simulate.stays import simulate_stays
 from ehrseq.encode.triplets import PHYSIONET2012, build_triplets
-from ehrseq.hub.checkpoints import save_checkpoint
 from ehrseq.modeling.configuration_hymate import HyMaTEConfig
-from ehrseq.modeling.modeling_ehrmamba import EhrMambaForSequenceClassification
 from ehrseq.modeling.modeling_hymate import HyMaTEForSequenceClassification
-from ehrseq.prediction import datasets as predict_shards
+from ehrseq.prediction import datasets
 from ehrseq.prediction.datasets import predict_dataset
 from ehrseq.prediction.risks import predict_risks
-from ehrseq.tasks import load_task
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
-from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
-from ehrseq.training.trainer import model_config
 from ehrseq.work.engine import get_engine
 
 TASKS = ["readmission_30d", "mortality_30d"]
@@ -46,16 +41,6 @@ def dataset(events, tmp_path_factory):
     write_dataset(events, path, dataset_name="test", shard_size=2000)
     assert len(dataset_shards(path)) > 6
     return path
-
-
-@pytest.fixture(scope="module")
-def checkpoint(events, tmp_path_factory):
-    tasks = [load_task(name).to_config() for name in TASKS]
-    tokenizer = EhrTokenizer.train(events, tasks=tasks, model_max_length=64)
-    config = model_config(tokenizer, tasks=tasks, hidden_size=16, num_hidden_layers=1, max_position_embeddings=64)
-    folder = tmp_path_factory.mktemp("checkpoint")
-    save_checkpoint(folder, EhrMambaForSequenceClassification(config), tokenizer)
-    return folder
 
 
 def assert_same(ours, whole):
@@ -91,7 +76,7 @@ def test_asked_times_and_tasks(events, dataset, checkpoint, tmp_path):
 
 
 def test_a_stopped_run_goes_on(dataset, checkpoint, tmp_path, monkeypatch):
-    scored, reading = [], predict_shards.read_blocks
+    scored, reading = [], datasets.read_blocks
 
     def interrupted(shard):
         scored.append(shard.name)
@@ -99,7 +84,7 @@ def test_a_stopped_run_goes_on(dataset, checkpoint, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return reading(shard)
 
-    monkeypatch.setattr(predict_shards, "read_blocks", interrupted)
+    monkeypatch.setattr(datasets, "read_blocks", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict_dataset(checkpoint, dataset, tmp_path / "parts", engine=ONE)
     risks, _ = predict_dataset(checkpoint, dataset, tmp_path / "parts", engine=ONE)
@@ -155,7 +140,7 @@ def test_ray_gives_the_same_risks_to_the_last_bit(dataset, checkpoint, tmp_path)
 
 def test_the_command_scores_a_prepared_dataset_by_file(events, dataset, checkpoint, tmp_path):
     out = tmp_path / "risks.parquet"
-    options = ["--model", checkpoint, "--data", dataset, "--out", out, "--workers", 2]
+    options = ["--model", checkpoint, "--data", dataset, "--out", out, "--workers", 1]
     done = CliRunner().invoke(app, ["predict", *map(str, options)], catch_exceptions=False)
     assert f"{events['subject_id'].n_unique():,} patients" in done.output
     known, _ = predict_risks(checkpoint, events, progress=False)

@@ -10,13 +10,9 @@ from typer.testing import CliRunner
 from ehrseq.cli.app import app
 from ehrseq.data.dataset import EventDataset, write_dataset
 from ehrseq.data.simulate.cohort import simulate
-from ehrseq.hub.checkpoints import save_checkpoint
-from ehrseq.modeling.modeling_ehrmamba import EhrMambaForSequenceClassification
 from ehrseq.prediction.datasets import predict_dataset
 from ehrseq.prediction.risks import predict_risks
 from ehrseq.tasks import label_events, load_task, read_labels, write_labels
-from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
-from ehrseq.training.trainer import model_config
 from ehrseq.work.engine import get_engine
 
 TASKS = ["long_stay_7d", "mortality_30d", "hypertension"]
@@ -36,16 +32,6 @@ def dataset(events, tmp_path_factory):
     write_dataset(events, path, dataset_name="test", shard_size=4000)
     write_labels(label_events(events, [load_task(name) for name in [*TASKS[:2], "readmission_30d"]]), path)
     return path
-
-
-@pytest.fixture(scope="module")
-def checkpoint(events, tmp_path_factory):
-    tasks = [load_task(name).to_config() for name in TASKS]
-    tokenizer = EhrTokenizer.train(events, tasks=tasks, model_max_length=64)
-    config = model_config(tokenizer, tasks=tasks, hidden_size=16, num_hidden_layers=1, max_position_embeddings=64)
-    folder = tmp_path_factory.mktemp("checkpoint")
-    save_checkpoint(folder, EhrMambaForSequenceClassification(config), tokenizer)
-    return folder
 
 
 @pytest.fixture(scope="module")

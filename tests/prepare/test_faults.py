@@ -131,7 +131,7 @@ def test_a_full_disk_stops_the_run_and_leaves_no_dataset(tmp_path):
     folder.mkdir()
     write_ndjson(folder / "all.ndjson", patient(), encounter(), *(json.loads(line) for line in LINES))
     done = subprocess.run(
-        [sys.executable, "-c", _FULL_DISK, str(folder), str(tmp_path / "out")],
+        [sys.executable, "-P", "-c", _FULL_DISK, str(folder), str(tmp_path / "out")],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from ehrseq.data import EventDataset, load_events, write_dataset
-from ehrseq.data.fhir import blocks as fhir_blocks
+from ehrseq.data.fhir import blocks
 from ehrseq.data.fhir.plan import fhir_files
 from ehrseq.data.meds import read_splits
 from ehrseq.data.shards import dataset_shards
@@ -85,7 +85,7 @@ def test_large_files_are_read_in_parts(tmp_path, monkeypatch, compress):
     assert len(parts) == 1
     monkeypatch.setattr(fhir_parts, "PART_BYTES", 1 << 20)
     monkeypatch.setattr(fhir_parts, "STRIPE_BYTES", 1 << 20)
-    monkeypatch.setattr(fhir_blocks, "BLOCK_BYTES", 1 << 17)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 17)
     parts, _ = fhir_parts.fhir_parts(fhir_files(source), tmp_path, shard_rows=4000, skip_errors=False)
     assert len(parts) > 6
     assert max(task.stripes for part in parts for task in part.tasks) > 1 or not compress

@@ -166,7 +166,9 @@ def test_killed_at_several_points_and_started_again(source, tmp_path, whole):
     ]
     killed = 0
     for point in points:
-        process = subprocess.Popen([sys.executable, "-c", _SCRIPT, str(source), str(output)], start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _SCRIPT, str(source), str(output)], start_new_session=True
+        )
         while process.poll() is None and not (hidden / point).exists():
             time.sleep(0.001)
         if process.poll() is None:

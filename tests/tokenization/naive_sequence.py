@@ -16,10 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from ehrseq.tokenization.ehr_codes import DAY_US, INPATIENT_CLASSES, WEEK_US, YEAR_US
+from ehrseq.tokenization.ehr_codes import (
+    DAY_US,
+    INPATIENT_CLASSES,
+    KIND_RANKS,
+    RANK_OTHER,
+    RANK_STATIC,
+    WEEK_US,
+    YEAR_US,
+)
 from ehrseq.tokenization.ehr_plans import CHANNEL_DTYPES, MAX_STATIC_SHARE
 from ehrseq.tokenization.ehr_sequence import Event, parse_time, read_patient
-from ehrseq.tokenization.ehr_visits import KIND_RANKS, RANK_OTHER, RANK_STATIC, silence_us
+from ehrseq.tokenization.ehr_visits import silence_us
 from ehrseq.tokenization.ehr_vocabulary import (
     CLS,
     REG,

@@ -10,7 +10,7 @@ from ehrseq.data.simulate.cohort import simulate
 from ehrseq.tasks import label_events, list_tasks, load_task
 from ehrseq.tasks.labelling import judge
 from ehrseq.tasks.timeline import read_timeline
-from ehrseq.tokenization.ehr_anchors import REASONS, UNANSWERABLE, matters
+from ehrseq.tokenization.ehr_anchors import REASONS_AGAINST, UNANSWERABLE, matters
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from tests.tokenization.timelines import at, event, fitted
 
@@ -117,5 +117,5 @@ def test_the_labelling_engine_agrees() -> None:
 
 
 def test_every_reason_is_explained_and_survives_json() -> None:
-    assert set(UNANSWERABLE) < set(REASONS)
+    assert set(UNANSWERABLE) < set(REASONS_AGAINST)
     assert json.loads(json.dumps(CONFIGS)) == CONFIGS

@@ -12,7 +12,7 @@ from transformers import AutoFeatureExtractor, DataCollatorWithPadding
 
 from ehrseq.encode.triplets import TripletSpec, build_triplets
 from ehrseq.tokenization.ehr_sequence import subjects_digest
-from ehrseq.tokenization.feature_extraction_hymate import CHANNELS, HyMaTEFeatureExtractor
+from ehrseq.tokenization.feature_extraction_hymate import TRIPLET_CHANNELS, HyMaTEFeatureExtractor
 from tests.encode.triplet_samples import SPEC, at, event, random_records, table
 from tests.hub.bare_interpreter import link_packages, run_python
 
@@ -89,7 +89,7 @@ def test_constants_and_variables_never_seen():
 
 def test_a_row_of_one_stay(extractor):
     row = extractor(STAY)
-    assert set(row) == {*CHANNELS, "static_values"}
+    assert set(row) == {*TRIPLET_CHANNELS, "static_values"}
     assert {name: row[name].dtype for name in row} == {
         "variable_ids": np.int64,
         "times": np.float32,
@@ -173,7 +173,7 @@ def test_padding_is_zero_and_changes_nothing(fitted_on, side):
         row, mask = extractor(stay), batch["attention_mask"][number].bool()
         assert mask.sum() == len(stay["times"])
         assert bool(mask[0 if side == "right" else -1])
-        for name in CHANNELS:
+        for name in TRIPLET_CHANNELS:
             np.testing.assert_array_equal(batch[name][number][mask], row[name])
             assert (batch[name][number][~mask] == 0).all()
     fixed = extractor(stays[0], padding="max_length", max_length=50, return_tensors="np")

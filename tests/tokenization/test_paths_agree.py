@@ -8,8 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
-from ehrseq.encode import assembly
-from ehrseq.encode import encoder as ehr_encoding
+from ehrseq.encode import assembly, encoder
 from ehrseq.tokenization.ehr_plans import CHANNELS
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from tests.properties import examples
@@ -340,7 +339,7 @@ def test_windows_equal_the_pretraining_table(
 def test_chunks_make_no_difference(tokenizer: EhrTokenizer, drawn: list[list[dict]]) -> None:
     events = table_of(*(rows_of(patient, 10 - number) for number, patient in enumerate(drawn)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ehr_encoding, "_CHUNK_ROWS", 7)
+        patch.setattr(encoder, "_CHUNK_ROWS", 7)
         patch.setattr(assembly, "_CHUNK_TOKENS", 11)
         parts = tokenizer.encode_table(events), tokenizer.encode_table(events, max_length=12)
     whole = tokenizer.encode_table(events), tokenizer.encode_table(events, max_length=12)

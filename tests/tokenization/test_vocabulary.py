@@ -6,7 +6,7 @@ import pytest
 
 from ehrseq.tokenization.ehr_sequence import subjects_digest
 from ehrseq.tokenization.ehr_vocabulary import (
-    INTERVAL_DAYS,
+    INTERVAL_STARTS,
     LONG_TERM,
     MONTHS,
     SPECIAL_TOKENS,
@@ -209,5 +209,5 @@ def test_a_value_is_finite_where_single_precision_holds_it():
 
 def test_interval_tokens_of_many_are_those_of_each():
     days = np.arange(800)
-    tokens = np.asarray([*WEEKS, *MONTHS, LONG_TERM])[INTERVAL_DAYS.searchsorted(days, "right")]
+    tokens = np.asarray([*WEEKS, *MONTHS, LONG_TERM])[INTERVAL_STARTS.searchsorted(days, "right")]
     assert tokens.tolist() == [interval_token(day) for day in days.tolist()]

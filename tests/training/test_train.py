@@ -25,6 +25,7 @@ from ehrseq.evaluation import choose_thresholds
 from ehrseq.hub.checkpoints import load_checkpoint
 from ehrseq.prediction.risks import predict_risks
 from ehrseq.tasks import label_events, load_task, read_labels, write_labels
+from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from ehrseq.training.run import TrainedModel, train_model
 from ehrseq.work.engine import get_engine
 
@@ -112,6 +113,27 @@ def test_what_is_done_is_not_done_again_and_another_run_is_refused(dataset, trai
         train(dataset, trained.folder, "finetune.rows=32", seed=1)
 
 
+def test_a_finished_model_is_evaluated_anew_with_another_number_of_resamples(dataset, trained, tmp_path):
+    other = shutil.copytree(trained.folder, tmp_path / "model")
+    again = train_model(dataset, other, recipe="demo", changes=CHANGES, num_resamples=30)
+    assert (trained.evaluation, again.evaluation) == ({"num_resamples": 20}, {"num_resamples": 30})
+    assert "by 30 bootstrap resamples" in (other / "evaluation" / "evaluation.md").read_text()
+    report = json.loads((other / "evaluation" / "evaluation.json").read_text())
+    assert {task["num_resamples"] for task in report["tasks"].values()} == {30}
+    assert Path(report["predictions"]) == other / "evaluation" / "held_out.parquet"
+    # The model, its scores and what its training reached are kept.
+    assert same(weights(again), weights(trained))
+    for split in ("tuning", "held_out"):
+        assert again.scores(split).equals(trained.scores(split))
+    assert (again.stages, again.coverage, again.thresholds) == (trained.stages, trained.coverage, trained.thresholds)
+    files = [{str(path.relative_to(folder)) for path in folder.rglob("*")} for folder in (trained.folder, other)]
+    assert files[0] == files[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    at = (other / "training.json").stat().st_mtime_ns
+    assert train_model(dataset, other, recipe="demo", changes=CHANGES, num_resamples=30) == again
+    assert (other / "training.json").stat().st_mtime_ns == at
+
+
 def stop_in(stage: str, error: BaseException, patch: pytest.MonkeyPatch) -> None:
     """End the run when a stage keeps its first checkpoint: after it is written, or on a full disk within it."""
     from transformers import Trainer
@@ -147,6 +169,38 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(dataset, trained, tmp_path, mo
     assert [resumed.stages[stage]["resumed"] for stage in STAGES] == [True, True, False]
     assert same(weights(resumed), weights(trained))
     assert resumed.metrics == trained.metrics
+
+
+def other_tasks(dataset: Path) -> None:
+    shutil.rmtree(dataset / "labels" / TASKS[0])
+
+
+def other_splits(dataset: Path) -> None:
+    file = dataset / "metadata" / "subject_splits.parquet"
+    swapped = pl.col("split").replace(["train", "held_out"], ["held_out", "train"])
+    pl.read_parquet(file).with_columns(swapped).write_parquet(file)
+
+
+@pytest.mark.parametrize(("change", "tasks"), [(other_tasks, TASKS[1:]), (other_splits, TASKS)])
+def test_a_run_that_goes_on_with_other_tasks_or_splits_fits_its_tokenizer_anew(
+    dataset, tmp_path, monkeypatch, change, tasks
+):
+    """What a stopped run has left was fitted on other patients, or has the tokens of other tasks."""
+    other = shutil.copytree(dataset, tmp_path / "dataset")
+    with monkeypatch.context() as patch:
+        stop_in("pretrain", KeyboardInterrupt(), patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(other, tmp_path / "model")
+    (left,) = (tmp_path / ".model.training").glob("tokenizer-*")
+    before = EhrTokenizer.from_pretrained(left)
+    assert before.tasks == TASKS
+    change(other)
+    tokenizer = load_checkpoint(train(other, tmp_path / "model", "shared=null").folder).encoder
+    expected = EhrTokenizer.train(EventDataset(other).events(["pretrain", "train"]))
+    assert tokenizer.tasks == tasks
+    assert tokenizer.fitted_subjects_digest == expected.fitted_subjects_digest
+    same_patients = before.fitted_subjects_digest == expected.fitted_subjects_digest
+    assert same_patients == (change is other_tasks)
 
 
 def test_a_full_disk_is_one_line_and_what_is_finished_stays(dataset, trained, tmp_path, monkeypatch, capsys):
@@ -300,11 +354,13 @@ def test_the_named_recipes_are_listed(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_two_processes_train_together(dataset, tmp_path):
-    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "ehrseq.cli.app", "train"]
+    """As the guide says it; in a folder whose files are no modules (tests/work/test_safe_path.py)."""
+    command = [Path(sys.executable).with_name("torchrun"), "--nproc_per_node", "2", "--standalone", "--no-python"]
+    command += [Path(sys.executable).with_name("ehrseq"), "train"]
     command += [str(dataset), "--out", str(tmp_path / "model"), "--recipe", "demo"]
     command += [word for change in CHANGES for word in ("--set", change)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Written to") == 1
     # The rows of a step are those of one process; but for dropout the losses are too.

@@ -128,11 +128,11 @@ def test_pretrained_weights_of_other_variables_are_refused(stays, trained, tmp_p
 
 @pytest.mark.parametrize(("schedule", "last"), [("constant", 3e-3), ("cosine", 0.0)])
 def test_a_schedule_ends_where_it_says(stays, tmp_path, monkeypatch, schedule, last):
-    from ehrseq.training import stages as triplet_training
+    from ehrseq.training import stages
 
     made = []
-    make = triplet_training.quiet_trainer
-    monkeypatch.setattr(triplet_training, "quiet_trainer", lambda **options: made.append(make(**options)) or made[-1])
+    make = stages.quiet_trainer
+    monkeypatch.setattr(stages, "quiet_trainer", lambda **options: made.append(make(**options)) or made[-1])
     train, tuning, _, extractor = stays
     stage = Stage(epochs=2, learning_rate=3e-3, batch_size=16, schedule=schedule)
     pretrain(replace(RECIPE, pretrain=stage), extractor, train, tuning, tmp_path)
@@ -142,9 +142,9 @@ def test_a_schedule_ends_where_it_says(stays, tmp_path, monkeypatch, schedule, l
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_the_best_epoch_or_the_last_is_kept(stays, tmp_path, monkeypatch, keep):
     """The score is how far the weights are from where they began: the first epoch is the best one on any machine."""
-    from ehrseq.training import stages as triplet_training
+    from ehrseq.training import stages
 
-    make = triplet_training.quiet_trainer
+    make = stages.quiet_trainer
 
     def make_scored(*, model, compute_metrics, **options):
         begun = [weights.detach().clone() for weights in model.parameters()]
@@ -156,7 +156,7 @@ def test_the_best_epoch_or_the_last_is_kept(stays, tmp_path, monkeypatch, keep):
 
         return make(model=model, compute_metrics=moved, **options)
 
-    monkeypatch.setattr(triplet_training, "quiet_trainer", make_scored)
+    monkeypatch.setattr(stages, "quiet_trainer", make_scored)
     train, tuning, _, extractor = stays
     stage = Stage(epochs=4, learning_rate=3e-3, batch_size=16, patience=1, keep=keep)
     result = pretrain(replace(RECIPE, pretrain=stage), extractor, train, tuning, tmp_path, seed=5)

@@ -8,17 +8,15 @@ import platform
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from ehrseq import __version__
 from ehrseq.work.engine import LocalEngine, available_cores, get_engine
+from tests.processes import FROM_HERE
 from tests.work import engine_work as work
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
-FROM_HERE = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-"""The environment of a process that imports `tests`."""
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed (extra ehrseq[ray])")
 
 
@@ -166,7 +164,7 @@ def test_workers_end_with_a_killed_parent_in_the_middle_of_a_task(tmp_path):
         "from ehrseq.work.engine import LocalEngine; from tests.work.engine_work import work_long; "
         f"list(LocalEngine(2).map(work_long, [{str(tmp_path)!r}] * 2, desc='x'))"
     )
-    parent = subprocess.Popen([sys.executable, "-c", call], env=FROM_HERE, stderr=subprocess.PIPE)
+    parent = subprocess.Popen([sys.executable, "-P", "-c", call], env=FROM_HERE, stderr=subprocess.PIPE)
     end = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) < 2:
         assert time.monotonic() < end

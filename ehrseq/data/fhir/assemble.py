@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ehrseq.data.fhir.blocks import MAX_ERRORS, Block
+from ehrseq.data.fhir.blocks import Block
 from ehrseq.data.fhir.encounters import ANYBODY, Encounters
 from ehrseq.data.fhir.local_times import move_rows
 from ehrseq.data.fhir.medications import CUT, ReferencedCodes
 from ehrseq.data.fhir.references import NOTHING, Resolver
 from ehrseq.data.fhir.rows import (
     MEDICATION_REFERENCE,
-    NO_TIME,
     RESOURCE_TYPES,
     TABLE_OF,
     TIME_FROM_ENCOUNTER,
     TIME_STATIC,
+    TIME_UNKNOWN,
 )
 from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
 from ehrseq.data.fhir.subjects import people_of
@@ -36,7 +36,7 @@ from ehrseq.data.fhir.versions import (
     version_columns,
 )
 from ehrseq.data.instants import offset_name
-from ehrseq.data.report import ConversionReport
+from ehrseq.data.report import MAX_ERRORS, ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, code_rank
 
 ZONE_CODE = "TIMEZONE"
@@ -264,7 +264,7 @@ class Assembler:
         if not waiting.any():
             return columns
         kinds = (time[waiting] - TIME_FROM_ENCOUNTER).astype(np.int64)
-        known = ends[waiting] != NO_TIME
+        known = ends[waiting] != TIME_UNKNOWN
         for number, count in enumerate(np.bincount(kinds[known], minlength=len(RESOURCE_TYPES)).tolist()):
             if count:
                 self.report.time_from_encounter_end[RESOURCE_TYPES[number]] += count

@@ -29,6 +29,7 @@ from ehrseq.data.fhir.resources import Extractor
 from ehrseq.data.fhir.rows import COLUMN_TYPES, TABLE_OF, Visit
 from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
 from ehrseq.data.fhir.uniform import read_uniform
+from ehrseq.data.report import MAX_ERRORS
 
 BLOCK_BYTES = 8 << 20
 """Bytes of text that are parsed at a time."""
@@ -52,9 +53,6 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _AFTER_ALL = 2**62  # number of the block behind all blocks of a file
 
 _OFFSET_BITS = 41  # a file may hold 2 TB of text, a source 4 million files
-
-MAX_ERRORS = 20
-"""Messages kept of lines that were skipped; all are counted."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ehrseq.data.fhir.local_times import NO_OFFSET, moved_by_offset, moved_to_zone, on_the_wall
 from ehrseq.data.fhir.references import Resolver, bare_id
-from ehrseq.data.fhir.rows import NO_TIME
+from ehrseq.data.fhir.rows import TIME_UNKNOWN
 from ehrseq.data.fhir.versions import VisitVersion, last_versions
 from ehrseq.data.report import ConversionReport
 
@@ -84,7 +84,7 @@ class Encounters:
             table: Key -> number; "" is 0.
 
         Returns:
-            int32 `[n]`, position of the visit in `names` or -1; int64 `[n]`, end of the encounter (UTC) or `NO_TIME`;
+            int32 `[n]`, position of the visit in `names` or -1; int64 `[n]`, end of the encounter (UTC) or `TIME_UNKNOWN`;
             int32 `[n]`, the UTC offset in minutes that it states or `NO_OFFSET`.
         """
         number = np.full(len(table), -1, dtype=np.int64)
@@ -103,7 +103,7 @@ class Encounters:
             numbers = [self.find(subject, names[key]) for subject, key in pairs.tolist()]
             encounter[rows] = np.array(numbers, dtype=np.int64)[inverse.reshape(-1)]
         visit = np.array([*self._named, -1], dtype=np.int32)[encounter]
-        end = np.array([*self._ends, NO_TIME], dtype=np.int64)[encounter]
+        end = np.array([*self._ends, TIME_UNKNOWN], dtype=np.int64)[encounter]
         stated = [NO_OFFSET if visit.offset is None else visit.offset for visit in self._visits]
         return visit, end, np.array([*stated, NO_OFFSET], dtype=np.int32)[encounter]
 
@@ -168,7 +168,7 @@ class Encounters:
     def _offsets(self) -> dict[int, int]:
         latest: dict[int, tuple[int, int]] = {}
         for visit in self._visits:
-            moment = visit.start if visit.start != NO_TIME else visit.end
-            if visit.offset is not None and moment >= latest.get(visit.subject, (NO_TIME, 0))[0]:
+            moment = visit.start if visit.start != TIME_UNKNOWN else visit.end
+            if visit.offset is not None and moment >= latest.get(visit.subject, (TIME_UNKNOWN, 0))[0]:
                 latest[visit.subject] = (moment, visit.offset)
         return {owner: offset for owner, (_, offset) in latest.items()}

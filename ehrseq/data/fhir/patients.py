@@ -18,7 +18,7 @@ from typing import Any
 
 from ehrseq.data.fhir.elements import US_CORE, birth_time, omb_categories
 from ehrseq.data.fhir.references import key_of
-from ehrseq.data.fhir.rows import NO_TIME, ON_THE_WALL, TIME_STATIC, Times
+from ehrseq.data.fhir.rows import ON_THE_WALL, TIME_STATIC, TIME_UNKNOWN, Times
 from ehrseq.data.instants import is_placeholder, read_instant
 
 _GENDERS = {"female": "F", "male": "M", "other": "O", "unknown": "U"}
@@ -76,7 +76,7 @@ def _death(patient: dict[str, Any], times: Times) -> tuple[int, str] | None:
     died = patient.get("deceasedDateTime")
     if died:
         time = times[died]
-        if time == NO_TIME:
+        if time == TIME_UNKNOWN:
             return TIME_STATIC, ""
         return (time, "") if len(died) >= _DAY else (TIME_STATIC, died)
     flag = patient.get("deceasedBoolean")

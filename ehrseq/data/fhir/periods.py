@@ -16,7 +16,7 @@ from collections import Counter
 from datetime import tzinfo
 from typing import Any, NamedTuple
 
-from ehrseq.data.fhir.rows import NO_TIME, ON_THE_WALL, Times
+from ehrseq.data.fhir.rows import ON_THE_WALL, TIME_UNKNOWN, Times
 from ehrseq.data.instants import offset_minutes, wall_to_utc
 from ehrseq.tokenization.ehr_codes import MINUTE_US
 
@@ -31,7 +31,7 @@ IN_PROGRESS = "in-progress"
 
 
 class Span(NamedTuple):
-    """When an encounter was: start and end (`NO_TIME`: unknown), and the UTC offset in minutes that either states."""
+    """When an encounter was: start and end (`TIME_UNKNOWN`: unknown), and the UTC offset in minutes that either states."""
 
     start: int
     end: int
@@ -52,14 +52,14 @@ def span_of(period: Any, times: Times, starts: Times, zone: tzinfo | None, count
     """
     period = period or {}
     start, end = period.get("start"), period.get("end")
-    started = starts[start] if start else NO_TIME
-    ended = times[end] if end else NO_TIME
-    if (start and started == NO_TIME) or (end and ended == NO_TIME):
+    started = starts[start] if start else TIME_UNKNOWN
+    ended = times[end] if end else TIME_UNKNOWN
+    if (start and started == TIME_UNKNOWN) or (end and ended == TIME_UNKNOWN):
         counts["notes", "encounters with a placeholder (year 0001, 9999 ...) as start or end, read as unknown"] += 1
     stated = offset_minutes(end or "")
     offset = offset_minutes(start or "")
     offset = stated if offset is None else offset
-    if started != NO_TIME and ended != NO_TIME:
+    if started != TIME_UNKNOWN and ended != TIME_UNKNOWN:
         # Of two times only one of which has a zone the other is in the same.
         if started > ON_THE_WALL // 2 > ended:
             started = _absolute(started, offset, zone, first=True)
@@ -67,7 +67,7 @@ def span_of(period: Any, times: Times, starts: Times, zone: tzinfo | None, count
             ended = _absolute(ended, offset, zone, first=False)
         if ended < started:
             counts["notes", "encounters that end before they start: end unknown"] += 1
-            ended = NO_TIME
+            ended = TIME_UNKNOWN
     return Span(started, ended, offset)
 
 

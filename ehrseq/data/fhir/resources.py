@@ -50,7 +50,7 @@ from ehrseq.data.fhir.references import (
     resource_keys,
     server_of,
 )
-from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, NO_TIME, TIME_STATIC, Row, StringTable, Times, Visit
+from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, TIME_STATIC, TIME_UNKNOWN, Row, StringTable, Times, Visit
 from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
 from ehrseq.data.fhir.values import unit_spelling
 from ehrseq.data.instants import zone_of
@@ -109,7 +109,7 @@ class Extractor:
         rows: See `Row`.
         subjects, encounters, codes, texts, units: String tables that the rows point into (subjects and encounters hold
             keys).
-        names, updated, sizes: Of each resource: type and id (empty without an id), `meta.lastUpdated` (`NO_TIME`
+        names, updated, sizes: Of each resource: type and id (empty without an id), `meta.lastUpdated` (`TIME_UNKNOWN`
             without it), number of its rows. One that gives no row has one without a code where earlier versions of it
             may give some.
         patients: (keys, id, links, index of the resource) of each Patient.
@@ -207,18 +207,18 @@ class Extractor:
         """What a resource and its other versions have in common, and when this one was written."""
         name = resource.get("id") or (reference_key(full_url) if full_url else "")
         if not name or not isinstance(name, str):
-            return "", NO_TIME
+            return "", TIME_UNKNOWN
         return f"{self._server}/{kind}/{name}" if self._server else f"{kind}/{name}", self._written(
             resource.get("meta")
         )
 
     def _written(self, meta: Any) -> int:
-        """When a resource was written, `NO_TIME` where it does not say."""
+        """When a resource was written, `TIME_UNKNOWN` where it does not say."""
         stated = meta.get("lastUpdated") if isinstance(meta, dict) else None
         try:
-            return self.times[stated] if isinstance(stated, str) else NO_TIME
+            return self.times[stated] if isinstance(stated, str) else TIME_UNKNOWN
         except ValueError:
-            return NO_TIME
+            return TIME_UNKNOWN
 
     def _leave_a_trace(self, kind: str, resource: dict[str, Any]) -> None:
         """A row without a code: an earlier version may say what this one takes back."""
@@ -305,13 +305,13 @@ class Extractor:
         visit = Visit(keys, encounter.get("id") or keys[0], subject, start, end, offset, part_of, len(self.names))
         self.visits.append(visit)
         facts: list[tuple[str, int]] = []
-        if start == NO_TIME:
+        if start == TIME_UNKNOWN:
             self.counts["skipped", "Encounter: no start of its period"] += 1
             if died:
-                facts.append(("MEDS_DEATH", end if end != NO_TIME else TIME_STATIC))
+                facts.append(("MEDS_DEATH", end if end != TIME_UNKNOWN else TIME_STATIC))
         else:
             facts.append((f"VISIT_START//{encounter_class}", start))
-            if end != NO_TIME:
+            if end != TIME_UNKNOWN:
                 facts.append((f"VISIT_END//{left_as}", end))
             else:
                 self.counts["notes", "encounters without an end"] += 1
@@ -473,7 +473,7 @@ class Extractor:
         for text in texts:
             if text:
                 time = self.times[text]
-                if time != NO_TIME:
+                if time != TIME_UNKNOWN:
                     return time
                 self.counts["notes", PLACEHOLDERS] += 1
         return END_OF_ENCOUNTER[resource_type]

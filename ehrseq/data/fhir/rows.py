@@ -33,7 +33,7 @@ TIME_FROM_ENCOUNTER = TIME_STATIC + 1
 END_OF_ENCOUNTER = {kind: TIME_FROM_ENCOUNTER + number for number, kind in enumerate(RESOURCE_TYPES)}
 """Type -> stands for "the end of the encounter" in the time of a row of this type."""
 
-NO_TIME = TIME_STATIC - 1
+TIME_UNKNOWN = TIME_STATIC - 1
 """Stands for an unknown time: the end of an encounter that has none, a placeholder."""
 
 ON_THE_WALL = 2**60
@@ -69,7 +69,7 @@ class Visit(NamedTuple):
         keys: Keys that name it (`resource_keys`).
         id: Its id.
         subject: Index of its subject.
-        start, end: Its period, `NO_TIME` where that is open or cannot be meant.
+        start, end: Its period, `TIME_UNKNOWN` where that is open or cannot be meant.
         offset: UTC offset in minutes, None where no time states one.
         part_of: Key of the encounter that it is part of.
         resource: Index of the resource in its block.
@@ -98,7 +98,7 @@ class StringTable(dict[str, int]):
 
 class Times(dict[str, int]):
     """Times (see `read_instant`) of date and time texts, each worked out once; `ON_THE_WALL` is added to those without
-    a zone, and a placeholder is `NO_TIME`.
+    a zone, and a placeholder is `TIME_UNKNOWN`.
 
     Args:
         first: Whether a partial date stands for its first instant.
@@ -110,5 +110,5 @@ class Times(dict[str, int]):
 
     def __missing__(self, text: str) -> int:
         micros, local = read_instant(text, first=self._first)
-        time = self[text] = NO_TIME if is_placeholder(text) else micros + ON_THE_WALL if local else micros
+        time = self[text] = TIME_UNKNOWN if is_placeholder(text) else micros + ON_THE_WALL if local else micros
         return time

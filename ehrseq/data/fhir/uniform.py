@@ -20,7 +20,7 @@ from msgspec import Raw, Struct, field
 from ehrseq.data.fhir.concepts import negating_status
 from ehrseq.data.fhir.elements import MALFORMED, observation_kind
 from ehrseq.data.fhir.resources import LEFT_OUT_STATUSES, MAX_FLOAT32, Extractor, is_no_order
-from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, NO_TIME, RESOURCE_TYPES
+from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, RESOURCE_TYPES, TIME_UNKNOWN
 
 _ABSENT = Raw()
 _NAN = float("nan")
@@ -264,7 +264,7 @@ def _read_facts(resources: list[_Fact], kind: str, extractor: Extractor) -> None
         if (
             resource.unusual is _ABSENT
             and resource.modifier_extension is _ABSENT
-            and known != NO_TIME
+            and known != TIME_UNKNOWN
             and happened[bytes(resource.status)]
             and (ordered is None or ordered[bytes(resource.intent)])
         ):
@@ -291,9 +291,9 @@ def _read_observations(resources: list[_Observation], extractor: Extractor) -> N
     plain = 0
     for resource in resources:
         time = resource.time or resource.second_time or ((span := resource.period) and (span.end or span.start))
-        known = times[time] if time else NO_TIME
+        known = times[time] if time else TIME_UNKNOWN
         if (
-            known != NO_TIME
+            known != TIME_UNKNOWN
             and resource.unusual is _ABSENT
             and resource.modifier_extension is _ABSENT
             and happened[bytes(resource.status)]
@@ -334,7 +334,7 @@ def _version_notes(kind: str, extractor: Extractor) -> Callable[[_Fact], None]:
     def note(resource: _Fact) -> None:
         name(prefix + resource.id if resource.id else "")
         stated = (meta := resource.meta) and meta.last_updated
-        update(times[stated] if stated else NO_TIME)
+        update(times[stated] if stated else TIME_UNKNOWN)
         size(1)
 
     return note

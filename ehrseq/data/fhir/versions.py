@@ -9,14 +9,14 @@ import numpy as np
 import polars as pl
 
 from ehrseq.data.fhir.blocks import Block
-from ehrseq.data.fhir.rows import NO_TIME
+from ehrseq.data.fhir.rows import TIME_UNKNOWN
 
 
 class Version(NamedTuple):
     """One version of a resource.
 
     Attributes:
-        updated: When it was written (`NO_TIME` where it does not say).
+        updated: When it was written (`TIME_UNKNOWN` where it does not say).
         place: Where it stands in the source (`Block.place`).
     """
 
@@ -96,7 +96,7 @@ class Deletions:
         hashes, times = self._hashes[order], self._times[order]
         place = np.minimum(np.searchsorted(hashes, columns["resource"]), len(hashes) - 1)
         when, updated = times[place], columns["updated"]
-        later = (updated > when) & (when != NO_TIME)
+        later = (updated > when) & (when != TIME_UNKNOWN)
         deleted: np.ndarray = (hashes[place] == columns["resource"]) & ~later
         return deleted
 
@@ -107,7 +107,7 @@ class Deletions:
     def _is_deleted(self, resource: _Resource, kind: str) -> bool:
         key = resource.keys[0]
         when = self._when.get(key if "://" in key else f"{kind}/{key}")
-        return when is not None and (when == NO_TIME or resource.version.updated <= when)
+        return when is not None and (when == TIME_UNKNOWN or resource.version.updated <= when)
 
 
 def _hashes(names: pl.Series) -> np.ndarray:

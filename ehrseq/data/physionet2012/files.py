@@ -19,12 +19,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import polars as pl
 
-from ehrseq.data.report import ConversionReport
+from ehrseq.data.report import MAX_ERRORS, ConversionReport
 
 ARCHIVE_ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
 HEADER = b"Time,Parameter,Value"
-MAX_ERRORS = 20
-"""Unreadable lines that a report quotes."""
 
 _CORRUPT = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
 _TIME = re.compile(r"(\d{1,4}):([0-5]\d)")

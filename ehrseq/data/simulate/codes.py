@@ -52,7 +52,7 @@ def _drugs(first: str, second: str) -> tuple[str, ...]:
     return (f"MEDICATION//RXNORM//{first}", f"MEDICATION//RXNORM//{second}")
 
 
-CHANNELS: tuple[Channel, ...] = (
+MEASUREMENTS: tuple[Channel, ...] = (
     Channel("creatinine", _lab("2160-0"), 1.2, 0.30, True, (("mg/dL", 1.0, 2), ("umol/L", 88.42, 0))),
     Channel("crp", _lab("1988-5"), 18.0, 0.80, True, (("mg/L", 1.0, 1),), measured=0.6),
     Channel("potassium", _lab("2823-3"), 4.2, 0.45, False, (("mmol/L", 1.0, 2),)),
@@ -69,8 +69,17 @@ CHANNELS: tuple[Channel, ...] = (
     Channel("anticoagulant", ("MEDICATION//RXNORM//1364430", "PROCEDURE//SNOMED//182840001")),  # apixaban, stopped
 )
 """The order of the channels is the order of every state array of the process."""
+IS_PAIR = np.array([channel.is_pair for channel in MEASUREMENTS])
+IS_LOGARITHMIC = np.array([channel.logarithmic for channel in MEASUREMENTS])
+LOCATIONS = np.array([channel.location for channel in MEASUREMENTS])
+LOG_LOCATIONS = np.log(np.where(IS_LOGARITHMIC, LOCATIONS, 1.0))
+SCALES = np.array([channel.scale for channel in MEASUREMENTS])
 
-CHANNEL_INDEX = {channel.name: k for k, channel in enumerate(CHANNELS)}
+DISPOSITIONS = ("home", "snf", "hosp", "exp")
+"""Where a discharged patient goes; the last one has died."""
+
+
+CHANNEL_INDEX = {channel.name: k for k, channel in enumerate(MEASUREMENTS)}
 
 CHRONIC: tuple[tuple[str, str, float], ...] = (
     ("heart_failure", "I50.9", 0.22),
@@ -153,7 +162,7 @@ def build_vocabulary() -> Vocabulary:
     codes += [f"RACE//{name.upper()}" for _, name, _ in RACES]
     codes += [f"VISIT_START//{name}" for name in ("IMP", "ACUTE", "EMER", "AMB")]
     codes += [f"VISIT_END//{name}" for name in ("home", "snf", "hosp", "exp", "ACUTE", "EMER", "AMB")]
-    codes += [code for channel in CHANNELS for code in channel.codes]
+    codes += [code for channel in MEASUREMENTS for code in channel.codes]
     codes += [f"DIAGNOSIS//ICD10CM//{code}" for _, code, _ in CHRONIC]
     codes += [f"DIAGNOSIS//ICD10CM//{code}" for task in CONDITION_TASKS for code, _ in CONDITION_CODES[task]]
     codes += [CULTURE_CODE, *VACCINES]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ehrseq.data.dataset import make_folder
-from ehrseq.data.simulate.codes import CULTURE_CODE, RACES, VOCABULARY
+from ehrseq.data.simulate.codes import CULTURE_CODE, DISPOSITIONS, RACES, VOCABULARY
 from ehrseq.data.simulate.state import NEVER, STATIC, TEXTS, UNITS, SimulatedBlock
 from ehrseq.data.simulate.tables import ordered_events
 from ehrseq.work.files import write_whole
@@ -48,7 +48,6 @@ _TERMINOLOGY = "http://terminology.hl7.org/CodeSystem/"
 _OMB = '"system":"urn:oid:2.16.840.1.113883.6.238"'
 _RACE_URL = "http://hl7.org/fhir/us/core/StructureDefinition/us-core-race"
 _BLOOD_PRESSURE = '{"coding":[{"system":"http://loinc.org","code":"85354-9","display":"Blood pressure panel"}]}'
-_DISPOSITIONS = ("home", "snf", "hosp", "exp")
 
 
 def write_fhir(
@@ -160,7 +159,7 @@ def _encounters(subject_ids: np.ndarray, block: SimulatedBlock) -> Iterator[str]
         if disposition >= 0:
             left = (
                 f',"hospitalization":{{"dischargeDisposition":{{"coding":[{{"system":"{_TERMINOLOGY}discharge-disposition",'
-                f'"code":"{_DISPOSITIONS[disposition]}"}}]}}}}'
+                f'"code":"{DISPOSITIONS[disposition]}"}}]}}}}'
             )
         yield (
             f'{{"resourceType":"Encounter","id":"{subjects[k]}-{number}",'

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ehrseq.data.simulate.codes import CHANNELS, CHRONIC, CONDITION_CODES, CONDITION_TASKS, VOCABULARY
+from ehrseq.data.simulate.codes import CHRONIC, CONDITION_CODES, CONDITION_TASKS, MEASUREMENTS, VOCABULARY
 from ehrseq.data.simulate.risk import (
     FEATURE_INDEX,
     SCORES,
@@ -149,7 +149,7 @@ class RecordedHistory:
 
     def _recorded(self, rows: np.ndarray, minutes: np.ndarray, place: np.ndarray) -> Recorded:
         """What the scores see at these times, the latest admission being the one at `place` of the starts."""
-        shape = (len(rows), len(CHANNELS))
+        shape = (len(rows), len(MEASUREMENTS))
         z_last, z_mean = np.zeros(shape), np.zeros(shape)
         t_last = np.full(shape, _LONG_AGO)
         for k, (track, mean) in enumerate(zip(self.readings, self.means, strict=True)):
@@ -194,7 +194,7 @@ class RecordedHistory:
         """Per channel: its rows with their z; the mean of the readings up to each row where a score reads it."""
         self.readings: list[_Track] = []
         self.means: list[np.ndarray] = []
-        for k, channel in enumerate(CHANNELS):
+        for k, channel in enumerate(MEASUREMENTS):
             codes = _ids(*channel.codes)
             events = self._select(codes)
             factors = np.ones(len(UNITS))

@@ -32,12 +32,18 @@ import numpy as np
 
 from ehrseq.data.simulate.codes import (
     CHANNEL_INDEX,
-    CHANNELS,
     CHRONIC,
     CONDITION_CODES,
     CONDITION_TASKS,
     CULTURE_CODE,
+    DISPOSITIONS,
+    IS_LOGARITHMIC,
+    IS_PAIR,
+    LOCATIONS,
+    LOG_LOCATIONS,
+    MEASUREMENTS,
     RACES,
+    SCALES,
     VACCINES,
     VOCABULARY,
 )
@@ -66,31 +72,25 @@ from ehrseq.data.simulate.state import (
     SimulatedBlock,
 )
 
-N_CHANNELS = len(CHANNELS)
-_PAIR = np.array([channel.is_pair for channel in CHANNELS])
-_AMPLITUDE = np.array([1.0 if c.is_pair else 0.6 if c.name == "ldl" else 1.0 for c in CHANNELS])
-_BASE_SD = np.array([0.0 if c.is_pair else 0.9 if c.name == "ldl" else 0.25 for c in CHANNELS])
-_NOISE = np.array([0.0 if c.is_pair else 0.35 for c in CHANNELS])
-_MEASURED = np.array([channel.measured for channel in CHANNELS])
+N_CHANNELS = len(MEASUREMENTS)
+_AMPLITUDE = np.array([1.0 if c.is_pair else 0.6 if c.name == "ldl" else 1.0 for c in MEASUREMENTS])
+_BASE_SD = np.array([0.0 if c.is_pair else 0.9 if c.name == "ldl" else 0.25 for c in MEASUREMENTS])
+_NOISE = np.array([0.0 if c.is_pair else 0.35 for c in MEASUREMENTS])
+_MEASURED = np.array([channel.measured for channel in MEASUREMENTS])
 _INFORMATIVE = np.where(np.isin(np.arange(N_CHANNELS), [CHANNEL_INDEX["crp"], CHANNEL_INDEX["lactate"]]), 0.10, 0.03)
-_LOCATION = np.array([channel.location for channel in CHANNELS])
-_SCALE = np.array([channel.scale for channel in CHANNELS])
-_LOG = np.array([channel.logarithmic for channel in CHANNELS])
-_LOCATION_LOG = np.log(np.where(_LOG, _LOCATION, 1.0))
-_HAS_OTHER_UNIT = np.array([len(channel.units) > 1 for channel in CHANNELS])
+_HAS_OTHER_UNIT = np.array([len(channel.units) > 1 for channel in MEASUREMENTS])
 _UNIT_IDS = np.array(
-    [[UNITS.index(c.units[min(j, len(c.units) - 1)][0]) if c.units else 0 for j in (0, 1)] for c in CHANNELS]
+    [[UNITS.index(c.units[min(j, len(c.units) - 1)][0]) if c.units else 0 for j in (0, 1)] for c in MEASUREMENTS]
 )
-_FACTORS = np.array([[c.units[min(j, len(c.units) - 1)][1] if c.units else 1.0 for j in (0, 1)] for c in CHANNELS])
+_FACTORS = np.array([[c.units[min(j, len(c.units) - 1)][1] if c.units else 1.0 for j in (0, 1)] for c in MEASUREMENTS])
 _DECIMALS = np.array(
-    [[10.0 ** c.units[min(j, len(c.units) - 1)][2] if c.units else 1.0 for j in (0, 1)] for c in CHANNELS]
+    [[10.0 ** c.units[min(j, len(c.units) - 1)][2] if c.units else 1.0 for j in (0, 1)] for c in MEASUREMENTS]
 )
-_CHANNEL_CODES = np.array([[VOCABULARY.index[c.codes[0]], VOCABULARY.index[c.codes[-1]]] for c in CHANNELS])
+_CHANNEL_CODES = np.array([[VOCABULARY.index[c.codes[0]], VOCABULARY.index[c.codes[-1]]] for c in MEASUREMENTS])
 _CHRONIC_CODES = np.array([VOCABULARY.index[f"DIAGNOSIS//ICD10CM//{code}"] for _, code, _ in CHRONIC])
 _CHRONIC_SHARE = np.array([share for _, _, share in CHRONIC])
 _CONDITION_SHARE_BEFORE = np.array([0.18, 0.10, 0.18])
 _EXPIRED, _ALIVE_DISPOSITIONS = 3, (0.72, 0.2, 0.08)
-_DISPOSITIONS = ("home", "snf", "hosp", "exp")
 
 # Other unit than the first in a quarter of the visits.
 _OTHER_UNIT_SHARE = 0.25
@@ -315,7 +315,7 @@ class DiseaseProcess:
             ~brief & (since > 30.5 * DAY) & draw.happens(rows, phase, "death in hospital", 0.4 * mortality)
         )
         disposition = np.where(expired, _EXPIRED, draw.choice(rows, phase, "disposition", _ALIVE_DISPOSITIONS))
-        end_codes = np.array([_id(f"VISIT_END//{name}") for name in _DISPOSITIONS])[disposition]
+        end_codes = np.array([_id(f"VISIT_END//{name}") for name in DISPOSITIONS])[disposition]
         self._close(rows, end_codes, end, encounter)
         self.encounters.add(rows, encounter, _id("VISIT_START//IMP"), start, end, -1, disposition)
         self._background(rows, end - 15, np.full(len(rows), 12), np.full(len(rows), 2.0), encounter, phase, "final ")
@@ -507,15 +507,15 @@ class DiseaseProcess:
         patient, up = rows[row], sign[row, channel]
         unit = (other[row, channel] & _HAS_OTHER_UNIT[channel]).astype(np.int64)
         z = self.base[patient, channel] + _AMPLITUDE[channel] * up + _NOISE[channel] * noise[row, channel]
-        linear = _LOCATION[channel] + _SCALE[channel] * z
-        value = np.where(_LOG[channel], np.exp(_LOCATION_LOG[channel] + _SCALE[channel] * z), linear)
+        linear = LOCATIONS[channel] + SCALES[channel] * z
+        value = np.where(IS_LOGARITHMIC[channel], np.exp(LOG_LOCATIONS[channel] + SCALES[channel] * z), linear)
         digits, factor = _DECIMALS[channel, unit], _FACTORS[channel, unit]
         value = np.round(value * factor * digits) / digits
         # The state holds what a reader of the row sees: rounded, in its unit.
         z = standardise(channel, value / factor, up)
-        minutes = time[row] + np.where(_PAIR[channel], 3, 0)
-        code = _CHANNEL_CODES[channel, np.where(_PAIR[channel] & (up > 0), 1, 0)]
-        shown = np.where(_PAIR[channel], np.nan, value)
+        minutes = time[row] + np.where(IS_PAIR[channel], 3, 0)
+        code = _CHANNEL_CODES[channel, np.where(IS_PAIR[channel] & (up > 0), 1, 0)]
+        shown = np.where(IS_PAIR[channel], np.nan, value)
         self.events.add(patient, minutes, code, shown, _UNIT_IDS[channel, unit], 0, encounter[row])
         self.z_last[patient, channel] = z
         self.t_last[patient, channel] = minutes

@@ -24,14 +24,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ehrseq.data.simulate.codes import CHANNEL_INDEX, CHANNELS, CHRONIC, CONDITION_TASKS
+from ehrseq.data.simulate.codes import (
+    CHANNEL_INDEX,
+    CHRONIC,
+    CONDITION_TASKS,
+    IS_LOGARITHMIC,
+    IS_PAIR,
+    LOCATIONS,
+    LOG_LOCATIONS,
+    MEASUREMENTS,
+    SCALES,
+)
 from ehrseq.data.simulate.state import DAY, YEAR_MINUTES
 
 READING_HALF_LIFE_DAYS = 120.0
 UTILISATION_HALF_LIFE_DAYS = 120.0
 
 FEATURES: tuple[str, ...] = (
-    *(channel.name for channel in CHANNELS),
+    *(channel.name for channel in MEASUREMENTS),
     *(name for name, _, _ in CHRONIC),
     "gap",
     "utilisation",
@@ -65,7 +75,7 @@ INTERCEPTS: dict[str, float] = {
     "lipid_disorder": -3.2,
 }
 
-WEIGHTS: dict[str, dict[str, float]] = {
+RISK_WEIGHTS: dict[str, dict[str, float]] = {
     "mortality_30d": {
         "lactate": 1.2,
         "hemoglobin": -1.0,
@@ -143,7 +153,7 @@ SHORT_STAY_HOURS = (29.0, 127.0, 1.6)
 def _weight_matrix() -> np.ndarray:
     matrix = np.zeros((len(SCORES), len(FEATURES)))
     for row, task in enumerate(SCORES):
-        for name, weight in WEIGHTS[task].items():
+        for name, weight in RISK_WEIGHTS[task].items():
             matrix[row, FEATURE_INDEX[name]] = weight
     return matrix
 
@@ -154,27 +164,20 @@ WEIGHT_MATRIX = _weight_matrix()
 INTERCEPT_VECTOR = np.array([INTERCEPTS[task] for task in SCORES])
 
 
-_PAIR = np.array([channel.is_pair for channel in CHANNELS])
-_LOG = np.array([channel.logarithmic for channel in CHANNELS])
-_LOCATION = np.array([channel.location for channel in CHANNELS])
-_LOCATION_LOG = np.log(np.where(_LOG, _LOCATION, 1.0))
-_SCALE = np.array([channel.scale for channel in CHANNELS])
-
-
 def standardise(channel: np.ndarray, value: np.ndarray, state: np.ndarray) -> np.ndarray:
     """Read recorded readings back as z.
 
     Args:
-        channel: int64 `[n]`, positions in `CHANNELS`.
+        channel: int64 `[n]`, positions in `MEASUREMENTS`.
         value: float64 `[n]`, the recorded value in the channel's first unit (NaN for a pair of treatments).
         state: float64 `[n]`, -1 or +1, which of a pair of treatments was given (read for pairs only).
 
     Returns:
         float64 `[n]`.
     """
-    linear = value - _LOCATION[channel]
-    recorded = np.where(_LOG[channel], np.log(np.maximum(value, 1e-3)) - _LOCATION_LOG[channel], linear)
-    return np.where(_PAIR[channel], state, recorded / _SCALE[channel])
+    linear = value - LOCATIONS[channel]
+    recorded = np.where(IS_LOGARITHMIC[channel], np.log(np.maximum(value, 1e-3)) - LOG_LOCATIONS[channel], linear)
+    return np.where(IS_PAIR[channel], state, recorded / SCALES[channel])
 
 
 @dataclass(frozen=True)

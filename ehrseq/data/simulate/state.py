@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ehrseq.data.simulate.codes import CHANNELS
+from ehrseq.data.simulate.codes import MEASUREMENTS
 
 HOUR = 60
 DAY = 1440
@@ -27,7 +27,7 @@ ENTRY = (minutes_of("2010-01-01"), minutes_of("2015-01-01"))
 EXTRACTION = minutes_of("2022-01-01")
 """Nothing later is recorded."""
 
-UNITS: tuple[str, ...] = ("", *sorted({unit for channel in CHANNELS for unit, _, _ in channel.units}), "{count}")
+UNITS: tuple[str, ...] = ("", *sorted({unit for channel in MEASUREMENTS for unit, _, _ in channel.units}), "{count}")
 """Units by id; 0 stands for none."""
 TEXTS: tuple[str, ...] = ("", "negative", "positive")
 """Text results by id; 0 stands for none."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ehrseq.data import read_fhir
-from ehrseq.data.fhir import blocks as fhir_blocks
+from ehrseq.data.fhir import blocks
 from ehrseq.data.fhir.resources import Extractor
 from ehrseq.data.fhir.uniform import read_uniform
 from tests.data.fhir.samples import concept, encounter, observation, patient, resource, write_ndjson
@@ -161,7 +161,7 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
 
 def read_both_ways(folder, monkeypatch) -> tuple[Any, Any]:
     with monkeypatch.context() as patch:
-        patch.setattr(fhir_blocks, "read_uniform", lambda *_: False)
+        patch.setattr(blocks, "read_uniform", lambda *_: False)
         plain = read_fhir(folder, on_error="skip", progress=False)
     return plain, read_fhir(folder, on_error="skip", progress=False)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import polars as pl
 
-from ehrseq.data.simulate.codes import CHANNELS, CHRONIC
-from ehrseq.data.simulate.risk import INTERCEPTS, WEIGHTS
+from ehrseq.data.simulate.codes import CHRONIC, MEASUREMENTS
+from ehrseq.data.simulate.risk import INTERCEPTS, RISK_WEIGHTS
 
 PREFIXES = {"hypertension": "I10", "fluid_disorder": "E87", "lipid_disorder": "E78"}
 END_OF_DATA = datetime(2022, 1, 1)
@@ -64,7 +64,7 @@ def labels(events: pl.DataFrame, end_of_data: datetime) -> dict[str, pl.DataFram
 
 
 def features(rows: list[dict[str, Any]], now: datetime) -> dict[str, float]:
-    """Features of the scores from one patient's rows up to `now`, as `simulate_risk` defines them in words."""
+    """Features of the scores from one patient's rows up to `now`, as `ehrseq.data.simulate.risk` says in words."""
     rows = [row for row in rows if row["time"] is None or row["time"] <= now]
     day = timedelta(days=1)
     by_code: dict[str, list[dict[str, Any]]] = {}
@@ -80,7 +80,7 @@ def features(rows: list[dict[str, Any]], now: datetime) -> dict[str, float]:
     before = max(r["time"] for r in rows if r["code"].startswith("VISIT_END") and r["time"] < began)
 
     values: dict[str, float] = {}
-    for channel in CHANNELS:
+    for channel in MEASUREMENTS:
         readings = []
         for sign, code in zip((-1.0, 1.0), channel.codes, strict=False):
             for row in by_code.get(code, []):
@@ -119,7 +119,7 @@ def risk(rows: list[dict[str, Any]], task: str, now: datetime) -> float:
 
     def draw(name: str, at: datetime) -> float:
         known = features(rows, at)
-        score = INTERCEPTS[name] + sum(weight * known[feature] for feature, weight in WEIGHTS[name].items())
+        score = INTERCEPTS[name] + sum(weight * known[feature] for feature, weight in RISK_WEIGHTS[name].items())
         return 1 / (1 + math.exp(-score))
 
     if task == "long_stay_7d":

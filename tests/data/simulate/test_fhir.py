@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ehrseq.data.fhir.reader import read_fhir
-from ehrseq.data.simulate import fhir as simulate_fhir
+from ehrseq.data.simulate import fhir
 from ehrseq.data.simulate.cohort import Simulation, simulate
 
 
@@ -54,7 +54,7 @@ def test_resources_are_valid_fhir_r4(folder):
         if seen[kind] % (1 if kind in ("Patient", "Encounter") else 40) == 0:
             model = getattr(import_module(f"fhir.resources.R4B.{kind.lower()}"), kind)
             model.model_validate(resource)
-    assert set(seen) == set(simulate_fhir.RESOURCE_FILES)
+    assert set(seen) == set(fhir.RESOURCE_FILES)
 
 
 def test_references_resolve_and_classes_are_the_contracts(folder):
@@ -104,7 +104,7 @@ def test_a_failure_leaves_nothing_behind(cohort, tmp_path, monkeypatch):
             raise OSError("disk full")
         return {"Patient": ["{}"]}
 
-    monkeypatch.setattr(simulate_fhir, "block_lines", fail)
+    monkeypatch.setattr(fhir, "block_lines", fail)
     with pytest.raises(OSError, match="disk full"):
         cohort.write_fhir(tmp_path / "fhir")
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ehrseq.data.simulate.codes import CHANNELS, VOCABULARY
+from ehrseq.data.simulate.codes import MEASUREMENTS, VOCABULARY
 from ehrseq.data.simulate.cohort import SIMULATED_TASKS, Simulation, simulate
 from ehrseq.data.simulate.history import RecordedHistory
 from ehrseq.data.simulate.state import NEVER, STATIC, UNITS, minutes_of
@@ -225,7 +225,7 @@ def check_calibration(simulation: Simulation, tasks: list[str]) -> None:
     events = simulation.events()
     labels = oracle.labels(events, simulation.end_of_data)
     stays = simulation.admissions().select("subject_id", "start", "end")
-    readings = events.filter(pl.col("code").is_in([code for channel in CHANNELS for code in channel.codes]))
+    readings = events.filter(pl.col("code").is_in([code for channel in MEASUREMENTS for code in channel.codes]))
     readings = readings.select("subject_id", "time", last="time").sort("time")
     for task in tasks:
         table = labels[task].sort("time")
