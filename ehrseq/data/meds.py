@@ -179,10 +179,15 @@ def collect_meds(lazy: pl.LazyFrame, file: Path) -> pl.DataFrame:
     return frame
 
 
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """`metadata/dataset.json` of a dataset; empty where there is none."""
+    file = Path(path) / "metadata" / "dataset.json"
+    return read_json(file) if file.is_file() else {}
+
+
 def written_by_us(path: Path) -> bool:
     """Whether this package wrote a dataset."""
-    file = path / "metadata" / "dataset.json"
-    return file.is_file() and read_json(file).get("etl_name") == "ehrseq"
+    return read_metadata(path).get("etl_name") == "ehrseq"
 
 
 def deaths_at_the_end_of_their_day(events: pl.DataFrame) -> tuple[pl.DataFrame, int]:

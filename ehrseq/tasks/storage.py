@@ -13,6 +13,10 @@ from ehrseq.data.schema import LABEL_SCHEMA, validate_labels
 from ehrseq.tasks.labelling import LabelResult
 from ehrseq.work.files import write_whole
 
+LABEL_RULES = 2
+"""Version of the rules that make labels, kept in the report beside them. 1 (not written down): positives whose horizon
+passed the end of the data were kept, and unknown ends of stays and days of death were guessed."""
+
 
 def write_labels(result: LabelResult, dataset_path: str | Path) -> list[Path]:
     """Write the labels of every task, each folder whole or not at all; labels of the same tasks are replaced.
@@ -133,6 +137,7 @@ def read_label_table(path: str | Path) -> pl.DataFrame:
 def _report(result: LabelResult, name: str) -> dict[str, Any]:
     task, labels = result.tasks[name], result.labels[name]
     return {
+        "rules": LABEL_RULES,
         "task": task.to_config(),
         "retrospective": task.retrospective,
         "end_of_data": result.end_of_data.isoformat(),
