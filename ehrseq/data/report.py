@@ -17,6 +17,7 @@ class ConversionReport:
         source: Where the events came from.
         format: `fhir`, `meds` or `physionet2012`.
         files: Files read.
+        files_not_read: File beside those -> 1, or kind of files -> number: other formats, by-products of tools.
         bytes_read: Bytes of (uncompressed) text read.
         resources_read: Type -> number of resources, FHIR only.
         resources_not_used: Type -> number of resources of types that yield no events.
@@ -39,6 +40,7 @@ class ConversionReport:
     format: str = "fhir"
     files: int = 0
     bytes_read: int = 0
+    files_not_read: Counter[str] = field(default_factory=Counter)
     resources_read: Counter[str] = field(default_factory=Counter)
     resources_not_used: Counter[str] = field(default_factory=Counter)
     entered_in_error: Counter[str] = field(default_factory=Counter)
@@ -88,6 +90,7 @@ class ConversionReport:
 
 
 _TABLES = (
+    "files_not_read",
     "resources_read",
     "resources_not_used",
     "entered_in_error",

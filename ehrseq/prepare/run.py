@@ -24,7 +24,7 @@ import polars as pl
 
 from ehrseq.data.dataset import make_folder, write_metadata
 from ehrseq.data.fhir.plan import fhir_files
-from ehrseq.data.meds import meds_files, read_descriptions, read_splits, written_by_us
+from ehrseq.data.meds import meds_files, read_descriptions, read_splits, unread_files, written_by_us
 from ehrseq.data.physionet2012.reader import load_physionet2012
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.sources import source_format
@@ -232,13 +232,17 @@ class _Preparation:
 
     def _meds(self, files: Sequence[Path], plan: ShardPlan, report: ConversionReport) -> Iterator[ShardReport]:
         parts, partitions = meds_parts.meds_parts(
-            files, self.spill, shard_rows=self.shard_rows, skip_errors=self.skip_errors
+            files,
+            self.spill,
+            shard_rows=self.shard_rows,
+            skip_errors=self.skip_errors,
+            ours=written_by_us(self.source),
         )
+        report.files_not_read.update(unread_files(self.source, files))
         meds_parts.index_parts(self.spill, self._run(parts, "Reading MEDS"), report)
         report.code_descriptions = read_descriptions(self.source)
-        ours = written_by_us(self.source)
         return self._run(
-            [meds_parts.MedsPartition(number, str(self.spill), plan, ours) for number in range(partitions)],
+            [meds_parts.MedsPartition(number, str(self.spill), plan) for number in range(partitions)],
             "Writing shards",
         )
 

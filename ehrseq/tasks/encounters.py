@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from ehrseq.data.tables import as_column, check_columns, microseconds
+from ehrseq.tokenization.ehr_codes import GOES_ON as GOES_ON_CODE
 from ehrseq.tokenization.ehr_codes import INPATIENT_CLASSES, code_kinds, split_kind
 from ehrseq.tokenization.ehr_visits import KIND_RANKS, RANK_END, Encounter, pair_encounters
 
@@ -22,7 +23,6 @@ ENDED, GOES_ON = "ended", "in_progress"
 """What a source says of an encounter without an end: it is over, nobody knows since when; it goes on."""
 
 _BOUNDARY = ("subject_id", "time", "rank", "class", "visit_id")
-_GOES_ON = r"(?i)^VISIT_END//in-progress$"
 
 
 def encounters(
@@ -78,7 +78,10 @@ def encounters(
             _replaced({code: KIND_RANKS[kind] for code, (kind, _) in boundary.items()}, pl.Int8).alias("rank"),
             _replaced({code: of_class for code, (_, of_class) in boundary.items()}, pl.String).alias("class"),
             "visit_id",
-            pl.when(pl.col("code").str.contains(_GOES_ON)).then(pl.lit(GOES_ON)).otherwise(pl.lit(ENDED)).alias("word"),
+            pl.when(pl.col("code").str.contains(GOES_ON_CODE))
+            .then(pl.lit(GOES_ON))
+            .otherwise(pl.lit(ENDED))
+            .alias("word"),
         )
     )
     untimed = rows.filter(pl.col("time").is_null())

@@ -24,7 +24,7 @@ from ehrseq.tasks.admissions import (
 )
 from ehrseq.tasks.deaths import patient_deaths
 from ehrseq.tasks.encounters import encounters
-from ehrseq.tasks.measures import select_values
+from ehrseq.tasks.measures import code_without_unit, select_values
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.zones import TIMEZONE, Zones
 from ehrseq.tokenization.ehr_codes import EXPIRED, code_kinds, split_kind
@@ -223,17 +223,21 @@ def _code_table(unique: pl.Series, tasks: Sequence[Task], code_map: Sequence[Seq
     table = pl.DataFrame({"code": names, "kind": pl.Series(kinds, dtype=pl.String)}).with_columns(
         kind.alias("kind"),
         (pl.col("kind").eq("visit_end") & pl.col("code").str.contains(EXPIRED)).alias("expired"),
-        *(
-            pl.any_horizontal(pl.col("code").str.contains(pattern) for pattern in patterns).alias(f"task:{task.name}")
-            for task in tasks
-            if (patterns := [*task.codes, *(pattern for measure in task.measures for pattern in measure.codes)])
-        ),
+        *(_names(task).alias(f"task:{task.name}") for task in tasks if task.codes or task.measures),
     )
     wanted = [pl.col(name) for name in table.columns if name.startswith("task:")]
     kinds_needed = ["visit_start", "visit_end", "death", "timezone"]
     if any(task.ages != (None, None) for task in tasks):
         kinds_needed.append("birth")
     return table.filter(pl.any_horizontal(pl.col("kind").is_in(kinds_needed), *wanted))
+
+
+def _names(task: Task) -> pl.Expr:
+    """Whether a code is one of the task's, be it that of an event or of values, with or without its unit."""
+    measured = [pattern for measure in task.measures for pattern in measure.codes]
+    names = [pl.col("code").str.contains(pattern) for pattern in (*task.codes, *measured)]
+    bare = [code_without_unit().str.contains(pattern).fill_null(value=False) for pattern in measured]
+    return pl.any_horizontal(*names, *bare)
 
 
 def _with_deaths(admissions: Admissions, rows: pl.DataFrame, deaths: pl.DataFrame) -> pl.DataFrame:
