@@ -197,7 +197,7 @@ def _as_frame(table: object, source: str) -> pl.DataFrame:
 def _cast(column: pl.Series, dtype: pl.DataType, source: str) -> pl.Series:
     """`column` as `dtype`, with an error that names the first value that does not fit."""
     if column.dtype == dtype:
-        return column
+        return _in_range(column, source) if isinstance(dtype, pl.Datetime) else column
     if column.dtype == pl.Null:
         return column.cast(dtype)
     if isinstance(dtype, pl.Datetime):

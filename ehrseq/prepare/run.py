@@ -31,6 +31,7 @@ from ehrseq.data.sources import source_format
 from ehrseq.data.splits import DEFAULT_FRACTIONS, assign_splits
 from ehrseq.prepare import fhir_parts, fhir_patients, meds_parts
 from ehrseq.prepare.shard_files import ShardPlan, ShardReport, add_shards, write_shards, written_splits
+from ehrseq.tasks.visit_words import warn_without_admissions, without_admissions
 from ehrseq.version import __version__
 from ehrseq.work.engine import Engine, get_engine
 from ehrseq.work.files import remove, write_json, write_whole
@@ -268,6 +269,9 @@ class _Preparation:
         for name in ("first", "last"):
             whole[name] = pl.Series([whole[name]], dtype=pl.Int64).cast(pl.Datetime("us")).cast(pl.String)[0]
         codes = sorted(whole["codes"])
+        if self.format == "meds" and without_admissions(pl.DataFrame({"code": codes, "rows": [1] * len(codes)})):
+            written = pl.scan_parquet(self.folder / "dataset" / "data" / "**" / "*.parquet", hive_partitioning=False)
+            warn_without_admissions(written.group_by("code").agg(pl.len().alias("rows")).collect())
         whole["codes"] = len(codes)
         known = report.code_descriptions
         report.code_descriptions = {code: known[code] for code in codes if code in known}

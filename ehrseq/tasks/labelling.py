@@ -7,8 +7,8 @@ horizon's end: what happens at the prediction time is known, what happens at exa
 Follow-up ends at death or at `end_of_data`. A patient's own last event ends nothing: patients who stay away are
 observed to stay away. A row whose horizon passes `end_of_data` is dropped whichever way it would turn out: to keep
 what has been seen to be positive would make the last year all positive. Only a death within the horizon leaves nothing
-to be seen behind it, so that such a row is kept; their number is counted (`kept_by_death`), since the rows of the last
-horizon are those of the dead alone, of whom no prevalence should be told.
+to be seen behind it, so that such a row is kept. The rows of the last horizon are therefore those of the dead alone,
+and `ehrseq stats` tells no prevalence of them.
 
 A death known to the month or year gives a label only where every day of it gives the same.
 
@@ -33,6 +33,7 @@ from ehrseq.tasks.measures import value_columns
 from ehrseq.tasks.registry import load_task
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.timeline import Timeline, read_timeline
+from ehrseq.tasks.visit_words import warn_without_admissions
 from ehrseq.tokenization.ehr_codes import YEAR_US
 from ehrseq.work.progress import progress_bar
 
@@ -138,6 +139,8 @@ def label_events(
     end_of_data: datetime | date | str | None = None,
     code_map: Sequence[Sequence[str]] | None = None,
     timezone: str | None = None,
+    default_timezone: str | None = None,
+    is_part: bool = False,
     progress: bool = True,
 ) -> LabelResult:
     """Label every admission for every task.
@@ -151,6 +154,9 @@ def label_events(
         code_map: [regular expression, kind] pairs that tell visits and deaths, default that of the tokenizer.
         timezone: Zone of the hospital, whose days tell a transfer from a readmission: a name of the IANA database or an
             offset (`-07:00`). Default: what the rows `TIMEZONE//<zone>` say, else the days of the times as they stand.
+        default_timezone: Zone of patients whose rows name none, where `timezone` is not given.
+        is_part: The events are those of some patients of a dataset: what is wrong with it as a whole is for others to
+            say.
         progress: Show a bar over the tasks where it takes longer than a second.
 
     Returns:
@@ -162,13 +168,14 @@ def label_events(
     """
     chosen = resolve_tasks(tasks)
     timeline = read_timeline(
-        events, list(chosen.values()), end_of_data=end_of_data, code_map=code_map, timezone=timezone
+        events,
+        list(chosen.values()),
+        end_of_data=end_of_data,
+        code_map=code_map,
+        timezone=timezone,
+        default_timezone=default_timezone,
+        is_part=is_part,
     )
-    return label_timeline(timeline, chosen, progress=progress)
-
-
-def label_timeline(timeline: Timeline, chosen: dict[str, Task], *, progress: bool) -> LabelResult:
-    """Label every admission of a timeline for every task."""
     result = LabelResult({}, {}, {}, {}, timeline.notes, timeline.end_of_data, chosen)
     bar = progress_bar(chosen.values(), desc="Labelling", unit="task", delay=1.0, disable=not progress)
     for task in bar:
@@ -181,7 +188,20 @@ def label_timeline(timeline: Timeline, chosen: dict[str, Task], *, progress: boo
         dropped = dict(judged["dropped"].drop_nulls().value_counts().iter_rows())
         result.report[task.name] = {reason: int(dropped.get(reason, 0)) for reason in reasons_of(task)}
         result.competing[task.name] = {event: int(kept[f"competing:{event}"].sum()) for event in task.competing}
+    if not is_part:
+        if timeline.admissions.is_empty():
+            counts = events.lazy().group_by("code").agg(pl.len().alias("rows")).collect()
+            warn_without_admissions(counts.cast({"code": pl.String}), code_map)
+        warn_of_tasks_without_labels(result)
     return result
+
+
+def warn_of_tasks_without_labels(result: LabelResult) -> None:
+    """Log which tasks have candidates and no label, and why: an empty table is no quiet success."""
+    for name, labels in result.labels.items():
+        if labels.is_empty() and result.candidates[name]:
+            why = ", ".join(f"{reason} {count:,}" for reason, count in result.report[name].items() if count)
+            logger.warning(f"{name}: no label out of {result.candidates[name]:,} candidates ({why}).")
 
 
 def reasons_of(task: Task) -> list[str]:

@@ -17,11 +17,12 @@ import polars as pl
 
 from ehrseq.data.meds import read_metadata
 from ehrseq.data.schema import LABEL_SCHEMA
-from ehrseq.data.shards import BLOCK_ROWS, ShardPart, dataset_shards, latest_time, read_blocks
-from ehrseq.tasks.labelling import LabelResult, label_timeline, resolve_tasks
+from ehrseq.data.shards import BLOCK_ROWS, ShardPart, dataset_shards, latest_time, read_blocks, scan_shard
+from ehrseq.tasks.labelling import LabelResult, label_events, resolve_tasks, warn_of_tasks_without_labels
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.storage import LABEL_RULES, write_labels
-from ehrseq.tasks.timeline import as_instant, read_timeline
+from ehrseq.tasks.timeline import as_instant
+from ehrseq.tasks.visit_words import dataset_code_map, warn_without_admissions
 from ehrseq.tasks.zones import check_zone
 from ehrseq.work.engine import Engine
 from ehrseq.work.files import write_whole
@@ -63,11 +64,10 @@ class LabelPart(ShardPart[LabelCounts]):
         """See `RecordedPart.make`."""
         result = _empty_result({task.name: task for task in self.tasks}, self.end_of_data)
         frames = [pl.DataFrame(schema={"task": pl.String, **LABEL_SCHEMA})]
-        chosen = {task.name: task for task in self.tasks}
         values = ("numeric_value", "unit") if any(task.measures for task in self.tasks) else ()
         columns = ("subject_id", "time", "code", *values[:1], "text_value", "visit_id", *values[1:])
         for block in read_blocks(self.shard, rows=BLOCK_ROWS, columns=columns):
-            timeline = read_timeline(
+            labelled = label_events(
                 block,
                 self.tasks,
                 end_of_data=self.end_of_data,
@@ -75,8 +75,8 @@ class LabelPart(ShardPart[LabelCounts]):
                 timezone=self.timezone,
                 default_timezone=self.default_timezone,
                 is_part=True,
+                progress=False,
             )
-            labelled = label_timeline(timeline, chosen, progress=False)
             _add_counts(result, _counts(labelled))
             frames += [
                 labels.select(pl.lit(name).alias("task"), *LABEL_SCHEMA) for name, labels in labelled.labels.items()
@@ -103,7 +103,7 @@ def label_dataset(
         dataset: Folder of a prepared dataset.
         tasks: As of `label_events`.
         end_of_data: As of `label_events`; default: the last event of the whole dataset, with a warning.
-        code_map: As of `label_events`.
+        code_map: As of `label_events`; default: that of the dataset's metadata before the tokenizer's.
         timezone: As of `label_events`; default: what the rows say, else `timezone` of `metadata/dataset.json`.
         engine: Where to work, default all cores of this machine.
 
@@ -114,8 +114,9 @@ def label_dataset(
         ValueError: No prepared dataset, or what `label_events` refuses.
     """
     chosen = resolve_tasks(tasks)
-    rules = None if code_map is None else tuple(tuple(pair) for pair in code_map)
     shards = dataset_shards(dataset)
+    pairs = dataset_code_map(dataset) if code_map is None else code_map
+    rules = None if pairs is None else tuple(tuple(pair) for pair in pairs)
     end = as_instant(end_of_data)
     if end is None:
         end = latest_time(shards)
@@ -156,6 +157,10 @@ def label_dataset(
         if late:
             logger.warning(f"{late} events after end_of_data ({end}) are left out of the labels.")
         write_labels(result, dataset)
+    if not result.notes.get("admissions"):
+        counts = [scan_shard(shard).group_by("code").agg(pl.len().alias("rows")) for shard in shards]
+        warn_without_admissions(pl.concat(counts).group_by("code").agg(pl.col("rows").sum()).collect(), rules)
+    warn_of_tasks_without_labels(result)
     return result
 
 
