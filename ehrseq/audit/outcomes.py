@@ -66,8 +66,7 @@ def outcome_findings(
     yield from _after_death(events, rows, names, set(definitions), kinds)
     for end in sorted({end for _, end in definitions.values()}):
         numbers = {number: task for number, (task, until) in definitions.items() if until == end}
-        in_time = events.filter(pl.col("time").is_null() | (pl.col("time") <= end))
-        timeline = read_timeline(in_time, list(numbers.values()), end_of_data=end, code_map=code_map)
+        timeline = read_timeline(events, list(numbers.values()), end_of_data=end, code_map=code_map, is_part=True)
         for number, task in numbers.items():
             labelled = rows.filter(pl.col("task") == number)
             judged = (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from ehrseq.data.meds import meds_files, read_json, read_meds_file, read_parquet, read_splits
+from ehrseq.data.meds import meds_files, read_json, read_meds_files, read_parquet, read_splits, written_by_us
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, arrow_schema, validate_events
 from ehrseq.data.splits import DEFAULT_FRACTIONS, SPLIT_SCHEMA, assign_splits, patients_needed
@@ -201,18 +201,15 @@ class EventDataset:
         if names is not None and self._is_ours:
             # Our folders say the split in their path: only these files are opened.
             files = [file for file in files if file.relative_to(self.path / "data").parts[0] in names]
-        frames = [read_meds_file(file) for file in files]
-        events = pl.concat(frames) if frames else pl.DataFrame(schema=EVENT_SCHEMA)
+        events, _ = read_meds_files(files, ours=self._is_ours)
         if names is not None:
             subjects = self.splits.filter(pl.col("split").is_in(names)).select("subject_id")
             events = events.join(subjects, on="subject_id", how="semi", maintain_order="left")
-        if len(frames) > 1:
-            events = events.sort("subject_id", maintain_order=True)
         return events
 
     @property
     def _is_ours(self) -> bool:
-        return str(self.metadata.get("etl_name", "")).startswith("ehrseq")
+        return written_by_us(self.path)
 
 
 _CODE_SCHEMA: dict[str, pl.DataType] = {

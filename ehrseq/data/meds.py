@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 import polars as pl
 
+from ehrseq.data.meds_mending import mend_rows
 from ehrseq.data.report import ConversionReport
-from ehrseq.data.schema import EVENT_COLUMNS, REQUIRED_COLUMNS, sort_events, validate_events
+from ehrseq.data.schema import (
+    EVENT_COLUMNS,
+    EVENT_SCHEMA,
+    REQUIRED_COLUMNS,
+    cast_time,
+    sort_events,
+    validate_events,
+)
 from ehrseq.data.splits import SPLIT_SCHEMA
 
 _OLD_NAMES = {"patient_id": "subject_id", "timestamp": "time"}  # MEDS before 0.3
 _VISIT_COLUMNS = ("visit_id", "hadm_id", "encounter_id", "visit_occurrence_id")
 _UNIT_COLUMNS = ("unit", "units", "valueuom")
+_END = "end"  # meds_etl: when what begins at `time` ended
+_TEXTS = ("code", "time", _END, "timestamp", "text_value", *_VISIT_COLUMNS, *_UNIT_COLUMNS)
+"""Columns of a CSV file that are read as text: a number would lose the zeros in front."""
+_DUPLICATES = "repeated rows"
+_BY_PRODUCTS = (".", "_")  # how the names of files begin that tools leave beside data (`._0.parquet`, `_SUCCESS`)
 
 
 def read_meds(path: str | Path) -> pl.DataFrame:
@@ -23,8 +38,8 @@ def read_meds(path: str | Path) -> pl.DataFrame:
     Categorical codes become strings, times of any unit microseconds. Extra columns are left out but for these: the
     first present of `visit_id`, `hadm_id`, `encounter_id`, `visit_occurrence_id` becomes `visit_id`, the first of
     `unit`, `units`, `valueuom` becomes `unit`. Rows equal to an earlier one in every column of the event table are
-    dropped (`read_meds_with_report` counts them). A foreign dataset's deaths at midnight are dates: they move to the
-    end of their day.
+    dropped (`read_meds_with_report` counts them). What other converters write otherwise is mended, see
+    `ehrseq.data.meds_mending`.
 
     Args:
         path: Folder with `data/**/*.parquet` (or Parquet files anywhere below), or one `.parquet` or `.csv` file.
@@ -42,20 +57,78 @@ def read_meds_with_report(path: str | Path) -> tuple[pl.DataFrame, ConversionRep
     """`read_meds`, with the counts of what was read and dropped, and the dataset's own splits and code descriptions."""
     path = Path(path)
     files = meds_files(path)
-    frames = [read_meds_file(file) for file in files]
-    rows = pl.concat(frames, how="vertical")
-    events = validate_events(rows, source=str(path))
-    kept = events.unique(maintain_order=True)
     report = ConversionReport(source=path.name, format="meds", files=len(files))
-    report.duplicates_dropped = events.height - kept.height
-    if not written_by_us(path):
-        kept, report.notes["deaths known to the day"] = deaths_at_the_end_of_their_day(kept)
-    report.events_written = kept.height
-    report.subjects = kept["subject_id"].n_unique()
-    report.notes["static rows"] = kept["time"].null_count()
+    events, notes = read_meds_files(files, ours=written_by_us(path))
+    report.duplicates_dropped = notes.pop(_DUPLICATES, 0)
+    report.notes.update(notes)
+    report.events_written = events.height
+    report.subjects = events["subject_id"].n_unique()
+    report.notes["static rows"] = events["time"].null_count()
+    report.files_not_read.update(unread_files(path, files))
     report.source_splits = read_splits(path)
     report.code_descriptions = read_descriptions(path)
-    return kept, report
+    return events, report
+
+
+def read_meds_files(files: Sequence[Path], *, ours: bool) -> tuple[pl.DataFrame, Counter[str]]:
+    """Some files of a MEDS dataset as one event table, sorted, each row once.
+
+    Args:
+        files: The files.
+        ours: Whether this package wrote them: then there is nothing to mend.
+
+    Returns:
+        The table, and what was mended, counted; repeated rows under `repeated rows`.
+    """
+    notes: Counter[str] = Counter()
+    frames = [pl.DataFrame(schema=EVENT_SCHEMA)]
+    for file in files:
+        rows, mended = read_meds_rows(scan_meds_file(file), file, ours=ours)
+        frames.append(rows)
+        notes.update(mended)
+    rows = sort_events(pl.concat(frames))
+    events = rows.unique(maintain_order=True)
+    notes[_DUPLICATES] = rows.height - events.height
+    return events, notes
+
+
+def read_meds_rows(lazy: pl.LazyFrame, file: Path, *, ours: bool) -> tuple[pl.DataFrame, Counter[str]]:
+    """Rows of a MEDS file, or of a part of it, checked and mended, in the order of the file.
+
+    Args:
+        lazy: Of `scan_meds_file`.
+        file: The file, for messages.
+        ours: Whether this package wrote it: then there is nothing to mend.
+
+    Returns:
+        The rows, and what was mended, counted.
+
+    Raises:
+        ValueError: It cannot be read, or a column is of a wrong type.
+    """
+    rows = collect_meds(lazy, file)
+    events = validate_events(rows, source=str(file), sort=False)
+    notes: Counter[str] = Counter()
+    if not ours:
+        ends = cast_time(rows[_END], str(file)) if _END in rows.columns else None
+        events, notes = mend_rows(events, ends)
+    if "numeric_value" in rows.columns and rows["numeric_value"].dtype.is_float():
+        lost = (~rows["numeric_value"].cast(pl.Float32, strict=False).is_finite()).sum()
+        notes["values that are NaN, infinite or beyond float32, read as missing"] += int(lost)
+    return events, notes
+
+
+def unread_files(path: Path, files: Sequence[Path]) -> Counter[str]:
+    """Files of a folder that are neither data that were read nor metadata or labels of the dataset."""
+    if path.is_file():
+        return Counter()
+    known = set(files)
+    others = (
+        file
+        for file in path.rglob("*")
+        if file.is_file() and file not in known and not {"metadata", "labels"} & set(file.relative_to(path).parts[:-1])
+    )
+    return Counter(str(file.relative_to(path)) for file in sorted(others))
 
 
 def meds_files(path: Path) -> list[Path]:
@@ -73,10 +146,16 @@ def meds_files(path: Path) -> list[Path]:
             raise ValueError(f"{path} is not a MEDS file; expected .parquet or .csv.")
         return [path]
     root = path / "data" if (path / "data").is_dir() else path
-    files = sorted(file for file in root.rglob("*.parquet") if "metadata" not in file.relative_to(root).parts)
+    files = sorted(file for file in root.rglob("*.parquet") if _is_data(file.relative_to(root)))
     if not files:
         raise ValueError(f"{path} holds no MEDS data; expected Parquet files below {root}.")
     return files
+
+
+def _is_data(file: Path) -> bool:
+    """Whether a Parquet file of a dataset holds events: no metadata, no labels, no by-product of a tool."""
+    beside = {"metadata", "labels"} & set(file.parts[:-1])
+    return not beside and not any(part.startswith(_BY_PRODUCTS) for part in file.parts)
 
 
 def read_splits(path: Path) -> pl.DataFrame | None:
@@ -121,15 +200,6 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def read_meds_file(file: Path) -> pl.DataFrame:
-    """One file of a MEDS dataset as a sorted event table, repeated rows included.
-
-    Raises:
-        ValueError: It cannot be read, or a column is absent or of a wrong type.
-    """
-    return validate_events(collect_meds(scan_meds_file(file), file), source=str(file))
-
-
 def scan_meds_file(file: Path) -> pl.LazyFrame:
     """The columns of a MEDS file that an event table has, under their names there, lazily and as they are.
 
@@ -141,7 +211,7 @@ def scan_meds_file(file: Path) -> pl.LazyFrame:
             lazy = pl.scan_csv(
                 file,
                 infer_schema_length=10_000,
-                schema_overrides={"code": pl.String, "time": pl.String, "text_value": pl.String},
+                schema_overrides=dict.fromkeys(_TEXTS, pl.String),
             )
         else:
             lazy = pl.scan_parquet(file, hive_partitioning=False)
@@ -160,7 +230,7 @@ def scan_meds_file(file: Path) -> pl.LazyFrame:
         if present and present[0] != target:
             lazy = lazy.with_columns(pl.col(present[0]).alias(target))
             names = [*names, target]
-    return lazy.select([name for name in EVENT_COLUMNS if name in names])
+    return lazy.select([name for name in (*EVENT_COLUMNS, _END) if name in names])
 
 
 def collect_meds(lazy: pl.LazyFrame, file: Path) -> pl.DataFrame:
@@ -171,34 +241,25 @@ def collect_meds(lazy: pl.LazyFrame, file: Path) -> pl.DataFrame:
     """
     try:
         frame = lazy.collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise ValueError(f"{file} cannot be read as a MEDS table: {error}") from error
     # A whole-number id stored as float (pandas, where some are null) reads 123.0: as a string it must be "123".
     if "visit_id" in frame.columns and frame["visit_id"].dtype.is_float():
         frame = frame.with_columns(pl.col("visit_id").cast(pl.Int64))
+    elif file.suffix == ".csv" and "visit_id" in frame.columns:
+        frame = frame.with_columns(pl.col("visit_id").str.replace(r"^(\d+)\.0$", "$1"))
     return frame
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """`metadata/dataset.json` of a dataset; empty where there is none."""
+    file = Path(path) / "metadata" / "dataset.json"
+    return read_json(file) if file.is_file() else {}
 
 
 def written_by_us(path: Path) -> bool:
     """Whether this package wrote a dataset."""
-    file = path / "metadata" / "dataset.json"
-    return file.is_file() and read_json(file).get("etl_name") == "ehrseq"
-
-
-def deaths_at_the_end_of_their_day(events: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """A death at 00:00:00 is a date (MIMIC-IV's `dod`), and a death known to the day is the end of that day.
-
-    At its first instant it would stand before everything of the patient's last day, and be known before it happened.
-
-    Returns:
-        The events, sorted again, and the number of deaths that were moved.
-    """
-    is_date = (pl.col("code") == "MEDS_DEATH") & (pl.col("time") == pl.col("time").dt.truncate("1d"))
-    moved = events.select(is_date.sum()).item()
-    if not moved:
-        return events, 0
-    end_of_day = pl.col("time") + pl.duration(days=1) - pl.duration(microseconds=1)
-    return sort_events(events.with_columns(pl.when(is_date).then(end_of_day).otherwise("time").alias("time"))), moved
+    return read_metadata(path).get("etl_name") == "ehrseq"
 
 
 def read_descriptions(path: Path) -> dict[str, str]:

@@ -16,11 +16,12 @@ At one instant of one subject the order is: static rows, birth, starts of visits
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
-from ehrseq.data.instants import parse_instant
+from ehrseq.data.instants import parse_birth, parse_instant
 from ehrseq.tokenization.ehr_codes import RANK_BIRTH, RANK_DEATH, RANK_END, RANK_OTHER, RANK_START
 
 if TYPE_CHECKING:
@@ -52,13 +53,18 @@ LABEL_SCHEMA: dict[str, pl.DataType] = {
 LABEL_KEYS = ("subject_id", "prediction_time")
 """The columns that say which question of a task a row is about."""
 
+_DAY, _MICROSECOND = timedelta(days=1), timedelta(microseconds=1)
+_FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
+"""Microseconds since 1970 of the first and the last instant of the years 1 to 9999."""
+
 BIRTH_CODE = "MEDS_BIRTH"
 DEATH_CODE = "MEDS_DEATH"
 
 # Rank of a code among the rows of one instant; the second line of each is how MIMIC-IV's and OMOP's MEDS exports call
 # it.
-_START_PREFIXES = r"^(?:VISIT_START|HOSPITAL_ADMISSION|ED_REGISTRATION|ICU_ADMISSION|Visit/[^/]+(?://?start)?$)"
-_END_PREFIXES = r"^(?:VISIT_END|HOSPITAL_DISCHARGE|ED_OUT|ICU_DISCHARGE|Visit/[^/]+//?end$)"
+_OMOP = r"(?:Visit|CMS Place of Service)//?[^/]+"
+_START_PREFIXES = rf"^(?:VISIT_START|HOSPITAL_ADMISSION|ED_REGISTRATION|ICU_ADMISSION|{_OMOP}(?://?start)?$)"
+_END_PREFIXES = rf"^(?:VISIT_END|HOSPITAL_DISCHARGE|ED_OUT|ICU_DISCHARGE|{_OMOP}//?end$)"
 
 
 def code_rank(codes: pl.Series) -> pl.Series:
@@ -136,7 +142,7 @@ def validate_events(events: object, *, source: str = "events", sort: bool = True
             "time (timestamp, null = static) and code (string)."
         )
     columns = [_cast(frame[name], dtype, source) for name, dtype in EVENT_SCHEMA.items() if name in frame.columns]
-    checked = pl.DataFrame(columns)
+    checked = _dates_that_begin(pl.DataFrame(columns), frame["time"])
     for name in ("subject_id", "code"):
         nulls = checked[name].null_count()
         if nulls:
@@ -194,11 +200,13 @@ def _as_frame(table: object, source: str) -> pl.DataFrame:
 def _cast(column: pl.Series, dtype: pl.DataType, source: str) -> pl.Series:
     """`column` as `dtype`, with an error that names the first value that does not fit."""
     if column.dtype == dtype:
-        return column
+        return _in_range(column, source) if isinstance(dtype, pl.Datetime) else column
     if column.dtype == pl.Null:
         return column.cast(dtype)
     if isinstance(dtype, pl.Datetime):
-        return _cast_time(column, source)
+        return cast_time(column, source)
+    if isinstance(dtype, pl.Boolean):
+        return _cast_boolean(column, source)
     if isinstance(dtype, pl.Int64) and column.dtype.is_float() and not (column.drop_nulls() % 1 == 0).all():
         raise ValueError(
             f"{source}: column {column.name!r} holds numbers that are not whole ({column.dtype}); expected int64."
@@ -217,20 +225,85 @@ def _cast(column: pl.Series, dtype: pl.DataType, source: str) -> pl.Series:
     return cast
 
 
-def _cast_time(column: pl.Series, source: str) -> pl.Series:
-    """Any timestamp, date or ISO string as naive UTC microseconds."""
+def cast_time(column: pl.Series, source: str) -> pl.Series:
+    """Any timestamp, date or ISO string as naive UTC microseconds; a date is the last instant of its day.
+
+    Raises:
+        ValueError: Something else, or a time outside the years 1 to 9999, by its row.
+    """
     if isinstance(column.dtype, pl.Datetime):
-        utc = (
-            column if column.dtype.time_zone is None else column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-        )
-        return utc.cast(pl.Datetime("us"))
+        try:
+            zoned = column.dtype.time_zone is not None
+            utc = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if zoned else column
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            raise ValueError(
+                f"{source}: column {column.name!r} has the zone {column.dtype.time_zone!r}, which cannot be read "
+                f"({str(error).splitlines()[0]}); convert it to UTC."
+            ) from error
+        return _in_range(utc.cast(pl.Datetime("us")), source)
     if column.dtype == pl.Date:
-        return column.cast(pl.Datetime("us"))
+        return _in_range(column.cast(pl.Datetime("us")) + (_DAY - _MICROSECOND), source)
     if column.dtype in (pl.String, pl.Categorical, pl.Object) or isinstance(column.dtype, pl.Enum):
         return _parse_iso(column.cast(pl.String), source)
     raise ValueError(
         f"{source}: column {column.name!r} holds {column.dtype}; expected timestamps (or ISO 8601 strings)."
     )
+
+
+def _in_range(times: pl.Series, source: str) -> pl.Series:
+    """Refuses what no calendar of ours can name."""
+    first, last = times.to_physical().min(), times.to_physical().max()
+    if first is None or (first >= _FIRST_US and last <= _LAST_US):  # type: ignore[operator]
+        return times
+    number = times.to_physical()
+    row = int(((number < _FIRST_US) | (number > _LAST_US)).arg_true()[0])
+    raise ValueError(
+        f"{source}: column {times.name!r}, row {row}: the time lies {number[row]} microseconds from 1970, outside the "
+        "years 1 to 9999; correct it, or give null where it is not known."
+    )
+
+
+def _dates_that_begin(events: pl.DataFrame, written: pl.Series) -> pl.DataFrame:
+    """Moves births and starts of visits that are known to the day (month, year) to its first instant: what begins, does
+    so with its first day, and facts are known from the last on.
+    """
+    if written.dtype == pl.Date:
+        is_date = pl.lit(value=True)
+    elif written.dtype in (pl.String, pl.Categorical) or isinstance(written.dtype, pl.Enum):
+        is_date = pl.lit(written.cast(pl.String).str.len_chars() <= len("2000-01-01"))
+    else:
+        return events
+    codes = events["code"].unique().drop_nulls()
+    begins = codes.filter(code_rank(codes).is_in([RANK_BIRTH, RANK_START]))
+    moved = is_date & pl.col("code").is_in(begins.implode()) & pl.col("time").is_not_null()
+    if written.dtype == pl.Date:
+        first = pl.col("time").dt.truncate("1d")
+        return events.with_columns(pl.when(moved).then(first).otherwise("time").alias("time"))
+    texts = written.cast(pl.String).filter(events.select(moved.alias("moved"))["moved"].fill_null(value=False))
+    starts = {text: parse_birth(text) for text in texts.unique()}
+    if not starts:
+        return events
+    first = pl.lit(written.cast(pl.String)).replace_strict(starts, default=None, return_dtype=pl.Int64)
+    return events.with_columns(pl.when(moved).then(first.cast(pl.Datetime("us"))).otherwise("time").alias("time"))
+
+
+def _cast_boolean(column: pl.Series, source: str) -> pl.Series:
+    """What says true or false (1 or 0), in words or numbers, as booleans."""
+    if column.dtype.is_numeric():
+        plain = column.cast(pl.Float64).cast(pl.String)
+    elif column.dtype == pl.String or isinstance(column.dtype, pl.Categorical | pl.Enum):
+        plain = column.cast(pl.String).str.strip_chars().str.to_lowercase()
+    else:
+        raise ValueError(f"{source}: column {column.name!r} holds {column.dtype}; expected true and false.")
+    words = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+    cast = plain.replace_strict(words, default=None, return_dtype=pl.Boolean).alias(column.name)
+    lost = cast.is_null() & column.is_not_null()
+    if lost.any():
+        row = int(lost.arg_true()[0])
+        raise ValueError(
+            f"{source}: column {column.name!r}, row {row} holds {column[row]!r}; expected true or false (1 or 0)."
+        )
+    return cast
 
 
 def _parse_iso(column: pl.Series, source: str) -> pl.Series:

@@ -82,11 +82,11 @@ class PromptReader:
         kind_of = self.tokenizer.vocabulary.kind
         codes = [code for code in events["code"].unique().to_list() if matters(code, kind_of, tasks.values())]
         rows = events.filter(pl.col("code").is_in(codes)).select(
-            "subject_id", pl.col("time").to_physical(), "code", "visit_id"
+            "subject_id", pl.col("time").to_physical(), "code", "text_value", "visit_id"
         )
         of_subject: dict[int, list[Event]] = {}
-        for subject, time, code, visit_id in rows.iter_rows():
-            of_subject.setdefault(subject, []).append(Event(time, code, visit_id=visit_id))
+        for subject, time, code, text, visit_id in rows.iter_rows():
+            of_subject.setdefault(subject, []).append(Event(time, code, text=text, visit_id=visit_id))
         reasons: list[str | None] = [None] * moments.height
         by_time = moments.with_row_index("place").group_by(*LABEL_KEYS, maintain_order=True).agg("place", "task")
         for subject, at, places, names in by_time.with_columns(pl.col("prediction_time").to_physical()).iter_rows():

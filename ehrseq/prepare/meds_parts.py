@@ -11,9 +11,9 @@ from typing import TypedDict
 
 import polars as pl
 
-from ehrseq.data.meds import collect_meds, deaths_at_the_end_of_their_day, scan_meds_file
+from ehrseq.data.meds import read_meds_rows, scan_meds_file
 from ehrseq.data.report import ConversionReport
-from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, sort_events, validate_events
+from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, sort_events
 from ehrseq.prepare.shard_files import PartitionPart, ShardReport, write_shards
 from ehrseq.prepare.spill import partition_of_subjects, read_partition, write_piece
 from ehrseq.work.files import write_json
@@ -28,13 +28,13 @@ class MedsPartReport(TypedDict):
 
     Attributes:
         piece, groups: Its piece, and the partitions of the row groups (`write_piece`).
-        not_finite: Values that are no numbers.
+        notes: What was mended, counted.
         error: Why it could not be read, empty where it was.
     """
 
     piece: str
     groups: list[int]
-    not_finite: int
+    notes: dict[str, int]
     error: str
 
 
@@ -49,6 +49,7 @@ class MedsPart(RecordedPart[MedsPartReport]):
         folder: Where its piece goes.
         partitions: Number of partitions.
         skip_errors: Count a file that cannot be read and go on.
+        ours: Whether this package wrote the source: then there is nothing to mend.
     """
 
     number: int
@@ -58,6 +59,7 @@ class MedsPart(RecordedPart[MedsPartReport]):
     folder: str
     partitions: int
     skip_errors: bool
+    ours: bool
 
     @property
     def name(self) -> str:
@@ -73,22 +75,20 @@ class MedsPart(RecordedPart[MedsPartReport]):
         """Write the rows, by partition."""
         try:
             path = Path(self.path)
-            rows = collect_meds(scan_meds_file(path).slice(self.start, self.rows), path)
-            not_finite = _count_non_finite(rows)
             # Sorting is left to the partitions, which hold whole patients.
-            checked = validate_events(rows, source=self.path, sort=False)
+            checked, notes = read_meds_rows(scan_meds_file(path).slice(self.start, self.rows), path, ours=self.ours)
         except ValueError as error:
             if not self.skip_errors:
                 raise
-            return {"piece": "", "groups": [], "not_finite": 0, "error": str(error)}
+            return {"piece": "", "groups": [], "notes": {}, "error": str(error)}
         piece = self.beside(".parquet")
         partition = partition_of_subjects(checked["subject_id"].to_numpy(), self.partitions)
         groups = write_piece(checked.to_arrow(), partition, piece)
-        return {"piece": piece.name, "groups": groups, "not_finite": not_finite, "error": ""}
+        return {"piece": piece.name, "groups": groups, "notes": dict(notes), "error": ""}
 
 
 def meds_parts(
-    files: Sequence[Path], folder: Path, *, shard_rows: int, skip_errors: bool
+    files: Sequence[Path], folder: Path, *, shard_rows: int, skip_errors: bool, ours: bool
 ) -> tuple[list[MedsPart], int]:
     """The parts of MEDS files, and the number of partitions."""
     heights = [_height(file) for file in files]
@@ -99,7 +99,7 @@ def meds_parts(
         for start in range(0, max(height, 1), PART_ROWS)
     ]
     return [
-        MedsPart(number, path, start, PART_ROWS, str(folder), partitions, skip_errors)
+        MedsPart(number, path, start, PART_ROWS, str(folder), partitions, skip_errors, ours)
         for number, (path, start) in enumerate(ranges)
     ], partitions
 
@@ -112,21 +112,9 @@ def _height(file: Path) -> int:
         return 0
 
 
-def _count_non_finite(rows: pl.DataFrame) -> int:
-    if "numeric_value" not in rows.columns or not rows["numeric_value"].dtype.is_float():
-        return 0
-    return int((~rows["numeric_value"].cast(pl.Float32, strict=False).is_finite()).sum())
-
-
 @dataclass(frozen=True)
 class MedsPartition(PartitionPart):
-    """The patients of one partition of MEDS files.
-
-    Attributes:
-        ours: Whether this package wrote the source: then deaths are where they belong.
-    """
-
-    ours: bool
+    """The patients of one partition of MEDS files."""
 
     def make(self) -> ShardReport:
         """Sort the rows, and write them as shards."""
@@ -141,9 +129,6 @@ class MedsPartition(PartitionPart):
         del frames
         events = sort_events(rows).unique(maintain_order=True)
         report.duplicates_dropped = rows.height - events.height
-        if not self.ours:
-            events, moved = deaths_at_the_end_of_their_day(events)
-            report.notes["deaths known to the day"] += moved
         report.notes["static rows"] += events["time"].null_count()
         return write_shards(events, report, self.plan, self.number)
 
@@ -157,8 +142,7 @@ def index_parts(spill: Path, parts: Iterable[MedsPartReport], report: Conversion
             errors[part["error"]] = None
             continue
         pieces.append((part["piece"], part["groups"]))
-        if part["not_finite"]:
-            report.notes["values that are NaN, infinite or beyond float32, read as missing"] += part["not_finite"]
+        report.notes.update(part["notes"])
     if errors:
         report.skipped["file that cannot be read"] += len(errors)
         report.errors += list(errors)

@@ -23,16 +23,17 @@ from typing import Any, TypeVar
 import polars as pl
 
 from ehrseq.data.dataset import make_folder, write_metadata
-from ehrseq.data.fhir.classes import warn_without_admissions
+from ehrseq.data.fhir.classes import warn_of_classes_without_admissions
 from ehrseq.data.fhir.plan import count_unread, fhir_files, sort_files
 from ehrseq.data.fhir.settings import FhirSettings
-from ehrseq.data.meds import meds_files, read_descriptions, read_splits, written_by_us
+from ehrseq.data.meds import meds_files, read_descriptions, read_splits, unread_files, written_by_us
 from ehrseq.data.physionet2012.reader import load_physionet2012
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.sources import source_format
 from ehrseq.data.splits import DEFAULT_FRACTIONS, assign_splits
 from ehrseq.prepare import fhir_parts, fhir_patients, meds_parts
 from ehrseq.prepare.shard_files import ShardPlan, ShardReport, add_shards, write_shards, written_splits
+from ehrseq.tasks.visit_words import warn_without_admissions, without_admissions
 from ehrseq.version import __version__
 from ehrseq.work.engine import Engine, get_engine
 from ehrseq.work.files import remove, write_json, write_whole
@@ -257,13 +258,17 @@ class _Preparation:
 
     def _meds(self, files: Sequence[Path], plan: ShardPlan, report: ConversionReport) -> Iterator[ShardReport]:
         parts, partitions = meds_parts.meds_parts(
-            files, self.spill, shard_rows=self.shard_rows, skip_errors=self.skip_errors
+            files,
+            self.spill,
+            shard_rows=self.shard_rows,
+            skip_errors=self.skip_errors,
+            ours=written_by_us(self.source),
         )
+        report.files_not_read.update(unread_files(self.source, files))
         meds_parts.index_parts(self.spill, self._run(parts, "Reading MEDS"), report)
         report.code_descriptions = read_descriptions(self.source)
-        ours = written_by_us(self.source)
         return self._run(
-            [meds_parts.MedsPartition(number, str(self.spill), plan, ours) for number in range(partitions)],
+            [meds_parts.MedsPartition(number, str(self.spill), plan) for number in range(partitions)],
             "Writing shards",
         )
 
@@ -290,7 +295,10 @@ class _Preparation:
             whole[name] = pl.Series([whole[name]], dtype=pl.Int64).cast(pl.Datetime("us")).cast(pl.String)[0]
         codes = sorted(whole["codes"])
         if self.format == "fhir":
-            warn_without_admissions(codes, report.notes, str(self.source))
+            warn_of_classes_without_admissions(codes, report.notes, str(self.source))
+        if self.format == "meds" and without_admissions(pl.DataFrame({"code": codes, "rows": [1] * len(codes)})):
+            written = pl.scan_parquet(self.folder / "dataset" / "data" / "**" / "*.parquet", hive_partitioning=False)
+            warn_without_admissions(written.group_by("code").agg(pl.len().alias("rows")).collect())
         whole["codes"] = len(codes)
         known = report.code_descriptions
         report.code_descriptions = {code: known[code] for code in codes if code in known}

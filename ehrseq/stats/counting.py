@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import polars as pl
 
 from ehrseq.data.shards import ShardPart, dataset_shards, read_blocks, scan_shard
+from ehrseq.tasks.label_sources import AuditedTask, read_audited
+from ehrseq.tasks.visit_words import dataset_code_map, warn_without_admissions
 from ehrseq.tokenization.ehr_codes import code_kinds, split_kind
 from ehrseq.work.engine import Engine
 from ehrseq.work.files import write_whole
@@ -39,7 +42,8 @@ class DatasetStatistics:
         kinds: The same counts by kind of code.
         events_per_patient: rows, to (a patient has as many rows, or at most `to`; null: no limit), patients.
         calendar: month, kind, rows, patients.
-        prevalence: task, from (start of a period), labels, positives, patients, positive_patients, negative_patients
+        prevalence: labels whose horizon the data cover (of the last horizon only those who died have one):
+            task, from (start of a period), labels, positives, patients, positive_patients, negative_patients
             (who has such a label), prevalence, low, high (Wilson's 95 % interval).
     """
 
@@ -61,12 +65,20 @@ class DatasetStatistics:
 
 @dataclass(frozen=True)
 class StatisticsPart(ShardPart[dict[str, int]]):
-    """The tables of one file (`_TABLES`)."""
+    """The tables of one file (`_TABLES`).
+
+    Attributes:
+        code_map: As of `label_events`.
+    """
+
+    code_map: tuple[tuple[str, ...], ...] | None
 
     def make(self) -> dict[str, int]:
         """See `RecordedPart.make`."""
         empty = scan_shard(self.shard).head(0).collect()  # a file may be without rows
-        blocks = [_count_block(events, self.shard.split) for events in chain([empty], read_blocks(self.shard))]
+        blocks = [
+            _count_block(events, self.shard.split, self.code_map) for events in chain([empty], read_blocks(self.shard))
+        ]
         for name in _TABLES:
             table = pl.concat(block[name] for block in blocks)
             write_whole(
@@ -100,8 +112,11 @@ def count_dataset(
     if labels is None and next((Path(dataset) / "labels").glob("*/**/*.parquet"), None) is not None:
         labels = dataset
     prevalence = _prevalences(labels)
-    with kept_parts(None if work is None else Path(work) / ".stats", str(Path(dataset).resolve())) as folder:
-        parts = [StatisticsPart(shard, str(folder)) for shard in shards]
+    pairs = dataset_code_map(dataset)
+    code_map = None if pairs is None else tuple(tuple(pair) for pair in pairs)
+    settings = [str(Path(dataset).resolve()), pairs]
+    with kept_parts(None if work is None else Path(work) / ".stats", settings) as folder:
+        parts = [StatisticsPart(shard, str(folder), code_map) for shard in shards]
         list(run_parts(parts, desc="Counting", folder=folder, engine=engine))
         tables = {
             name: pl.concat(pl.read_parquet(part.beside(f".{name}.parquet")) for part in parts) for name in _TABLES
@@ -110,6 +125,7 @@ def count_dataset(
         raise ValueError(
             f"{dataset} holds no events, so that there is nothing to count; prepare a source that has some."
         )
+    warn_without_admissions(tables["codes"].group_by("code").agg(pl.col("rows").sum()), code_map)
     patients = tables["patients"].group_by("split").agg(pl.col("patients").sum()).sort("split")
     per_patient = tables["patients"].group_by("rows").agg(pl.col("patients").sum()).sort("rows")
     return DatasetStatistics(
@@ -126,11 +142,11 @@ def count_dataset(
     )
 
 
-def _count_block(events: pl.DataFrame, split: str) -> dict[str, pl.DataFrame]:
+def _count_block(events: pl.DataFrame, split: str, code_map: Sequence[Sequence[str]] | None) -> dict[str, pl.DataFrame]:
     """The tables of some whole patients."""
     unique = events["code"].unique()
     kinds = pl.DataFrame(
-        {"code": unique, "kind": [split_kind(kind)[0] for kind in code_kinds(unique.to_list())]},
+        {"code": unique, "kind": [split_kind(kind)[0] for kind in code_kinds(unique.to_list(), code_map)]},
         schema={"code": pl.String, "kind": pl.String},
     )
     table = events.join(kinds, on="code", how="left", maintain_order="left")
@@ -229,7 +245,14 @@ def _prevalences(labels: str | Path | None) -> pl.DataFrame:
 def _label_tables(labels: str | Path | None) -> Iterator[tuple[str, pl.DataFrame]]:
     if labels is None:
         return
-    from ehrseq.tasks.label_sources import read_audited
-
     for task in read_audited(labels):
-        yield task.name, task.labels
+        yield task.name, _covered(task)
+
+
+def _covered(task: AuditedTask) -> pl.DataFrame:
+    """The labels whose horizon ends within the data: behind that there are those of the dead alone."""
+    definition, end = task.definition, task.end_of_data
+    if definition is None or end is None or definition.to_stay_end or not definition.censoring:
+        return task.labels
+    ahead = definition.horizon - (definition.offset if definition.horizon_from == "anchor" else timedelta(0))
+    return task.labels.filter(pl.col("prediction_time") + ahead <= end)

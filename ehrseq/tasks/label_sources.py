@@ -12,7 +12,7 @@ import polars as pl
 from ehrseq.data.meds import read_json
 from ehrseq.tasks.registry import list_tasks, load_task
 from ehrseq.tasks.schema import Task
-from ehrseq.tasks.storage import read_label_table
+from ehrseq.tasks.storage import read_label_table, warn_of_old_rules
 from ehrseq.tasks.timeline import as_instant
 
 
@@ -80,6 +80,7 @@ def _read(name: str, place: Path, by_name: dict[str, Task]) -> AuditedTask:
     file = (place if place.is_dir() else place.parent) / "report.json"
     report = read_json(file) if file.is_file() else {}
     stored = report.get("task") if isinstance(report.get("task"), dict) else {}
+    warn_of_old_rules(name, report)
     end = report.get("end_of_data")
     end_of_data = as_instant(end) if isinstance(end, str) else None
     if name in by_name:

@@ -5,7 +5,12 @@ labelled; `candidates == labels + sum(dropped)` always. An interval is open at t
 horizon's end: what happens at the prediction time is known, what happens at exactly the horizon counts.
 
 Follow-up ends at death or at `end_of_data`. A patient's own last event ends nothing: patients who stay away are
-observed to stay away. A negative whose horizon passes `end_of_data` is dropped, a positive seen before it is kept.
+observed to stay away. A row whose horizon passes `end_of_data` is dropped whichever way it would turn out: to keep
+what has been seen to be positive would make the last year all positive. Only a death within the horizon leaves nothing
+to be seen behind it, so that such a row is kept. The rows of the last horizon are therefore those of the dead alone,
+and `ehrseq stats` tells no prevalence of them.
+
+A death known to the month or year gives a label only where every day of it gives the same.
 
 Died in hospital means: the death stands at or before the discharge, or a discharge disposition of the stay says
 "expired". The disposition wins over the clock, because a death known to the day only stands at the day's end, after the
@@ -28,6 +33,7 @@ from ehrseq.tasks.measures import value_columns
 from ehrseq.tasks.registry import load_task
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.timeline import Timeline, read_timeline
+from ehrseq.tasks.visit_words import warn_without_admissions
 from ehrseq.tokenization.ehr_codes import YEAR_US
 from ehrseq.work.progress import progress_bar
 
@@ -39,15 +45,15 @@ REASONS: dict[str, str] = {
     "other_admission": "the task takes one admission of a patient, and this is another",
     "admitted_after_death": "the admission starts on a day after the recorded death",
     "died_before_prediction": "the patient died at or before the prediction time (discharge: the stay ended in death)",
-    "no_discharge": "the admission is still open, or its discharge was never recorded",
+    "no_discharge": "the admission is still open, or nobody knows when it ended",
     "stay_ended": "the stay ended at or before the prediction time",
     "outside_age": "the patient is younger or older than the task asks, or the birth is unknown",
     "earlier_code": "a code of the outcome was recorded at or before the prediction time",
     "earlier_value": "a value of the outcome was measured in the stay, at or before the prediction time",
     "no_baseline": "no value is known that a change could be counted from",
-    "follow_up_ends": "negative so far, and the horizon (or the prediction time itself) lies after the end of the data",
-    "death_time_unknown": "negative so far, and the patient died at an unknown time",
-    "outcome_pending": "negative so far, and an admission within the horizon is still open: its codes are unknown",
+    "follow_up_ends": "the horizon (or the prediction time itself) lies after the end of the data",
+    "death_time_unknown": "the patient died, nobody knows when, and the label depends on it",
+    "outcome_pending": "an admission within the horizon is still open: its codes are unknown",
     "not_measured": "nothing is measured within the horizon, so that the outcome cannot be known",
 }
 """Why an admission has no label, in the order in which the reasons are tried."""
@@ -132,6 +138,9 @@ def label_events(
     *,
     end_of_data: datetime | date | str | None = None,
     code_map: Sequence[Sequence[str]] | None = None,
+    timezone: str | None = None,
+    default_timezone: str | None = None,
+    is_part: bool = False,
     progress: bool = True,
 ) -> LabelResult:
     """Label every admission for every task.
@@ -143,6 +152,11 @@ def label_events(
         end_of_data: Last moment that the data cover, the extraction: a datetime (UTC where it has no zone), a date (its
             last instant) or ISO 8601 text. Later events are left out. Default: the table's last event, with a warning.
         code_map: [regular expression, kind] pairs that tell visits and deaths, default that of the tokenizer.
+        timezone: Zone of the hospital, whose days tell a transfer from a readmission: a name of the IANA database or an
+            offset (`-07:00`). Default: what the rows `TIMEZONE//<zone>` say, else the days of the times as they stand.
+        default_timezone: Zone of patients whose rows name none, where `timezone` is not given.
+        is_part: The events are those of some patients of a dataset: what is wrong with it as a whole is for others to
+            say.
         progress: Show a bar over the tasks where it takes longer than a second.
 
     Returns:
@@ -150,10 +164,18 @@ def label_events(
 
     Raises:
         ValueError: An unknown task, a task named twice, columns missing or of another type, rows without subject_id, no
-            timed row at all, an unreadable `end_of_data` or `code_map`.
+            timed row at all, an unreadable `end_of_data` or `code_map`, an unknown zone.
     """
     chosen = resolve_tasks(tasks)
-    timeline = read_timeline(events, list(chosen.values()), end_of_data=end_of_data, code_map=code_map)
+    timeline = read_timeline(
+        events,
+        list(chosen.values()),
+        end_of_data=end_of_data,
+        code_map=code_map,
+        timezone=timezone,
+        default_timezone=default_timezone,
+        is_part=is_part,
+    )
     result = LabelResult({}, {}, {}, {}, timeline.notes, timeline.end_of_data, chosen)
     bar = progress_bar(chosen.values(), desc="Labelling", unit="task", delay=1.0, disable=not progress)
     for task in bar:
@@ -166,7 +188,20 @@ def label_events(
         dropped = dict(judged["dropped"].drop_nulls().value_counts().iter_rows())
         result.report[task.name] = {reason: int(dropped.get(reason, 0)) for reason in reasons_of(task)}
         result.competing[task.name] = {event: int(kept[f"competing:{event}"].sum()) for event in task.competing}
+    if not is_part:
+        if timeline.admissions.is_empty():
+            counts = events.lazy().group_by("code").agg(pl.len().alias("rows")).collect()
+            warn_without_admissions(counts.cast({"code": pl.String}), code_map)
+        warn_of_tasks_without_labels(result)
     return result
+
+
+def warn_of_tasks_without_labels(result: LabelResult) -> None:
+    """Log which tasks have candidates and no label, and why: an empty table is no quiet success."""
+    for name, labels in result.labels.items():
+        if labels.is_empty() and result.candidates[name]:
+            why = ", ".join(f"{reason} {count:,}" for reason, count in result.report[name].items() if count)
+            logger.warning(f"{name}: no label out of {result.candidates[name]:,} candidates ({why}).")
 
 
 def reasons_of(task: Task) -> list[str]:
@@ -182,7 +217,7 @@ def reasons_of(task: Task) -> list[str]:
         "earlier_value": "earlier_value" in task.exclude,
         "no_baseline": any(rule.since == "prediction" for rule in task.rules),
         "follow_up_ends": True,
-        "death_time_unknown": task.outcome in ("death", "death_in_stay"),
+        "death_time_unknown": True,
         "outcome_pending": task.outcome == "code_at_admission",
         "not_measured": task.outcome == "value" and task.unmeasured == "drop",
     }
@@ -196,11 +231,35 @@ def judge(timeline: Timeline, task: Task) -> pl.DataFrame:
         One row per stay, sorted: subject_id, admission, prediction_time, label, dropped (a reason or null), and a
         boolean `competing:<event>` for each competing event of the task.
     """
-    end_of_data = pl.lit(timeline.end_of_data, dtype=pl.Datetime("us"))
     table = timeline.stays[task.stays]
     if task.name in timeline.first_codes:
         table = table.join(timeline.first_codes[task.name], on="subject_id", how="left", maintain_order="left")
     table = table.join(timeline.births, on="subject_id", how="left", maintain_order="left")
+    judged = _fates(table, timeline, task)
+
+    # Who died in a month or a year has a label where the end of its first day gives the same as that of its last.
+    is_vague = pl.col("death").ne_missing(pl.col("death_first"))
+    vague = table.filter(is_vague.any().over("subject_id"))
+    if vague.height:
+        first = vague.with_columns(pl.col("death_first").alias("death"), pl.col("death_first_day").alias("death_day"))
+        other = _fates(first, timeline, task).select(
+            "admission",
+            pl.col("label").alias("other_label"),
+            pl.col("dropped").alias("other"),
+            pl.lit(True).alias("vague"),
+        )
+        judged = judged.join(other, on="admission", how="left", maintain_order="left")
+        differ = pl.col("label").ne_missing(pl.col("other_label")) | pl.col("dropped").ne_missing(pl.col("other"))
+        unknown = pl.col("vague") & differ
+        judged = judged.with_columns(
+            pl.when(unknown).then(pl.lit("death_time_unknown")).otherwise("dropped").alias("dropped")
+        ).drop("other_label", "other", "vague")
+    return judged.sort("subject_id", "prediction_time", "admission", nulls_last=True)
+
+
+def _fates(table: pl.DataFrame, timeline: Timeline, task: Task) -> pl.DataFrame:
+    """What `judge` returns, unsorted, with each death at its one time."""
+    end_of_data = pl.lit(timeline.end_of_data, dtype=pl.Datetime("us"))
 
     # 1. The moments. A stay ends with the discharge or the death in it; one in progress has not ended.
     status, death = pl.col("status"), pl.col("death")
@@ -232,11 +291,11 @@ def judge(timeline: Timeline, task: Task) -> pl.DataFrame:
     )
 
     # 3. The first reason that holds drops the row.
-    negative = ~pl.col("label")
     dead = (death <= prediction) | (pl.col("stay_end") <= prediction) & pl.col("died_in_stay")
     if task.side == "end":
         dead = dead.fill_null(False) | pl.col("died_in_stay")
     beyond = horizon_end.is_null() if task.to_stay_end else horizon_end > end_of_data
+    followed_to_death = (death > prediction) & (death <= horizon_end)
     unfinished = status == END_UNKNOWN if task.side == "start" else pl.col("end").is_null()
     last_followed = pl.col("next_start").is_not_null() & pl.col("next_start").shift(-1).over("subject_id").is_null()
     conditions = {
@@ -245,7 +304,7 @@ def judge(timeline: Timeline, task: Task) -> pl.DataFrame:
             "last": pl.col("next_start").is_not_null(),
             "last_followed": ~last_followed,
         }[task.admissions],
-        "admitted_after_death": pl.col("start").dt.date() > death.dt.date(),
+        "admitted_after_death": pl.col("start_day") > pl.col("death_day"),
         "died_before_prediction": dead,
         "no_discharge": unfinished,
         "stay_ended": pl.col("stay_end") <= prediction,
@@ -255,13 +314,13 @@ def judge(timeline: Timeline, task: Task) -> pl.DataFrame:
         "no_baseline": ~pl.col("value_baseline"),
         # A task without censoring still cannot tell the length of a stay that has not ended.
         "follow_up_ends": (prediction > end_of_data)
-        | (negative & beyond & (pl.lit(task.censoring) | (pl.lit(_needs_end(task)) & pl.col("stay_end").is_null()))),
-        "death_time_unknown": negative & pl.col("death_untimed"),
-        "outcome_pending": negative
-        & (pl.col("in_progress_start") > prediction)
-        & (pl.col("in_progress_start") <= horizon_end),
+        | beyond
+        & ~followed_to_death.fill_null(False)
+        & (pl.lit(task.censoring) | pl.lit(_needs_end(task)) & pl.col("stay_end").is_null() & ~pl.col("label")),
+        "death_time_unknown": pl.col("death_untimed") & pl.lit(task.outcome in ("death", "death_in_stay")),
+        "outcome_pending": (pl.col("in_progress_start") > prediction) & (pl.col("in_progress_start") <= horizon_end),
         # Whoever died, or was seen to have the outcome, needs no measurement.
-        "not_measured": negative
+        "not_measured": ~pl.col("label")
         & ~pl.col("value_measured")
         & ~pl.any_horizontal(pl.lit(False), *(f"competing:{event}" for event in task.competing)),
     }
@@ -276,7 +335,7 @@ def judge(timeline: Timeline, task: Task) -> pl.DataFrame:
         "label",
         "dropped",
         *(f"competing:{event}" for event in task.competing),
-    ).sort("subject_id", "prediction_time", "admission", nulls_last=True)
+    )
 
 
 def _needs_end(task: Task) -> bool:

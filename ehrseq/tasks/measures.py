@@ -5,12 +5,15 @@
       values:                                     # rows that measure it, brought to one unit
         - {codes: ['^LAB//LOINC//2160-0$'], unit: mg/dL}
         - {codes: ['^LAB//LOINC//2160-0$'], unit: umol/L, times: 0.011312}
-        - {codes: ['^LAB//50912//mg/dL$']}        # without a unit: of any
+        - {codes: ['^Weight'], times: 0.45359237}          # without a unit: of any
       any_of:                                     # one of these makes the outcome
         - {at_least: 4.0}
         - {rise: 0.3, within: 48h}                # over the lowest of the 48 hours before the measurement
         - {rise_to: 1.5, within: 7d}              # to 1.5 times that
         - {fall_to: 0.95, within: 30d, since: prediction}   # from the last value known at the prediction time
+
+Some sources write the unit into the code (`LAB//RESULT//50912//mg/dL` of MIMIC-IV as MEDS): where a row has no unit of
+its own, what stands behind the last `//` is its unit and what stands before it its code.
 
 Sources write numbers in single precision: comparisons leave out the last millionth of a value.
 """
@@ -34,6 +37,7 @@ SINCE = ("window", "prediction")
 """What a change is counted from: the extreme of the values in the time `within` before each measurement, itself
 excluded, or the last value known at the prediction time, at most `within` old."""
 
+_UNIT_IN_CODE = r"^(.+//.+)//(/?[^/]+(?:/[^/]+)*)$"
 _RELATIVE = 1e-6  # of a value: what single precision may have lost of it
 
 
@@ -76,12 +80,18 @@ def select_values(rows: pl.DataFrame, measures: tuple[Measure, ...]) -> pl.DataF
         rows: subject_id, time, code, numeric_value, unit.
         measures: The first that fits a row reads it.
     """
-    plain = pl.col("unit").fill_null("").str.replace_all(r"\s", "").str.to_lowercase()
+    in_code = pl.col("unit").is_null() & pl.col("code").str.contains(_UNIT_IN_CODE)
+    unit = pl.when(in_code).then(pl.col("code").str.extract(_UNIT_IN_CODE, 2)).otherwise("unit")
+    code = pl.when(in_code).then(code_without_unit()).otherwise("code")
+    rows = rows.with_columns(
+        unit.fill_null("").str.replace_all(r"\s", "").str.to_lowercase().alias("plain"), code.alias("base")
+    )
     chain = pl.lit(None, pl.Float64)
     for measure in reversed(measures):
-        fits = pl.any_horizontal(pl.col("code").str.contains(pattern) for pattern in measure.codes)
+        of = "code" if measure.unit is None else "base"
+        fits = pl.any_horizontal(pl.col(of).str.contains(pattern) for pattern in measure.codes)
         if measure.unit is not None:
-            fits &= plain == "".join(measure.unit.split()).lower()
+            fits &= pl.col("plain") == "".join(measure.unit.split()).lower()
         chain = pl.when(fits).then(pl.col("numeric_value").cast(pl.Float64) * measure.times).otherwise(chain)
     return (
         rows.filter(pl.col("time").is_not_null() & pl.col("numeric_value").is_finite())
@@ -89,6 +99,11 @@ def select_values(rows: pl.DataFrame, measures: tuple[Measure, ...]) -> pl.DataF
         .drop_nulls("value")
         .sort("subject_id", "time", "value")
     )
+
+
+def code_without_unit() -> pl.Expr:
+    """The column `code` without the unit at its end, null where it has none."""
+    return pl.col("code").str.extract(_UNIT_IN_CODE, 1)
 
 
 def value_columns(

@@ -15,12 +15,15 @@ from typing import TypedDict
 
 import polars as pl
 
+from ehrseq.data.meds import read_metadata
 from ehrseq.data.schema import LABEL_SCHEMA
-from ehrseq.data.shards import BLOCK_ROWS, ShardPart, dataset_shards, latest_time, read_blocks
-from ehrseq.tasks.labelling import LabelResult, label_events, resolve_tasks
+from ehrseq.data.shards import BLOCK_ROWS, ShardPart, dataset_shards, latest_time, read_blocks, scan_shard
+from ehrseq.tasks.labelling import LabelResult, label_events, resolve_tasks, warn_of_tasks_without_labels
 from ehrseq.tasks.schema import Task
-from ehrseq.tasks.storage import write_labels
+from ehrseq.tasks.storage import LABEL_RULES, write_labels
 from ehrseq.tasks.timeline import as_instant
+from ehrseq.tasks.visit_words import dataset_code_map, warn_without_admissions
+from ehrseq.tasks.zones import check_zone
 from ehrseq.work.engine import Engine
 from ehrseq.work.files import write_whole
 from ehrseq.work.parts import kept_parts, run_parts
@@ -47,26 +50,33 @@ class LabelPart(ShardPart[LabelCounts]):
         tasks: Every task.
         end_of_data: Where follow-up ends.
         code_map: See `label_events`.
+        timezone: See `label_events`.
+        default_timezone: Zone of patients whose rows name none, where `timezone` is not given.
     """
 
     tasks: tuple[Task, ...]
     end_of_data: datetime
     code_map: tuple[tuple[str, ...], ...] | None
+    timezone: str | None
+    default_timezone: str | None
 
     def make(self) -> LabelCounts:
         """See `RecordedPart.make`."""
         result = _empty_result({task.name: task for task in self.tasks}, self.end_of_data)
         frames = [pl.DataFrame(schema={"task": pl.String, **LABEL_SCHEMA})]
-        in_time = pl.col("time").is_null() | (pl.col("time") <= self.end_of_data)
         values = ("numeric_value", "unit") if any(task.measures for task in self.tasks) else ()
-        columns = ("subject_id", "time", "code", *values[:1], "visit_id", *values[1:])
+        columns = ("subject_id", "time", "code", *values[:1], "text_value", "visit_id", *values[1:])
         for block in read_blocks(self.shard, rows=BLOCK_ROWS, columns=columns):
-            # What comes too late is left out here and counted: the warning is for the whole dataset to give, once.
-            known = block.filter(in_time)
             labelled = label_events(
-                known, self.tasks, end_of_data=self.end_of_data, code_map=self.code_map, progress=False
+                block,
+                self.tasks,
+                end_of_data=self.end_of_data,
+                code_map=self.code_map,
+                timezone=self.timezone,
+                default_timezone=self.default_timezone,
+                is_part=True,
+                progress=False,
             )
-            labelled.notes[_LATE] += block.height - known.height
             _add_counts(result, _counts(labelled))
             frames += [
                 labels.select(pl.lit(name).alias("task"), *LABEL_SCHEMA) for name, labels in labelled.labels.items()
@@ -81,6 +91,7 @@ def label_dataset(
     *,
     end_of_data: datetime | date | str | None = None,
     code_map: Sequence[Sequence[str]] | None = None,
+    timezone: str | None = None,
     engine: Engine | None = None,
 ) -> LabelResult:
     """Label every admission of a prepared dataset for every task, and write the labels as `write_labels` does.
@@ -92,7 +103,8 @@ def label_dataset(
         dataset: Folder of a prepared dataset.
         tasks: As of `label_events`.
         end_of_data: As of `label_events`; default: the last event of the whole dataset, with a warning.
-        code_map: As of `label_events`.
+        code_map: As of `label_events`; default: that of the dataset's metadata before the tokenizer's.
+        timezone: As of `label_events`; default: what the rows say, else `timezone` of `metadata/dataset.json`.
         engine: Where to work, default all cores of this machine.
 
     Returns:
@@ -102,8 +114,9 @@ def label_dataset(
         ValueError: No prepared dataset, or what `label_events` refuses.
     """
     chosen = resolve_tasks(tasks)
-    rules = None if code_map is None else tuple(tuple(pair) for pair in code_map)
     shards = dataset_shards(dataset)
+    pairs = dataset_code_map(dataset) if code_map is None else code_map
+    rules = None if pairs is None else tuple(tuple(pair) for pair in pairs)
     end = as_instant(end_of_data)
     if end is None:
         end = latest_time(shards)
@@ -113,15 +126,21 @@ def label_dataset(
             f"No end_of_data was given: follow-up is taken to end with the last event, {end}. If the data were "
             "extracted at a known date, give it: otherwise the last labels are censored at the wrong moment."
         )
+    told = read_metadata(dataset).get("timezone")
+    for zone in (timezone, told):
+        if zone is not None:
+            check_zone(zone)
     settings = [
+        LABEL_RULES,
         [{**task.to_config(), "all": repr(task)} for task in chosen.values()],
         end.isoformat(),
         rules,
+        [timezone, told],
     ]
     result = _empty_result(chosen, end)
     frames = []
     with kept_parts(Path(dataset) / "labels" / ".parts", settings) as folder:
-        parts = [LabelPart(shard, str(folder), tuple(chosen.values()), end, rules) for shard in shards]
+        parts = [LabelPart(shard, str(folder), tuple(chosen.values()), end, rules, timezone, told) for shard in shards]
         reports = run_parts(parts, desc="Labelling", folder=folder, engine=engine)
         for part, counts in zip(parts, reports, strict=True):
             frames.append(pl.read_parquet(part.beside(".parquet"), hive_partitioning=False))
@@ -138,6 +157,10 @@ def label_dataset(
         if late:
             logger.warning(f"{late} events after end_of_data ({end}) are left out of the labels.")
         write_labels(result, dataset)
+    if not result.notes.get("admissions"):
+        counts = [scan_shard(shard).group_by("code").agg(pl.len().alias("rows")) for shard in shards]
+        warn_without_admissions(pl.concat(counts).group_by("code").agg(pl.col("rows").sum()).collect(), rules)
+    warn_of_tasks_without_labels(result)
     return result
 
 

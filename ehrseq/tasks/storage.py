@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,12 @@ import polars as pl
 from ehrseq.data.schema import LABEL_SCHEMA, validate_labels
 from ehrseq.tasks.labelling import LabelResult
 from ehrseq.work.files import write_whole
+
+logger = logging.getLogger(__name__)
+
+LABEL_RULES = 2
+"""Version of the rules that make labels, kept in the report beside them. 1 (not written down): positives whose horizon
+passed the end of the data were kept, and unknown ends of stays and days of death were guessed."""
 
 
 def write_labels(result: LabelResult, dataset_path: str | Path) -> list[Path]:
@@ -69,7 +76,20 @@ def read_labels(dataset_path: str | Path, tasks: Sequence[str] | None = None) ->
     unknown = [name for name in wanted if name not in present]
     if unknown:
         raise ValueError(f"{root} has no labels of {unknown}; it has {present}.")
+    for name in wanted:
+        file = root / name / "report.json"
+        warn_of_old_rules(name, json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
     return {name: read_label_table(root / name) for name in wanted}
+
+
+def warn_of_old_rules(name: str, report: Mapping[str, Any]) -> None:
+    """Log that labels were made by rules of ours that are no longer those."""
+    made_by_us = "candidates" in report
+    if made_by_us and report.get("rules", 1) < LABEL_RULES:
+        logger.warning(
+            f"The labels of {name} were made by an earlier version: near the end of the data only positives were kept, "
+            "and stays without an end counted as long ones. Make them again: `ehrseq label`."
+        )
 
 
 def labelled_tasks(dataset_path: str | Path) -> list[dict[str, Any]]:
@@ -133,6 +153,7 @@ def read_label_table(path: str | Path) -> pl.DataFrame:
 def _report(result: LabelResult, name: str) -> dict[str, Any]:
     task, labels = result.tasks[name], result.labels[name]
     return {
+        "rules": LABEL_RULES,
         "task": task.to_config(),
         "retrospective": task.retrospective,
         "end_of_data": result.end_of_data.isoformat(),

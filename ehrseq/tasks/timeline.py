@@ -17,13 +17,16 @@ from ehrseq.tasks.admissions import (
     END_UNKNOWN,
     IN_PROGRESS,
     Admissions,
+    FollowUp,
     merge_admissions,
     merge_icu_stays,
     merge_visits,
 )
+from ehrseq.tasks.deaths import patient_deaths
 from ehrseq.tasks.encounters import encounters
-from ehrseq.tasks.measures import select_values
+from ehrseq.tasks.measures import code_without_unit, select_values
 from ehrseq.tasks.schema import Task
+from ehrseq.tasks.zones import TIMEZONE, Zones
 from ehrseq.tokenization.ehr_codes import EXPIRED, code_kinds, split_kind
 
 logger = logging.getLogger(__name__)
@@ -37,10 +40,10 @@ class Timeline:
     """The table, reduced to what labels depend on.
 
     Attributes:
-        admissions: One row per admission, sorted by subject and start: subject_id, admission, start, end, status,
-            expired (a discharge disposition says so), death (null where none is known), death_untimed (dead, nobody
-            knows when), next_start (of the next admission), in_progress_start (of the patient's admission in progress
-            at the end of the data).
+        admissions: One row per admission, sorted by subject and start: subject_id, admission, start, start_day, end,
+            status, expired (a discharge disposition says so), death, death_first, death_untimed and the days of the
+            first two (see `patient_deaths`), next_start (of the next admission), in_progress_start (of the patient's
+            admission in progress at the end of the data).
         first_codes: task -> subject_id, first_code (time), first_code_start (start of the admission that it belongs to,
             null for none): the patient's first code of the task.
         stays: `admission`, and `icu` and `visit` where a task asks for them -> the same columns for other stays.
@@ -65,8 +68,21 @@ def read_timeline(
     *,
     end_of_data: datetime | date | str | None = None,
     code_map: Sequence[Sequence[str]] | None = None,
+    timezone: str | None = None,
+    default_timezone: str | None = None,
+    is_part: bool = False,
 ) -> Timeline:
-    """Reduce an event table to what the labels of `tasks` depend on; arguments as of `label_events`."""
+    """Reduce an event table to what the labels of `tasks` depend on.
+
+    Args:
+        events: As of `label_events`.
+        tasks: The tasks.
+        end_of_data: As of `label_events`.
+        code_map: As of `label_events`.
+        timezone: As of `label_events`.
+        default_timezone: Zone of patients whose rows name none, where `timezone` is not given.
+        is_part: The events are those of some patients of a dataset: what is wrong with it is for others to say.
+    """
     frame = _checked(events, with_values=any(task.measures for task in tasks))
     end = as_instant(end_of_data)
     beyond = pl.lit(0) if end is None else (pl.col("time") > end).sum()
@@ -94,26 +110,31 @@ def read_timeline(
             f"No end_of_data was given: follow-up is taken to end with the last event, {end}. If the data were "
             "extracted at a known date, give it: otherwise the last labels are censored at the wrong moment."
         )
-    elif after:
+    elif after and not is_part:
         logger.warning(f"{after} events after end_of_data ({end}) are left out of the labels.")
 
     codes = _code_table(unique["code"], tasks, code_map)
+    # An end later than the data says that the encounter goes on.
+    in_time = pl.col("time").is_null() | (pl.col("time") <= end)
     rows = (
         frame.filter(pl.col("code").is_in(codes["code"].implode()))
-        .filter(pl.col("time").is_null() | (pl.col("time") <= end))
         .collect()
         .join(codes, on="code", how="left", maintain_order="left")
     )
-    boundary = rows.filter(pl.col("kind").is_in(["visit_start", "visit_end"]))
     counts: dict[str, int] = {}
-    visits = encounters(boundary.select("subject_id", "time", "code", "visit_id"), code_map, report=counts)
-    admissions = merge_admissions(visits)
-    table = _with_deaths(admissions, rows)
+    boundary = rows.filter(pl.col("kind").is_in(["visit_start", "visit_end"]))
+    visits = encounters(boundary.select("subject_id", "time", "code", "visit_id"), code_map, until=end, report=counts)
+    zones = Zones(rows.filter(pl.col("kind") == "timezone"), timezone, default_timezone)
+    rows = rows.filter(in_time)
+    deaths = patient_deaths(rows, end, zones)
+    follow_up = FollowUp(end, deaths, zones)
+    admissions = merge_admissions(visits, follow_up)
+    table = _with_deaths(admissions, rows, deaths)
     stays = {"admission": table}
     if any(task.stays == "icu" or task.outcome == "icu_admission" for task in tasks):
-        stays["icu"] = _with_deaths(merge_icu_stays(visits, admissions), rows)
+        stays["icu"] = _with_deaths(merge_icu_stays(visits, admissions, follow_up), rows, deaths)
     if any(task.stays == "visit" for task in tasks):
-        stays["visit"] = _with_deaths(merge_visits(visits), rows)
+        stays["visit"] = _with_deaths(merge_visits(visits, zones), rows, deaths)
     status = table["status"]
     notes = {
         **counts,
@@ -134,7 +155,7 @@ def read_timeline(
 
 
 def _checked(events: pl.DataFrame | pl.LazyFrame, *, with_values: bool) -> pl.LazyFrame:
-    """The columns that labels depend on, four or six, with the types of the schema."""
+    """The columns that labels depend on, five or seven, with the types of the schema."""
     if not isinstance(events, (pl.DataFrame, pl.LazyFrame)):
         raise ValueError(
             f"events is a {type(events).__name__}; expected a polars DataFrame or LazyFrame of MEDS events."
@@ -163,11 +184,13 @@ def _checked(events: pl.DataFrame | pl.LazyFrame, *, with_values: bool) -> pl.La
             )
         unit = pl.col("unit").cast(pl.String) if "unit" in schema else pl.lit(None, pl.String).alias("unit")
         extra = [pl.col("numeric_value").cast(pl.Float32), unit]
+    text = pl.col("text_value") if "text_value" in schema else pl.lit(None)
     return frame.select(
         pl.col("subject_id").cast(pl.Int64),
         instant.cast(pl.Datetime("us")).alias("time"),
         pl.col("code").cast(pl.String),
         visit_id.cast(pl.String).alias("visit_id"),
+        text.cast(pl.String).alias("text_value"),
         *extra,
     )
 
@@ -196,40 +219,44 @@ def _code_table(unique: pl.Series, tasks: Sequence[Task], code_map: Sequence[Seq
     """
     names = unique.sort()
     kinds = [split_kind(kind)[0] for kind in code_kinds(names.to_list(), code_map)]
+    kind = pl.when(pl.col("code").str.contains(TIMEZONE)).then(pl.lit("timezone")).otherwise("kind")
     table = pl.DataFrame({"code": names, "kind": pl.Series(kinds, dtype=pl.String)}).with_columns(
+        kind.alias("kind"),
         (pl.col("kind").eq("visit_end") & pl.col("code").str.contains(EXPIRED)).alias("expired"),
-        *(
-            pl.any_horizontal(pl.col("code").str.contains(pattern) for pattern in patterns).alias(f"task:{task.name}")
-            for task in tasks
-            if (patterns := [*task.codes, *(pattern for measure in task.measures for pattern in measure.codes)])
-        ),
+        *(_names(task).alias(f"task:{task.name}") for task in tasks if task.codes or task.measures),
     )
     wanted = [pl.col(name) for name in table.columns if name.startswith("task:")]
-    kinds_needed = ["visit_start", "visit_end", "death"]
+    kinds_needed = ["visit_start", "visit_end", "death", "timezone"]
     if any(task.ages != (None, None) for task in tasks):
         kinds_needed.append("birth")
     return table.filter(pl.any_horizontal(pl.col("kind").is_in(kinds_needed), *wanted))
 
 
-def _with_deaths(admissions: Admissions, rows: pl.DataFrame) -> pl.DataFrame:
-    """Adds expired, death, death_untimed, next_start and in_progress_start to the admissions."""
+def _names(task: Task) -> pl.Expr:
+    """Whether a code is one of the task's, be it that of an event or of values, with or without its unit."""
+    measured = [pattern for measure in task.measures for pattern in measure.codes]
+    names = [pl.col("code").str.contains(pattern) for pattern in (*task.codes, *measured)]
+    bare = [code_without_unit().str.contains(pattern).fill_null(value=False) for pattern in measured]
+    return pl.any_horizontal(*names, *bare)
+
+
+def _with_deaths(admissions: Admissions, rows: pl.DataFrame, deaths: pl.DataFrame) -> pl.DataFrame:
+    """Adds expired, next_start, in_progress_start and the columns of `patient_deaths` to the admissions."""
     expired = rows.filter(pl.col("expired") & pl.col("time").is_not_null()).select("subject_id", "time")
     expired_stays = admissions.at(expired).filter(pl.col("admission").is_not_null()).select("admission").unique()
-    deaths = rows.filter(pl.col("kind") == "death")
-    recorded = deaths.group_by("subject_id").agg(pl.col("time").min().alias("recorded"), pl.lit(True).alias("dead"))
-    by_disposition = expired.group_by("subject_id").agg(pl.col("time").min().alias("disposed"))
     return (
         admissions.table.join(expired_stays.with_columns(pl.lit(True).alias("expired")), on="admission", how="left")
-        .join(recorded, on="subject_id", how="left")
-        .join(by_disposition, on="subject_id", how="left")
+        .join(deaths, on="subject_id", how="left")
         .sort("subject_id", "start")
+        .with_columns(pl.col("expired", "death_untimed").fill_null(False))
+        # Whoever has died is in hospital no more.
         .with_columns(
-            pl.col("expired").fill_null(False),
-            # A recorded death wins; without one, the first disposition that says so tells when.
-            pl.coalesce("recorded", "disposed").alias("death"),
-            (pl.col("dead").fill_null(False) & pl.col("recorded").is_null() & pl.col("disposed").is_null()).alias(
-                "death_untimed"
-            ),
+            pl.when(pl.col("death_untimed") & (pl.col("status") == IN_PROGRESS))
+            .then(pl.lit(END_UNKNOWN))
+            .otherwise("status")
+            .alias("status")
+        )
+        .with_columns(
             pl.col("start").shift(-1).over("subject_id").alias("next_start"),
             pl.col("start")
             .filter(pl.col("status") == IN_PROGRESS)
@@ -237,7 +264,7 @@ def _with_deaths(admissions: Admissions, rows: pl.DataFrame) -> pl.DataFrame:
             .over("subject_id")
             .alias("in_progress_start"),
         )
-        .drop("recorded", "disposed", "dead", "reach", "extent_start", "extent_end")
+        .drop("reach", "extent_start", "extent_end")
     )
 
 

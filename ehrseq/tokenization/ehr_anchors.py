@@ -8,6 +8,7 @@ question; the rules are those of the labelling engine (`ehrseq.tasks`), as far a
 | reason | what it means | score |
 |---|---|---|
 | `died_before_prediction` | the patient is dead | none |
+| `death_time_unknown` | the patient has died, perhaps before that time: nobody knows when | none |
 | `earlier_code` | the diagnosis that the task foretells is recorded already | none |
 | `stay_ended` | the task is about a stay in hospital, and the patient is in none | none |
 | `no_discharge` | the task is asked at a discharge, and the patient is in hospital or has never been | given |
@@ -17,18 +18,21 @@ question; the rules are those of the labelling engine (`ehrseq.tasks`), as far a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
-from .ehr_codes import DAY_US, EXPIRED, HOUR_US, INPATIENT_CLASSES, KIND_RANKS
+import numpy as np
+
+from .ehr_codes import DAY_US, EXPIRED, GOES_ON, HOUR_US, INPATIENT_CLASSES, KIND_RANKS
 from .ehr_sequence import Event
 from .ehr_visits import Boundary, pair_encounters
 
 REASONS_AGAINST = {
     "died_before_prediction": "the patient died at or before the prediction time",
+    "death_time_unknown": "the patient has died, and it is not known whether before the prediction time",
     "earlier_code": "the diagnosis was recorded before the prediction time",
     "stay_ended": "the patient is in no hospital stay at the prediction time",
     "no_discharge": "the patient has not been discharged from a hospital stay at the prediction time",
@@ -36,7 +40,7 @@ REASONS_AGAINST = {
 }
 """Why a task cannot be asked, in words, in the order in which they are tried."""
 
-UNANSWERABLE = ("died_before_prediction", "earlier_code", "stay_ended")
+UNANSWERABLE = ("died_before_prediction", "death_time_unknown", "earlier_code", "stay_ended")
 """Reasons that leave nothing to foretell: no score is given. With the others it is, outside of what was learnt."""
 
 
@@ -98,26 +102,37 @@ class _Known:
         self.now = max(times, default=None) if prediction_time is None else prediction_time
         self.codes: set[str] = set()
         self.is_dead = False
+        self.may_be_dead = False
         boundaries: list[Boundary] = []
+        ended: set[str] = set()
         for event in events:
             if event.time is not None and self.now is not None and event.time > self.now:
                 continue
             self.codes.add(event.code)
             kind, encounter_class = kind_of(event.code)
             if kind == "death" or (kind == "visit_end" and re.search(EXPIRED, event.code)):
-                self.is_dead = True
+                first, last = (event.time, event.time) if event.time is not None else _reduced(event.text)
+                self.is_dead |= last is not None and self.now is not None and last <= self.now
+                self.may_be_dead |= first is None or self.now is None or first <= self.now
             if kind in ("visit_start", "visit_end") and event.time is not None:
                 boundaries.append((event.time, KIND_RANKS[kind], encounter_class, event.visit_id))
-        self.stay = _latest_stay(boundaries)
+            elif kind == "visit_end" and event.visit_id is not None and not re.search(GOES_ON, event.code):
+                ended.add(event.visit_id)
+        # A death whose time is known says more than one whose time is not.
+        dated = any(e.time is not None and kind_of(e.code)[0] == "death" for e in events)
+        self.may_be_dead &= not dated
+        self.stay = _latest_stay(boundaries, ended)
 
     def against(self, task: Mapping[str, Any]) -> str | None:
         """The first reason that holds, see `reasons_against`."""
         asked = _asked(task)
-        if not asked:
-            return "died_before_prediction" if self.is_dead else None
-        excluded = asked.get("exclude", ())
+        excluded = asked.get("exclude", ()) if asked else ("dead",)
         if self.is_dead and "dead" in excluded:
             return "died_before_prediction"
+        if self.may_be_dead and "dead" in excluded:
+            return "death_time_unknown"
+        if not asked:
+            return None
         if "earlier_code" in excluded and any(
             _pattern(pattern).search(code) for code in self.codes for pattern in asked.get("codes", ())
         ):
@@ -139,8 +154,19 @@ class _Known:
         return None if 0 <= late <= DAY_US else "off_anchor"
 
 
-def _latest_stay(boundaries: list[Boundary]) -> _Stay | None:
-    """The latest admission of starts and ends in any order."""
+def _reduced(text: str | None) -> tuple[int | None, int | None]:
+    """First and last instant (microseconds) of the year or month that the text of a death names, else nothing."""
+    match = re.fullmatch(r"(\d{4})(?:-(\d{2}))?", text or "")
+    if match is None or not int(match[1]) or not 1 <= int(match[2] or 1) <= 12:
+        return None, None
+    month, months = int(match[2] or 1), 1 if match[2] else 12
+    begins = [np.datetime64(f"{match[1]}-{month:02d}", "M") + step for step in (0, months)]
+    first, after = (int(moment.astype("datetime64[us]").astype(np.int64)) for moment in begins)
+    return first, after - 1
+
+
+def _latest_stay(boundaries: list[Boundary], ended: Collection[str]) -> _Stay | None:
+    """The latest admission of starts and ends in any order; `ended`: visit_ids that have ended, nobody knows when."""
     encounters, _ = pair_encounters(sorted(boundaries, key=itemgetter(0, 1)))
     inpatient = [encounter for encounter in encounters if encounter.encounter_class in INPATIENT_CLASSES]
     stay: _Stay | None = None
@@ -151,7 +177,7 @@ def _latest_stay(boundaries: list[Boundary]) -> _Stay | None:
         superseded = end is None and any(
             other.start > start and (visit_id is None or other.visit_id != visit_id) for other in inpatient[k + 1 :]
         )
-        is_open = end is None and not superseded
+        is_open = end is None and not superseded and visit_id not in ended
         if stay is None or (not stay.is_open and start // DAY_US > reach // DAY_US):
             stay, reach = _Stay(start, end, is_open), start
         else:

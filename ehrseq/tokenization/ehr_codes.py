@@ -35,6 +35,9 @@ INPATIENT_CLASSES = frozenset({"IMP", "ACUTE", "NONAC"})
 EXPIRED = r"(?i)//(?:(?:exp|expired|died|dead|death|deceased)\b|(?:20|4[0-2])$)"
 """Discharge codes that say so: `exp` (FHIR), DIED (MIMIC-IV), DEAD/EXPIRED (MIMIC-III), 20 and 40 to 42 (UB-04)."""
 
+GOES_ON = r"(?i)^VISIT_END//in-progress$"
+"""Code of an end without a time by which the source says that the encounter goes on."""
+
 EVENT_KINDS = (
     "static",
     "diagnosis",
@@ -85,12 +88,19 @@ DEFAULT_CODE_MAP: list[list[str]] = [
     [r"SUBJECT_WEIGHT_AT_INFUSION(//|$)", "vital"],
     [r"(Blood Pressure|Weight \(Lbs\)|Height \(Inches\)|BMI \(kg/m2\))", "vital"],
     # OMOP exports as MEDS (`Visit/IP`, `ICD10CM/I10`)
-    [r"Visit/(IP|ERIP)(//?start)?$", "visit_start:IMP"],
-    [r"Visit/(IP|ERIP)//?end$", "visit_end:IMP"],
-    [r"Visit/ER(//?start)?$", "visit_start:EMER"],
-    [r"Visit/ER//?end$", "visit_end:EMER"],
-    [r"Visit/[^/]+(//?start)?$", "visit_start:AMB"],
-    [r"Visit/[^/]+//?end$", "visit_end:AMB"],
+    [r"Visit//?(IP|ERIP)(//?start)?$", "visit_start:IMP"],
+    [r"Visit//?(IP|ERIP)//?end$", "visit_end:IMP"],
+    [r"Visit//?ER(//?start)?$", "visit_start:EMER"],
+    [r"Visit//?ER//?end$", "visit_end:EMER"],
+    [r"Visit//?[^/]+(//?start)?$", "visit_start:AMB"],
+    [r"Visit//?[^/]+//?end$", "visit_end:AMB"],
+    # 21 inpatient hospital, 51 and 61 inpatient psychiatric and rehabilitation facilities, 23 emergency room
+    [r"CMS Place of Service//?(21|51|61)(//?start)?$", "visit_start:IMP"],
+    [r"CMS Place of Service//?(21|51|61)//?end$", "visit_end:IMP"],
+    [r"CMS Place of Service//?23(//?start)?$", "visit_start:EMER"],
+    [r"CMS Place of Service//?23//?end$", "visit_end:EMER"],
+    [r"CMS Place of Service//?[^/]+(//?start)?$", "visit_start:AMB"],
+    [r"CMS Place of Service//?[^/]+//?end$", "visit_end:AMB"],
     [r"(ICD10PCS|ICD9Proc|CPT4|HCPCS)/", "procedure"],
     [r"ICD(9|10)(CM)?/", "diagnosis"],
     [r"(RxNorm|RxNorm Extension|NDC|CVX)/", "medication"],

@@ -51,7 +51,8 @@ def test_dates_and_categories_are_read():
             }
         )
     )
-    assert events.row(0) == (1, datetime(2020, 1, 1), "A", 3.0, None, "77", None)
+    # a date of a fact is the last instant of its day, as the same date in words is
+    assert events.row(0) == (1, datetime(2020, 1, 1, 23, 59, 59, 999999), "A", 3.0, None, "77", None)
 
 
 def test_an_arrow_table_is_read():

@@ -9,8 +9,17 @@ INPATIENT = {"IMP", "ACUTE", "NONAC"}
 FAR = datetime(9999, 12, 31)
 
 
-def naive_admissions(encounters: list[dict]) -> list[dict]:
-    """encounters: dicts of visit_id, encounter_class, start, end (None while open), of one patient."""
+def _status(e: dict, later: list, last: datetime) -> str:
+    """Without an end a stay goes on where the source says so, or where it is the last and at most 30 days old."""
+    if e["end"]:
+        return "closed"
+    young = e["start"] >= last - timedelta(days=30)
+    goes_on = {"in_progress": True, "ended": False, None: young}[e.get("open")]
+    return "open" if goes_on and not later else "unknown"
+
+
+def naive_admissions(encounters: list[dict], last: datetime) -> list[dict]:
+    """encounters: dicts of visit_id, encounter_class, start, end (None while open), of one patient whose data end."""
     inpatient = sorted((e for e in encounters if e["encounter_class"] in INPATIENT), key=lambda e: e["start"])
     for e in inpatient:
         later = [
@@ -18,7 +27,7 @@ def naive_admissions(encounters: list[dict]) -> list[dict]:
             for o in inpatient
             if o is not e and o["start"] > e["start"] and (o["visit_id"] is None or o["visit_id"] != e["visit_id"])
         ]
-        e["status"] = "closed" if e["end"] else ("unknown" if later else "open")
+        e["status"] = _status(e, later, last)
         e["reach"] = {"closed": e["end"], "unknown": e["start"], "open": FAR}[e["status"]]
     stays = _group(inpatient, lambda start, reach: start.date() <= reach.date())
     for e in encounters:
@@ -32,7 +41,7 @@ def naive_admissions(encounters: list[dict]) -> list[dict]:
     return stays
 
 
-def naive_icu_stays(encounters: list[dict], admissions: list[dict]) -> list[dict]:
+def naive_icu_stays(encounters: list[dict], admissions: list[dict], last: datetime) -> list[dict]:
     """Stays in intensive care; those at most an hour apart are one."""
     units = sorted((e for e in encounters if e["encounter_class"] == "ICU"), key=lambda e: e["start"])
     for e in units:
@@ -41,7 +50,7 @@ def naive_icu_stays(encounters: list[dict], admissions: list[dict]) -> list[dict
             for o in units
             if o is not e and o["start"] > e["start"] and (o["visit_id"] is None or o["visit_id"] != e["visit_id"])
         ]
-        e["status"] = "closed" if e["end"] else ("unknown" if later else "open")
+        e["status"] = _status(e, later, last)
         e["reach"] = {"closed": e["end"], "unknown": e["start"], "open": FAR}[e["status"]]
     stays = _group(units, lambda start, reach: reach == FAR or start <= reach + timedelta(hours=1))
     for stay in stays:
@@ -136,10 +145,11 @@ def naive_labels(
 
     Everything handed in happened at or before the end of the data.
     """
-    admissions = stays = naive_admissions(encounters)
-    icu_stays = naive_icu_stays(encounters, admissions)
     known_ids = {e["visit_id"] for e in encounters} - {None}
     death = min(deaths) if deaths else min(expired) if expired else None
+    last = min(death, end_of_data) if death else end_of_data
+    admissions = stays = naive_admissions(encounters, last)
+    icu_stays = naive_icu_stays(encounters, admissions, last)
     first = min((time for time, _ in codes), default=None)
     first_starts = []
     for time, visit_id in codes:
@@ -266,10 +276,11 @@ def naive_labels(
             if prediction > end_of_data:
                 return "follow_up_ends"
             beyond = horizon is None if task.horizon_text == "stay" else horizon > end_of_data
-            if not label and beyond and (task.censoring or (whole and not stay_end)):
+            dead_by_then = death is not None and horizon is not None and prediction < death <= horizon
+            if beyond and not dead_by_then and (task.censoring or (whole and not stay_end and not label)):
                 return "follow_up_ends"
             pending = [s for s in stays if s["status"] == "open" and prediction < s["start"] <= horizon]
-            if task.outcome == "code_at_admission" and not label and pending:
+            if task.outcome == "code_at_admission" and pending:
                 return "outcome_pending"
             unseen = task.outcome == "value" and task.unmeasured == "drop" and not measured
             if unseen and not label and not any(competes[event] for event in task.competing):

@@ -16,7 +16,7 @@ CENSORING = [
     ("mortality_30d", INDEX, "2020-02-10", {OUT: 0}, {}),  # a date is its last instant
     ("mortality_30d", INDEX, "2020-02-09", {}, {"follow_up_ends": 1}),
     ("mortality_30d", INDEX, "2020-02-10T13:00:00+01:00", {OUT: 0}, {}),
-    ("mortality_30d", [*INDEX, ("2020-01-15", DEATH)], "2020-01-20", {OUT: 1}, {}),  # a positive observed is kept
+    ("mortality_30d", [*INDEX, ("2020-01-15", DEATH)], "2020-01-20", {OUT: 1}, {}),  # a death within the horizon
     (
         "mortality_30d",
         [*INDEX, ("2020-01-25", DEATH)],
@@ -25,8 +25,21 @@ CENSORING = [
         {"follow_up_ends": 1},
     ),  # seen after the end: not seen
     ("mortality_30d", INDEX, "2020-01-05", {}, {"no_discharge": 1}),
-    ("readmission_30d", [*INDEX, *stay("2020-01-20", "2020-01-22", "b")], "2020-01-21", {OUT: 1}, {"no_discharge": 1}),
-    ("readmission_30d", [*INDEX, ("2020-01-15", DEATH)], "2020-01-20", {}, {"follow_up_ends": 1}),
+    (
+        "readmission_30d",
+        [*INDEX, *stay("2020-01-20", "2020-01-22", "b")],
+        "2020-01-21",
+        {},
+        {"follow_up_ends": 1, "no_discharge": 1},
+    ),  # positive so far: not kept
+    ("readmission_30d", [*INDEX, ("2020-01-15", DEATH)], "2020-01-20", {OUT: 0}, {}),  # nothing can follow a death
+    (
+        "readmission_30d",
+        [*INDEX, *stay("2020-01-13", "2020-01-14", "b"), ("2020-01-15", DEATH)],
+        "2020-01-20",
+        {OUT: 1, "2020-01-14": 0},
+        {},
+    ),
     ("long_stay_7d", INDEX, "2020-01-08T12:00:00", {"2020-01-02 12:00": 1}, {}),  # not discharged within 168 hours
     ("long_stay_7d", INDEX, "2020-01-08T11:59:59", {}, {"follow_up_ends": 1}),
     ("long_stay_7d", INDEX, "2020-01-02T11:00:00", {}, {"follow_up_ends": 1}),
@@ -36,6 +49,13 @@ CENSORING = [
     (
         "hypertension",
         [*INDEX, *stay("2020-06-01", "2020-06-04", "b"), ("2020-06-04", I10, "b")],
+        "2020-07-01",
+        {},
+        {"earlier_code": 1, "follow_up_ends": 1},
+    ),  # positive so far, and the negatives of this day are dropped, too
+    (
+        "hypertension",
+        [*INDEX, *stay("2020-06-01", "2020-06-04", "b"), ("2020-06-04", I10, "b"), ("2020-06-20", DEATH)],
         "2020-07-01",
         {OUT: 1},
         {"earlier_code": 1},
@@ -218,7 +238,7 @@ def test_notes_count_what_was_met():
     table = events(
         *stay("2019-01-01", None, "old"), *INDEX, *stay("2021-01-01", None, "new"), ("2020-05-01", IMP_OUT, "nobody")
     )
-    notes = label_events(table, "mortality_30d", end_of_data="2022-01-01").notes
+    notes = label_events(table, "mortality_30d", end_of_data="2021-01-20").notes
     assert notes["encounters"] == 3
     assert notes["open_encounters"] == 2
     assert notes["unpaired_visit_ends"] == 1

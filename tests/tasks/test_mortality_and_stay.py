@@ -6,6 +6,7 @@ from tests.tasks.timelines import (
     DEATH,
     DIED_OUT,
     ED_STAY,
+    GOES_ON,
     INDEX,
     OUT,
     check,
@@ -188,8 +189,8 @@ LENGTH_OF_STAY = [
         {},
     ),
     (
-        "open admission: long once 168 hours have passed",
-        stay("2020-01-01 12:00", None, "a"),
+        "in progress, as the source says: long once 168 hours have passed",
+        [*stay("2020-01-01 12:00", None, "a"), (None, GOES_ON, "a")],
         {"2020-01-02 12:00": 1},
         {},
         {},

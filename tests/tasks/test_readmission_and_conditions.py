@@ -8,6 +8,7 @@ from tests.tasks.timelines import (
     DIED_OUT,
     ED,
     ED_STAY,
+    GOES_ON,
     I10,
     ICU_STAY,
     INDEX,
@@ -233,7 +234,7 @@ NEW_CONDITION = [
     ),
     (
         "an admission that is still open may yet be coded",
-        [*INDEX, *stay("2020-06-01", None, "b")],
+        [*INDEX, *stay("2020-06-01", None, "b"), (None, GOES_ON, "b")],
         {},
         {"no_discharge": 1, "outcome_pending": 1},
         {},

@@ -53,6 +53,9 @@ ICU_STAY = {"start_code": "VISIT_START//ICU", "end_code": "VISIT_END//ICU"}
 CLINIC = {"start_code": AMB, "end_code": AMB_OUT}
 
 
+GOES_ON = "VISIT_END//in-progress"
+
+
 def check(
     task: str, rows: list[tuple], expected: dict[str, int], dropped: dict[str, int], competing: dict[str, int]
 ) -> None:

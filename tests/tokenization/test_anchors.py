@@ -47,7 +47,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], float | None, str, str | None]] = {
     "dead": ([*STAY, event(300, DEATH)], None, "readmission_30d", "died_before_prediction"),
     "dead at that instant": ([*STAY, event(100, DEATH)], 100, "readmission_30d", "died_before_prediction"),
     "dies later": ([*STAY, event(300, DEATH)], 100, "readmission_30d", None),
-    "dead at an unknown time": ([*STAY, event(None, DEATH)], 100, "readmission_30d", "died_before_prediction"),
+    "dead at an unknown time": ([*STAY, event(None, DEATH)], 100, "readmission_30d", "death_time_unknown"),
     "dead by the discharge": (
         [*STAY[:2], event(100, "VISIT_END//exp", "a")], 100, "mortality_30d", "died_before_prediction"),
     "no such diagnosis yet": ([*STAY, event(300, I10)], 100, "hypertension", None),

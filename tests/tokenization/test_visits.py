@@ -232,7 +232,7 @@ def spans(events: list[dict[str, Any]]) -> list[tuple[str | None, str, float, fl
     """(visit_id, class, start hour, end hour) of each encounter."""
     origin = at(0)
     hours = lambda time: None if time is None else (time - origin).total_seconds() / 3600  # noqa: E731
-    return [(v, c, hours(s), hours(e)) for _, v, c, s, e in encounters(table(events)).iter_rows()]
+    return [(v, c, hours(s), hours(e)) for _, v, c, s, e, _ in encounters(table(events)).iter_rows()]
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,7 @@ def _own_name(codings: Sequence[Mapping[str, Any]], texts: Sequence[str], counts
     return name
 
 
-def warn_without_admissions(codes: Iterable[str], notes: Mapping[str, int], source: str) -> None:
+def warn_of_classes_without_admissions(codes: Iterable[str], notes: Mapping[str, int], source: str) -> None:
     """Say loudly that a dataset has encounters and no admission.
 
     Args:

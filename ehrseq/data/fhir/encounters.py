@@ -84,8 +84,8 @@ class Encounters:
             table: Key -> number; "" is 0.
 
         Returns:
-            int32 `[n]`, position of the visit in `names` or -1; int64 `[n]`, end of the encounter (UTC) or `TIME_UNKNOWN`;
-            int32 `[n]`, the UTC offset in minutes that it states or `NO_OFFSET`.
+            int32 `[n]`, position of the visit in `names` or -1; int64 `[n]`, end of the encounter (UTC) or
+            `TIME_UNKNOWN`; int32 `[n]`, the UTC offset in minutes that it states or `NO_OFFSET`.
         """
         number = np.full(len(table), -1, dtype=np.int64)
         contested = np.zeros(len(table), dtype=bool)

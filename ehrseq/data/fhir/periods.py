@@ -31,7 +31,7 @@ IN_PROGRESS = "in-progress"
 
 
 class Span(NamedTuple):
-    """When an encounter was: start and end (`TIME_UNKNOWN`: unknown), and the UTC offset in minutes that either states."""
+    """When an encounter was: start and end, or `TIME_UNKNOWN`, and the UTC offset in minutes that either states."""
 
     start: int
     end: int

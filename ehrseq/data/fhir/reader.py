@@ -15,7 +15,7 @@ import polars as pl
 
 from ehrseq.data.fhir.assemble import Assembler
 from ehrseq.data.fhir.blocks import Block, block_of, read_task
-from ehrseq.data.fhir.classes import warn_without_admissions
+from ehrseq.data.fhir.classes import warn_of_classes_without_admissions
 from ehrseq.data.fhir.elements import MALFORMED, explain
 from ehrseq.data.fhir.plan import ENDINGS, count_unread, fhir_files, plan_reading, size_of, sort_files
 from ehrseq.data.fhir.resources import Extractor
@@ -95,7 +95,7 @@ def read_fhir(
     for block in _with_progress(blocks, sizes, progress):
         assembler.add(block)
     events = assembler.events()
-    warn_without_admissions(events["code"].unique().to_list(), report.notes, str(path))
+    warn_of_classes_without_admissions(events["code"].unique().to_list(), report.notes, str(path))
     return events, report
 
 

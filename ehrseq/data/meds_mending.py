@@ -1,0 +1,108 @@
+"""What files of other converters write otherwise than the event table does, brought to its form, row by row.
+
+- Birth and death under the codes of MEDS before 0.3 (`OLD_CODES`) become `MEDS_BIRTH` and `MEDS_DEATH`.
+- A column `end` on the row of a visit (meds_etl) becomes a row `VISIT_END//<class>` at that time, and one without a
+  time where it lies before the start: the visit is over, nobody knows since when.
+- A placeholder (before the year 2, from 2900 on, 1900-01-01) as the end of a visit or as a death is the same without a
+  time; any other row before the year 2 or from 2900 on is left out.
+- A death at midnight is a date: it moves to the end of its day.
+
+Each row is mended by itself, so that a part of a file gives what the whole file would.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+
+import polars as pl
+
+from ehrseq.data.schema import BIRTH_CODE, DEATH_CODE, EVENT_COLUMNS, RANK_DEATH, RANK_END, code_rank
+from ehrseq.tokenization.ehr_codes import code_kinds, split_kind
+
+OLD_CODES = {"SNOMED/184099003": BIRTH_CODE, "SNOMED/3950001": BIRTH_CODE, "SNOMED/419620001": DEATH_CODE}
+"""Codes of birth and death that MEDS before 0.3, FEMR and meds_etl wrote -> those of today."""
+
+FIRST_YEAR, LAST_YEAR = datetime(2, 1, 1), datetime(2900, 1, 1)
+"""Times before the first and from the second on are placeholders of databases (0001-01-01, 9999-12-31 ...)."""
+
+_EPOCH_OF_OLD_SYSTEMS = datetime(1900, 1, 1)
+
+
+def mend_rows(events: pl.DataFrame, ends: pl.Series | None) -> tuple[pl.DataFrame, Counter[str]]:
+    """Mend rows of a foreign dataset.
+
+    Args:
+        events: Checked rows (`validate_events`), in any order.
+        ends: The end of each row, Datetime("us"), where the file has such a column.
+
+    Returns:
+        The rows, unsorted, and what was mended, counted.
+    """
+    notes: Counter[str] = Counter()
+    codes = events["code"].unique()
+    old = [code for code in OLD_CODES if code in set(codes.filter(codes.is_in(list(OLD_CODES))))]
+    if old:
+        is_old = pl.col("code").is_in(old)
+        notes["births and deaths under the codes of MEDS before 0.3"] += int(events.select(is_old.sum()).item())
+        events = events.with_columns(pl.col("code").replace(OLD_CODES))
+    if ends is not None and ends.null_count() < len(ends):
+        events = _with_ends(events, ends, codes, notes)
+    events = _without_placeholders(events, notes)
+    return _deaths_at_the_end_of_their_day(events, notes), notes
+
+
+def _with_ends(events: pl.DataFrame, ends: pl.Series, codes: pl.Series, notes: Counter[str]) -> pl.DataFrame:
+    """Adds a row for the end of each visit that has one."""
+    kinds = [split_kind(kind) for kind in code_kinds(codes.to_list())]
+    classes = {code: of for code, (kind, of) in zip(codes, kinds, strict=True) if kind == "visit_start"}
+    if not classes:
+        return events
+    late = events.with_columns(ends.alias("end")).filter(
+        pl.col("end").is_not_null() & pl.col("code").is_in(list(classes))
+    )
+    before = pl.col("end") < pl.col("time")
+    notes["visits whose end stands in a column"] += late.height
+    notes["visits that end before their start, end unknown"] += int(late.select(before.sum()).item())
+    rows = late.select(
+        "subject_id",
+        pl.when(~before).then(pl.col("end")).alias("time"),
+        (pl.lit("VISIT_END//") + pl.col("code").replace_strict(classes, return_dtype=pl.String)).alias("code"),
+        *(pl.lit(None, events.schema[name]).alias(name) for name in ("numeric_value", "text_value")),
+        "visit_id",
+        pl.lit(None, pl.String).alias("unit"),
+    )
+    return pl.concat([events, rows.select(EVENT_COLUMNS)])
+
+
+def _without_placeholders(events: pl.DataFrame, notes: Counter[str]) -> pl.DataFrame:
+    """Ends and deaths at placeholders lose their time, other rows go."""
+    time = pl.col("time")
+    is_outside = (time < FIRST_YEAR) | (time >= LAST_YEAR)
+    is_placeholder = is_outside | (time == _EPOCH_OF_OLD_SYSTEMS)
+    suspects = events.select(pl.col("code").filter(is_placeholder).unique())["code"]
+    if suspects.is_empty():
+        return events
+    happened = suspects.filter(code_rank(suspects).is_in([RANK_END, RANK_DEATH]))
+    untimed = is_placeholder & pl.col("code").is_in(happened.implode())
+    lost = is_outside & ~pl.col("code").is_in(happened.implode())
+    counts = events.select(untimed=untimed.sum(), lost=lost.sum()).row(0)
+    notes["ends of visits and deaths at a placeholder (0001, 1900, 9999), time unknown"] += counts[0]
+    notes["rows at a placeholder (0001, 9999), left out"] += counts[1]
+    return events.filter(~lost.fill_null(value=False)).with_columns(
+        pl.when(~untimed.fill_null(value=False)).then(time).alias("time")
+    )
+
+
+def _deaths_at_the_end_of_their_day(events: pl.DataFrame, notes: Counter[str]) -> pl.DataFrame:
+    """A death at 00:00:00 is a date (MIMIC-IV's `dod`), and a death known to the day is the end of that day.
+
+    At its first instant it would stand before everything of the patient's last day, and be known before it happened.
+    """
+    is_date = pl.col("code").str.starts_with(DEATH_CODE) & (pl.col("time") == pl.col("time").dt.truncate("1d"))
+    moved = int(events.select(is_date.sum()).item())
+    notes["deaths known to the day"] += moved
+    if not moved:
+        return events
+    end_of_day = pl.col("time") + pl.duration(days=1) - pl.duration(microseconds=1)
+    return events.with_columns(pl.when(is_date).then(end_of_day).otherwise("time").alias("time"))
