@@ -187,7 +187,7 @@ def open_text(path: str) -> IO[bytes]:
     return stream
 
 
-def _gzip_errors() -> tuple[type[Exception], ...]:
+def gzip_errors() -> tuple[type[Exception], ...]:
     """What reading a damaged gzip file raises."""
     try:
         library = importlib.import_module("isal.igzip_lib")
@@ -299,7 +299,7 @@ def _read_chunk(stream: Any, size: int, path: str, carry: bytes = b"") -> tuple[
             length += len(piece)
             if size < 0 and length > most:
                 return b"", _too_long(path)
-    except _gzip_errors() as error:
+    except gzip_errors() as error:
         return b"".join(pieces), f"{path}: the gzip file is damaged or cut short ({error}); fetch it again."
     return b"".join(pieces), None
 
