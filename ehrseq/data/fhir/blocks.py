@@ -48,7 +48,7 @@ _SURELY_BELOW_4_GIB = 2**32 // 1032
 _LEAST_RATIO, _USUAL_RATIO = 3, 10
 """How far FHIR text shrinks in gzip, at least and about."""
 
-_ALWAYS_HELD, _MOST_RATIO = 64 << 20, 100
+_ALWAYS_HELD, _MOST_RATIO = 64 << 20, 250
 """Bytes of one line, or one document, that are held whatever the size of its file; times the file's own bytes beyond:
 what unpacks to more was made to fill the memory."""
 

@@ -89,7 +89,9 @@ def _holds_no_resource(file: Path) -> bool:
                 return False
             orjson.loads(whole)
             return True
-    except (OSError, ValueError, *gzip_errors()):
+    except (OSError, ValueError):
+        return False
+    except gzip_errors():
         return False
 
 
