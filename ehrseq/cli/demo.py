@@ -18,7 +18,10 @@ def demo_command(
     patients: Annotated[int, typer.Option(min=50, help="Number of simulated patients.")] = 4000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the patients and of training.")] = 0,
 ) -> None:
-    """From records to risks in a few minutes: simulate, prepare, label, train, predict, and a picture."""
+    """From records to risks in a few minutes.
+
+    Simulate, prepare, label, train, predict, and a picture.
+    """
     from ehrseq.demo.run import run_demo
 
     check_folder(output)
