@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     except ImportError:
         pass
 
-_SWAPPED = np.asarray([0, 2, 1], np.int8)  # the other segment
+OTHER_SEGMENT = np.asarray([0, 2, 1], np.int8)  # the other segment
 
 
 @dataclass
@@ -92,7 +92,7 @@ class EncodedHistories:
     @cached_property
     def swapped_segments(self) -> np.ndarray:
         """The other segment of each body token."""
-        array: np.ndarray = _SWAPPED[self.segments]
+        array: np.ndarray = OTHER_SEGMENT[self.segments]
         return array
 
     @cached_property
