@@ -10,9 +10,8 @@ import pyarrow as pa
 
 from ehrseq.data.tables import in_threads
 from ehrseq.tokenization.ehr_codes import WEEK_US, YEAR_US
-from ehrseq.tokenization.ehr_histories import OTHER_SEGMENT
 from ehrseq.tokenization.ehr_plans import PromptIndex, RowPlan
-from ehrseq.tokenization.ehr_rows import NO_TIME
+from ehrseq.tokenization.ehr_rows import NO_TIME, OTHER_SEGMENT
 from ehrseq.tokenization.ehr_vocabulary import TYPE_CLS, TYPE_REG, TYPE_STATIC, TYPE_VE, TYPE_VS, VE, VS
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import numpy as np
 
 from .ehr_codes import WEEK_US, YEAR_US
 from .ehr_plans import MAX_STATIC_SHARE, LabelIndex, PromptIndex, RowPlan, check_context
-from .ehr_rows import NO_TIME
+from .ehr_rows import NO_TIME, OTHER_SEGMENT
 from .ehr_vocabulary import (
     CLS,
     REG,
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
         from ehrseq.encode.rows import HistoryWindows
     except ImportError:
         pass
-
-OTHER_SEGMENT = np.asarray([0, 2, 1], np.int8)  # the other segment
 
 
 @dataclass
