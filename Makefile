@@ -9,7 +9,7 @@ PATIENTS ?=
 BENCH  ?= runs/bench
 # Test processes. Each takes its share of the cores, and as many threads (tests/conftest.py): nobody sets any.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 # Without byte-code, which containers like to switch off, every process compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -1,6 +1,7 @@
 """Fixtures shared by every test: the real data, the reference tensors, one demo, and a quiet, seeded environment."""
 
 import os
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,6 +40,22 @@ def _folder(variable: str, default: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"{variable} is not set and {folder} is absent: real data or reference tensors are needed")
     return folder
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Callable[..., None]) -> object:
+    """With `-n N`, tests that share a fixture run in one process, which makes it once; files of many tests come first.
+
+    Who runs is who is free: a file, or a folder whose `conftest.py` makes something in processes of its own.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return next((folder for folder in ("tests/hub/", "tests/pipelines/") if file.startswith(folder)), file)
+
+    return Scheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
