@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 import tests.properties  # noqa: F401  (its profiles have to be there before the command line names one)
-from tests.in_process import run_ehrseq
+from tests.in_process import DEMO, run_ehrseq
 from tests.modeling.fetch_upstream import why_absent
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network; the Hub tests talk to a loopback server
@@ -78,8 +78,8 @@ def reference_fixtures() -> Path:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of what `ehrseq demo` wrote for 120 patients, with what it printed in `printed.txt`; not to be changed,
-    though the same command may be run again.
+    """Folder of what the command `DEMO` wrote, with what it printed in `printed.txt`; not to be changed, though the
+    same command may be run again.
 
     One demo serves all processes of a run. `.ci/run`, which has made one already, names it in EHRSEQ_DEMO.
     """
@@ -89,7 +89,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo"
     with FileLock(f"{folder}.lock"):
         if not (folder / "printed.txt").exists():
-            done = run_ehrseq("demo", "--output", folder, "--patients", 120)
+            done = run_ehrseq(*DEMO, "--output", folder)
             assert done.returncode == 0, done.stderr
             (folder / "printed.txt").write_text(done.stdout)
     return folder
