@@ -227,7 +227,7 @@ def _without_dropout(source: Path, target: Path) -> None:
 
 def test_hymate_goes_from_stays_to_a_table_of_scores(tmp_path):
     for name, seed in (("train", 1), ("test", 2)):
-        simulate_stays(200, seed=seed).write(tmp_path / name)
+        simulate_stays(100, seed=seed).write(tmp_path / name)
     options = ["--train", tmp_path / "train", "--test", tmp_path / "test", "--output_dir", tmp_path / "out"]
     recipe = "hymate_quick"
     printed = run("06_hymate_train.py", *options, "--recipe", recipe, "--seeds", 2, "--boosting", "False")
