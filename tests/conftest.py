@@ -1,5 +1,6 @@
 """Fixtures shared by every test: the real data, the reference tensors, one demo, and a quiet, seeded environment."""
 
+import gc
 import os
 from collections.abc import Callable
 from importlib.metadata import version
@@ -56,6 +57,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Callable[..., None])
             return next((folder for folder in ("tests/hub/", "tests/pipelines/") if file.startswith(folder)), file)
 
     return Scheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: Trainer collects garbage at every turn, and went through all of torch each time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+
+
+def pytest_unconfigure() -> None:
+    """At the end libraries look for what they have left behind."""
+    gc.unfreeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

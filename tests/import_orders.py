@@ -1,6 +1,7 @@
 """Run as a script: many imports of the package, each in a fork of an interpreter that has torch and nothing of ours.
 
-A fork costs what transformers and the package take, not what torch and accelerate take. Prints, as JSON, what went wrong by case.
+A fork costs what transformers and the package take, not what torch and accelerate take. Prints, as JSON, what went
+wrong by case.
 """
 
 from __future__ import annotations
