@@ -6,10 +6,11 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DATA   ?=
 OUT    ?= demo_output
 PATIENTS ?=
+RECIPE ?=
 BENCH  ?= runs/bench
 # Test processes. Each takes its share of the cores, and as many threads (tests/conftest.py): nobody sets any.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 # Without byte-code, which containers like to switch off, every process compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -32,7 +33,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(KERNELS)
 install: $(VENV)/.installed
 
 demo: install
-	$(BIN)/ehrseq demo --output $(OUT) $(if $(DATA),--data $(DATA)) $(if $(PATIENTS),--patients $(PATIENTS))
+	$(BIN)/ehrseq demo --output $(OUT) $(if $(DATA),--data $(DATA)) $(if $(PATIENTS),--patients $(PATIENTS)) $(if $(RECIPE),--recipe $(RECIPE))
 
 test: install
 	$(PYTEST) -m "not slow" --durations=15

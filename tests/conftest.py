@@ -1,6 +1,8 @@
 """Fixtures shared by every test: the real data, the reference tensors, one demo, and a quiet, seeded environment."""
 
+import gc
 import os
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 import tests.properties  # noqa: F401  (its profiles have to be there before the command line names one)
-from tests.in_process import run_ehrseq
+from tests.in_process import DEMO, run_ehrseq
 from tests.modeling.fetch_upstream import why_absent
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network; the Hub tests talk to a loopback server
@@ -41,6 +43,34 @@ def _folder(variable: str, default: str) -> Path:
     return folder
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Callable[..., None]) -> object:
+    """With `-n N`, tests that share a fixture run in one process, which makes it once; files of many tests come first.
+
+    Who runs is who is free: a file, or a folder whose `conftest.py` makes something in processes of its own.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return next((folder for folder in ("tests/hub/", "tests/pipelines/") if file.startswith(folder)), file)
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: Trainer collects garbage at every turn, and went through all of torch each time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+
+
+def pytest_unconfigure() -> None:
+    """At the end libraries look for what they have left behind."""
+    gc.unfreeze()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """A run without transformers' own tests says so, and why: they are skipped by whole files."""
     if reason := why_absent(version("transformers")):
@@ -61,8 +91,8 @@ def reference_fixtures() -> Path:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of what `ehrseq demo` wrote for 120 patients, with what it printed in `printed.txt`; not to be changed,
-    though the same command may be run again.
+    """Folder of what the command `DEMO` wrote, with what it printed in `printed.txt`; not to be changed, though the
+    same command may be run again.
 
     One demo serves all processes of a run. `.ci/run`, which has made one already, names it in EHRSEQ_DEMO.
     """
@@ -72,7 +102,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo"
     with FileLock(f"{folder}.lock"):
         if not (folder / "printed.txt").exists():
-            done = run_ehrseq("demo", "--output", folder, "--patients", 120)
+            done = run_ehrseq(*DEMO, "--output", folder)
             assert done.returncode == 0, done.stderr
             (folder / "printed.txt").write_text(done.stdout)
     return folder

@@ -1,12 +1,14 @@
 """Run as a script: many imports of the package, each in a fork of an interpreter that has torch and nothing of ours.
 
-A fork costs what transformers and the package take, not what torch takes. Prints, as JSON, what went wrong by case.
+A fork costs what transformers and the package take, not what torch and accelerate take. Prints, as JSON, what went
+wrong by case.
 """
 
 from __future__ import annotations
 
 import copy
 import faulthandler
+import gc
 import importlib
 import json
 import logging
@@ -26,11 +28,10 @@ from typing import Any
 
 for heavy in (
     *("safetensors.torch", "torch._dynamo", "torch.distributed.tensor", "tokenizers", "huggingface_hub"),
-    *("scipy.optimize", "jinja2.ext", "PIL.Image", "yaml"),
+    *("scipy.optimize", "jinja2.ext", "PIL.Image", "yaml", "accelerate", "huggingface_hub.hf_api", "regex", "psutil"),
 ):
     importlib.import_module(heavy)
 assert "transformers" not in sys.modules
-
 ORDERS = {
     "transformers, ehrseq": "import transformers, ehrseq",
     "a class of ours": "from ehrseq import EhrMambaForSequenceClassification",
@@ -183,6 +184,7 @@ def fork(run: Callable[[], None]) -> str:
             text = pipe.read()
         status = os.waitpid(child, 0)[1]
         return text or ("" if status == 0 else f"ended with status {status}")
+    gc.disable()  # a collection would go through all of torch, and copy its pages
     faulthandler.dump_traceback_later(150, exit=True)  # a deadlock
     warnings, text = _Warnings(), ""
     logging.getLogger("transformers").addHandler(warnings)

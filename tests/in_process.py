@@ -19,6 +19,9 @@ from unittest import mock
 
 import pytest
 
+DEMO = ("demo", "--patients", 120, "--recipe", Path(__file__).resolve().parent / "demo" / "short.yaml")
+"""The demo of the run, which `.ci/run` makes before the tests: the fixture `demo` in tests/conftest.py."""
+
 
 def run_module(
     module: str, *arguments: object, function: str | None = "main", folder: Path | None = None

@@ -47,6 +47,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # half of the time of `--help` would be the import of rich
 )
 for name, command in COMMANDS.items():
     app.command(name)(command)

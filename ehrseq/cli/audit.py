@@ -38,9 +38,10 @@ def audit_command(
     engine: EngineOption = EngineName.local,
     workers: Workers = None,
 ) -> None:
-    """Look for leaks: future events in rows, outcomes at the prediction, shared patients, codes that are the label ...
+    """Look for leaks of the outcome into what a model reads.
 
-    Ends with 1 where a finding is not accepted.
+    Future events in rows, outcomes at the prediction, shared patients, codes that are the label, and more. Ends
+    with 1 where a finding is not accepted.
     """
     from ehrseq.audit import audit_dataset
     from ehrseq.work.engine import get_engine
@@ -81,7 +82,10 @@ def stats_command(
     engine: EngineOption = EngineName.local,
     workers: Workers = None,
 ) -> None:
-    """Write a page of plots and tables: codes, events per patient, missing times, prevalence over calendar time."""
+    """Write a page of plots and tables of a dataset.
+
+    Codes, events per patient, missing times, prevalence over calendar time.
+    """
     from ehrseq.stats import count_dataset, write_statistics
     from ehrseq.stats.page import check_page_folder
     from ehrseq.work.engine import get_engine

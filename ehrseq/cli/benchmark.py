@@ -39,9 +39,10 @@ def benchmark_command(
         bool, typer.Option("--report-only", help="The table of what is there; no training.")
     ] = False,
 ) -> None:
-    """Train every system on equal data under one budget, and evaluate them on patients that none has seen.
+    """Train every system under one budget, and compare them.
 
-    Writes results.md, results.csv, report.html and all predictions. A stopped run goes on with what is missing.
+    All have the same data and are evaluated on patients that none has seen. Writes results.md, results.csv,
+    report.html and all predictions. A stopped run goes on with what is missing.
     """
     from ehrseq.benchmark import run_benchmark
 

@@ -6,7 +6,10 @@ import typer
 
 
 def doctor_command() -> None:
-    """Say which fast kernels this machine has, and test them for two seconds."""
+    """Say which fast kernels this machine has, and test them.
+
+    Takes some seconds.
+    """
     import torch
 
     from ehrseq.kernels.doctor import check_backends, describe_machine, report_checks, report_machine

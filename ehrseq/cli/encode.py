@@ -32,7 +32,10 @@ def label_command(
     engine: EngineOption = EngineName.local,
     workers: Workers = None,
 ) -> None:
-    """Label every admission for clinical tasks: labels/<task>/ in the dataset, with the count of what has no label."""
+    """Label every admission for clinical tasks.
+
+    Writes labels/<task>/ in the dataset, with the count of what has no label.
+    """
     from ehrseq.tasks import load_task
     from ehrseq.tasks.aces import is_aces_file, label_dataset_aces
     from ehrseq.tasks.shards import label_dataset
@@ -82,7 +85,10 @@ def tokenize_command(
     engine: EngineOption = EngineName.local,
     workers: Workers = None,
 ) -> None:
-    """Fit a tokenizer on the training patients and encode every patient, file by file; a stopped run goes on."""
+    """Fit a tokenizer and encode every patient.
+
+    It is fitted on the training patients. Files are encoded one by one; a stopped run goes on.
+    """
     from ehrseq.encode import tokenize_dataset
     from ehrseq.encode.fitting import FITTED_SPLITS
     from ehrseq.tasks import load_task

@@ -32,10 +32,11 @@ def evaluate_command(
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples of patients.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
 ) -> None:
-    """Evaluate scores against labels: discrimination, calibration, decisions, subgroups, years.
+    """Evaluate scores against labels, on a page with the curves.
 
-    Writes one page with the curves, and its numbers. Every number has its interval over patients; what cannot be
-    estimated, and a task that cannot be evaluated, says why.
+    Discrimination, calibration, decisions, subgroups, years. Writes one page with the curves, and its numbers.
+    Every number has its interval over patients; what cannot be estimated, and a task that cannot be evaluated, says
+    why.
     """
     from ehrseq.evaluation.files import evaluate_files
 

@@ -37,11 +37,12 @@ def predict_command(
     engine: EngineOption = EngineName.local,
     workers: Workers = None,
 ) -> None:
-    """Write the risk of every patient (or stay): subject_id, prediction_time, task, label, score, reason.
+    """Write the risk of every patient, or of every stay.
 
-    The reason says why a task does not apply then; where nothing is left to foretell, there is no score. A dataset of
-    `ehrseq prepare` is scored file by file, with --engine and --workers; a stopped run goes on. With --labels, what is
-    written is what `ehrseq evaluate` wants.
+    Columns: subject_id, prediction_time, task, label, score, reason. The reason says why a task does not apply
+    then; where nothing is left to foretell, there is no score. A dataset of `ehrseq prepare` is scored file by
+    file, with --engine and --workers; a stopped run goes on. With --labels, what is written is what `ehrseq
+    evaluate` wants.
     """
     from ehrseq.data.metadata import written_by_us
     from ehrseq.prediction.datasets import predict_dataset

@@ -63,7 +63,10 @@ def prepare_command(
         ),
     ] = None,
 ) -> None:
-    """Turn records of any size into a sharded MEDS dataset; a run that was stopped goes on where it was."""
+    """Turn records of any size into a sharded MEDS dataset.
+
+    A run that was stopped goes on where it was.
+    """
     from ehrseq.prepare import prepare_dataset
     from ehrseq.work.engine import get_engine
 
@@ -93,7 +96,10 @@ def split_command(
     engine: EngineOption = EngineName.local,
     workers: Workers = None,
 ) -> None:
-    """Give a prepared dataset other splits, by patient: data/<split>/ and metadata/subject_splits.parquet."""
+    """Give a prepared dataset other splits, by patient.
+
+    Changes data/<split>/ and metadata/subject_splits.parquet.
+    """
     from ehrseq.prepare.resplit import lines, split_dataset
     from ehrseq.work.engine import get_engine
 

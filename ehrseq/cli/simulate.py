@@ -45,7 +45,10 @@ def simulate_stays_command(
     stays: Annotated[int, typer.Option("--stays", "-n", min=1, help="Number of stays.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal stays.")] = 0,
 ) -> None:
-    """Write simulated ICU stays in the files of the PhysioNet challenge 2012, with their outcomes."""
+    """Write simulated ICU stays, with their outcomes.
+
+    In the files of the PhysioNet challenge 2012.
+    """
     check_new_folder(output)
     from ehrseq.data.simulate.stays import simulate_stays as simulate_icu_stays
 

@@ -31,9 +31,10 @@ def train_command(
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples of patients in the evaluation.")] = 1000,
     list_only: Annotated[bool, typer.Option("--list", help="Show the named recipes and leave.")] = False,
 ) -> None:
-    """Pretrain, finetune, choose thresholds and evaluate on held-out patients; a stopped run goes on.
+    """Train a model, and evaluate it on held-out patients.
 
-    With torchrun (`torchrun --nproc_per_node 2 --no-python ehrseq train ...`) several processes train together.
+    Pretrains, finetunes, chooses thresholds, evaluates; a stopped run goes on. With torchrun (`torchrun
+    --nproc_per_node 2 --no-python ehrseq train ...`) several processes train together.
     """
     if list_only:
         from ehrseq.training.named_recipes import list_recipes

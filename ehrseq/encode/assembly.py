@@ -11,7 +11,7 @@ import pyarrow as pa
 from ehrseq.data.tables import in_threads
 from ehrseq.tokenization.ehr_codes import WEEK_US, YEAR_US
 from ehrseq.tokenization.ehr_plans import PromptIndex, RowPlan
-from ehrseq.tokenization.ehr_rows import NO_TIME
+from ehrseq.tokenization.ehr_rows import NO_TIME, OTHER_SEGMENT
 from ehrseq.tokenization.ehr_vocabulary import TYPE_CLS, TYPE_REG, TYPE_STATIC, TYPE_VE, TYPE_VS, VE, VS
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ STORED_DTYPES: dict[str, Any] = {
     "visit_segments": np.int8,
 }
 """Types of the channels in tables: 19 bytes a token, where a model's tensors take 48."""
-_SWAPPED = np.asarray([0, 2, 1], np.int8)  # the other segment
 _CHUNK_TOKENS = 600_000  # tokens assembled at once: bounds the index arrays
 
 
@@ -77,7 +76,7 @@ def assemble(histories: EncodedHistories, plan: RowPlan) -> tuple[dict[str, np.n
     if plan.shift.any():
         orders -= np.repeat(plan.shift.astype(np.int32), span)
         odd = np.repeat(plan.shift % 2 == 1, span)
-        segments = np.where(odd, _SWAPPED[segments], segments)
+        segments = np.where(odd, OTHER_SEGMENT[segments], segments)
     np.minimum(orders, histories.max_num_visits - 1, out=orders)
     out["visit_orders"][target], out["visit_segments"][target] = orders, segments
     put, taken = at[needs_vs] - 1, plan.vs_at[needs_vs]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .operators import ConvInputsLike, ScanInputsLike
 
-# Fastest first. Each module has SCAN_BACKEND or CONV_BACKEND.
+# Fastest first. The module of `cuda` has CUDA_SCAN or CUDA_CONV, and so on.
 _SCAN_MODULES = {"cuda": "cuda_scan", "triton": "triton_scan", "cpp": "cpu_scan"}
 _CONV_MODULES = {"cuda": "cuda_scan", "triton": "triton_conv", "cpp": "cpu_conv"}
 

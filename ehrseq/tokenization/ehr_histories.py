@@ -17,7 +17,7 @@ import numpy as np
 
 from .ehr_codes import WEEK_US, YEAR_US
 from .ehr_plans import MAX_STATIC_SHARE, LabelIndex, PromptIndex, RowPlan, check_context
-from .ehr_rows import NO_TIME
+from .ehr_rows import NO_TIME, OTHER_SEGMENT
 from .ehr_vocabulary import (
     CLS,
     REG,
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
         from ehrseq.encode.rows import HistoryWindows
     except ImportError:
         pass
-
-_SWAPPED = np.asarray([0, 2, 1], np.int8)  # the other segment
 
 
 @dataclass
@@ -92,7 +90,7 @@ class EncodedHistories:
     @cached_property
     def swapped_segments(self) -> np.ndarray:
         """The other segment of each body token."""
-        array: np.ndarray = _SWAPPED[self.segments]
+        array: np.ndarray = OTHER_SEGMENT[self.segments]
         return array
 
     @cached_property

@@ -28,6 +28,9 @@ from .ehr_vocabulary import (
 NO_TIME = np.iinfo(np.int64).min
 """Stands for an absent instant (microseconds): a static row, an unknown birth."""
 
+OTHER_SEGMENT = np.asarray([0, 2, 1], np.int8)
+"""Segment of a visit -> the other one; 0 stands for none."""
+
 
 @dataclass
 class HistoryRows:

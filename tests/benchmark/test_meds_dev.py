@@ -72,7 +72,7 @@ def run(request, tmp_path_factory):
         if mode == "predict":  # one of them in a shell, as the driver does
             done = subprocess.run(command, shell=True, capture_output=True, text=True, env={**os.environ, "PATH": path})
         else:
-            done = run_module(*shlex.split(command)[2:], function="run_meds_dev")
+            done = run_module(*shlex.split(command)[3:], function="run_meds_dev")
         assert done.returncode == 0, done.stderr[-2000:]
         values["model_initialization_dir"] = values["output_dir"]
     return SimpleNamespace(dataset=dataset, labels=labels, held_out=held_out, out=folder / "out", last=command)
@@ -100,7 +100,7 @@ def test_every_label_of_the_split_has_one_prediction(run):
 def test_a_finished_command_does_nothing(run):
     file = run.out / "supervised" / "predict" / "predictions.parquet"
     at = file.stat().st_mtime_ns
-    run_meds_dev(shlex.split(run.last)[3:])
+    run_meds_dev(shlex.split(run.last)[4:])
     assert file.stat().st_mtime_ns == at
 
 

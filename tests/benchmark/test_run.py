@@ -249,11 +249,17 @@ def test_another_system_of_records_is_reported_on(simulated, tmp_path):
 # -- what must come out ------------------------------------------------------------------------------------------------
 
 
-def run_known(folder, models, *, planted, tokens):
+def run_known(folder, models, *, planted, tokens, num_resamples):
     dataset = write_known(folder / "known", planted=planted)
     budget = write_budget(folder, finetune_tokens=tokens, batch_rows=32)
     run_benchmark(
-        dataset, out=folder / "out", tasks=["planted"], models=models, budget=budget, workers=1, num_resamples=400
+        dataset,
+        out=folder / "out",
+        tasks=["planted"],
+        models=models,
+        budget=budget,
+        workers=1,
+        num_resamples=num_resamples,
     )
     table = pl.read_csv(folder / "out" / "results.csv").filter(pl.col("metric") == "auroc")
     return {row["system"]: row for row in table.to_dicts()}
@@ -265,7 +271,7 @@ SLOW = [name for name in SYSTEMS if name not in FAST]
 
 @pytest.mark.parametrize("models", [FAST, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["fast", "slow"])
 def test_labels_drawn_by_coin_cannot_be_told(tmp_path, models):
-    found = run_known(tmp_path, models, planted=False, tokens=8_000)
+    found = run_known(tmp_path, models, planted=False, tokens=8_000, num_resamples=400)
     assert list(found) == [name for name in SYSTEMS if name in models]
     for name, row in found.items():
         assert row["low"] <= 0.5 <= row["high"], name
@@ -274,7 +280,7 @@ def test_labels_drawn_by_coin_cannot_be_told(tmp_path, models):
 @pytest.mark.parametrize("models", [FAST, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["fast", "slow"])
 def test_a_code_that_tells_the_label_is_found(tmp_path, models):
     tokens = 60_000 if models is FAST else 200_000  # the baselines need more of them
-    for name, row in run_known(tmp_path, models, planted=True, tokens=tokens).items():
+    for name, row in run_known(tmp_path, models, planted=True, tokens=tokens, num_resamples=20).items():
         assert row["value"] == pytest.approx(1.0, abs=0.002), name
 
 

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ehrseq.tasks import list_tasks
-from tests.in_process import run_ehrseq
+from tests.in_process import DEMO, run_ehrseq
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,6 @@ def test_the_checkpoint_scores_as_before_it_was_saved(demo, printed):
 def test_again_nothing_is_trained_twice(demo):
     files = [demo / name for name in ("metrics.json", "checkpoint/model.safetensors")]
     metrics, weights = json.loads(files[0].read_text())["metrics"], files[1].stat().st_mtime_ns
-    assert run_ehrseq("demo", "--output", demo, "--patients", 120).returncode == 0
+    assert run_ehrseq(*DEMO, "--output", demo).returncode == 0
     assert json.loads(files[0].read_text())["metrics"] == metrics
     assert files[1].stat().st_mtime_ns == weights

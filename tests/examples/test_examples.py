@@ -38,17 +38,26 @@ def run(script: str, *options: object) -> str:
 
 ONE_AFTER_THE_OTHER = """
 import json, runpy, sys
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+import datasets, ehrseq, polars, transformers.trainer
+from ehrseq.encode import EncodedDataset
 from ehrseq.training import trainer
-leave, trainer.leave_process_group = trainer.leave_process_group, lambda: None  # the next run needs the group too
-for sys.argv in json.loads(sys.argv[1]):
-    runpy.run_path(sys.argv[0], run_name="__main__")
-leave()
+
+def work(runs):
+    leave, trainer.leave_process_group = trainer.leave_process_group, lambda: None  # the next run needs the group too
+    for sys.argv in runs:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    leave()
+
+# What `torchrun --standalone --nproc_per_node 2` does, whose two processes would import everything anew.
+options = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "examples", "start_method": "fork"}
+elastic_launch(LaunchConfig(1, 1, 2, **options), work)(json.loads(sys.argv[1]))
 """
 
 
 @pytest.fixture(scope="module")
 def two_processes(prepared, encoded, pretrained, tmp_path_factory) -> Path:
-    """Folder of three runs under torchrun, on two CPU processes that are started once and begin one after the other."""
+    """Folder of three runs on two CPU processes of torchrun's, which begin one after the other."""
     folder = tmp_path_factory.mktemp("two_processes")
     _without_dropout(pretrained, folder / "still")
     runs = [
@@ -58,9 +67,8 @@ def two_processes(prepared, encoded, pretrained, tmp_path_factory) -> Path:
     ]
     runs = [[str(EXAMPLES / script), *map(str, options)] for script, *options in runs]
     (folder / "runs.py").write_text(ONE_AFTER_THE_OTHER)
-    torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     done = subprocess.run(
-        [*torchrun, folder / "runs.py", json.dumps(runs)],
+        [sys.executable, "-P", folder / "runs.py", json.dumps(runs)],
         capture_output=True,
         text=True,
         timeout=500,
@@ -219,7 +227,7 @@ def _without_dropout(source: Path, target: Path) -> None:
 
 def test_hymate_goes_from_stays_to_a_table_of_scores(tmp_path):
     for name, seed in (("train", 1), ("test", 2)):
-        simulate_stays(200, seed=seed).write(tmp_path / name)
+        simulate_stays(100, seed=seed).write(tmp_path / name)
     options = ["--train", tmp_path / "train", "--test", tmp_path / "test", "--output_dir", tmp_path / "out"]
     recipe = "hymate_quick"
     printed = run("06_hymate_train.py", *options, "--recipe", recipe, "--seeds", 2, "--boosting", "False")

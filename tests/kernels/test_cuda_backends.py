@@ -117,8 +117,8 @@ def without_extension(monkeypatch, tmp_path):
 def test_a_package_without_its_compiled_extension_is_passed_over(without_extension):
     """The function imports: only the extension tells that it would raise."""
     for backend, call, package, extension in (
-        (cuda_scan.SCAN_BACKEND, scan_call(), "mamba-ssm", "selective_scan_cuda"),
-        (cuda_scan.CONV_BACKEND, conv_call(), "causal-conv1d", "causal_conv1d_cuda"),
+        (cuda_scan.CUDA_SCAN, scan_call(), "mamba-ssm", "selective_scan_cuda"),
+        (cuda_scan.CUDA_CONV, conv_call(), "causal-conv1d", "causal_conv1d_cuda"),
     ):
         reason = backend.why_not(call)
         assert f"{package} was installed without its CUDA kernels (no module {extension})" in reason
@@ -137,8 +137,8 @@ def test_the_next_backend_is_chosen_then_and_the_doctor_says_why(without_extensi
 def test_with_the_extension_the_function_is_taken(without_extension, monkeypatch):
     monkeypatch.setitem(sys.modules, "selective_scan_cuda", SimpleNamespace())
     cuda_scan._function.cache_clear()
-    assert cuda_scan.SCAN_BACKEND.why_not(scan_call()) is None
-    assert SCAN_BACKENDS.choose(None, scan_call()) is cuda_scan.SCAN_BACKEND
+    assert cuda_scan.CUDA_SCAN.why_not(scan_call()) is None
+    assert SCAN_BACKENDS.choose(None, scan_call()) is cuda_scan.CUDA_SCAN
     assert ("mamba-ssm", "its CUDA kernels are there") in doctor.describe_machine()
 
 

@@ -135,3 +135,19 @@ class HyMaTEModelTest(UpstreamSuite, common.ModelTesterMixin, unittest.TestCase)
 
 class HyMaTEBeyondThePaperTest(HyMaTEModelTest):
     case_class = HyMaTEBeyondThePaperTester
+
+    def test_can_load_ignoring_mismatched_shapes(self):
+        """Upstream's test takes all heads for `nn.Linear`, which the additive one is not: here, what else stays."""
+        config, _ = self.model_tester.prepare_config_and_inputs_for_common()
+        with tempfile.TemporaryDirectory() as folder:
+            old = HyMaTEForSequenceClassification(config)
+            old.save_pretrained(folder)
+            new = HyMaTEForSequenceClassification.from_pretrained(folder, num_labels=42, ignore_mismatched_sizes=True)
+        weights = dict(new.named_parameters())
+        heads = {name for name, weight in old.named_parameters() if weight.shape != weights[name].shape}
+        assert heads == {"classifier.weight", "classifier.bias", "additive_head.weight"}
+        assert new.additive_head.weight.shape[0] == 42
+        assert not new.additive_head.weight.any()
+        for name, weight in old.named_parameters():
+            if name not in heads:
+                torch.testing.assert_close(weight, weights[name])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import polars as pl
 import pytest
 from typer.testing import CliRunner
@@ -18,14 +20,20 @@ ONE = get_engine(num_workers=1)
 HALVES = {"train": 0.5, "held_out": 0.5}
 
 
-@pytest.fixture
-def dataset(tmp_path):
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("split")
     cohort = simulate(120, seed=5, progress=False)
-    source = cohort.write_fhir(tmp_path / "fhir")
-    prepare_dataset(source, tmp_path / "out", engine=ONE, shard_rows=6000)
+    source = cohort.write_fhir(folder / "fhir")
+    prepare_dataset(source, folder / "out", engine=ONE, shard_rows=6000)
     labels = label_events(cohort.events(), ["readmission_30d"], end_of_data=cohort.end_of_data, progress=False)
-    write_labels(labels, tmp_path / "out")
-    return tmp_path / "out"
+    write_labels(labels, folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def dataset(prepared, tmp_path):
+    return shutil.copytree(prepared, tmp_path / "out")
 
 
 def test_rows_follow_their_patients(dataset):

@@ -73,10 +73,11 @@ def _encounters(patient: dict) -> list[dict]:
 def test_mimic_iv_meds_demo_equals_the_naive_twin_on_the_raw_files(folder):
     result = label_events(read_meds(folder), list_tasks(), end_of_data=END)
     assert set(result.candidates.values()) == {272}  # 275 hadm_ids, three of them transfers on the same day
+    patients = sorted(_raw_patients(folder).items())
     for name in list_tasks():
         task = load_task(name)
         expected, dropped, competing = [], Counter(), Counter()
-        for subject, patient in sorted(_raw_patients(folder).items()):
+        for subject, patient in patients:
             codes = [
                 (time, visit)
                 for time, code, visit in patient["diagnoses"]
