@@ -39,8 +39,8 @@ ABSENT_FINDINGS = frozenset((
     "1003774007",  # No known latex allergy
     "787481004",  # No known medication
     "787480003",  # No known procedure
-    "160243008",  # No past history of procedure
-    "443508001",  # No known immunization history
+    "160243008",  # No significant medical history
+    "443508001",  # No history of clinical finding in subject
 ))  # fmt: skip
 """SNOMED CT situations that say of something that it is not there."""
 
