@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
-from ehrseq.data.instants import parse_birth, parse_instant
+from ehrseq.data.instants import parse_instant, read_instant
 from ehrseq.tokenization.ehr_codes import RANK_BIRTH, RANK_DEATH, RANK_END, RANK_OTHER, RANK_START
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def _dates_that_begin(events: pl.DataFrame, written: pl.Series) -> pl.DataFrame:
         first = pl.col("time").dt.truncate("1d")
         return events.with_columns(pl.when(moved).then(first).otherwise("time").alias("time"))
     texts = written.cast(pl.String).filter(events.select(moved.alias("moved"))["moved"].fill_null(value=False))
-    starts = {text: parse_birth(text) for text in texts.unique()}
+    starts = {text: read_instant(text, first=True)[0] for text in texts.unique()}
     if not starts:
         return events
     first = pl.lit(written.cast(pl.String)).replace_strict(starts, default=None, return_dtype=pl.Int64)
