@@ -28,7 +28,7 @@ not read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -87,15 +87,12 @@ def is_no_order(intent: object) -> bool:
     return intent is not None and intent not in _ORDERS
 
 
-def _stated_times(resource: dict[str, Any], field: str) -> Iterator[str | None]:
+def _stated_times(resource: dict[str, Any], field: str) -> tuple[str | None, ...]:
     """What a choice element says: its DateTime, the end of its Period (else the start), its Instant."""
-    yield resource.get(field + "DateTime")
-    period = resource.get(field + "Period")
+    moment, period = resource.get(field + "DateTime"), resource.get(field + "Period")
     if period:
-        yield period.get("end")
-        yield period.get("start")
-    elif field == "effective":
-        yield resource.get("effectiveInstant")
+        return moment, period.get("end"), period.get("start")
+    return moment, resource.get("effectiveInstant") if field == "effective" else None
 
 
 class Extractor:

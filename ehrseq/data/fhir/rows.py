@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ehrseq.data.instants import is_placeholder, read_instant
+from ehrseq.data.instants import is_placeholder, parse_instant, read_instant
 
 RESOURCE_TYPES = (
     "Patient",
@@ -62,6 +62,10 @@ TABLE_OF = {"subject": "subjects", "encounter": "encounters", "code": "codes", "
 """Column -> the string table that it points into."""
 
 
+_SURELY_FROM, _SURELY_UNTIL = parse_instant("1900-01-02"), parse_instant("2997")
+"""Times between these are placeholders in no zone."""
+
+
 class Visit(NamedTuple):
     """An Encounter.
 
@@ -110,5 +114,9 @@ class Times(dict[str, int]):
 
     def __missing__(self, text: str) -> int:
         micros, local = read_instant(text, first=self._first)
-        time = self[text] = TIME_UNKNOWN if is_placeholder(text) else micros + ON_THE_WALL if local else micros
+        if not _SURELY_FROM < micros < _SURELY_UNTIL and is_placeholder(text):
+            time = TIME_UNKNOWN
+        else:
+            time = micros + ON_THE_WALL if local else micros
+        self[text] = time
         return time
