@@ -35,7 +35,7 @@ import orjson
 
 from ehrseq.data.fhir.classes import ClassReader
 from ehrseq.data.fhir.codes import Coder
-from ehrseq.data.fhir.concepts import codings_of, modifier_of, negating_status
+from ehrseq.data.fhir.concepts import codings_of, modifier_of, negating_status, says_absent
 from ehrseq.data.fhir.dispositions import DispositionReader
 from ehrseq.data.fhir.elements import MALFORMED, describe, explain, observation_kind, one_line
 from ehrseq.data.fhir.medications import MedicationReader, contained_in
@@ -93,6 +93,11 @@ def _stated_times(resource: dict[str, Any], field: str) -> tuple[str | None, ...
     if period:
         return moment, period.get("end"), period.get("start")
     return moment, resource.get("effectiveInstant") if field == "effective" else None
+
+
+def trace_of(subject: int) -> Row:
+    """The row without a code of a resource that gives no other: an earlier version may say what this one takes back."""
+    return subject, 0, 0, TIME_STATIC, _NAN, 0, 0
 
 
 class Extractor:
@@ -205,9 +210,9 @@ class Extractor:
         name = resource.get("id") or (reference_key(full_url) if full_url else "")
         if not name or not isinstance(name, str):
             return "", TIME_UNKNOWN
-        return f"{self._server}/{kind}/{name}" if self._server else f"{kind}/{name}", self._written(
-            resource.get("meta")
-        )
+        meta = resource.get("meta")
+        updated = self._written(meta) if isinstance(meta, dict) and "lastUpdated" in meta else TIME_UNKNOWN
+        return f"{self._server}/{kind}/{name}" if self._server else f"{kind}/{name}", updated
 
     def _written(self, meta: Any) -> int:
         """When a resource was written, `TIME_UNKNOWN` where it does not say."""
@@ -218,12 +223,12 @@ class Extractor:
             return TIME_UNKNOWN
 
     def _leave_a_trace(self, kind: str, resource: dict[str, Any]) -> None:
-        """A row without a code: an earlier version may say what this one takes back."""
+        """Add a row without a code (see `trace_of`)."""
         try:
             subject = self.subject_of(resource.get("patient" if kind == "Immunization" else "subject"), resource)
         except MALFORMED:
             return  # nobody's: nothing to take back
-        self.rows.append((subject, 0, 0, TIME_STATIC, _NAN, 0, 0))
+        self.rows.append(trace_of(subject))
 
     # Bundles
 
@@ -319,7 +324,8 @@ class Extractor:
                     facts.append((f"VISIT_END//{IN_PROGRESS}", TIME_STATIC))
                 if died:
                     facts.append(("MEDS_DEATH", TIME_STATIC))
-        self.rows += [(subject, number, self.codes[code], time, _NAN, 0, 0) for code, time in facts]
+        for code, time in facts:
+            self.rows.append((subject, number, self.codes[code], time, _NAN, 0, 0))
 
     # Clinical resources
 
@@ -357,11 +363,21 @@ class Extractor:
         if self._did_not_happen("Observation", observation.get("status")):
             return
         get = observation.get
-        concept = get("code")
-        kind = self._kind_of(get("category"), concept)
         time = self._at("Observation", get("issued"), *_stated_times(observation, "effective"))
         subject = self.subject_of(get("subject"), observation)
-        encounter = self.encounter_of(get("encounter"))
+        self.add_observed(observation, subject, self.encounter_of(get("encounter")), time)
+
+    def add_observed(self, observation: dict[str, Any], subject: int, encounter: int, time: int) -> None:
+        """Add the rows of an Observation, of its value and of its components.
+
+        Args:
+            observation: The resource.
+            subject, encounter: Indices of what it refers to.
+            time: When it was available.
+        """
+        get = observation.get
+        concept = get("code")
+        kind = self._kind_of(get("category"), concept)
         # A panel without a value of its own is only its components.
         components = get("component") or ()
         value, text, unit, has_value = self.value_of(observation)
@@ -526,22 +542,23 @@ class Extractor:
         """Index of a concept's code, 0 where it has none or says that there is nothing."""
         if concept is None:
             return 0
-        key = None
         codings = concept.get("coding") if isinstance(concept, dict) else None
         if isinstance(codings, list) and len(codings) == 1 and "extension" not in codings[0]:
-            key = (kind, codings[0].get("system"), codings[0].get("code"))
+            coding = codings[0]
+            key = (kind, coding.get("system"), coding.get("code"))
             number = self._seen_codes.get(key)
             if number is not None:
                 return number
-        if self.coder.absent(concept):
+            if says_absent(codings):
+                return 0
+            code = self.coder.coding(kind, coding)
+            if code is not None:
+                number = self._seen_codes[key] = self.codes[code]
+                return number
+        elif self.coder.absent(concept):
             return 0
         code = self.coder.code(kind, concept)
-        if code is None:
-            return 0
-        number = self.codes[code]
-        if key is not None and key[2]:
-            self._seen_codes[key] = number
-        return number
+        return 0 if code is None else self.codes[code]
 
     def unit_of(self, system: str | None, code: str | None, unit: str | None) -> int:
         """Index of the unit of a Quantity (see `unit_spelling`)."""

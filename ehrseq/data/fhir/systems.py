@@ -174,4 +174,6 @@ def as_code(text: str) -> str:
     """Text on one line, without the separator of our codes."""
     if not isinstance(text, str):
         raise TypeError(f"a code or text must be a string, got {text!r}")
+    if text.isprintable() and " " not in text and "/" not in text:
+        return text  # as nearly all codes are
     return " ".join(text.split()).replace("//", "/")

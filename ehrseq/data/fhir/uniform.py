@@ -21,7 +21,7 @@ from msgspec import Raw, Struct, field
 
 from ehrseq.data.fhir.concepts import negating_status
 from ehrseq.data.fhir.elements import MALFORMED, observation_kind
-from ehrseq.data.fhir.resources import LEFT_OUT_STATUSES, MAX_FLOAT32, Extractor, is_no_order
+from ehrseq.data.fhir.resources import LEFT_OUT_STATUSES, MAX_FLOAT32, Extractor, is_no_order, trace_of
 from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, RESOURCE_TYPES, TIME_UNKNOWN
 
 _ABSENT = Raw()
@@ -209,11 +209,15 @@ class _Lines:
         self._lines: list[bytes] = []
         self.read = 0
 
-    def read_plainly(self, number: int) -> None:
-        """Read a line, counted from 0."""
+    def parsed(self, number: int) -> Any:
+        """A line, counted from 0."""
         if not self._lines:
             self._lines = self._text.split(b"\n")
-        self._extractor.read(orjson.loads(self._lines[number]))
+        return orjson.loads(self._lines[number])
+
+    def read_plainly(self, number: int) -> None:
+        """Read a line, counted from 0."""
+        self._extractor.read(self.parsed(number))
         self.read += 1
 
 
@@ -305,7 +309,7 @@ def _read_observations(resources: list[_Observation], extractor: Extractor, line
     )
     concepts = _Memo(lambda concept: _text_value("valueCodeableConcept", concept, extractor), _UNUSUAL)
     strings = _Memo(lambda string: _text_value("valueString", string, extractor), _UNUSUAL)
-    times, add = extractor.times, extractor.rows.append
+    times, rows, add = extractor.times, extractor.rows, extractor.rows.append
     units = _Units(extractor.unit_of)
     name, update, size = extractor.names.append, extractor.updated.append, extractor.sizes.append
     for number, resource in enumerate(resources):
@@ -313,14 +317,16 @@ def _read_observations(resources: list[_Observation], extractor: Extractor, line
         known = times[time] if time else TIME_UNKNOWN
         if (
             known != TIME_UNKNOWN
-            and resource.unusual is _ABSENT
             and resource.modifier_extension is _ABSENT
             and happened[resource.status]
+            and (subject := subjects[bytes(resource.subject)]) >= 0
         ):
-            # 1. Its value: a number with its unit, or a text; -1: none of both
+            # 1. Its value: a number with its unit, or a text; -1: none of both, or several
             quantity = resource.value_quantity
-            value, unit, text = _NAN, 0, 0
-            if quantity is None:
+            value, unit, text = _NAN, 0, _UNUSUAL
+            if resource.unusual is not _ABSENT:
+                pass
+            elif quantity is None:
                 concept = resource.value_codeable_concept
                 text = strings[bytes(resource.value_string)] if concept is _ABSENT else concepts[bytes(concept)]
             elif isinstance(quantity.value, float) and quantity.comparator is _ABSENT:
@@ -331,18 +337,22 @@ def _read_observations(resources: list[_Observation], extractor: Extractor, line
                 else:
                     unit = units[bytes(quantity.system), code_of_unit, text_of_unit]
                 text = 0 if -MAX_FLOAT32 <= value <= MAX_FLOAT32 else _UNUSUAL
-            else:
-                text = _UNUSUAL
-            # 2. Its row
-            code = codes_of_category[bytes(resource.category)][bytes(resource.code)]
-            subject = subjects[bytes(resource.subject)]
-            if text >= 0 and code > 0 and subject >= 0:
-                add((subject, encounters[bytes(resource.encounter)], code, known, value, text, unit))
-                name("Observation/" + resource.id if resource.id else "")
-                update(times[meta.last_updated] if (meta := resource.meta) and meta.last_updated else TIME_UNKNOWN)
+            # 2. Its row, or rows
+            encounter = encounters[bytes(resource.encounter)]
+            if text >= 0 and (code := codes_of_category[bytes(resource.category)][bytes(resource.code)]) > 0:
+                add((subject, encounter, code, known, value, text, unit))
                 size(1)
-                continue
-        lines.read_plainly(number)
+            else:
+                before = len(rows)
+                extractor.add_observed(lines.parsed(number), subject, encounter, known)
+                if resource.id and len(rows) == before:
+                    add(trace_of(subject))
+                size(len(rows) - before)
+            # 3. Its version
+            name("Observation/" + resource.id if resource.id else "")
+            update(times[meta.last_updated] if (meta := resource.meta) and meta.last_updated else TIME_UNKNOWN)
+        else:
+            lines.read_plainly(number)
     extractor.counts["resources_read", "Observation"] += len(resources) - lines.read
 
 
