@@ -143,9 +143,8 @@ def wall_to_utc(micros: int, zone: tzinfo, *, first: bool = False) -> int:
 def _date_parts(text: str) -> tuple[int, int, int]:
     """(year, month, day) of a date; 0 for the parts that it leaves out."""
     parts = text.split("-")
-    if [len(part) for part in parts] != [4, 2, 2][: len(parts)] or not all(
-        part.isascii() and part.isdigit() for part in parts
-    ):
+    digits = "".join(parts)
+    if list(map(len, parts)) != [4, 2, 2][: len(parts)] or not (digits.isascii() and digits.isdigit()):
         raise ValueError(
             f"{text!r} is not a FHIR date or time; expected YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDThh:mm:ss+zz:zz."
         )

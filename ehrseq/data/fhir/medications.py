@@ -49,11 +49,17 @@ class MedicationReader:
 
     def codes(self, medication: dict[str, Any], server: str) -> list[str]:
         """Codes of a Medication: its own, else those of its ingredients."""
-        return self._bounded(self._of(medication, medication, server, set()))
+        return self._own(medication) or self._bounded(self._of(medication, medication, server, set()))
 
     def referenced(self, reference: dict[str, Any], holder: dict[str, Any], server: str) -> list[str]:
         """Codes of the Medication that a Reference of `holder` names; still a key where it is not contained."""
         return self._bounded(self._referenced(reference, holder, server, set()))
+
+    def _own(self, medication: dict[str, Any]) -> list[str]:
+        """The code of a medication, as a list; empty where it has none."""
+        concept = medication.get("code")
+        code = self._coder.code("MEDICATION", concept) if concept else None
+        return [code] if code else []
 
     def _bounded(self, codes: list[str]) -> list[str]:
         distinct = list(dict.fromkeys(codes))
@@ -62,11 +68,9 @@ class MedicationReader:
         return distinct[:MOST_CODES]
 
     def _of(self, medication: dict[str, Any], holder: dict[str, Any], server: str, seen: set[str]) -> list[str]:
-        concept = medication.get("code")
-        code = self._coder.code("MEDICATION", concept) if concept else None
-        if code:
-            return [code]
-        codes: list[str] = []
+        codes = self._own(medication)
+        if codes:
+            return codes
         for ingredient in medication.get("ingredient") or ():
             if (url := modifier_of(ingredient)) is not None:
                 self._counts()["skipped", f"Medication.ingredient: modifier extension not understood ({url})"] += 1
