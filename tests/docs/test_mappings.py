@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from ehrseq.data import instants, meds_mending
-from ehrseq.data.fhir import classes, concepts, dispositions, elements, periods, resources, systems
+from ehrseq.data.fhir import classes, concepts, dispositions, elements, medications, periods, resources, systems
 from ehrseq.data.units import EQUAL, PARTS, WHOLE, canonical_unit
 from ehrseq.tokenization.ehr_codes import EXPIRED, INPATIENT_CLASSES
 
@@ -117,7 +117,7 @@ def test_the_statuses_that_are_left_out_are_those_of_the_code() -> None:
     written = {kind: codes_in(codes) for kind, codes in rows_of(NOT, "resource")}
     known = {kind: frozenset(codes) for kind, codes in resources.LEFT_OUT_STATUSES.items() if codes}
     assert written == known
-    assert all(f"`{intent}`" in NOT for intent in resources._ORDERS)
+    assert all(f"`{intent}`" in NOT for intent in medications._ORDERS)
 
 
 def test_the_codes_of_old_meds_datasets_are_those_of_the_code() -> None:

@@ -137,9 +137,7 @@ def says_absent(codings: list[dict[str, Any]]) -> bool:
         if not isinstance(code, str):
             continue
         names = _codes_of_absence(system) if isinstance(system, str) else None
-        if names is not None and (
-            not names or code.strip() in names or ("408729009" in code and "410516002" in code)
-        ):
+        if names is not None and (not names or code.strip() in names or ("408729009" in code and "410516002" in code)):
             return True
         if "extension" in coding and any(_says_ruled_out(inner) for inner in extension_codings(coding)):
             return True

@@ -22,8 +22,16 @@ MOST_CODES = 64
 _MOST_CONTAINED = 200
 """Contained medications that one refers to, directly or not."""
 
+_ORDERS = frozenset(("order", "original-order", "reflex-order", "filler-order", "instance-order"))
+"""Intents of a MedicationRequest that ask for something to be given; a proposal, a plan and an option do not."""
+
 CUT = f"codes of medications beyond the first {MOST_CODES} of one, left out"
 """Note of a report."""
+
+
+def is_no_order(intent: object) -> bool:
+    """Whether a MedicationRequest only proposes or plans something."""
+    return intent is not None and intent not in _ORDERS
 
 
 def contained_in(holder: dict[str, Any], literal: str) -> dict[str, Any] | None:

@@ -38,7 +38,7 @@ from ehrseq.data.fhir.codes import Coder
 from ehrseq.data.fhir.concepts import codings_of, modifier_of, negating_status, says_absent
 from ehrseq.data.fhir.dispositions import DispositionReader
 from ehrseq.data.fhir.elements import MALFORMED, describe, explain, observation_kind, one_line
-from ehrseq.data.fhir.medications import MedicationReader, contained_in
+from ehrseq.data.fhir.medications import MedicationReader, contained_in, is_no_order
 from ehrseq.data.fhir.patients import links_of, patient_facts
 from ehrseq.data.fhir.periods import ENDED, GOING_ON, IN_PROGRESS, span_of
 from ehrseq.data.fhir.references import (
@@ -50,7 +50,7 @@ from ehrseq.data.fhir.references import (
     resource_keys,
     server_of,
 )
-from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, TIME_STATIC, TIME_UNKNOWN, Row, StringTable, Times, Visit
+from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, TIME_STATIC, TIME_UNKNOWN, Row, StringTable, Times, Visit, trace_of
 from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
 from ehrseq.data.fhir.values import unit_spelling
 from ehrseq.data.instants import zone_of
@@ -75,16 +75,8 @@ PLACEHOLDERS = "times that stand for an unknown one (year 0001, 9999 ...), not u
 
 _TIME_CACHE_SIZE = 500_000
 
-_ORDERS = frozenset(("order", "original-order", "reflex-order", "filler-order", "instance-order"))
-"""Intents of a MedicationRequest that ask for something to be given; a proposal, a plan and an option do not."""
-
 _DEEPEST_BUNDLE = 16
 """Bundles inside Bundles."""
-
-
-def is_no_order(intent: object) -> bool:
-    """Whether a MedicationRequest only proposes or plans something."""
-    return intent is not None and intent not in _ORDERS
 
 
 def _stated_times(resource: dict[str, Any], field: str) -> tuple[str | None, ...]:
@@ -93,11 +85,6 @@ def _stated_times(resource: dict[str, Any], field: str) -> tuple[str | None, ...
     if period:
         return moment, period.get("end"), period.get("start")
     return moment, resource.get("effectiveInstant") if field == "effective" else None
-
-
-def trace_of(subject: int) -> Row:
-    """The row without a code of a resource that gives no other: an earlier version may say what this one takes back."""
-    return subject, 0, 0, TIME_STATIC, _NAN, 0, 0
 
 
 class Extractor:

@@ -47,6 +47,12 @@ Row = tuple[int, int, int, int, float, int, int]
 constants above. A plain tuple: there are millions of them.
 """
 
+
+def trace_of(subject: int) -> Row:
+    """The row without a code of a resource that gives no other: an earlier version may say what this one takes back."""
+    return subject, 0, 0, TIME_STATIC, float("nan"), 0, 0
+
+
 COLUMN_TYPES = {
     "subject": "i",
     "encounter": "i",
