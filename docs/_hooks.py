@@ -1,7 +1,8 @@
 """What the site takes from the code: the command line, the packaged tasks, the public names, the reasons.
 
 A page asks for it on a line of its own, `<!-- generate: NAME [ARGUMENT] -->`, NAME one of `GENERATORS`. Marks of the
-tests in the first line of a code block (`norun: why`, `file: name`) are taken off before a page is rendered.
+tests in the first line of a code block (`norun: why`, `file: name`, `prints: that`) are taken off before a page is
+rendered.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +22,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ehrseq"
-MARK = re.compile(r"^(\s*```\w+) (?:norun|file):.*$", re.MULTILINE)
+MARK = re.compile(r"^(\s*```\w+) (?:norun|file|prints):.*$", re.MULTILINE)
 INTERVAL = re.compile(r"(-?\d[\d.]*) \[(-?[\d.]+), (-?[\d.]+)\]")
 REQUEST = re.compile(r"^<!-- generate: (\S+)(?: (\S+))? -->$", re.MULTILINE)
 
@@ -153,6 +154,61 @@ def _first_comment(text: str) -> str:
     return " ".join(lines)
 
 
+# -- tables that map what sources write ------------------------------------------------------------------------------
+
+
+def mapping(path: str) -> str:
+    """A table of the code that maps spellings, one row for what they are mapped to.
+
+    Args:
+        path: Module and name of a dictionary, spelling -> meaning or meaning -> its spellings.
+    """
+    spellings: dict[str, list[str]] = {}
+    for key, value in _value_of(path).items():
+        if isinstance(value, tuple):
+            spellings[key] = list(value)
+        else:
+            spellings.setdefault(value, []).append(" ".join(key) if isinstance(key, tuple) else key)
+    return _table(("read as", "written"), [(f"`{name}`", _codes(texts)) for name, texts in spellings.items()])
+
+
+def code_systems() -> str:
+    """The short names of code systems with all their spellings."""
+    known: dict[str, tuple[list[str], list[str], list[str]]] = {}
+    for system, name in _value_of("ehrseq.data.fhir.systems.SYSTEM_NAMES").items():
+        kind = 1 if system.startswith("urn:oid:") else 0 if "://" in system else 2
+        known.setdefault(name, ([], [], []))[kind].append(system.removeprefix("urn:oid:"))
+    rows = [(f"`{name}`", *map(_codes, spellings)) for name, spellings in known.items()]
+    return _table(("short name", "address", "object identifier", "name"), rows)
+
+
+def preferred_systems() -> str:
+    """Which of several codings is taken, for each kind of event."""
+    fhir_codes = import_module("ehrseq.data.fhir.codes")
+    orders = {**fhir_codes.PREFERRED_SYSTEMS, "any other, and after these": fhir_codes.ANY_STANDARD}
+    rows = [(name if " " in name else f"`{name}`", _codes(systems)) for name, systems in orders.items()]
+    return _table(("kind", "systems, best first"), rows)
+
+
+def visit_codes() -> str:
+    """Codes of MEDS datasets that are visits, births and deaths, from the map of codes to kinds."""
+    rules = _value_of("ehrseq.tokenization.ehr_codes.DEFAULT_CODE_MAP")
+    kinds = ("visit_", "birth", "death")
+    return _table(
+        ("codes that begin with", "kind"),
+        [(f"`{pattern}`", f"`{kind}`") for pattern, kind in rules if kind.startswith(kinds)],
+    )
+
+
+def _value_of(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _codes(texts: Iterable[str]) -> str:
+    return ", ".join(f"`{text}`" for text in texts)
+
+
 # -- Python ----------------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +277,10 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "reasons": reasons,
     "budgets": budgets,
     "recipes": recipes,
+    "mapping": mapping,
+    "code_systems": code_systems,
+    "preferred_systems": preferred_systems,
+    "visit_codes": visit_codes,
     "docstring": docstring,
     "tables": tables,
     "public_names": public_names,

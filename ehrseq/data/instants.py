@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from ehrseq.tokenization.ehr_codes import DAY_US, YEAR_US
@@ -60,7 +61,8 @@ def read_instant(text: str, *, first: bool = False) -> tuple[int, bool]:
     local = moment.tzinfo is None
     if local:
         moment = moment.replace(tzinfo=UTC)
-    return (moment - _EPOCH) // _MICROSECOND, local
+    since = moment - _EPOCH  # its parts: twice as fast as dividing it
+    return since.days * DAY_US + since.seconds * 1_000_000 + since.microseconds, local
 
 
 def parse_instant(text: str) -> int:
@@ -88,14 +90,18 @@ def is_placeholder(text: str, *, birth: bool = False) -> bool:
 
 def offset_minutes(text: str) -> int | None:
     """UTC offset in minutes that a dateTime states, None where it states none (dates, local times)."""
-    if len(text) <= 10:
-        return None
+    return None if len(text) <= 10 else _offset_at_the_end(text[-6:])
+
+
+@lru_cache(maxsize=4096)
+def _offset_at_the_end(text: str) -> int | None:
+    """UTC offset in minutes that the last 6 characters of a dateTime state; few are distinct."""
     if text[-1] in "Zz":
         return 0
-    sign = text[-6] if text[-3] == ":" else ""
-    if sign not in ("+", "-") or not (text[-5:-3].isdigit() and text[-2:].isdigit()):
+    sign = text[0] if text[3] == ":" else ""
+    if sign not in ("+", "-") or not (text[1:3].isdigit() and text[4:].isdigit()):
         return None
-    minutes = 60 * int(text[-5:-3]) + int(text[-2:])
+    minutes = 60 * int(text[1:3]) + int(text[4:])
     return -minutes if sign == "-" else minutes
 
 
@@ -159,9 +165,8 @@ def wall_to_utc(micros: int, zone: tzinfo, *, first: bool = False) -> int:
 def _date_parts(text: str) -> tuple[int, int, int]:
     """(year, month, day) of a date; 0 for the parts that it leaves out."""
     parts = text.split("-")
-    if [len(part) for part in parts] != [4, 2, 2][: len(parts)] or not all(
-        part.isascii() and part.isdigit() for part in parts
-    ):
+    digits = "".join(parts)
+    if list(map(len, parts)) != [4, 2, 2][: len(parts)] or not (digits.isascii() and digits.isdigit()):
         raise ValueError(
             f"{text!r} is not a FHIR date or time; expected YYYY, YYYY-MM, YYYY-MM-DD or YYYY-MM-DDThh:mm:ss+zz:zz."
         )

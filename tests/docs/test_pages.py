@@ -2,8 +2,8 @@
 
 A page's blocks run from top to bottom in a folder of its own, where each reads what the earlier ones wrote. What the
 folder holds at the start is on the page: `<!-- starts with: records dataset -->`. The first line of a block may say
-`file: NAME` (the block becomes that file) or `norun: why` (it is not run here). Commands run in this process, on few
-patients and for few steps.
+`file: NAME` (the block becomes that file), `norun: why` (it is not run here) or `prints: that` (the Python before it
+prints this text). Commands run in this process, on few patients and for few steps.
 """
 
 import re
@@ -29,7 +29,7 @@ SMALLER = {"2000": "80", "1000": "200", "100": "20"}  # numbers of patients, by 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its mark (`norun`, `file`) with what the mark says, its text."""
+    """A fenced block: its language, its mark (`norun`, `file`, `prints`) with what the mark says, its text."""
 
     language: str
     mark: str
@@ -108,20 +108,26 @@ def test_a_page_runs_from_top_to_bottom(
         if wanted != "nothing":
             _copy(request.getfixturevalue("folders") / wanted, here / wanted)
     namespace: dict = {"__name__": "page"}
+    printed, last = "", ""
     for block in blocks(page):
         if block.mark == "norun":
             continue
         if block.mark == "file":
             (here / block.about).write_text(block.text)
+        elif block.mark == "prints":
+            assert last == block.text
         elif block.language == "python":
+            capsys.readouterr()
             exec(compile(block.text, name(page), "exec"), namespace)
+            last = capsys.readouterr().out
+            printed += last
         elif block.language == "bash":
             for words in commands(block):
                 run(words, monkeypatch)
         else:
             assert block.language == "text", f"{name(page)}: a block of {block.language} is neither run nor a file"
     if "risk" in namespace:  # a pipeline, asked about the page's patient
-        assert "'mortality_30d'" in capsys.readouterr().out
+        assert "'mortality_30d'" in printed
     if page.name == "README.md":
         scores = namespace["risk"](namespace["patient"])
         assert scores
@@ -223,7 +229,7 @@ def test_the_mimic_page_runs(here: Path, monkeypatch: pytest.MonkeyPatch, capsys
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_its_marks_are_understood(page: Path) -> None:
     for block in blocks(page):
-        assert block.mark in ("", "norun", "file"), f"{block.mark}: expected norun or file"
+        assert block.mark in ("", "norun", "file", "prints"), f"{block.mark}: expected norun, file or prints"
     fences = [line for line in page.read_text().splitlines() if line.startswith("```")]
     assert len(fences) == 2 * len(blocks(page)), "a fenced block has no language, or is not closed"
 

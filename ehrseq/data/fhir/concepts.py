@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from ehrseq.data.fhir.systems import canonical_spelling, system_name
@@ -39,8 +40,8 @@ ABSENT_FINDINGS = frozenset((
     "1003774007",  # No known latex allergy
     "787481004",  # No known medication
     "787480003",  # No known procedure
-    "160243008",  # No past history of procedure
-    "443508001",  # No known immunization history
+    "160243008",  # No significant medical history
+    "443508001",  # No history of clinical finding in subject
 ))  # fmt: skip
 """SNOMED CT situations that say of something that it is not there."""
 
@@ -70,9 +71,13 @@ def codings_of(concept: Any, element: str) -> list[dict[str, Any]]:
     codings = concept.get("coding")
     if codings is None:
         return []
-    if not isinstance(codings, list) or not all(isinstance(coding, dict) for coding in codings):
+    is_list = isinstance(codings, list)
+    for coding in codings if is_list else ():
+        if not isinstance(coding, dict):
+            is_list = False
+    if not is_list:
         raise ValueError(f"{element}.coding is {type(codings).__name__}; FHIR R4 has a list of Codings")
-    return codings
+    return codings  # type: ignore[no-any-return]
 
 
 def concepts_of(concepts: Any, element: str) -> list[dict[str, Any]]:
@@ -131,16 +136,20 @@ def says_absent(codings: list[dict[str, Any]]) -> bool:
         code, system = coding.get("code"), coding.get("system")
         if not isinstance(code, str):
             continue
-        if isinstance(system, str):
-            if system.rstrip("/").endswith(_ABSENT_UNKNOWN):
-                return True
-            if system_name(system, "") == "SNOMED" and (
-                code.strip() in ABSENT_FINDINGS or ("408729009" in code and "410516002" in code)
-            ):
-                return True
+        names = _codes_of_absence(system) if isinstance(system, str) else None
+        if names is not None and (not names or code.strip() in names or ("408729009" in code and "410516002" in code)):
+            return True
         if "extension" in coding and any(_says_ruled_out(inner) for inner in extension_codings(coding)):
             return True
     return False
+
+
+@lru_cache(maxsize=4096)
+def _codes_of_absence(system: str) -> frozenset[str] | None:
+    """Codes of a system that say that there is nothing: empty where all of them do, None where none does."""
+    if system.rstrip("/").endswith(_ABSENT_UNKNOWN):
+        return frozenset()
+    return ABSENT_FINDINGS if system_name(system, "") == "SNOMED" else None
 
 
 def _says_ruled_out(coding: dict[str, Any]) -> bool:

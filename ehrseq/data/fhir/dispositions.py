@@ -108,7 +108,8 @@ class DispositionReader:
         extensions = encounter.get("extension")
         if not stay and not extensions:
             return otherwise, False
-        stay = stay if isinstance(stay, dict) and modifier_of(stay) is None else {}
+        if not isinstance(stay, dict) or ("modifierExtension" in stay and modifier_of(stay) is not None):
+            stay = {}
         disposition, beside = stay.get("dischargeDisposition"), stay.get("extension")
         key = orjson.dumps((disposition, beside, extensions), default=str)
         known = self._known.get(key)

@@ -22,8 +22,16 @@ MOST_CODES = 64
 _MOST_CONTAINED = 200
 """Contained medications that one refers to, directly or not."""
 
+_ORDERS = frozenset(("order", "original-order", "reflex-order", "filler-order", "instance-order"))
+"""Intents of a MedicationRequest that ask for something to be given; a proposal, a plan and an option do not."""
+
 CUT = f"codes of medications beyond the first {MOST_CODES} of one, left out"
 """Note of a report."""
+
+
+def is_no_order(intent: object) -> bool:
+    """Whether a MedicationRequest only proposes or plans something."""
+    return intent is not None and intent not in _ORDERS
 
 
 def contained_in(holder: dict[str, Any], literal: str) -> dict[str, Any] | None:
@@ -49,11 +57,17 @@ class MedicationReader:
 
     def codes(self, medication: dict[str, Any], server: str) -> list[str]:
         """Codes of a Medication: its own, else those of its ingredients."""
-        return self._bounded(self._of(medication, medication, server, set()))
+        return self._own(medication) or self._bounded(self._of(medication, medication, server, set()))
 
     def referenced(self, reference: dict[str, Any], holder: dict[str, Any], server: str) -> list[str]:
         """Codes of the Medication that a Reference of `holder` names; still a key where it is not contained."""
         return self._bounded(self._referenced(reference, holder, server, set()))
+
+    def _own(self, medication: dict[str, Any]) -> list[str]:
+        """The code of a medication, as a list; empty where it has none."""
+        concept = medication.get("code")
+        code = self._coder.code("MEDICATION", concept) if concept else None
+        return [code] if code else []
 
     def _bounded(self, codes: list[str]) -> list[str]:
         distinct = list(dict.fromkeys(codes))
@@ -62,11 +76,9 @@ class MedicationReader:
         return distinct[:MOST_CODES]
 
     def _of(self, medication: dict[str, Any], holder: dict[str, Any], server: str, seen: set[str]) -> list[str]:
-        concept = medication.get("code")
-        code = self._coder.code("MEDICATION", concept) if concept else None
-        if code:
-            return [code]
-        codes: list[str] = []
+        codes = self._own(medication)
+        if codes:
+            return codes
         for ingredient in medication.get("ingredient") or ():
             if (url := modifier_of(ingredient)) is not None:
                 self._counts()["skipped", f"Medication.ingredient: modifier extension not understood ({url})"] += 1

@@ -22,6 +22,7 @@ from ehrseq.data.fhir.rows import ON_THE_WALL, TIME_STATIC, TIME_UNKNOWN, Times
 from ehrseq.data.instants import is_placeholder, read_instant
 
 _GENDERS = {"female": "F", "male": "M", "other": "O", "unknown": "U"}
+_RACE, _ETHNICITY = US_CORE + "race", US_CORE + "ethnicity"
 _DAY = len("2031-05-04")
 _ABSENT_REASON = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
 
@@ -49,8 +50,8 @@ def patient_facts(patient: dict[str, Any], times: Times, counts: Counter[tuple[s
         facts.append((f"GENDER//{_GENDERS.get(gender, gender)}", TIME_STATIC, ""))
     for extension in patient.get("extension") or ():
         url = extension.get("url", "")
-        if url in (US_CORE + "race", US_CORE + "ethnicity"):
-            name = "RACE" if url.endswith("race") else "ETHNICITY"
+        if url in (_RACE, _ETHNICITY):
+            name = "RACE" if url == _RACE else "ETHNICITY"
             facts += [(f"{name}//{category}", TIME_STATIC, "") for category in omb_categories(extension)]
     birth = patient.get("birthDate")
     if birth:

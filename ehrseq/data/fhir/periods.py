@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import tzinfo
-from typing import Any, NamedTuple
+from typing import Any
 
 from ehrseq.data.fhir.rows import ON_THE_WALL, TIME_UNKNOWN, Times
 from ehrseq.data.instants import LONGEST_STAY_US, offset_minutes, wall_to_utc
@@ -30,15 +30,9 @@ STILL_THERE = "in-progress"
 """Name of the end, without time, of an encounter that goes on."""
 
 
-class Span(NamedTuple):
-    """When an encounter was: start and end, or `TIME_UNKNOWN`, and the UTC offset in minutes that either states."""
-
-    start: int
-    end: int
-    offset: int | None
-
-
-def span_of(period: Any, times: Times, starts: Times, zone: tzinfo | None, counts: Counter[tuple[str, str]]) -> Span:
+def span_of(
+    period: Any, times: Times, starts: Times, zone: tzinfo | None, counts: Counter[tuple[str, str]]
+) -> tuple[int, int, int | None]:
     """When an encounter was.
 
     Args:
@@ -46,6 +40,9 @@ def span_of(period: Any, times: Times, starts: Times, zone: tzinfo | None, count
         times, starts: Last and first instants of dates.
         zone: The hospital's, None where the user did not say.
         counts: Takes what is to be told.
+
+    Returns:
+        Start and end, or `TIME_UNKNOWN`, and the UTC offset in minutes that either states.
 
     Raises:
         ValueError: A date that is none.
@@ -56,8 +53,8 @@ def span_of(period: Any, times: Times, starts: Times, zone: tzinfo | None, count
     ended = times[end] if end else TIME_UNKNOWN
     if (start and started == TIME_UNKNOWN) or (end and ended == TIME_UNKNOWN):
         counts["notes", "encounters with a placeholder (year 0001, 9999 ...) as start or end, read as unknown"] += 1
-    stated = offset_minutes(end or "")
-    offset = offset_minutes(start or "")
+    offset = offset_minutes(start) if start else None
+    stated = offset_minutes(end) if end else None  # also where the start states one: an end must be a text
     offset = stated if offset is None else offset
     if started != TIME_UNKNOWN and ended != TIME_UNKNOWN:
         # Of two times only one of which has a zone the other is in the same.
@@ -71,7 +68,7 @@ def span_of(period: Any, times: Times, starts: Times, zone: tzinfo | None, count
         elif ended - started > LONGEST_STAY_US:
             counts["notes", "encounters that end 50 years after their start or later: end unknown"] += 1
             ended = TIME_UNKNOWN
-    return Span(started, ended, offset)
+    return started, ended, offset
 
 
 def _absolute(time: int, offset: int | None, zone: tzinfo | None, *, first: bool) -> int:

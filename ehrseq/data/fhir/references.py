@@ -81,17 +81,18 @@ def resource_keys(resource: dict[str, Any], full_url: str | None) -> list[str]:
     name = resource.get("id")
     if name is not None and not isinstance(name, str):
         raise TypeError(f"an id must be a string, got {name!r}")
-    server = server_of(full_url)
-    url_key = reference_key(full_url) if full_url else NOTHING
-    if server:
-        keys = [f"{server}/{resource['resourceType']}/{name or bare_id(url_key)}"]
+    if full_url:
+        server, url_key = server_of(full_url), reference_key(full_url)
+        keys = [f"{server}/{resource['resourceType']}/{name or bare_id(url_key)}"] if server else [name or "", url_key]
+        keys = [key for key in dict.fromkeys(keys) if key]
     else:
-        keys = [key for key in (name, url_key) if key]
+        keys = [name] if name else []
     if not keys:
         raise ValueError("it has no id (and no fullUrl), so nothing can refer to it")
     identifiers = resource.get("identifier")
-    if isinstance(identifiers, list):
-        keys += [identifier_key(identifier) for identifier in identifiers]
+    if not isinstance(identifiers, list):
+        return keys
+    keys += map(identifier_key, identifiers)
     return [key for key in dict.fromkeys(keys) if key]
 
 

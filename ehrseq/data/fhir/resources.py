@@ -28,17 +28,17 @@ not read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 
 from ehrseq.data.fhir.classes import ClassReader
 from ehrseq.data.fhir.codes import Coder
-from ehrseq.data.fhir.concepts import codings_of, modifier_of, negating_status
+from ehrseq.data.fhir.concepts import codings_of, modifier_of, negating_status, says_absent
 from ehrseq.data.fhir.dispositions import DispositionReader
 from ehrseq.data.fhir.elements import MALFORMED, describe, explain, observation_kind, one_line
-from ehrseq.data.fhir.medications import MedicationReader, contained_in
+from ehrseq.data.fhir.medications import MedicationReader, contained_in, is_no_order
 from ehrseq.data.fhir.patients import links_of, patient_facts
 from ehrseq.data.fhir.periods import ONGOING, OVER, STILL_THERE, span_of
 from ehrseq.data.fhir.references import (
@@ -50,7 +50,7 @@ from ehrseq.data.fhir.references import (
     resource_keys,
     server_of,
 )
-from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, TIME_STATIC, TIME_UNKNOWN, Row, StringTable, Times, Visit
+from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, TIME_STATIC, TIME_UNKNOWN, Row, StringTable, Times, Visit, trace_of
 from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
 from ehrseq.data.fhir.values import unit_spelling
 from ehrseq.data.instants import zone_of
@@ -75,27 +75,16 @@ PLACEHOLDERS = "times that stand for an unknown one (year 0001, 9999 ...), not u
 
 _TIME_CACHE_SIZE = 500_000
 
-_ORDERS = frozenset(("order", "original-order", "reflex-order", "filler-order", "instance-order"))
-"""Intents of a MedicationRequest that ask for something to be given; a proposal, a plan and an option do not."""
-
 _DEEPEST_BUNDLE = 16
 """Bundles inside Bundles."""
 
 
-def is_no_order(intent: object) -> bool:
-    """Whether a MedicationRequest only proposes or plans something."""
-    return intent is not None and intent not in _ORDERS
-
-
-def _stated_times(resource: dict[str, Any], field: str) -> Iterator[str | None]:
+def _stated_times(resource: dict[str, Any], field: str) -> tuple[str | None, ...]:
     """What a choice element says: its DateTime, the end of its Period (else the start), its Instant."""
-    yield resource.get(field + "DateTime")
-    period = resource.get(field + "Period")
+    moment, period = resource.get(field + "DateTime"), resource.get(field + "Period")
     if period:
-        yield period.get("end")
-        yield period.get("start")
-    elif field == "effective":
-        yield resource.get("effectiveInstant")
+        return moment, period.get("end"), period.get("start")
+    return moment, resource.get("effectiveInstant") if field == "effective" else None
 
 
 class Extractor:
@@ -208,9 +197,9 @@ class Extractor:
         name = resource.get("id") or (reference_key(full_url) if full_url else "")
         if not name or not isinstance(name, str):
             return "", TIME_UNKNOWN
-        return f"{self._server}/{kind}/{name}" if self._server else f"{kind}/{name}", self._written(
-            resource.get("meta")
-        )
+        meta = resource.get("meta")
+        updated = self._written(meta) if isinstance(meta, dict) and "lastUpdated" in meta else TIME_UNKNOWN
+        return f"{self._server}/{kind}/{name}" if self._server else f"{kind}/{name}", updated
 
     def _written(self, meta: Any) -> int:
         """When a resource was written, `TIME_UNKNOWN` where it does not say."""
@@ -221,12 +210,12 @@ class Extractor:
             return TIME_UNKNOWN
 
     def _leave_a_trace(self, kind: str, resource: dict[str, Any]) -> None:
-        """A row without a code: an earlier version may say what this one takes back."""
+        """Add a row without a code (see `trace_of`)."""
         try:
             subject = self.subject_of(resource.get("patient" if kind == "Immunization" else "subject"), resource)
         except MALFORMED:
             return  # nobody's: nothing to take back
-        self.rows.append((subject, 0, 0, TIME_STATIC, _NAN, 0, 0))
+        self.rows.append(trace_of(subject))
 
     # Bundles
 
@@ -322,7 +311,8 @@ class Extractor:
                     facts.append((f"VISIT_END//{STILL_THERE}", TIME_STATIC))
                 if died:
                     facts.append(("MEDS_DEATH", TIME_STATIC))
-        self.rows += [(subject, number, self.codes[code], time, _NAN, 0, 0) for code, time in facts]
+        for code, time in facts:
+            self.rows.append((subject, number, self.codes[code], time, _NAN, 0, 0))
 
     # Clinical resources
 
@@ -360,11 +350,21 @@ class Extractor:
         if self._did_not_happen("Observation", observation.get("status")):
             return
         get = observation.get
-        concept = get("code")
-        kind = self._kind_of(get("category"), concept)
         time = self._at("Observation", get("issued"), *_stated_times(observation, "effective"))
         subject = self.subject_of(get("subject"), observation)
-        encounter = self.encounter_of(get("encounter"))
+        self.add_observed(observation, subject, self.encounter_of(get("encounter")), time)
+
+    def add_observed(self, observation: dict[str, Any], subject: int, encounter: int, time: int) -> None:
+        """Add the rows of an Observation, of its value and of its components.
+
+        Args:
+            observation: The resource.
+            subject, encounter: Indices of what it refers to.
+            time: When it was available.
+        """
+        get = observation.get
+        concept = get("code")
+        kind = self._kind_of(get("category"), concept)
         # A panel without a value of its own is only its components.
         components = get("component") or ()
         value, text, unit, has_value = self.value_of(observation)
@@ -529,22 +529,23 @@ class Extractor:
         """Index of a concept's code, 0 where it has none or says that there is nothing."""
         if concept is None:
             return 0
-        key = None
         codings = concept.get("coding") if isinstance(concept, dict) else None
         if isinstance(codings, list) and len(codings) == 1 and "extension" not in codings[0]:
-            key = (kind, codings[0].get("system"), codings[0].get("code"))
+            coding = codings[0]
+            key = (kind, coding.get("system"), coding.get("code"))
             number = self._seen_codes.get(key)
             if number is not None:
                 return number
-        if self.coder.absent(concept):
+            if says_absent(codings):
+                return 0
+            code = self.coder.coding(kind, coding)
+            if code is not None:
+                number = self._seen_codes[key] = self.codes[code]
+                return number
+        elif self.coder.absent(concept):
             return 0
         code = self.coder.code(kind, concept)
-        if code is None:
-            return 0
-        number = self.codes[code]
-        if key is not None and key[2]:
-            self._seen_codes[key] = number
-        return number
+        return 0 if code is None else self.codes[code]
 
     def unit_of(self, system: str | None, code: str | None, unit: str | None) -> int:
         """Index of the unit of a Quantity (see `unit_spelling`)."""

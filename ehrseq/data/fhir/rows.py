@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ehrseq.data.instants import is_placeholder, read_instant
+from ehrseq.data.instants import is_placeholder, parse_instant, read_instant
 
 RESOURCE_TYPES = (
     "Patient",
@@ -47,6 +47,12 @@ Row = tuple[int, int, int, int, float, int, int]
 constants above. A plain tuple: there are millions of them.
 """
 
+
+def trace_of(subject: int) -> Row:
+    """The row without a code of a resource that gives no other: an earlier version may say what this one takes back."""
+    return subject, 0, 0, TIME_STATIC, float("nan"), 0, 0
+
+
 COLUMN_TYPES = {
     "subject": "i",
     "encounter": "i",
@@ -60,6 +66,10 @@ COLUMN_TYPES = {
 
 TABLE_OF = {"subject": "subjects", "encounter": "encounters", "code": "codes", "text": "texts", "unit": "units"}
 """Column -> the string table that it points into."""
+
+
+_SURELY_FROM, _SURELY_UNTIL = parse_instant("1900-01-02"), parse_instant("2997")
+"""Times between these are placeholders in no zone."""
 
 
 class Visit(NamedTuple):
@@ -110,5 +120,9 @@ class Times(dict[str, int]):
 
     def __missing__(self, text: str) -> int:
         micros, local = read_instant(text, first=self._first)
-        time = self[text] = TIME_UNKNOWN if is_placeholder(text) else micros + ON_THE_WALL if local else micros
+        if not _SURELY_FROM < micros < _SURELY_UNTIL and is_placeholder(text):
+            time = TIME_UNKNOWN
+        else:
+            time = micros + ON_THE_WALL if local else micros
+        self[text] = time
         return time

@@ -143,6 +143,19 @@ def _known(system: str) -> str | None:
     return name
 
 
+@lru_cache(maxsize=65_536)
+def _own_name(system: str) -> str:
+    """Name of a system that no table has: its last part in a family of systems, else its identifier."""
+    for family in _NAMED_FAMILIES:
+        if system.startswith(family) and len(system) > len(family):
+            return as_code(system[len(family) :]).upper()
+    for scheme in ("https://", "http://", "urn:oid:", "urn:"):
+        if system.startswith(scheme):
+            system = system[len(scheme) :]
+            break
+    return as_code(system).strip("/")
+
+
 def system_name(system: str | None, kind: str) -> str:
     """Short name of a code system: `LOINC`; its own identifier without the scheme where the table has none.
 
@@ -159,14 +172,7 @@ def system_name(system: str | None, kind: str) -> str:
         raise TypeError(f"a code system must be text, got {system!r}")
     name = _known(system)
     if name is None:
-        for family in _NAMED_FAMILIES:
-            if system.startswith(family) and len(system) > len(family):
-                return as_code(system[len(family) :]).upper()
-        for scheme in ("https://", "http://", "urn:oid:", "urn:"):
-            if system.startswith(scheme):
-                system = system[len(scheme) :]
-                break
-        return as_code(system).strip("/")
+        return _own_name(system)
     return "ICD9PROC" if name == "ICD9CM" and kind == "PROCEDURE" else name
 
 
@@ -174,4 +180,6 @@ def as_code(text: str) -> str:
     """Text on one line, without the separator of our codes."""
     if not isinstance(text, str):
         raise TypeError(f"a code or text must be a string, got {text!r}")
+    if text.isprintable() and " " not in text and "/" not in text:
+        return text  # as nearly all codes are
     return " ".join(text.split()).replace("//", "/")
