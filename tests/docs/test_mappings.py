@@ -139,7 +139,7 @@ def test_the_dates_that_stand_for_none_are_those_of_the_code() -> None:
     assert codes_in(meds[2]) == {str(meds_mending._EPOCH_OF_OLD_SYSTEMS.date())}
 
 
-# -- tables that the site takes from the code ---------------------------------------------------------------------------
+# -- tables that the site takes from the code --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
