@@ -52,6 +52,7 @@ def outcome_findings(
     definitions: Mapping[int, tuple[Task, datetime]],
     kinds: pl.DataFrame,
     code_map: tuple[tuple[str, ...], ...] | None,
+    timezone: str | None = None,
 ) -> Iterator[RowFinding]:
     """Findings of one block of patients.
 
@@ -62,11 +63,19 @@ def outcome_findings(
         definitions: Task number -> its definition and the end of its data, where known.
         kinds: code, kind.
         code_map: As of `label_events`.
+        timezone: Zone of patients whose rows name none.
     """
     yield from _after_death(events, rows, names, set(definitions), kinds)
     for end in sorted({end for _, end in definitions.values()}):
         numbers = {number: task for number, (task, until) in definitions.items() if until == end}
-        timeline = read_timeline(events, list(numbers.values()), end_of_data=end, code_map=code_map, is_part=True)
+        timeline = read_timeline(
+            events,
+            list(numbers.values()),
+            end_of_data=end,
+            code_map=code_map,
+            default_timezone=timezone,
+            is_part=True,
+        )
         for number, task in numbers.items():
             labelled = rows.filter(pl.col("task") == number)
             judged = (

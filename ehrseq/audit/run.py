@@ -18,6 +18,7 @@ from ehrseq.audit.rows import RowSource, encoding_findings, is_encoded_folder, r
 from ehrseq.audit.shard import AuditPart
 from ehrseq.audit.statistics import LEAST_ROWS, Totals, code_findings, gap_findings, value_findings
 from ehrseq.data.meds import read_parquet, read_splits
+from ehrseq.data.metadata import read_settings
 from ehrseq.data.shards import Shard, dataset_shards, latest_time, scan_shard
 from ehrseq.tasks.label_sources import AuditedTask, read_audited
 from ehrseq.tasks.schema import Task
@@ -124,15 +125,21 @@ class _Audit:
     def look(self, report: AuditReport, per_class: int, bound: float, work: Path | None, engine: Engine | None) -> None:
         """Whatever events, labels and splits tell."""
         self.rows = audit_rows(self.tasks, per_class)
-        rules = None if self.fitted is None else self.fitted.code_map
+        said = read_settings(self.dataset)
+        read_as = said.rules if self.fitted is None or self.fitted.code_map is None else self.fitted.code_map
+        rules = said.rules or read_as
         kinds = None if self.fitted is None else self.fitted.input_kinds
         settings = [str(self.dataset.resolve()), table_digest(self.rows), self.names, self.definitions]
-        with kept_parts(None if work is None else work / ".audit", [*settings, rules, kinds]) as folder:
+        with kept_parts(
+            None if work is None else work / ".audit", [*settings, read_as, kinds, rules, said.timezone]
+        ) as folder:
             file = folder / "rows.parquet"
             # In row groups that a range of subjects picks from.
             write_whole(file, lambda path: self.rows.write_parquet(path, row_group_size=100_000))
             parts = [
-                AuditPart(shard, str(folder), str(file), self.names, self.definitions, rules, kinds)
+                AuditPart(
+                    shard, str(folder), str(file), self.names, self.definitions, read_as, kinds, rules, said.timezone
+                )
                 for shard in self.shards
             ]
             reports = list(run_parts(parts, desc="Auditing", folder=folder, engine=engine))

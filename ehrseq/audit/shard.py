@@ -40,7 +40,9 @@ class AuditPart(ShardPart[AuditCounts]):
         rows: Parquet file of the labels of all tasks (`ROW_SCHEMA`, by subject).
         names: Name of each task number.
         definitions: (number, task, end of its data) of the tasks whose definition is known.
-        code_map: What codes are, default the tokenizer's own.
+        code_map: What codes are to the model that reads them.
+        rules: What codes are to the labels.
+        timezone: Zone of patients whose rows name none.
         input_kinds: Kinds of codes that a model reads; None: all.
     """
 
@@ -49,6 +51,8 @@ class AuditPart(ShardPart[AuditCounts]):
     definitions: tuple[tuple[int, Task, datetime], ...]
     code_map: tuple[tuple[str, ...], ...] | None = None
     input_kinds: tuple[str, ...] | None = None
+    rules: tuple[tuple[str, ...], ...] | None = None
+    timezone: str | None = None
 
     def make(self) -> AuditCounts:
         """See `RecordedPart.make`."""
@@ -71,7 +75,7 @@ class AuditPart(ShardPart[AuditCounts]):
                 continue
             for name, table in count_block(events, rows, kinds).items():
                 counts.setdefault(name, []).append(table)
-            findings += outcome_findings(events, rows, list(self.names), definitions, kinds, self.code_map)
+            findings += outcome_findings(events, rows, list(self.names), definitions, kinds, self.rules, self.timezone)
         tables = {name: add_up(blocks) for name, blocks in counts.items()}
         if subjects:
             tables["subjects"] = pl.concat(subjects).with_columns(pl.lit(self.shard.split).alias("split"))

@@ -43,7 +43,7 @@ def predict_command(
     `ehrseq prepare` is scored file by file, with --engine and --workers; a stopped run goes on. With --labels, what is
     written is what `ehrseq evaluate` wants.
     """
-    from ehrseq.data.meds import written_by_us
+    from ehrseq.data.metadata import written_by_us
     from ehrseq.prediction.datasets import predict_dataset
     from ehrseq.prediction.risks import predict_risks
     from ehrseq.work.engine import get_engine

@@ -44,8 +44,8 @@ def prepare_command(
     timezone: Annotated[
         str | None,
         typer.Option(
-            help="FHIR: the hospital's zone (Europe/Berlin, -07:00), of dates and times that state none. Default: that "
-            "of the patient's own encounters, else UTC."
+            help="The hospital's zone (Europe/Berlin, -07:00), whose days tell a transfer from a readmission; FHIR: "
+            "also that of dates and times that state none. Default: what the source says."
         ),
     ] = None,
     encounter_class: Annotated[
@@ -53,6 +53,13 @@ def prepare_command(
         typer.Option(
             help="FHIR: what a class of encounters means that is not known, as 'Inpatient stay=IMP' (code, display or "
             "system|code; IMP is an admission). May be given several times."
+        ),
+    ] = None,
+    code_map: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="MEDS: what a code that is not known stands for, as '^ADT/IN$=visit_start:IMP' (a regular expression "
+            "and a kind; visit_start:IMP is an admission, visit_end:IMP its end). May be given several times."
         ),
     ] = None,
 ) -> None:
@@ -71,6 +78,7 @@ def prepare_command(
         dataset_name=name,
         timezone=timezone,
         encounter_classes=_classes(encounter_class),
+        code_map=_pairs(code_map),
     )
     typer.echo(str(report))
 
@@ -109,6 +117,17 @@ def _classes(pairs: list[str] | None) -> dict[str, str] | None:
             raise ValueError(f"--encounter-class got {pair!r}; expected spelling=class, such as 'Inpatient stay=IMP'.")
         classes[spelling] = of_class.strip()
     return classes or None
+
+
+def _pairs(rules: list[str] | None) -> list[list[str]] | None:
+    """[regular expression, kind] of `expression=kind`."""
+    pairs = []
+    for rule in rules or ():
+        pattern, equals, kind = rule.rpartition("=")
+        if not equals or not pattern:
+            raise ValueError(f"--code-map got {rule!r}; expected expression=kind, such as '^ADT/IN$=visit_start:IMP'.")
+        pairs.append([pattern, kind.strip()])
+    return pairs or None
 
 
 def _fractions(text: str | None) -> dict[str, float] | None:

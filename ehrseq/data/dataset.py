@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from ehrseq.data.meds import meds_files, read_json, read_meds_files, read_parquet, read_splits, written_by_us
+from ehrseq.data.meds import meds_files, read_meds_files, read_parquet, read_splits
+from ehrseq.data.metadata import read_json, read_settings, written_by_us
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, arrow_schema, validate_events
 from ehrseq.data.splits import DEFAULT_FRACTIONS, SPLIT_SCHEMA, assign_splits, patients_needed
@@ -201,7 +202,7 @@ class EventDataset:
         if names is not None and self._is_ours:
             # Our folders say the split in their path: only these files are opened.
             files = [file for file in files if file.relative_to(self.path / "data").parts[0] in names]
-        events, _ = read_meds_files(files, ours=self._is_ours)
+        events, _ = read_meds_files(files, ours=self._is_ours, code_map=read_settings(self.path).rules)
         if names is not None:
             subjects = self.splits.filter(pl.col("split").is_in(names)).select("subject_id")
             events = events.join(subjects, on="subject_id", how="semi", maintain_order="left")
@@ -321,6 +322,7 @@ def write_metadata(
         **({} if created_at is None else {"created_at": created_at}),
         "raw_source_id_columns": ["visit_id"],
         "code_modifier_columns": ["unit"],
+        **({} if report is None else report.settings),
     }
     _write_json(dataset, folder / "dataset.json")
     if report is None:

@@ -12,7 +12,7 @@ import re
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from zoneinfo import ZoneInfo
 
-from ehrseq.tokenization.ehr_codes import DAY_US
+from ehrseq.tokenization.ehr_codes import DAY_US, YEAR_US
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -22,6 +22,9 @@ FIRST_YEAR, LAST_YEAR = 2, 2998
 
 PLACEHOLDER_DAYS = frozenset(("1753-01-01", "1899-12-30", "1899-12-31", "1900-01-01"))
 """First days of databases (SQL Server, Excel), which they write where there is none; a birth may be on one of them."""
+
+LONGEST_STAY_US = int(50 * YEAR_US)
+"""Microseconds beyond which the end of a stay is a placeholder (2099-12-31): nobody stays in hospital for 50 years."""
 
 _OFFSET = re.compile(r"([+-])(\d{2}):(\d{2})")
 
@@ -109,10 +112,29 @@ def zone_of(name: str) -> tzinfo:
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError, TypeError) as error:
-        raise ValueError(
-            f"timezone got {name!r}; expected a name of the IANA table such as 'Europe/Berlin' or a fixed offset such "
-            "as '-07:00' (a machine without the table needs the package tzdata)."
-        ) from error
+        raise ValueError(_no_zone(name)) from error
+
+
+def check_zone(name: str) -> None:
+    """Refuse what is no zone to us and to polars, which has a table of zones of its own and moves the tables.
+
+    Raises:
+        ValueError: See `zone_of`.
+    """
+    import polars as pl  # workers that read, and ask for zones only, do not load it
+
+    if zone_of(name).utcoffset(None) is None:
+        try:
+            pl.Series([0]).cast(pl.Datetime("us")).dt.replace_time_zone(name)
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            raise ValueError(_no_zone(name)) from error
+
+
+def _no_zone(name: object) -> str:
+    return (
+        f"timezone got {name!r}, which is not known; expected a name of the IANA database such as 'Europe/Berlin' or a "
+        "fixed offset such as '-07:00' (a machine without the table needs the package tzdata)."
+    )
 
 
 def offset_name(minutes: int) -> str:

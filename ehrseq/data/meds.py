@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import orjson
 import polars as pl
 
 from ehrseq.data.meds_mending import mend_rows
+from ehrseq.data.metadata import CodeMap, read_settings, written_by_us
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import (
     EVENT_COLUMNS,
@@ -25,8 +24,9 @@ from ehrseq.data.splits import SPLIT_SCHEMA
 _OLD_NAMES = {"patient_id": "subject_id", "timestamp": "time"}  # MEDS before 0.3
 _VISIT_COLUMNS = ("visit_id", "hadm_id", "encounter_id", "visit_occurrence_id")
 _UNIT_COLUMNS = ("unit", "units", "valueuom")
-_END = "end"  # meds_etl: when what begins at `time` ended
-_TEXTS = ("code", "time", _END, "timestamp", "text_value", *_VISIT_COLUMNS, *_UNIT_COLUMNS)
+_END = "end"
+_END_COLUMNS = ("end", "end_time", "end_datetime", "visit_end_datetime")  # meds_etl: when what begins at `time` ended
+_TEXTS = ("code", "time", *_END_COLUMNS, "timestamp", "text_value", *_VISIT_COLUMNS, *_UNIT_COLUMNS)
 """Columns of a CSV file that are read as text: a number would lose the zeros in front."""
 _DUPLICATES = "repeated rows"
 _BY_PRODUCTS = (".", "_")  # how the names of files begin that tools leave beside data (`._0.parquet`, `_SUCCESS`)
@@ -58,7 +58,9 @@ def read_meds_with_report(path: str | Path) -> tuple[pl.DataFrame, ConversionRep
     path = Path(path)
     files = meds_files(path)
     report = ConversionReport(source=path.name, format="meds", files=len(files))
-    events, notes = read_meds_files(files, ours=written_by_us(path))
+    settings = read_settings(path)
+    report.settings = settings.to_dict()
+    events, notes = read_meds_files(files, ours=written_by_us(path), code_map=settings.rules)
     report.duplicates_dropped = notes.pop(_DUPLICATES, 0)
     report.notes.update(notes)
     report.events_written = events.height
@@ -70,12 +72,15 @@ def read_meds_with_report(path: str | Path) -> tuple[pl.DataFrame, ConversionRep
     return events, report
 
 
-def read_meds_files(files: Sequence[Path], *, ours: bool) -> tuple[pl.DataFrame, Counter[str]]:
+def read_meds_files(
+    files: Sequence[Path], *, ours: bool, code_map: CodeMap | None = None
+) -> tuple[pl.DataFrame, Counter[str]]:
     """Some files of a MEDS dataset as one event table, sorted, each row once.
 
     Args:
         files: The files.
         ours: Whether this package wrote them: then there is nothing to mend.
+        code_map: As of `read_meds_rows`.
 
     Returns:
         The table, and what was mended, counted; repeated rows under `repeated rows`.
@@ -83,7 +88,7 @@ def read_meds_files(files: Sequence[Path], *, ours: bool) -> tuple[pl.DataFrame,
     notes: Counter[str] = Counter()
     frames = [pl.DataFrame(schema=EVENT_SCHEMA)]
     for file in files:
-        rows, mended = read_meds_rows(scan_meds_file(file), file, ours=ours)
+        rows, mended = read_meds_rows(scan_meds_file(file), file, ours=ours, code_map=code_map)
         frames.append(rows)
         notes.update(mended)
     rows = sort_events(pl.concat(frames))
@@ -92,13 +97,16 @@ def read_meds_files(files: Sequence[Path], *, ours: bool) -> tuple[pl.DataFrame,
     return events, notes
 
 
-def read_meds_rows(lazy: pl.LazyFrame, file: Path, *, ours: bool) -> tuple[pl.DataFrame, Counter[str]]:
+def read_meds_rows(
+    lazy: pl.LazyFrame, file: Path, *, ours: bool, code_map: CodeMap | None = None
+) -> tuple[pl.DataFrame, Counter[str]]:
     """Rows of a MEDS file, or of a part of it, checked and mended, in the order of the file.
 
     Args:
         lazy: Of `scan_meds_file`.
         file: The file, for messages.
         ours: Whether this package wrote it: then there is nothing to mend.
+        code_map: What tells which rows are visits; default `DEFAULT_CODE_MAP`.
 
     Returns:
         The rows, and what was mended, counted.
@@ -111,7 +119,7 @@ def read_meds_rows(lazy: pl.LazyFrame, file: Path, *, ours: bool) -> tuple[pl.Da
     notes: Counter[str] = Counter()
     if not ours:
         ends = cast_time(rows[_END], str(file)) if _END in rows.columns else None
-        events, notes = mend_rows(events, ends)
+        events, notes = mend_rows(events, ends, code_map)
     if "numeric_value" in rows.columns and rows["numeric_value"].dtype.is_float():
         lost = (~rows["numeric_value"].cast(pl.Float32, strict=False).is_finite()).sum()
         notes["values that are NaN, infinite or beyond float32, read as missing"] += int(lost)
@@ -185,21 +193,6 @@ def read_parquet(file: Path) -> pl.DataFrame:
         raise ValueError(f"{file} cannot be read as Parquet ({error}); mend it, or take it away.") from error
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object of a dataset's metadata.
-
-    Raises:
-        ValueError: The file is damaged, or holds something else.
-    """
-    try:
-        content = orjson.loads(file.read_bytes())
-    except orjson.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON ({error}); mend it, or take it away.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}; expected a JSON object.")
-    return content
-
-
 def scan_meds_file(file: Path) -> pl.LazyFrame:
     """The columns of a MEDS file that an event table has, under their names there, lazily and as they are.
 
@@ -225,7 +218,7 @@ def scan_meds_file(file: Path) -> pl.LazyFrame:
         raise ValueError(
             f"{file}: column(s) {missing} are absent (got {names}); a MEDS table needs subject_id, time and code."
         )
-    for target, candidates in (("visit_id", _VISIT_COLUMNS), ("unit", _UNIT_COLUMNS)):
+    for target, candidates in (("visit_id", _VISIT_COLUMNS), ("unit", _UNIT_COLUMNS), (_END, _END_COLUMNS)):
         present = [name for name in candidates if name in names]
         if present and present[0] != target:
             lazy = lazy.with_columns(pl.col(present[0]).alias(target))
@@ -249,17 +242,6 @@ def collect_meds(lazy: pl.LazyFrame, file: Path) -> pl.DataFrame:
     elif file.suffix == ".csv" and "visit_id" in frame.columns:
         frame = frame.with_columns(pl.col("visit_id").str.replace(r"^(\d+)\.0$", "$1"))
     return frame
-
-
-def read_metadata(path: str | Path) -> dict[str, Any]:
-    """`metadata/dataset.json` of a dataset; empty where there is none."""
-    file = Path(path) / "metadata" / "dataset.json"
-    return read_json(file) if file.is_file() else {}
-
-
-def written_by_us(path: Path) -> bool:
-    """Whether this package wrote a dataset."""
-    return read_metadata(path).get("etl_name") == "ehrseq"
 
 
 def read_descriptions(path: Path) -> dict[str, str]:

@@ -13,14 +13,20 @@ Each row is mended by itself, so that a part of a file gives what the whole file
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
 
 import polars as pl
 
-from ehrseq.data.schema import BIRTH_CODE, DEATH_CODE, EVENT_COLUMNS, RANK_DEATH, RANK_END, code_rank
-from ehrseq.tokenization.ehr_codes import code_kinds, split_kind
+from ehrseq.data.metadata import CodeMap
+from ehrseq.data.schema import BIRTH_CODE, DEATH_CODE, EVENT_COLUMNS, code_rank
+from ehrseq.tokenization.ehr_codes import RANK_DEATH, RANK_END, code_kinds, split_kind
 
-OLD_CODES = {"SNOMED/184099003": BIRTH_CODE, "SNOMED/3950001": BIRTH_CODE, "SNOMED/419620001": DEATH_CODE}
+OLD_CODES = {
+    f"SNOMED{slash}{code}": new
+    for slash in ("/", "//")
+    for code, new in (("184099003", BIRTH_CODE), ("3950001", BIRTH_CODE), ("419620001", DEATH_CODE))
+}
 """Codes of birth and death that MEDS before 0.3, FEMR and meds_etl wrote -> those of today."""
 
 FIRST_YEAR, LAST_YEAR = datetime(2, 1, 1), datetime(2900, 1, 1)
@@ -29,12 +35,15 @@ FIRST_YEAR, LAST_YEAR = datetime(2, 1, 1), datetime(2900, 1, 1)
 _EPOCH_OF_OLD_SYSTEMS = datetime(1900, 1, 1)
 
 
-def mend_rows(events: pl.DataFrame, ends: pl.Series | None) -> tuple[pl.DataFrame, Counter[str]]:
+def mend_rows(
+    events: pl.DataFrame, ends: pl.Series | None, code_map: CodeMap | None = None
+) -> tuple[pl.DataFrame, Counter[str]]:
     """Mend rows of a foreign dataset.
 
     Args:
         events: Checked rows (`validate_events`), in any order.
         ends: The end of each row, Datetime("us"), where the file has such a column.
+        code_map: What tells which rows are visits; default `DEFAULT_CODE_MAP`.
 
     Returns:
         The rows, unsorted, and what was mended, counted.
@@ -47,15 +56,15 @@ def mend_rows(events: pl.DataFrame, ends: pl.Series | None) -> tuple[pl.DataFram
         notes["births and deaths under the codes of MEDS before 0.3"] += int(events.select(is_old.sum()).item())
         events = events.with_columns(pl.col("code").replace(OLD_CODES))
     if ends is not None and ends.null_count() < len(ends):
-        events = _with_ends(events, ends, codes, notes)
+        events = _with_ends(events, ends, dict(zip(codes, code_kinds(codes.to_list(), code_map), strict=True)), notes)
     events = _without_placeholders(events, notes)
     return _deaths_at_the_end_of_their_day(events, notes), notes
 
 
-def _with_ends(events: pl.DataFrame, ends: pl.Series, codes: pl.Series, notes: Counter[str]) -> pl.DataFrame:
+def _with_ends(events: pl.DataFrame, ends: pl.Series, kind_of: Mapping[str, str], notes: Counter[str]) -> pl.DataFrame:
     """Adds a row for the end of each visit that has one."""
-    kinds = [split_kind(kind) for kind in code_kinds(codes.to_list())]
-    classes = {code: of for code, (kind, of) in zip(codes, kinds, strict=True) if kind == "visit_start"}
+    kinds = {code: split_kind(kind) for code, kind in kind_of.items()}
+    classes = {code: of for code, (kind, of) in kinds.items() if kind == "visit_start"}
     if not classes:
         return events
     late = events.with_columns(ends.alias("end")).filter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
@@ -18,7 +19,12 @@ logger = logging.getLogger(__name__)
 
 
 def load_events(
-    path: str | Path, *, on_error: str = "raise", progress: bool = True
+    path: str | Path,
+    *,
+    on_error: str = "raise",
+    progress: bool = True,
+    timezone: str | None = None,
+    encounter_classes: Mapping[str, str] | None = None,
 ) -> tuple[pl.DataFrame, ConversionReport]:
     """Read FHIR, MEDS or the PhysioNet challenge 2012, whichever `path` holds.
 
@@ -27,6 +33,8 @@ def load_events(
             text files of the challenge, or an archive of them, as `load_physionet2012` does.
         on_error: FHIR and the challenge only, see `read_fhir`.
         progress: Show a progress bar where reading takes long.
+        timezone: FHIR only: the hospital's zone, see `read_fhir`.
+        encounter_classes: FHIR only: what unknown classes of encounters mean, see `read_fhir`.
 
     Returns:
         Events and the report of the conversion (with `source_splits` where the source has its own splits).
@@ -44,6 +52,11 @@ def load_events(
             f"{path} does not exist; give a folder or file of FHIR R4 (NDJSON, Bundles) or MEDS (Parquet)."
         )
     kind = source_format(path)
+    if kind != "fhir" and (timezone is not None or encounter_classes):
+        raise ValueError(
+            f"timezone and encounter_classes say how FHIR is read; {path} holds {kind}, whose times and codes are "
+            "taken as they are. Say them to label_events(timezone=..., code_map=...), or to `ehrseq prepare`."
+        )
     if kind == "meds":
         events, report = read_meds_with_report(path)
         # JSON lies beside MEDS data as metadata; NDJSON is somebody's records.
@@ -53,7 +66,9 @@ def load_events(
             logger.warning(f"{path} holds MEDS data, which were read, and {len(beside)} NDJSON files, which were not.")
         return events, report
     if kind == "fhir":
-        return read_fhir(path, on_error=on_error, progress=progress)
+        return read_fhir(
+            path, on_error=on_error, progress=progress, timezone=timezone, encounter_classes=encounter_classes
+        )
     stays = load_physionet2012(path, on_error=on_error)
     return stays.events, stays.report
 

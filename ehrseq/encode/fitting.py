@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ehrseq.data.metadata import read_settings
 from ehrseq.data.shards import ShardPart, dataset_shards, read_blocks
 from ehrseq.encode.counts import EventCounts
 from ehrseq.encode.sketches import EXACT_VALUES
@@ -88,7 +89,7 @@ def fit_tokenizer(
             tokenizer is saved.
         splits: Splits to fit on; those that the dataset has.
         input_kinds: As of `EhrTokenizer.train`.
-        code_map: As of `EhrTokenizer.train`.
+        code_map: As of `EhrTokenizer.train`; default: that of the dataset's metadata before the tokenizer's.
         max_values: Distinct values of a (code, unit) up to which its bins are exact.
         engine: Where to work, default all cores of this machine.
         settings: Further settings of `EhrTokenizer.train`.
@@ -107,6 +108,8 @@ def fit_tokenizer(
             f"{dataset} has no patients in the splits {list(splits)} that the tokenizer is fitted on; it has {there}. "
             "Name training splits of it, never those that models are tested on."
         )
+    if code_map is None:
+        code_map = read_settings(dataset).rules
     counting: dict[str, Any] = {
         "input_kinds": input_kinds if input_kinds is None or isinstance(input_kinds, str) else tuple(input_kinds),
         "code_map": None if code_map is None else tuple(tuple(pair) for pair in code_map),

@@ -12,6 +12,7 @@ from typing import TypedDict
 import polars as pl
 
 from ehrseq.data.meds import read_meds_rows, scan_meds_file
+from ehrseq.data.metadata import CodeMap
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, sort_events
 from ehrseq.prepare.shard_files import PartitionPart, ShardReport, write_shards
@@ -50,6 +51,7 @@ class MedsPart(RecordedPart[MedsPartReport]):
         partitions: Number of partitions.
         skip_errors: Count a file that cannot be read and go on.
         ours: Whether this package wrote the source: then there is nothing to mend.
+        code_map: As of `read_meds_rows`.
     """
 
     number: int
@@ -60,6 +62,7 @@ class MedsPart(RecordedPart[MedsPartReport]):
     partitions: int
     skip_errors: bool
     ours: bool
+    code_map: CodeMap | None = None
 
     @property
     def name(self) -> str:
@@ -76,7 +79,8 @@ class MedsPart(RecordedPart[MedsPartReport]):
         try:
             path = Path(self.path)
             # Sorting is left to the partitions, which hold whole patients.
-            checked, notes = read_meds_rows(scan_meds_file(path).slice(self.start, self.rows), path, ours=self.ours)
+            lazy = scan_meds_file(path).slice(self.start, self.rows)
+            checked, notes = read_meds_rows(lazy, path, ours=self.ours, code_map=self.code_map)
         except ValueError as error:
             if not self.skip_errors:
                 raise
@@ -88,7 +92,13 @@ class MedsPart(RecordedPart[MedsPartReport]):
 
 
 def meds_parts(
-    files: Sequence[Path], folder: Path, *, shard_rows: int, skip_errors: bool, ours: bool
+    files: Sequence[Path],
+    folder: Path,
+    *,
+    shard_rows: int,
+    skip_errors: bool,
+    ours: bool,
+    code_map: CodeMap | None = None,
 ) -> tuple[list[MedsPart], int]:
     """The parts of MEDS files, and the number of partitions."""
     heights = [_height(file) for file in files]
@@ -99,7 +109,7 @@ def meds_parts(
         for start in range(0, max(height, 1), PART_ROWS)
     ]
     return [
-        MedsPart(number, path, start, PART_ROWS, str(folder), partitions, skip_errors, ours)
+        MedsPart(number, path, start, PART_ROWS, str(folder), partitions, skip_errors, ours, code_map)
         for number, (path, start) in enumerate(ranges)
     ], partitions
 

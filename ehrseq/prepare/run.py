@@ -26,7 +26,8 @@ from ehrseq.data.dataset import make_folder, write_metadata
 from ehrseq.data.fhir.classes import warn_of_classes_without_admissions
 from ehrseq.data.fhir.plan import count_unread, fhir_files, sort_files
 from ehrseq.data.fhir.settings import FhirSettings
-from ehrseq.data.meds import meds_files, read_descriptions, read_splits, unread_files, written_by_us
+from ehrseq.data.meds import meds_files, read_descriptions, read_splits, unread_files
+from ehrseq.data.metadata import DatasetSettings, read_settings, written_by_us
 from ehrseq.data.physionet2012.reader import load_physionet2012
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.sources import source_format
@@ -92,6 +93,7 @@ def prepare_dataset(
     dataset_name: str | None = None,
     timezone: str | None = None,
     encounter_classes: Mapping[str, str] | None = None,
+    code_map: Sequence[Sequence[str]] | None = None,
 ) -> PreparationReport:
     """Turn a source of any size into a prepared dataset; equal to what `load_events` reads, row for row.
 
@@ -107,7 +109,12 @@ def prepare_dataset(
         seed: Seed of the splits.
         shard_rows: Rows of a partition, about: what one worker holds at once. A partition is a file in each split.
         dataset_name: Name kept in the metadata. Default: the source's name.
-        timezone, encounter_classes: FHIR only, as of `read_fhir`; kept in the metadata.
+        timezone: Zone of the hospital, kept in the metadata: its days tell a transfer from a readmission. FHIR: also
+            that of dates and times that state none, as of `read_fhir`. MEDS: default what the source's metadata say.
+        encounter_classes: FHIR only, as of `read_fhir`; kept in the metadata.
+        code_map: MEDS only: [regular expression, kind] pairs of codes that are not known, tried before
+            `DEFAULT_CODE_MAP`; kept in the metadata for whoever labels, counts, audits or tokenizes the dataset.
+            Default: what the source's metadata say.
 
     Returns:
         The report, as `metadata/conversion_report.json` keeps it.
@@ -121,8 +128,9 @@ def prepare_dataset(
         raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}.")
     if isinstance(shard_rows, bool) or not isinstance(shard_rows, int) or shard_rows < 1:
         raise ValueError(f"shard_rows must be a whole number from 1 on, got {shard_rows!r}.")
-    settings = FhirSettings.of(timezone, encounter_classes)
     source, output = Path(source), Path(output)
+    fhir_settings = FhirSettings.of(timezone, encounter_classes)
+    settings = DatasetSettings.of(timezone, code_map, dict(fhir_settings.encounter_classes))
     if not source.exists():
         raise ValueError(f"{source} does not exist; give a folder or file of FHIR R4, MEDS or the challenge 2012.")
     assign_splits([], fractions=fractions, seed=seed)  # refuses what cannot be shares and seeds
@@ -137,11 +145,14 @@ def prepare_dataset(
         dataset_name or source.resolve().name,
         settings,
     )
-    if settings.to_dict() and work.format != "fhir":
-        raise ValueError(
-            f"{', '.join(settings.to_dict())} say how FHIR is read; {source} holds {work.format}, whose times "
-            "and codes are taken as they are."
-        )
+    for name, only, takes in (
+        ("encounter_classes", "fhir", "say it by code_map"),
+        ("code_map", "meds", "say what classes of encounters mean by encounter_classes"),
+    ):
+        if name in settings.to_dict() and work.format != only:
+            raise ValueError(f"{name} is for {only.upper()}; {source} holds {work.format}: {takes}.")
+    if work.format == "meds":
+        work.settings = settings.over(read_settings(source))
     return work.run()
 
 
@@ -157,9 +168,10 @@ class _Preparation:
     seed: int
     shard_rows: int
     dataset_name: str
-    fhir_settings: FhirSettings
+    settings: DatasetSettings
 
     def __post_init__(self) -> None:
+        self.fhir_settings = FhirSettings.of(self.settings.timezone, self.settings.encounter_classes)
         self.format = source_format(self.source)
         self.folder = self.output.absolute().parent / f".{self.output.absolute().name}.preparing"
         self.spill = self.folder / "spill"
@@ -185,7 +197,7 @@ class _Preparation:
         if not same:
             write_json(kept, settings)
         report = ConversionReport(
-            source=self.source.name, format=self.format, files=len(files), settings=self.fhir_settings.to_dict()
+            source=self.source.name, format=self.format, files=len(files), settings=self.settings.to_dict()
         )
         plan = self._plan()
         if self.format == "fhir":
@@ -217,7 +229,7 @@ class _Preparation:
             "seed": self.seed,
             "shard_rows": self.shard_rows,
             "dataset_name": self.dataset_name,
-            "fhir": self.fhir_settings.to_dict(),
+            "said": self.settings.to_dict(),
         }
 
     def _plan(self) -> ShardPlan:
@@ -263,6 +275,7 @@ class _Preparation:
             shard_rows=self.shard_rows,
             skip_errors=self.skip_errors,
             ours=written_by_us(self.source),
+            code_map=self.settings.rules,
         )
         report.files_not_read.update(unread_files(self.source, files))
         meds_parts.index_parts(self.spill, self._run(parts, "Reading MEDS"), report)
@@ -296,9 +309,10 @@ class _Preparation:
         codes = sorted(whole["codes"])
         if self.format == "fhir":
             warn_of_classes_without_admissions(codes, report.notes, str(self.source))
-        if self.format == "meds" and without_admissions(pl.DataFrame({"code": codes, "rows": [1] * len(codes)})):
-            written = pl.scan_parquet(self.folder / "dataset" / "data" / "**" / "*.parquet", hive_partitioning=False)
-            warn_without_admissions(written.group_by("code").agg(pl.len().alias("rows")).collect())
+        rules = self.settings.rules
+        if self.format == "meds" and without_admissions(pl.DataFrame({"code": codes, "rows": [1] * len(codes)}), rules):
+            rows = pl.scan_parquet(self.folder / "dataset" / "data" / "**" / "*.parquet", hive_partitioning=False)
+            warn_without_admissions(rows.group_by("code").agg(pl.len().alias("rows")).collect(), rules)
         whole["codes"] = len(codes)
         known = report.code_descriptions
         report.code_descriptions = {code: known[code] for code in codes if code in known}

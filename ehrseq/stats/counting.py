@@ -11,9 +11,10 @@ from typing import Any
 
 import polars as pl
 
+from ehrseq.data.metadata import read_settings
 from ehrseq.data.shards import ShardPart, dataset_shards, read_blocks, scan_shard
 from ehrseq.tasks.label_sources import AuditedTask, read_audited
-from ehrseq.tasks.visit_words import dataset_code_map, warn_without_admissions
+from ehrseq.tasks.visit_words import warn_without_admissions
 from ehrseq.tokenization.ehr_codes import code_kinds, split_kind
 from ehrseq.work.engine import Engine
 from ehrseq.work.files import write_whole
@@ -112,9 +113,8 @@ def count_dataset(
     if labels is None and next((Path(dataset) / "labels").glob("*/**/*.parquet"), None) is not None:
         labels = dataset
     prevalence = _prevalences(labels)
-    pairs = dataset_code_map(dataset)
-    code_map = None if pairs is None else tuple(tuple(pair) for pair in pairs)
-    settings = [str(Path(dataset).resolve()), pairs]
+    code_map = read_settings(dataset).rules
+    settings = [str(Path(dataset).resolve()), code_map]
     with kept_parts(None if work is None else Path(work) / ".stats", settings) as folder:
         parts = [StatisticsPart(shard, str(folder), code_map) for shard in shards]
         list(run_parts(parts, desc="Counting", folder=folder, engine=engine))

@@ -3,7 +3,8 @@
 
 ACES counts predicates in windows around a trigger; it knows neither admissions nor the end of the data: what a record
 does not hold has not happened, and a window without end ends with the record. Where that matters, write the task as a
-file of ours (`ehrseq.tasks.schema`).
+file of ours (`ehrseq.tasks.schema`). Patients who are dead at an unknown time have no label (`death_time_unknown`): to
+ACES, which reads rows with a time, they would be alive.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Any
 import polars as pl
 import yaml
 
+from ehrseq.data.metadata import CodeMap, read_settings
 from ehrseq.data.schema import LABEL_SCHEMA
 from ehrseq.data.shards import ShardPart, dataset_shards, scan_shard
-from ehrseq.tasks.storage import write_label_folder
+from ehrseq.tasks.deaths import DEATH_TIME_UNKNOWN, dead_at_unknown_time
+from ehrseq.tasks.storage import LABEL_RULES, write_label_folder
 from ehrseq.work.engine import Engine
 from ehrseq.work.files import write_whole
 from ehrseq.work.parts import kept_parts, run_parts
@@ -32,16 +35,20 @@ class AcesPart(ShardPart[dict[str, int]]):
 
     Attributes:
         config: ACES's YAML file.
+        code_map: As of `label_events`.
     """
 
     config: str
+    code_map: CodeMap | None = None
 
     def make(self) -> dict[str, int]:
         """See `RecordedPart.make`."""
-        scan_shard(self.shard)  # says what is wrong with a file that is none of ours
+        events = scan_shard(self.shard)  # says what is wrong with a file that is none of ours
         labels = _query(_load(self.config), self.shard.path)
-        write_whole(self.beside(".parquet"), labels.write_parquet)
-        return {"labels": labels.height}
+        unknown = dead_at_unknown_time(events, self.code_map)
+        kept = labels.filter(~pl.col("subject_id").is_in(unknown.implode()))
+        write_whole(self.beside(".parquet"), kept.write_parquet)
+        return {"labels": kept.height, DEATH_TIME_UNKNOWN: labels.height - kept.height}
 
 
 def is_aces_file(path: str | Path) -> bool:
@@ -77,15 +84,17 @@ def label_dataset_aces(
     name = Path(config).stem
     shards = dataset_shards(dataset)
     root = Path(dataset) / "labels"
-    with kept_parts(root / ".parts", text) as folder:
-        parts = [AcesPart(shard, str(folder), str(Path(config).resolve())) for shard in shards]
-        list(run_parts(parts, desc=f"Labelling {name}", folder=folder, engine=engine))
+    rules = read_settings(dataset).rules
+    with kept_parts(root / ".parts", [LABEL_RULES, text, rules]) as folder:
+        parts = [AcesPart(shard, str(folder), str(Path(config).resolve()), rules) for shard in shards]
+        counts = list(run_parts(parts, desc=f"Labelling {name}", folder=folder, engine=engine))
         labels = pl.concat([pl.read_parquet(part.beside(".parquet"), hive_partitioning=False) for part in parts])
         labels = labels.sort("subject_id", "prediction_time", maintain_order=True)
         report = {
             "task": {"name": name, "token": f"[{name.upper()}]", "aces": text},
             "labels": labels.height,
             "positives": int(labels["boolean_value"].sum()),
+            "dropped": {DEATH_TIME_UNKNOWN: sum(count[DEATH_TIME_UNKNOWN] for count in counts)},
         }
         write_label_folder(root / name, labels, report)
     return name, labels

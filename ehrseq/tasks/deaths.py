@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import re
 from calendar import monthrange
+from collections.abc import Sequence
 from datetime import datetime, time
 
 import polars as pl
 
 from ehrseq.tasks.zones import Zones
+from ehrseq.tokenization.ehr_codes import EXPIRED, code_kinds, split_kind
 
 _REDUCED = re.compile(r"(\d{4})(?:-(\d{2}))?")
 _INSTANT = pl.Datetime("us")
+
+DEATH_TIME_UNKNOWN = "death_time_unknown"
+"""Why somebody has no label who is dead, nobody knows since when."""
 
 
 def patient_deaths(rows: pl.DataFrame, end_of_data: datetime, zones: Zones) -> pl.DataFrame:
@@ -52,6 +57,20 @@ def patient_deaths(rows: pl.DataFrame, end_of_data: datetime, zones: Zones) -> p
     return zones.days(
         table.select("subject_id", "death", "death_first", "death_untimed").with_columns(seen), "death", "death_first"
     )
+
+
+def dead_at_unknown_time(events: pl.LazyFrame, code_map: Sequence[Sequence[str]] | None = None) -> pl.Series:
+    """subject_id of those who are dead and of whom no row, of a death or of a discharge that says so, tells when.
+
+    Args:
+        events: subject_id, time, code.
+        code_map: As of `label_events`.
+    """
+    codes = events.select(pl.col("code").drop_nulls().unique()).collect()["code"].to_list()
+    kinds = zip(codes, (split_kind(kind)[0] for kind in code_kinds(codes, code_map)), strict=True)
+    says = [code for code, kind in kinds if kind == "death" or (kind == "visit_end" and re.search(EXPIRED, code))]
+    deaths = events.filter(pl.col("code").is_in(says)).group_by("subject_id").agg(pl.col("time").max())
+    return deaths.filter(pl.col("time").is_null()).collect()["subject_id"]
 
 
 def _intervals(deaths: pl.DataFrame, zones: Zones) -> pl.DataFrame:

@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from ehrseq.data.instants import LONGEST_STAY_US
 from ehrseq.data.tables import as_column, check_columns, microseconds
 from ehrseq.tokenization.ehr_codes import GOES_ON as GOES_ON_CODE
 from ehrseq.tokenization.ehr_codes import INPATIENT_CLASSES, KIND_RANKS, RANK_END, code_kinds, split_kind
@@ -40,7 +41,7 @@ def encounters(
     and the latest of several. Ends and starts without visit_id pair among themselves, the latest first.
 
     An encounter whose visit_id has an end that closes nothing (it stands before the start) has ended, nobody knows
-    when; so has one whose end stands without a time.
+    when; so has one whose end stands without a time, or further away than anybody stays (`LONGEST_STAY_US`).
 
     Args:
         events: Event table; `visit_id` is optional, rows may stand in any order.
@@ -99,6 +100,9 @@ def encounters(
         said: dict[int, str] = {}
         if closing_nothing:
             said = _ended_before_their_start(of_one, of_subject)
+        for encounter in of_one:
+            if encounter.end is not None and encounter.end - encounter.start > LONGEST_STAY_US:
+                encounter.end, said[id(encounter)] = None, ENDED
         for word in words.get(subject, ()):
             _say(of_one, said, *word)
         visits += [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ehrseq.data.meds import read_json
+from ehrseq.data.metadata import read_json
 from ehrseq.tasks.registry import list_tasks, load_task
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.storage import read_label_table, warn_of_old_rules

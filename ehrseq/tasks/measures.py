@@ -27,6 +27,8 @@ from datetime import timedelta
 import numpy as np
 import polars as pl
 
+from ehrseq.data.units import canonical_unit
+
 LIMITS = ("above", "below", "at_least", "at_most")
 """Kinds of rules about a value by itself."""
 
@@ -47,7 +49,7 @@ class Measure:
 
     Attributes:
         codes: Regular expressions (Rust syntax, searched anywhere in the code).
-        unit: Unit that the row must have, compared without case and blanks; None: any.
+        unit: Unit that the row must have, however it is spelled (`canonical_unit`); None: any.
         times: Factor that brings the value to the unit of the rules.
     """
 
@@ -83,15 +85,16 @@ def select_values(rows: pl.DataFrame, measures: tuple[Measure, ...]) -> pl.DataF
     in_code = pl.col("unit").is_null() & pl.col("code").str.contains(_UNIT_IN_CODE)
     unit = pl.when(in_code).then(pl.col("code").str.extract(_UNIT_IN_CODE, 2)).otherwise("unit")
     code = pl.when(in_code).then(code_without_unit()).otherwise("code")
-    rows = rows.with_columns(
-        unit.fill_null("").str.replace_all(r"\s", "").str.to_lowercase().alias("plain"), code.alias("base")
-    )
+    rows = rows.with_columns(unit.fill_null("").alias("plain"), code.alias("base"))
+    spellings = rows["plain"].unique().to_list()
+    known = {spelling: canonical_unit(spelling) for spelling in spellings}
+    rows = rows.with_columns(pl.col("plain").replace_strict(known, return_dtype=pl.String))
     chain = pl.lit(None, pl.Float64)
     for measure in reversed(measures):
         of = "code" if measure.unit is None else "base"
         fits = pl.any_horizontal(pl.col(of).str.contains(pattern) for pattern in measure.codes)
         if measure.unit is not None:
-            fits &= pl.col("plain") == "".join(measure.unit.split()).lower()
+            fits &= pl.col("plain") == canonical_unit(measure.unit)
         chain = pl.when(fits).then(pl.col("numeric_value").cast(pl.Float64) * measure.times).otherwise(chain)
     return (
         rows.filter(pl.col("time").is_not_null() & pl.col("numeric_value").is_finite())

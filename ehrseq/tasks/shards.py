@@ -15,15 +15,15 @@ from typing import TypedDict
 
 import polars as pl
 
-from ehrseq.data.meds import read_metadata
+from ehrseq.data.instants import check_zone
+from ehrseq.data.metadata import read_settings
 from ehrseq.data.schema import LABEL_SCHEMA
 from ehrseq.data.shards import BLOCK_ROWS, ShardPart, dataset_shards, latest_time, read_blocks, scan_shard
 from ehrseq.tasks.labelling import LabelResult, label_events, resolve_tasks, warn_of_tasks_without_labels
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.storage import LABEL_RULES, write_labels
 from ehrseq.tasks.timeline import as_instant
-from ehrseq.tasks.visit_words import dataset_code_map, warn_without_admissions
-from ehrseq.tasks.zones import check_zone
+from ehrseq.tasks.visit_words import warn_without_admissions
 from ehrseq.work.engine import Engine
 from ehrseq.work.files import write_whole
 from ehrseq.work.parts import kept_parts, run_parts
@@ -115,8 +115,8 @@ def label_dataset(
     """
     chosen = resolve_tasks(tasks)
     shards = dataset_shards(dataset)
-    pairs = dataset_code_map(dataset) if code_map is None else code_map
-    rules = None if pairs is None else tuple(tuple(pair) for pair in pairs)
+    kept = read_settings(dataset)
+    rules = kept.rules if code_map is None else tuple((pattern, kind) for pattern, kind in code_map)
     end = as_instant(end_of_data)
     if end is None:
         end = latest_time(shards)
@@ -126,25 +126,26 @@ def label_dataset(
             f"No end_of_data was given: follow-up is taken to end with the last event, {end}. If the data were "
             "extracted at a known date, give it: otherwise the last labels are censored at the wrong moment."
         )
-    told = read_metadata(dataset).get("timezone")
-    for zone in (timezone, told):
-        if zone is not None:
-            check_zone(zone)
+    if timezone is not None:
+        check_zone(timezone)
     settings = [
         LABEL_RULES,
         [{**task.to_config(), "all": repr(task)} for task in chosen.values()],
         end.isoformat(),
         rules,
-        [timezone, told],
+        [timezone, kept.timezone],
     ]
     result = _empty_result(chosen, end)
     frames = []
     with kept_parts(Path(dataset) / "labels" / ".parts", settings) as folder:
-        parts = [LabelPart(shard, str(folder), tuple(chosen.values()), end, rules, timezone, told) for shard in shards]
+        parts = [
+            LabelPart(shard, str(folder), tuple(chosen.values()), end, rules, timezone, kept.timezone)
+            for shard in shards
+        ]
         reports = run_parts(parts, desc="Labelling", folder=folder, engine=engine)
-        for part, counts in zip(parts, reports, strict=True):
+        for part, counted in zip(parts, reports, strict=True):
             frames.append(pl.read_parquet(part.beside(".parquet"), hive_partitioning=False))
-            _add_counts(result, counts)
+            _add_counts(result, counted)
         labels = pl.concat(frames)
         for name in chosen:
             # A subject's rows stand in one file, in their order.
@@ -158,8 +159,8 @@ def label_dataset(
             logger.warning(f"{late} events after end_of_data ({end}) are left out of the labels.")
         write_labels(result, dataset)
     if not result.notes.get("admissions"):
-        counts = [scan_shard(shard).group_by("code").agg(pl.len().alias("rows")) for shard in shards]
-        warn_without_admissions(pl.concat(counts).group_by("code").agg(pl.col("rows").sum()).collect(), rules)
+        codes = [scan_shard(shard).group_by("code").agg(pl.len().alias("rows")) for shard in shards]
+        warn_without_admissions(pl.concat(codes).group_by("code").agg(pl.col("rows").sum()).collect(), rules)
     warn_of_tasks_without_labels(result)
     return result
 

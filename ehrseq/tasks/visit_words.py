@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import polars as pl
 
-from ehrseq.data.meds import read_metadata
-from ehrseq.tokenization.ehr_codes import DEFAULT_CODE_MAP, INPATIENT_CLASSES, code_kinds, split_kind
+from ehrseq.tokenization.ehr_codes import INPATIENT_CLASSES, code_kinds, split_kind
 
 logger = logging.getLogger(__name__)
 
@@ -51,27 +49,10 @@ def without_admissions(codes: pl.DataFrame, code_map: Sequence[Sequence[str]] | 
         return f"{text} No code looks like a visit at all."
     example = (likely if likely.height else visits)["code"][0]
     return (
-        f"{text} Say which are admissions, by pairs such as [{_pattern(example)!r}, 'visit_start:IMP'] and "
-        "[..., 'visit_end:IMP']: under `code_map` in metadata/dataset.json of the dataset, which `ehrseq label` and "
-        "`ehrseq stats` try before the default ones, or label_events(..., code_map=[..., *DEFAULT_CODE_MAP])."
+        f"{text} Say which are admissions: `ehrseq prepare --code-map '{_pattern(example)}=visit_start:IMP'`, and one "
+        "for their ends (visit_end:IMP), or the same pairs under `code_map` in metadata/dataset.json of the dataset, "
+        f"or label_events(..., code_map=[[{_pattern(example)!r}, 'visit_start:IMP'], ..., *DEFAULT_CODE_MAP])."
     )
-
-
-def dataset_code_map(dataset: str | Path) -> list[list[str]] | None:
-    """The pairs of `code_map` in a dataset's metadata before the default ones; None where it has none.
-
-    Raises:
-        ValueError: They are no pairs of a regular expression and a kind.
-    """
-    pairs = read_metadata(dataset).get("code_map")
-    if not pairs:
-        return None
-    try:
-        rules = [*([str(pattern), str(kind)] for pattern, kind in pairs), *DEFAULT_CODE_MAP]
-        code_kinds([], rules)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{dataset}: code_map in metadata/dataset.json is of no use: {error}") from error
-    return rules
 
 
 def warn_without_admissions(codes: pl.DataFrame, code_map: Sequence[Sequence[str]] | None = None) -> None:

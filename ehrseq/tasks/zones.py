@@ -7,16 +7,14 @@ a patient's hospital, and with a visit_id that of one visit; the zone is an offs
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import polars as pl
 
+from ehrseq.data.instants import check_zone, zone_of
+
 TIMEZONE = r"^TIMEZONE//"
 """Codes of the rows that name a zone."""
-
-_OFFSET = re.compile(r"([+-])(\d{2}):(\d{2})")
 
 
 class Zones:
@@ -106,27 +104,6 @@ class Zones:
         return utc
 
 
-def check_zone(name: object) -> None:
-    """Refuse what is no zone.
-
-    Raises:
-        ValueError: Neither an offset nor a name of the IANA database.
-    """
-    if isinstance(name, str) and _offset(name) is not None:
-        return
-    try:
-        ZoneInfo(name)  # type: ignore[arg-type]
-    except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
-        raise ValueError(
-            f"time zone {name!r} is not known; expected a name of the IANA database, such as Europe/Berlin, or an "
-            "offset, such as -07:00."
-        ) from None
-
-
 def _offset(zone: str) -> timedelta | None:
     """The offset that a zone is, None of a name."""
-    match = _OFFSET.fullmatch(zone)
-    if match is None:
-        return None
-    span = timedelta(hours=int(match[2]), minutes=int(match[3]))
-    return -span if match[1] == "-" else span
+    return zone_of(zone).utcoffset(None)

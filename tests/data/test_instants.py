@@ -144,7 +144,7 @@ def test_a_wall_clock_of_a_zone(wall, zone, first, utc):
 
 @pytest.mark.parametrize("name", ["Mars/Base", "", "+25:00", "../etc", 3, None])
 def test_zones_that_there_are_not(name):
-    with pytest.raises(ValueError, match="expected a name of the IANA table"):
+    with pytest.raises(ValueError, match="expected a name of the IANA database"):
         zone_of(name)
 
 

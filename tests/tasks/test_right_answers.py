@@ -6,11 +6,11 @@ import polars as pl
 import pytest
 
 from ehrseq.data.dataset import write_dataset
+from ehrseq.data.instants import check_zone
 from ehrseq.data.simulate.cohort import simulate
 from ehrseq.stats.counting import count_dataset
 from ehrseq.tasks import label_events, list_tasks, load_task
 from ehrseq.tasks.shards import label_dataset
-from ehrseq.tasks.zones import check_zone
 from ehrseq.work.engine import get_engine
 from tests.tasks.timelines import DEATH, DIED_OUT, GOES_ON, I10, IMP_OUT, INDEX, OUT, at, stay
 

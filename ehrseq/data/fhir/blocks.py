@@ -48,6 +48,10 @@ _SURELY_BELOW_4_GIB = 2**32 // 1032
 _LEAST_RATIO, _USUAL_RATIO = 3, 10
 """How far FHIR text shrinks in gzip, at least and about."""
 
+_ALWAYS_HELD, _MOST_RATIO = 64 << 20, 100
+"""Bytes of one line, or one document, that are held whatever the size of its file; times the file's own bytes beyond:
+what unpacks to more was made to fill the memory."""
+
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _AFTER_ALL = 2**62  # number of the block behind all blocks of a file
@@ -246,6 +250,7 @@ def _blocks(task: ReadTask, extractor: Extractor) -> Iterator[tuple[int, int, by
     remaining = task.stop - task.start if task.stop >= 0 else None
     carry = b""
     number = 0
+    most, what = most_held(task.path), "rest of a damaged gzip file"
     with open_text(task.path) as stream:
         stream.seek(task.start)
         while True:
@@ -259,6 +264,12 @@ def _blocks(task: ReadTask, extractor: Extractor) -> Iterator[tuple[int, int, by
             last = not read or broken is not None
             cut = len(text) if last else text.rfind(b"\n") + 1
             carry = text[cut:]
+            if len(carry) > most:
+                # What cannot be held cannot be skipped to its end either: the rest of the file is left out.
+                broken, what, last = _too_long(task.path), "rest of a file behind an endless line", True
+                text, carry = text[:cut], b""
+                if not task.skip_errors:
+                    raise ValueError(broken)
             if cut:
                 position = task.start + number if task.stop >= 0 or task.start else number
                 if number % task.stripes == task.stripe:
@@ -267,7 +278,7 @@ def _blocks(task: ReadTask, extractor: Extractor) -> Iterator[tuple[int, int, by
                 number += 1
             if last:
                 if broken and task.stripe == 0:
-                    extractor.counts["skipped", "rest of a damaged gzip file"] += 1
+                    extractor.counts["skipped", what] += 1
                     extractor.errors.append(broken)
                 return
 
@@ -278,6 +289,7 @@ def _read_chunk(stream: Any, size: int, path: str, carry: bytes = b"") -> tuple[
     """
     pieces = [carry]
     length = 0
+    most = most_held(path) if size < 0 else 0
     try:
         while size < 0 or length < size:
             piece = stream.read1(_READ_BYTES if size < 0 else min(_READ_BYTES, size - length))
@@ -285,9 +297,23 @@ def _read_chunk(stream: Any, size: int, path: str, carry: bytes = b"") -> tuple[
                 break
             pieces.append(piece)
             length += len(piece)
+            if size < 0 and length > most:
+                return b"", _too_long(path)
     except _gzip_errors() as error:
         return b"".join(pieces), f"{path}: the gzip file is damaged or cut short ({error}); fetch it again."
     return b"".join(pieces), None
+
+
+def most_held(path: str) -> int:
+    """Bytes of a line or document of a file that are held."""
+    return max(_ALWAYS_HELD, _MOST_RATIO * Path(path).stat().st_size)
+
+
+def _too_long(path: str) -> str:
+    return (
+        f"{path}: one resource, or one line, unpacks to more than {most_held(path):,} bytes, {_MOST_RATIO} times what "
+        "the file holds; no record does. Fetch the file again, or leave it out."
+    )
 
 
 def _lines_before(path: str, offset: int) -> int:

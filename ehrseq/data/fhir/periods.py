@@ -17,7 +17,7 @@ from datetime import tzinfo
 from typing import Any, NamedTuple
 
 from ehrseq.data.fhir.rows import ON_THE_WALL, TIME_UNKNOWN, Times
-from ehrseq.data.instants import offset_minutes, wall_to_utc
+from ehrseq.data.instants import LONGEST_STAY_US, offset_minutes, wall_to_utc
 from ehrseq.tokenization.ehr_codes import MINUTE_US
 
 ENDED = frozenset(("finished", "completed", "discharged", "discontinued"))
@@ -67,6 +67,9 @@ def span_of(period: Any, times: Times, starts: Times, zone: tzinfo | None, count
             ended = _absolute(ended, offset, zone, first=False)
         if ended < started:
             counts["notes", "encounters that end before they start: end unknown"] += 1
+            ended = TIME_UNKNOWN
+        elif ended - started > LONGEST_STAY_US:
+            counts["notes", "encounters that end 50 years after their start or later: end unknown"] += 1
             ended = TIME_UNKNOWN
     return Span(started, ended, offset)
 

@@ -14,7 +14,7 @@ from typing import IO
 
 import orjson
 
-from ehrseq.data.fhir.blocks import ReadTask, file_size, is_ndjson, open_text
+from ehrseq.data.fhir.blocks import ReadTask, file_size, is_ndjson, most_held, open_text
 from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
 from ehrseq.data.report import ConversionReport
 
@@ -84,7 +84,11 @@ def _holds_no_resource(file: Path) -> bool:
             if _finds(stream, text):
                 return False
             stream.seek(0)
-            orjson.loads(stream.read())
+            most = most_held(str(file))
+            whole = stream.read(most + 1)
+            if len(whole) > most:
+                return False
+            orjson.loads(whole)
             return True
     except (OSError, EOFError, ValueError, zlib.error):
         return False

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ehrseq.data.fhir.classes import checked_mapping
-from ehrseq.data.instants import zone_of
+from ehrseq.data.instants import check_zone
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class FhirSettings:
             ValueError: There is no such zone or class.
         """
         if timezone is not None:
-            zone_of(timezone)
+            check_zone(timezone)
         return cls(timezone, tuple(sorted(checked_mapping(encounter_classes).items())))
 
     def to_dict(self) -> dict[str, Any]:

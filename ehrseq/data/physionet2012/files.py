@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import numpy as np
 import polars as pl
@@ -25,6 +26,7 @@ ARCHIVE_ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
 HEADER = b"Time,Parameter,Value"
 
 _CORRUPT = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
+_MOST_BYTES = 16 << 20  # of one file in an archive; the longest of the challenge has 240,000
 _TIME = re.compile(r"(\d{1,4}):([0-5]\d)")
 _OUTCOMES = re.compile(r"outcomes.*\.(?:txt|csv)", re.IGNORECASE)
 
@@ -264,14 +266,15 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
             with zipfile.ZipFile(archive) as opened:
                 for info in opened.infolist():
                     if _is_wanted(info.filename) and not info.is_dir():
-                        yield info.filename, opened.read(info)
+                        with opened.open(info) as packed:
+                            yield info.filename, _content(packed, archive, info.filename)
             return
         with tarfile.open(archive, "r:*") as tar:
             for member in tar:
                 if member.isfile() and _is_wanted(member.name):
                     stream = tar.extractfile(member)
                     if stream is not None:
-                        yield member.name, stream.read()
+                        yield member.name, _content(stream, archive, member.name)
     except _CORRUPT as error:
         raise ValueError(
             f"{archive} cannot be read as an archive ({type(error).__name__}: {error}); it is damaged or cut short. "
@@ -279,6 +282,21 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
         ) from error
     except RuntimeError as error:  # how zipfile says that a member is encrypted
         raise ValueError(f"{archive} cannot be read: {error}. Give an archive without a password.") from error
+
+
+def _content(stream: IO[bytes], archive: Path, name: str) -> bytes:
+    """What a member holds.
+
+    Raises:
+        ValueError: It unpacks to more than any file of the challenge: it was made to fill the memory.
+    """
+    content = stream.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(
+            f"{archive}: {name} unpacks to more than {_MOST_BYTES:,} bytes; a stay of the challenge has some thousand. "
+            "Download the archive again, or take the file out of it."
+        )
+    return content
 
 
 def _is_wanted(name: str) -> bool:
