@@ -17,11 +17,16 @@ from ehrseq.tokenization.ehr_codes import DAY_US, YEAR_US
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
-FIRST_YEAR, LAST_YEAR = 2, 2998
-"""Years of dates that are meant: 0001 and those from 2999 on (9999, Oracle's 4712) stand for "not known", "never"."""
+FIRST_YEAR, LAST_YEAR = 2, 2899
+"""Years of dates that are meant, of every source: 0001 and those from 2900 on (2999, 9999, Oracle's 4712) stand for "not
+known", "never". A date before, and be it in the future, is taken as it stands: de-identification moves whole records
+there (MIMIC-IV to 2100 and later), and nothing in a date tells them apart.
+"""
 
 PLACEHOLDER_DAYS = frozenset(("1753-01-01", "1899-12-30", "1899-12-31", "1900-01-01"))
-"""First days of databases (SQL Server, Excel), which they write where there is none; a birth may be on one of them."""
+"""First days of databases (SQL Server, Excel), which they write where there is none, of every source; a birth may be on
+one of them.
+"""
 
 LONGEST_STAY_US = int(50 * YEAR_US)
 """Microseconds beyond which the end of a stay is a placeholder (2099-12-31): nobody stays in hospital for 50 years."""

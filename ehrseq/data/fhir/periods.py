@@ -20,14 +20,19 @@ from ehrseq.data.fhir.rows import ON_THE_WALL, TIME_UNKNOWN, Times
 from ehrseq.data.instants import LONGEST_STAY_US, offset_minutes, wall_to_utc
 from ehrseq.tokenization.ehr_codes import MINUTE_US
 
-ENDED = frozenset(("finished", "completed", "discharged", "discontinued"))
+ENDED_STATUSES = frozenset(("finished", "completed", "discharged", "discontinued"))
 """Statuses of an encounter that has ended."""
 
-GOING_ON = frozenset(("in-progress", "arrived", "triaged", "onleave", "on-hold"))
+GOING_ON_STATUSES = frozenset(("in-progress", "arrived", "triaged", "onleave", "on-hold"))
 """Statuses of an encounter that goes on."""
 
-IN_PROGRESS = "in-progress"
+GOING_ON_NAME = "in-progress"
 """Name of the end, without time, of an encounter that goes on."""
+
+
+def plain_status(status: Any) -> Any:
+    """A status as FHIR writes it: `FINISHED` and `In Progress` are sent, too. What is no text stays."""
+    return "-".join(status.casefold().replace("_", " ").split()) if isinstance(status, str) else status
 
 
 class Span(NamedTuple):

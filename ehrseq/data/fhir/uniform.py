@@ -19,6 +19,7 @@ from msgspec import Raw, Struct, field
 
 from ehrseq.data.fhir.concepts import negating_status
 from ehrseq.data.fhir.elements import MALFORMED, observation_kind
+from ehrseq.data.fhir.periods import plain_status
 from ehrseq.data.fhir.resources import LEFT_OUT_STATUSES, MAX_FLOAT32, Extractor, is_no_order
 from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, RESOURCE_TYPES, TIME_UNKNOWN
 
@@ -351,7 +352,7 @@ def _common_memos(kind: str, extractor: Extractor) -> tuple[_Memo, _Memo, _Memo]
 
     def happened(status: Any) -> bool:
         # Not sure is False: then the plain way decides.
-        return isinstance(status, str) and status not in left_out
+        return isinstance(status, str) and plain_status(status) not in left_out
 
     def verified(status: Any) -> bool:
         return negating_status(status) not in left_out
