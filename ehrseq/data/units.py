@@ -3,8 +3,8 @@
 Events keep the unit that their source gave; where units are compared, in tasks about values, both sides are brought to
 the spelling of UCUM first. Only what is the same unit becomes the same text: nothing is converted by a factor.
 
-Case tells units apart where UCUM says so. A spelling of one letter counts as it is listed (`K` is kelvin, `G` gauss); one
-of several letters in any case, but for those that a capital makes another unit (`OTHER_UNITS`: `MU`, a million units).
+Case tells units apart where UCUM says so. A spelling of one letter counts as it is listed (`K` is kelvin, `G` gauss);
+one of several letters in any case, but for those that a capital makes another unit (`OTHER_UNITS`: `MU`, megaunits).
 
 Sources: UCUM 2.1 (case-sensitive codes, `[lb_av]`, `10*9`), HL7's list of common UCUM units, and how the demonstration
 data of MIMIC-IV and Synthea, and version 2 interfaces, write them. A library for UCUM parses far more than a hospital

@@ -2,8 +2,8 @@
 
 Looked at in turn: what the user says about a spelling; the codings of the class in systems that are known; the words
 beside a foreign code, and the code itself where it is a word or a v3 code; the type of the encounter. Words count only
-where the whole text is one that is known. What is left keeps its own name and is counted: a dataset whose stays all have a class that
-nobody knows has no admissions, and no labels.
+where the whole text is one that is known. What is left keeps its own name and is counted: a dataset whose stays all
+have a class that nobody knows has no admissions, and no labels.
 
 Sources: HL7 v3-ActCode (ActEncounterCode), HL7 version 2 table 0004, SNOMED CT, DSTU2's `encounter-class`.
 """
@@ -87,7 +87,10 @@ CLASS_WORDS: dict[str, str] = {
 """Words, as `plain_words` writes them -> class."""
 
 # Words that say nothing about the class where they stand beside one that does.
-_NEUTRAL = frozenset(["encounter", "visit", "stay", "care", "hospital", "patient", "class", "type", "service", "services", "episode", "treatment"])
+_NEUTRAL = frozenset((
+    "encounter", "visit", "stay", "care", "hospital", "patient", "class", "type", "service", "services",
+    "episode", "treatment",
+))  # fmt: skip
 
 _MIMIC_HOSPITAL_STAY = "http://mimic.mit.edu/fhir/mimic/identifier/encounter-hosp"
 _V3_SYSTEMS = ("/v3-actcode", "/v3/actcode", "oid:2.16.840.1.113883.5.4")

@@ -3,11 +3,11 @@
 A text is read clause by clause (commas, brackets, colons and lone dashes end one), in the words of `plain_words`. The
 first word of death of a clause decides it, by what stands around it:
 
-| around it | read as |
-|---|---|
-| nothing of what follows: `Died, expected`, `Deceased - no autopsy` | dead |
-| a denying word of its language before it: `not deceased`, `no evidence of death`, `nicht verstorben`; `no` as an answer after it: `Deceased: no` | alive |
-| a denying word that belongs to something else, a doubt, a relative, what expires without a death, a name: `risk of death`, `mother died`, `insurance expired`, `Dead Sea` | unclear |
+- `Died, expected`, `Deceased - no autopsy`: dead.
+- `not deceased`, `no evidence of death`, `nicht verstorben`: alive, by a denying word of its language that belongs to
+  it; `Deceased: no` by the answer.
+- `risk of death`, `mother died`, `insurance expired`, `Dead Sea`: unclear, by a doubt, another person, what expires
+  without a death, a name; so is a text whose denying word belongs to something else (`no autopsy deceased`).
 
 A clause that says dead beside one that says alive, a word of life beside one of death, and a question are unclear. What
 is unclear is no death; who reads the text counts and tells it.
@@ -26,8 +26,8 @@ DEAD, ALIVE, UNCLEAR = "dead", "alive", "unclear"
 
 DEATH_WORDS: dict[str, tuple[str, ...]] = {
     "English": ("expired", "deceased", "decessed", "died", "dead", "death", "passed away"),
-    "German": ("verstorben", "verstorbene", "verstorbener", "verstarb", "starb", "gestorben", "Ableben", "Tod", "Todesfall",
-               "Exitus"),
+    "German": ("verstorben", "verstorbene", "verstorbener", "verstarb", "starb", "gestorben", "Ableben", "Tod",
+               "Todesfall", "Exitus"),
     "French": ("décédé", "décédée", "décès", "mort", "morte"),
     "Spanish": ("fallecido", "fallecida", "fallecimiento", "falleció", "defunción", "muerto", "muerta", "muerte",
                 "murió", "deceso", "éxitus", "óbito"),
@@ -84,7 +84,8 @@ UNCLEAR_BEFORE: tuple[str, ...] = (
     "mother", "father", "wife", "husband", "spouse", "partner", "sister", "brother", "son", "daughter", "child",
     "baby", "infant", "twin", "parent", "parents", "family", "relative", "friend", "donor", "fetal", "foetal", "fetus",
     "intrauterine", "cell", "tissue", "mutter", "vater", "vaters", "ehemann", "ehemannes", "ehefrau", "bruder",
-    "bruders", "schwester", "sohn", "sohnes", "tochter", "kind", "kindes", "mère", "père", "madre", "padre", "mãe", "pai",
+    "bruders", "schwester", "sohn", "sohnes", "tochter", "kind", "kindes", "mère", "père", "madre", "padre", "mãe",
+    "pai",
 )  # fmt: skip
 """Words that make a word of death after them in the same clause unclear."""
 
@@ -103,21 +104,29 @@ UNCLEAR_AFTER: tuple[str, ...] = (
 """Words that make a word of death directly before them unclear."""
 
 # `dead` is also part of names and of things: what may follow it where it says that somebody died.
-_AFTER_DEAD = frozenset(
-    ["on", "in", "at", "upon", "after", "by", "within", "during", "prior", "before", "from", "of", "without", "due", "with", "body", "patient", "as", "when", "and", "or", "following", "to", "not"]
-)
-_OF = frozenset(["of", "des", "der", "de", "du", "di", "da", "del", "della", "van"])
+_AFTER_DEAD = frozenset((
+    "on", "in", "at", "upon", "after", "by", "within", "during", "prior", "before", "from", "of", "without",
+    "due", "with", "body", "patient", "as", "when", "and", "or", "following", "to", "not",
+))  # fmt: skip
+_OF = frozenset((
+    "of", "des", "der", "de", "du", "di", "da", "del", "della", "van",
+))  # fmt: skip
 
 _TITLES = frozenset(("dr", "doctor", "prof", "mr", "mrs", "ms", "st", "saint", "sankt", "rue"))
-_ALIVE = frozenset(
-    ["alive", "living", "lives", "lebend", "lebt", "lebendig", "vivant", "vivante", "vivo", "viva", "vivos", "levend", "leeft", "levande", "lever", "zyje", "zywy", "zivy", "elossa"]
-)
+_ALIVE = frozenset((
+    "alive", "living", "lives", "lebend", "lebt", "lebendig", "vivant", "vivante", "vivo", "viva", "vivos",
+    "levend", "leeft", "levande", "lever", "zyje", "zywy", "zivy", "elossa",
+))  # fmt: skip
 _ANSWERS_NO = frozenset(("no", "n", "non", "nein", "nee", "nej", "nei", "nao", "false", "0", "nie", "ei", "nu", "ne"))
 _ANSWERS_UNKNOWN = frozenset(("unknown", "unk", "unbekannt", "inconnu", "desconocido", "n a", "na", "not known"))
 # Words that may stand between a denial and what it denies.
-_BETWEEN = frozenset(
-    ["yet", "been", "be", "known", "found", "evidence", "of", "has", "is", "was", "were", "the", "a", "an", "any", "patient", "pt", "deemed", "considered", "recorded", "reported", "als", "war", "ist", "der", "die", "das", "zum", "der", "hinweis", "auf", "est", "ete", "un", "une", "le", "la", "ha", "he", "sido", "foi", "e", "stato", "a", "er", "blitt", "to", "have", "had", "signs", "sign", "report", "reports", "documented", "zeichen"]
-)
+_BETWEEN = frozenset((
+    "yet", "been", "be", "known", "found", "evidence", "of", "has", "is", "was", "were", "the", "a", "an", "any",
+    "patient", "pt", "deemed", "considered", "recorded", "reported", "als", "war", "ist", "der", "die", "das",
+    "zum", "der", "hinweis", "auf", "est", "ete", "un", "une", "le", "la", "ha", "he", "sido", "foi", "e",
+    "stato", "a", "er", "blitt", "to", "have", "had", "signs", "sign", "report", "reports", "documented",
+    "zeichen",
+))  # fmt: skip
 
 _CLAUSES = re.compile(
     r"(?<!\bdr)(?<!\bst)(?<!\bmr)(?<!\bprof)(?<!\bmrs)\.|[,;:()\[\]{}!|\n\r]|\s[-\u2013\u2014]+\s|[\u2013\u2014]|--+"
