@@ -194,8 +194,10 @@ def _micros(year: int, month: int, day: int, text: str) -> int:
 
 
 def _parse_unusual(text: str) -> datetime:
-    """What `datetime.fromisoformat` refuses but sources write: 24:00:00 and the leap second :60."""
-    for odd, usual, extra in (("T24:00:00", "T00:00:00", timedelta(days=1)), (":60", ":59", timedelta(seconds=1))):
+    """What `datetime.fromisoformat` refuses but sources write: 24:00:00, the leap second :60, a small z."""
+    text = f"{text[:-1]}Z" if text.endswith("z") else text
+    odds = (("T24:00:00", "T00:00:00", timedelta(days=1)), (":60", ":59", timedelta(seconds=1)), ("", "", timedelta(0)))
+    for odd, usual, extra in odds:
         if odd in text[10:19]:
             try:
                 return datetime.fromisoformat(text[:10] + text[10:].replace(odd, usual, 1)) + extra

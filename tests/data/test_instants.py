@@ -93,6 +93,8 @@ def test_offset(text, minutes):
         ("2012-05-24T23:59:59.999999Z", False),
         ("2012-05-24T10:00:00+00:00", False),
         ("2012-05-24T10:00:00+0200", False),
+        ("2012-05-24T10:00:00z", False),
+        ("2012-05-24T24:00:00z", False),
     ],
 )
 def test_what_states_no_zone_says_so(text, local):

@@ -205,8 +205,8 @@ def ends_in_death(disposition) -> tuple[bool, list[str]]:
 @pytest.mark.parametrize("text", [
     "Deceased - no autopsy", "Died (no autopsy)", "Died, expected", "Expected death", "Verstorben, keine Obduktion",
     "no autopsy, deceased", "Died of sepsis", "Dead on arrival", "Expired, death certificate issued", "d\u00f6d",
-    "avliden", "umar\u0142", "zgon", "\u00famrt\u00ed", "zem\u0159el", "Ableben", "overleden", "fallecido", "\u00f3bito",
-    "D\u00c9C\u00c9D\u00c9", "deceduto",
+    "avliden", "umar\u0142", "zgon", "\u00famrt\u00ed", "zem\u0159el", "Ableben", "overleden", "fallecido",
+    "\u00f3bito", "D\u00c9C\u00c9D\u00c9", "deceduto",
     "Patient passed away", "\u0443\u043c\u0435\u0440", "\u6b7b\u4ea1",
 ])  # fmt: skip
 def test_a_denying_word_that_belongs_to_something_else_does_not_undo_a_death(text):
@@ -215,8 +215,10 @@ def test_a_denying_word_that_belongs_to_something_else_does_not_undo_a_death(tex
 
 
 @pytest.mark.parametrize("text", [
-    "not deceased", "no death", "nicht verstorben", "alive, not dead", "Patient has not died", "n'est pas d\u00e9c\u00e9d\u00e9",
-    "inte avliden", "nie zmar\u0142", "no fallecido", "niet overleden", "Deceased: no", "DoD facility", "Mortgage office",
+    "not deceased", "no death", "nicht verstorben", "alive, not dead", "Patient has not died",
+    "n'est pas d\u00e9c\u00e9d\u00e9",
+    "inte avliden", "nie zmar\u0142", "no fallecido", "niet overleden", "Deceased: no",
+    "DoD facility", "Mortgage office",
 ])  # fmt: skip
 def test_a_denied_death_is_none(text):
     assert ends_in_death({"text": text}) == (False, [])
