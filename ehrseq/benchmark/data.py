@@ -27,7 +27,7 @@ from ehrseq.work.files import write_json, write_whole
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("train", "tuning", "test")
+COHORT_PARTS = ("train", "tuning", "test")
 LABELS, TOKENIZER, DESCRIPTION = "labels.parquet", "tokenizer", "data.json"
 
 
@@ -187,7 +187,7 @@ def _labels(source: Source, budget: Budget) -> pl.DataFrame:
     tables = []
     known = {dataset: _labels_of(dataset, source.tasks) for dataset in {source.train, source.test or source.train}}
     tested = simulated_cohort(source.test or source.train)
-    for part in PARTS:
+    for part in COHORT_PARTS:
         dataset, splits = _where(source, budget, part)
         subjects = None
         if splits is not None:

@@ -17,8 +17,8 @@ from ehrseq.tokenization.ehr_codes import DAY_US, YEAR_US
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
-FIRST_YEAR, LAST_YEAR = 2, 2899
-"""Years of dates that are meant, of every source: 0001 and those from 2900 on (2999, 9999, Oracle's 4712) stand for
+FIRST_YEAR, LAST_YEAR = 2, 2998
+"""Years of dates that are meant, of every source: 0001 and those from 2999 on (9999, Oracle's 4712) stand for
 "not known", "never". A date before, and be it in the future, is taken as it stands: de-identification moves whole
 records there (MIMIC-IV to 2100 and later), and nothing in a date tells them apart.
 """

@@ -3,8 +3,8 @@
 - Birth and death under the codes of MEDS before 0.3 (`OLD_CODES`) become `MEDS_BIRTH` and `MEDS_DEATH`.
 - A column `end` on the row of a visit (meds_etl) becomes a row `VISIT_END//<class>` at that time, and one without a
   time where it lies before the start: the visit is over, nobody knows since when.
-- A placeholder (`instants`: before the year 2, from 2900 on, the first days of databases) as the end of a visit or as a
-  death is the same without a time; any other row before the year 2 or from 2900 on is left out.
+- A placeholder (before the year 2, from 2999 on, midnight of 1900-01-01 and its like) as the end of a visit or as a
+  death is the same without a time; any other row before the year 2 or from 2999 on is left out.
 - A death at midnight is a date: it moves to the end of its day.
 
 Each row is mended by itself, so that a part of a file gives what the whole file would.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import polars as pl
 
@@ -30,8 +30,8 @@ OLD_CODES = {
 }
 """Codes of birth and death that MEDS before 0.3, FEMR and meds_etl wrote -> those of today."""
 
-_FIRST, _AFTER_LAST = datetime(FIRST_YEAR, 1, 1), datetime(LAST_YEAR + 1, 1, 1)
-_DAYS = sorted(map(datetime.fromisoformat, PLACEHOLDER_DAYS))
+_FIRST, _AFTER = datetime(FIRST_YEAR, 1, 1), datetime(LAST_YEAR + 1, 1, 1)
+_FIRST_DAYS = [datetime.fromisoformat(day) for day in sorted(PLACEHOLDER_DAYS)]
 
 
 def mend_rows(
@@ -86,9 +86,8 @@ def _with_ends(events: pl.DataFrame, ends: pl.Series, kind_of: Mapping[str, str]
 def _without_placeholders(events: pl.DataFrame, notes: Counter[str]) -> pl.DataFrame:
     """Ends and deaths at placeholders lose their time, other rows go."""
     time = pl.col("time")
-    is_outside = (time < _FIRST) | (time >= _AFTER_LAST)
-    on_a_day = [time.is_between(day, day + timedelta(days=1), closed="left") for day in _DAYS]
-    is_placeholder = pl.any_horizontal(is_outside, *on_a_day)
+    is_outside = (time < _FIRST) | (time >= _AFTER)
+    is_placeholder = is_outside | (time.is_in(_FIRST_DAYS))
     suspects = events.select(pl.col("code").filter(is_placeholder).unique())["code"]
     if suspects.is_empty():
         return events

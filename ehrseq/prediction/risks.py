@@ -4,8 +4,9 @@
 
 A task is learnt at one kind of moment (a discharge, 24 hours after an admission) of patients for whom the answer is
 open. Rows outside of that stay in the table with their `reason`, and are counted in the report: the score is null where
-nothing is left to foretell (`died_before_prediction`, `earlier_code`, `stay_ended`) and given, to be read with care,
-where the moment is another one (`no_discharge`, `off_anchor`). Rows with a null reason are what evaluations speak of.
+nothing is left to foretell (`died_before_prediction`, `death_time_unknown`, `earlier_code`, `stay_ended`) and given, to
+be read with care, where the moment is another one (`no_discharge`, `off_anchor`). Rows with a null reason are what
+evaluations speak of.
 
 A checkpoint of HyMaTE has a feature extractor in the place of the tokenizer and reads stays: see
 `ehrseq.prediction.stays`.

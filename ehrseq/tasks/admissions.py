@@ -22,7 +22,7 @@ from datetime import datetime, timedelta
 
 import polars as pl
 
-from ehrseq.tasks.encounters import GOES_ON
+from ehrseq.tasks.encounters import CONTINUES
 from ehrseq.tasks.zones import Zones
 from ehrseq.tokenization.ehr_codes import INPATIENT_CLASSES
 
@@ -299,7 +299,7 @@ def _with_status(inpatient: pl.DataFrame, follow_up: FollowUp) -> pl.DataFrame:
     superseded = (other > pl.col("start")).fill_null(False)
     last = pl.min_horizontal("death", pl.lit(follow_up.end_of_data, pl.Datetime("us")))
     young = pl.col("start") >= last - pl.duration(days=IN_PROGRESS_DAYS)
-    goes_on = (pl.col("open") == GOES_ON).fill_null(pl.lit(value=False)) | pl.col("open").is_null() & young
+    goes_on = (pl.col("open") == CONTINUES).fill_null(pl.lit(value=False)) | pl.col("open").is_null() & young
     marked = (
         inpatient.join(latest, on="subject_id", how="left")
         .join(follow_up.deaths.select("subject_id", "death"), on="subject_id", how="left")

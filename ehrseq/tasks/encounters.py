@@ -16,11 +16,10 @@ import polars as pl
 
 from ehrseq.data.instants import LONGEST_STAY_US
 from ehrseq.data.tables import as_column, check_columns, microseconds
-from ehrseq.tokenization.ehr_codes import GOES_ON as GOES_ON_CODE
-from ehrseq.tokenization.ehr_codes import INPATIENT_CLASSES, KIND_RANKS, RANK_END, code_kinds, split_kind
+from ehrseq.tokenization.ehr_codes import GOES_ON, INPATIENT_CLASSES, KIND_RANKS, RANK_END, code_kinds, split_kind
 from ehrseq.tokenization.ehr_visits import Encounter, pair_encounters
 
-ENDED, GOES_ON = "ended", "in_progress"
+ENDED, CONTINUES = "ended", "in_progress"
 """What a source says of an encounter without an end: it is over, nobody knows since when; it goes on."""
 
 _BOUNDARY = ("subject_id", "time", "rank", "class", "visit_id")
@@ -52,8 +51,8 @@ def encounters(
 
     Returns:
         `subject_id` Int64, `visit_id` String (null where the source has none), `encounter_class` String, `start` and
-        `end` Datetime("us"), `end` null where none is known, `open` String: of those without an end `ENDED`, `GOES_ON`
-        or null (the source does not say); sorted by subject and start.
+        `end` Datetime("us"), `end` null where none is known, `open` String: of those without an end `ENDED`,
+        `CONTINUES` or null (the source does not say); sorted by subject and start.
 
     Raises:
         ValueError: A required column is missing.
@@ -79,8 +78,8 @@ def encounters(
             _replaced({code: KIND_RANKS[kind] for code, (kind, _) in boundary.items()}, pl.Int8).alias("rank"),
             _replaced({code: of_class for code, (_, of_class) in boundary.items()}, pl.String).alias("class"),
             "visit_id",
-            pl.when(pl.col("code").str.contains(GOES_ON_CODE))
-            .then(pl.lit(GOES_ON))
+            pl.when(pl.col("code").str.contains(GOES_ON))
+            .then(pl.lit(CONTINUES))
             .otherwise(pl.lit(ENDED))
             .alias("word"),
         )
@@ -126,7 +125,7 @@ def encounters(
     if until is not None:
         late = (pl.col("end") > until).fill_null(False)
         table = table.filter(pl.col("start") <= until).with_columns(
-            pl.when(late).then(pl.lit(GOES_ON)).otherwise("open").alias("open"),
+            pl.when(late).then(pl.lit(CONTINUES)).otherwise("open").alias("open"),
             pl.when(~late).then("end").alias("end"),
         )
     if report is not None:

@@ -26,8 +26,8 @@ from ehrseq.tasks.deaths import patient_deaths
 from ehrseq.tasks.encounters import encounters
 from ehrseq.tasks.measures import code_without_unit, select_values
 from ehrseq.tasks.schema import Task
-from ehrseq.tasks.zones import TIMEZONE, Zones
-from ehrseq.tokenization.ehr_codes import EXPIRED, code_kinds, split_kind
+from ehrseq.tasks.zones import Zones
+from ehrseq.tokenization.ehr_codes import EXPIRED, TIMEZONE, code_kinds, split_kind
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ def _code_table(unique: pl.Series, tasks: Sequence[Task], code_map: Sequence[Seq
     """
     names = unique.sort()
     kinds = [split_kind(kind)[0] for kind in code_kinds(names.to_list(), code_map)]
-    kind = pl.when(pl.col("code").str.contains(TIMEZONE)).then(pl.lit("timezone")).otherwise("kind")
+    kind = pl.when(pl.col("code").str.starts_with(TIMEZONE)).then(pl.lit("timezone")).otherwise("kind")
     table = pl.DataFrame({"code": names, "kind": pl.Series(kinds, dtype=pl.String)}).with_columns(
         kind.alias("kind"),
         (pl.col("kind").eq("visit_end") & pl.col("code").str.contains(EXPIRED)).alias("expired"),

@@ -12,9 +12,7 @@ from datetime import timedelta
 import polars as pl
 
 from ehrseq.data.instants import check_zone, zone_of
-
-TIMEZONE = r"^TIMEZONE//"
-"""Codes of the rows that name a zone."""
+from ehrseq.tokenization.ehr_codes import TIMEZONE
 
 
 class Zones:
@@ -31,7 +29,7 @@ class Zones:
 
     def __init__(self, rows: pl.DataFrame, given: str | None = None, default: str | None = None) -> None:
         self._given, self._default = given, default
-        named = rows.select("subject_id", "visit_id", pl.col("code").str.replace(TIMEZONE, "").alias("zone")).sort(
+        named = rows.select("subject_id", "visit_id", pl.col("code").str.strip_prefix(TIMEZONE).alias("zone")).sort(
             "subject_id", "visit_id", "zone", nulls_last=False
         )
         of_visit = pl.col("visit_id").is_not_null()

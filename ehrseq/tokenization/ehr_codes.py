@@ -38,6 +38,10 @@ EXPIRED = r"(?i)//(?:(?:exp|expired|died|dead|death|deceased)\b|(?:20|4[0-2])$)"
 GOES_ON = r"(?i)^VISIT_END//in-progress$"
 """Code of an end without a time by which the source says that the encounter goes on."""
 
+TIMEZONE = "TIMEZONE//"
+"""How codes begin that name the wall clock of a patient or visit: they tell days apart, nothing about the patient, and
+are `ignore` whatever a code map says, so that a checkpoint that has never met them reads what it always did."""
+
 EVENT_KINDS = (
     "static",
     "diagnosis",
@@ -62,8 +66,6 @@ DEFAULT_CODE_MAP: list[list[str]] = [
     # MEDS and the ehrseq namespace
     [r"MEDS_BIRTH(//|$)", "birth"],
     [r"MEDS_DEATH(//|$)", "death"],
-    # the wall clock of a patient or visit: it tells days apart, nothing about the patient
-    [r"TIMEZONE//", "ignore"],
     [rf"VISIT_START//({_CLASSES})$", r"visit_start:\1"],
     [r"VISIT_START//([^/]+)", r"visit_start:\1"],
     [r"VISIT_START$", "visit_start:AMB"],
@@ -129,12 +131,12 @@ def code_kinds(codes: Iterable[str], code_map: Sequence[Sequence[str]] | None = 
     out = []
     for code in codes:
         kind = "other"
-        for pattern, template in rules:
+        for pattern, template in () if code.startswith(TIMEZONE) else rules:
             match = pattern.match(code)
             if match:
                 kind = match.expand(template) if "\\" in template else template
                 break
-        out.append(kind)
+        out.append("ignore" if code.startswith(TIMEZONE) else kind)
     return out
 
 

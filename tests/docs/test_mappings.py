@@ -107,8 +107,8 @@ def test_the_codes_of_classes_are_those_of_the_code() -> None:
 def test_the_statuses_of_encounters_are_those_of_the_code() -> None:
     rows = rows_of(section("Statuses of encounters without an end"), "status")
     ended, going_on, _, left_out = (codes_in(row[0]) for row in rows)
-    assert ended == periods.ENDED_STATUSES
-    assert going_on == periods.GOING_ON_STATUSES
+    assert ended == periods.OVER
+    assert going_on == periods.ONGOING
     assert left_out == {*resources.LEFT_OUT_STATUSES["Encounter"], "entered-in-error"}
 
 

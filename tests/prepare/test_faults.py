@@ -178,8 +178,8 @@ def test_odd_records(tmp_path):
         folder / "c.ndjson", patient(birthDate="1999-09-09", gender="male"), observation(id="other", value=9.0)
     )
     events, report = both(folder, tmp_path / "out")
-    assert report.notes["encounters that end before they start"] == 1
-    assert report.notes["encounters without an end"] == 1
+    assert report.notes["encounters that end before they start: end unknown"] == 1
+    assert report.notes["encounters without an end"] == 2  # that one, and the open one
     assert report.notes["patients given again with another birth date (two patients under one id?)"] == 1
     assert report.skipped["rows of a subject that was not given"] == 3  # two of them start and end the nobody's visit
     assert report.unresolved_references["Patient (distinct references)"] == 1

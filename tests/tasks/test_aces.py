@@ -1,7 +1,9 @@
 """Tasks of ACES on a prepared dataset: those that ACES itself gives for the whole table."""
 
 import importlib.util
+import json
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import polars as pl
@@ -9,7 +11,7 @@ import pytest
 
 from ehrseq.data.dataset import write_dataset
 from ehrseq.data.simulate.cohort import simulate
-from ehrseq.tasks import read_labels
+from ehrseq.tasks import aces, read_labels
 from ehrseq.tasks.aces import is_aces_file, label_dataset_aces
 from ehrseq.work.engine import get_engine
 
@@ -114,3 +116,24 @@ def test_files_of_aces_are_told_from_ours(task, tmp_path):
 def test_without_aces_the_extra_is_named(dataset, task):
     with pytest.raises(ImportError, match=r"ehrseq\[aces\]"):
         label_dataset_aces(dataset, task)
+
+
+def test_who_is_dead_at_an_unknown_time_has_no_label_of_aces(tmp_path, monkeypatch):
+    """ACES reads rows with a time: to it the dead of patients 2 and 4 would be alive. It need not be installed here."""
+    at = datetime(2031, 5, 8)
+    rows = [(subject, at, "VISIT_START//IMP") for subject in range(1, 6)]
+    rows += [(2, None, "MEDS_DEATH"), (3, None, "MEDS_DEATH"), (3, at, "MEDS_DEATH"), (4, None, "VISIT_END//exp")]
+    rows += [(5, None, "VISIT_END//IMP")]
+    events = pl.DataFrame(rows, {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String}, orient="row")
+    splits = pl.DataFrame({"subject_id": range(1, 6), "split": "train"})
+    write_dataset(events, tmp_path / "d", dataset_name="test", splits=splits)
+    task = tmp_path / "any.yaml"
+    task.write_text(TASK)
+    everybody = pl.DataFrame({"subject_id": range(1, 6), "prediction_time": at, "boolean_value": False})
+    monkeypatch.setattr(aces, "_load", lambda config: None)
+    monkeypatch.setattr(aces, "_query", lambda config, path: everybody)
+    name, labels = label_dataset_aces(tmp_path / "d", task, engine=get_engine(num_workers=1))
+    assert labels["subject_id"].to_list() == [1, 3, 5]
+    assert read_labels(tmp_path / "d")[name].equals(labels)
+    report = json.loads((tmp_path / "d" / "labels" / name / "report.json").read_text())
+    assert report["dropped"] == {"death_time_unknown": 2}

@@ -253,6 +253,23 @@ def test_encounters_pair_starts_and_ends(events: list[dict[str, Any]], expected:
     assert spans(events) == expected
 
 
+@pytest.mark.parametrize("code_map", [None, [["VISIT_START//(.+)", r"visit_start:\1"], ["VISIT_END", "visit_end:*"]]])
+def test_the_zone_of_a_hospital_changes_no_sequence_also_of_a_tokenizer_that_never_met_one(code_map: Any) -> None:
+    """A model reads what it was trained on: its transfers are those of a day in UTC, while those of the labels are
+    those of a day at the hospital (`tests/tasks/test_right_answers.py`); and no row of a zone enters.
+    """
+    # 22:00 and 01:30 UTC: two visits to the model, one admission in Denver
+    stays = [event(22, IMP, "a"), event(46, HOME, "a"), event(49.5, IMP, "b"), event(60, HOME, "b")]
+    zone = [event(None, "TIMEZONE//America/Denver"), event(None, "TIMEZONE//-07:00", "a")]
+    tokenizer = fitted(stays, code_map=code_map)
+    assert "TIMEZONE" not in " ".join(tokenizer.get_vocab())
+    alone = words(tokenizer, stays)
+    assert words(tokenizer, [*zone, *stays]) == alone
+    assert alone.count("[VS]") == 2
+    both = tokenizer.encode_table(table([*zone, *stays], stays))
+    assert both["input_ids"][0].as_py() == both["input_ids"][1].as_py()
+
+
 def test_encounters_count_what_they_cannot_pair() -> None:
     report: dict[str, int] = {}
     events = table(

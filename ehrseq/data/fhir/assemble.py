@@ -38,9 +38,7 @@ from ehrseq.data.fhir.versions import (
 from ehrseq.data.instants import offset_name
 from ehrseq.data.report import MAX_ERRORS, ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, code_rank
-
-ZONE_CODE = "TIMEZONE"
-"""Static rows `TIMEZONE//-07:00` tell the wall clock of a patient, or of one visit: what day a transfer was on."""
+from ehrseq.tokenization.ehr_codes import TIMEZONE
 
 
 class Assembler:
@@ -194,11 +192,11 @@ class Assembler:
         table = self._tables["codes"]
         if self._timezone is None:
             zones = encounters.zones()
-            codes = [table.setdefault(f"{ZONE_CODE}//{offset_name(offset)}", len(table)) for _, _, offset in zones]
+            codes = [table.setdefault(f"{TIMEZONE}{offset_name(offset)}", len(table)) for _, _, offset in zones]
             where = [(subject, visit) for subject, visit, _ in zones]
         else:
             where = [(subject, -1) for subject in _distinct(columns["subject_id"])]
-            codes = [table.setdefault(f"{ZONE_CODE}//{self._timezone}", len(table))] * len(where)
+            codes = [table.setdefault(f"{TIMEZONE}{self._timezone}", len(table))] * len(where)
         known = _distinct(columns["subject_id"]) if where else set()
         kept = [(subject, visit, code) for (subject, visit), code in zip(where, codes, strict=True) if subject in known]
         if not kept:

@@ -48,7 +48,7 @@ _SURELY_BELOW_4_GIB = 2**32 // 1032
 _LEAST_RATIO, _USUAL_RATIO = 3, 10
 """How far FHIR text shrinks in gzip, at least and about."""
 
-_ALWAYS_HELD, _MOST_RATIO = 64 << 20, 100
+_ALWAYS_HELD, _MOST_RATIO = 64 << 20, 250
 """Bytes of one line, or one document, that are held whatever the size of its file; times the file's own bytes beyond:
 what unpacks to more was made to fill the memory."""
 
@@ -187,7 +187,7 @@ def open_text(path: str) -> IO[bytes]:
     return stream
 
 
-def _gzip_errors() -> tuple[type[Exception], ...]:
+def gzip_errors() -> tuple[type[Exception], ...]:
     """What reading a damaged gzip file raises."""
     try:
         library = importlib.import_module("isal.igzip_lib")
@@ -299,7 +299,7 @@ def _read_chunk(stream: Any, size: int, path: str, carry: bytes = b"") -> tuple[
             length += len(piece)
             if size < 0 and length > most:
                 return b"", _too_long(path)
-    except _gzip_errors() as error:
+    except gzip_errors() as error:
         return b"".join(pieces), f"{path}: the gzip file is damaged or cut short ({error}); fetch it again."
     return b"".join(pieces), None
 

@@ -20,13 +20,13 @@ from ehrseq.data.fhir.rows import ON_THE_WALL, TIME_UNKNOWN, Times
 from ehrseq.data.instants import LONGEST_STAY_US, offset_minutes, wall_to_utc
 from ehrseq.tokenization.ehr_codes import MINUTE_US
 
-ENDED_STATUSES = frozenset(("finished", "completed", "discharged", "discontinued"))
+OVER = frozenset(("finished", "completed", "discharged", "discontinued"))
 """Statuses of an encounter that has ended."""
 
-GOING_ON_STATUSES = frozenset(("in-progress", "arrived", "triaged", "onleave", "on-hold"))
+ONGOING = frozenset(("in-progress", "arrived", "triaged", "onleave", "on-hold"))
 """Statuses of an encounter that goes on."""
 
-GOING_ON_NAME = "in-progress"
+STILL_THERE = "in-progress"
 """Name of the end, without time, of an encounter that goes on."""
 
 

@@ -6,7 +6,6 @@ tasks, which parse every n-th block.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import IO
 
 import orjson
 
-from ehrseq.data.fhir.blocks import ReadTask, file_size, is_ndjson, most_held, open_text
+from ehrseq.data.fhir.blocks import ReadTask, file_size, gzip_errors, is_ndjson, most_held, open_text
 from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
 from ehrseq.data.report import ConversionReport
 
@@ -90,7 +89,9 @@ def _holds_no_resource(file: Path) -> bool:
                 return False
             orjson.loads(whole)
             return True
-    except (OSError, EOFError, ValueError, zlib.error):
+    except (OSError, ValueError):
+        return False
+    except gzip_errors():
         return False
 
 

@@ -40,7 +40,7 @@ from ehrseq.data.fhir.dispositions import DispositionReader
 from ehrseq.data.fhir.elements import MALFORMED, describe, explain, observation_kind, one_line
 from ehrseq.data.fhir.medications import MedicationReader, contained_in
 from ehrseq.data.fhir.patients import links_of, patient_facts
-from ehrseq.data.fhir.periods import ENDED_STATUSES, GOING_ON_NAME, GOING_ON_STATUSES, plain_status, span_of
+from ehrseq.data.fhir.periods import ONGOING, OVER, STILL_THERE, plain_status, span_of
 from ehrseq.data.fhir.references import (
     NOTHING,
     deleted_names,
@@ -316,10 +316,10 @@ class Extractor:
             else:
                 self.counts["notes", "encounters without an end"] += 1
                 # Without a time these rows tell what became of the stay, and nothing of when.
-                if died or status in ENDED_STATUSES:
+                if died or status in OVER:
                     facts.append((f"VISIT_END//{left_as}", TIME_STATIC))
-                elif status in GOING_ON_STATUSES:
-                    facts.append((f"VISIT_END//{GOING_ON_NAME}", TIME_STATIC))
+                elif status in ONGOING:
+                    facts.append((f"VISIT_END//{STILL_THERE}", TIME_STATIC))
                 if died:
                     facts.append(("MEDS_DEATH", TIME_STATIC))
         self.rows += [(subject, number, self.codes[code], time, _NAN, 0, 0) for code, time in facts]

@@ -202,18 +202,23 @@ def test_difficulty_at_full_size(task):
 
 
 def test_the_labelling_engine_finds_the_same_labels_and_asks_at_known_times(cohort):
-    """The engine also keeps a positive whose horizon passes the extraction; the rest is the oracle's table."""
-    from ehrseq.tasks import label_events
+    """The engine also keeps whom a death within a horizon that passes the extraction leaves fully observed; the rest is
+    the oracle's table.
+    """
+    from ehrseq.tasks import label_events, load_task
 
     simulation, events, labels = cohort
     found = label_events(events, list(SIMULATED_TASKS), end_of_data=simulation.end_of_data).labels
+    deaths = events.filter(pl.col("code") == "MEDS_DEATH").select("subject_id", pl.col("time").alias("death"))
     for task, expected in labels.items():
         table = found[task]
         assert np.isfinite(simulation.true_risk(task, table["subject_id"], table["prediction_time"])).all()
         renamed = expected.select("subject_id", prediction_time="time", expected="positive")
         both = renamed.join(table, on=["subject_id", "prediction_time"], how="full", coalesce=True)
         extra = both.filter(pl.col("expected").is_null())
-        assert extra["boolean_value"].all()
+        died = extra.join(deaths, on="subject_id", how="left")
+        assert (died["death"] > died["prediction_time"]).all()
+        assert (died["death"] <= died["prediction_time"] + load_task(task).horizon).all()
         assert len(extra) < 0.01 * len(table)
         kept = both.filter(pl.col("expected").is_not_null())
         assert kept["boolean_value"].to_list() == kept["expected"].to_list(), task
