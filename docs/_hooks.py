@@ -22,7 +22,8 @@ from typer.models import ArgumentInfo, OptionInfo
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ehrseq"
-MARK = re.compile(r"^(\s*```\w+) (?:norun|file|prints):.*$", re.MULTILINE)
+PRINTED = re.compile(r"^```text prints:.*$", re.MULTILINE)
+MARK = re.compile(r"^(\s*```\w+) (?:norun|file):.*$", re.MULTILINE)
 INTERVAL = re.compile(r"(-?\d[\d.]*) \[(-?[\d.]+), (-?[\d.]+)\]")
 REQUEST = re.compile(r"^<!-- generate: (\S+)(?: (\S+))? -->$", re.MULTILINE)
 
@@ -31,6 +32,7 @@ ELSEWHERE = "https://unpkg.com/iframe-worker/shim"
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """A page before it is rendered: marks taken off, requests answered."""
+    markdown = PRINTED.sub("```{.text .printed}", markdown)
     markdown = MARK.sub(r"\1", markdown)
     lines = [
         INTERVAL.sub(r"\1<br>[\2,&nbsp;\3]", line) if line.startswith("|") else line for line in markdown.split("\n")
@@ -174,12 +176,11 @@ def mapping(path: str) -> str:
 
 def code_systems() -> str:
     """The short names of code systems with all their spellings."""
-    known: dict[str, tuple[list[str], list[str], list[str]]] = {}
+    known: dict[str, tuple[list[str], list[str]]] = {}
     for system, name in _value_of("ehrseq.data.fhir.systems.SYSTEM_NAMES").items():
-        kind = 1 if system.startswith("urn:oid:") else 0 if "://" in system else 2
-        known.setdefault(name, ([], [], []))[kind].append(system.removeprefix("urn:oid:"))
+        known.setdefault(name, ([], []))["://" not in system].append(system.removeprefix("urn:oid:"))
     rows = [(f"`{name}`", *map(_codes, spellings)) for name, spellings in known.items()]
-    return _table(("short name", "address", "object identifier", "name"), rows)
+    return _table(("short name", "address", "object identifier, name"), rows)
 
 
 def preferred_systems() -> str:

@@ -19,10 +19,15 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 FIRST_YEAR, LAST_YEAR = 2, 2998
-"""Years of dates that are meant: 0001 and those from 2999 on (9999, Oracle's 4712) stand for "not known", "never"."""
+"""Years of dates that are meant, of every source: 0001 and those from 2999 on (9999, Oracle's 4712) stand for
+"not known", "never". A date before, and be it in the future, is taken as it stands: de-identification moves whole
+records there (MIMIC-IV to 2100 and later), and nothing in a date tells them apart.
+"""
 
 PLACEHOLDER_DAYS = frozenset(("1753-01-01", "1899-12-30", "1899-12-31", "1900-01-01"))
-"""First days of databases (SQL Server, Excel), which they write where there is none; a birth may be on one of them."""
+"""First days of databases (SQL Server, Excel), which they write where there is none, of every source; a birth may be on
+one of them.
+"""
 
 LONGEST_STAY_US = int(50 * YEAR_US)
 """Microseconds beyond which the end of a stay is a placeholder (2099-12-31): nobody stays in hospital for 50 years."""
@@ -194,8 +199,10 @@ def _micros(year: int, month: int, day: int, text: str) -> int:
 
 
 def _parse_unusual(text: str) -> datetime:
-    """What `datetime.fromisoformat` refuses but sources write: 24:00:00 and the leap second :60."""
-    for odd, usual, extra in (("T24:00:00", "T00:00:00", timedelta(days=1)), (":60", ":59", timedelta(seconds=1))):
+    """What `datetime.fromisoformat` refuses but sources write: 24:00:00, the leap second :60, a small z."""
+    text = f"{text[:-1]}Z" if text.endswith("z") else text
+    odds = (("T24:00:00", "T00:00:00", timedelta(days=1)), (":60", ":59", timedelta(seconds=1)), ("", "", timedelta(0)))
+    for odd, usual, extra in odds:
         if odd in text[10:19]:
             try:
                 return datetime.fromisoformat(text[:10] + text[10:].replace(odd, usual, 1)) + extra

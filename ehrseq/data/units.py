@@ -3,6 +3,9 @@
 Events keep the unit that their source gave; where units are compared, in tasks about values, both sides are brought to
 the spelling of UCUM first. Only what is the same unit becomes the same text: nothing is converted by a factor.
 
+Case tells units apart where UCUM says so. A spelling of one letter counts as it is listed (`K` is kelvin, `G` gauss);
+one of several letters in any case, but for those that a capital makes another unit (`OTHER_UNITS`: `MU`, megaunits).
+
 Sources: UCUM 2.1 (case-sensitive codes, `[lb_av]`, `10*9`), HL7's list of common UCUM units, and how the demonstration
 data of MIMIC-IV and Synthea, and version 2 interfaces, write them. A library for UCUM parses far more than a hospital
 sends, at the price of a grammar and a second of import; the table below is looked up once a distinct text.
@@ -13,9 +16,9 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-PARTS: dict[str, tuple[str, ...]] = {
+UNIT_PARTS: dict[str, tuple[str, ...]] = {
     "kg": ("kg", "kgs", "kilogram", "kilograms", "kilo", "kilos"),
-    "g": ("g", "gm", "gms", "gr", "gram", "grams"),
+    "g": ("g", "gm", "gms", "gram", "grams"),
     "mg": ("mg", "mgs", "milligram", "milligrams"),
     "ug": ("ug", "mcg", "mcgs", "microgram", "micrograms"),
     "ng": ("ng", "nanogram", "nanograms"),
@@ -26,7 +29,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "nmol": ("nmol", "nanomol", "nanomole", "nanomoles"),
     "pmol": ("pmol", "picomol", "picomole", "picomoles"),
     "meq": ("meq", "meqs", "milliequivalent", "milliequivalents"),
-    "L": ("l", "liter", "litre", "liters", "litres", "ltr"),
+    "L": ("L", "l", "liter", "litre", "liters", "litres", "ltr"),
     "dL": ("dl", "deciliter", "decilitre", "deciliters", "100ml", "100.ml", "(100.ml)", "1e2.ml", "100cc"),
     "mL": ("ml", "milliliter", "millilitre", "milliliters", "millilitres", "cc", "cm3", "cm^3"),
     "uL": ("ul", "mcl", "microliter", "microlitre", "microliters", "mm3", "mm^3", "cmm", "cumm", "cu.mm"),
@@ -34,19 +37,23 @@ PARTS: dict[str, tuple[str, ...]] = {
     "h": ("h", "hr", "hrs", "hour", "hours"),
     "s": ("s", "sec", "secs", "second", "seconds"),
     "d": ("d", "day", "days"),
-    "U": ("u", "unit", "units"),
+    "U": ("U", "u", "unit", "units"),
     "[IU]": ("iu", "[iu]", "internationalunit", "internationalunits"),
     "m[IU]": ("miu", "m[iu]", "milliiu"),
     "u[IU]": ("uiu", "u[iu]", "mciu", "microiu"),
     "mU": ("mu", "munit", "munits", "milliunit", "milliunits"),
-    "10*3": ("10*3", "10^3", "10e3", "1e3", "x10^3", "x10*3", "x10e3", "x10(3)", "k", "thou", "thousand", "thousands"),
-    "10*6": ("10*6", "10^6", "10e6", "1e6", "x10^6", "x10*6", "x10e6", "x10(6)", "m", "mill", "million", "millions"),
-    "10*9": ("10*9", "10^9", "10e9", "1e9", "x10^9", "x10*9", "x10e9", "x10(9)", "giga"),
-    "10*12": ("10*12", "10^12", "10e12", "1e12", "x10^12", "x10*12", "x10e12", "x10(12)", "tera"),
+    "10*3": ("10*3", "10^3", "10e3", "1e3", "x10^3", "x10*3", "x10e3", "x10(3)", "10**3", "x10**3", "10(3)",
+             "thou", "thousand", "thousands"),
+    "10*6": ("10*6", "10^6", "10e6", "1e6", "x10^6", "x10*6", "x10e6", "x10(6)", "10**6", "x10**6", "10(6)",
+             "mill", "mio", "million", "millions", "mpt"),
+    "10*9": ("10*9", "10^9", "10e9", "1e9", "x10^9", "x10*9", "x10e9", "x10(9)", "10**9", "x10**9", "10(9)",
+             "giga", "gpt"),
+    "10*12": ("10*12", "10^12", "10e12", "1e12", "x10^12", "x10*12", "x10e12", "x10(12)",
+              "10**12", "x10**12", "10(12)", "tera", "tpt"),
     "mm[Hg]": ("mmhg", "mm[hg]"),
     "cm[H2O]": ("cmh2o", "cm[h2o]"),
-}
-"""Parts of a unit: UCUM -> other spellings, in lower case without blanks."""
+}  # fmt: skip
+"""Parts of a unit: UCUM -> other spellings, without blanks, in lower case where it does not matter."""
 
 WHOLE: dict[str, tuple[str, ...]] = {
     "[lb_av]": ("lb", "lbs", "pound", "pounds", "[lb_av]", "lb_av", "[lbs_av]", "[lb]", "lb.", "lbs."),
@@ -54,27 +61,37 @@ WHOLE: dict[str, tuple[str, ...]] = {
     "[in_i]": ("in", "inch", "inches", "[in_i]", "in_i", "[in_us]", "in."),
     "cm": ("cm", "cms", "centimeter", "centimetre", "centimeters", "centimetres"),
     "m": ("m", "meter", "metre", "meters", "metres"),
-    "Cel": ("cel", "c", "degc", "deg.c", "°c", "℃", "celsius", "degreescelsius", "degreec", "degreesc"),
-    "[degF]": ("[degf]", "f", "degf", "deg.f", "°f", "℉", "fahrenheit", "degreesfahrenheit", "degreef", "degreesf"),
+    "Cel": ("cel", "C", "degc", "deg.c", "°c", "℃", "celsius", "degreescelsius", "degreec", "degreesc"),
+    "[degF]": ("[degf]", "F", "degf", "deg.f", "°f", "℉", "fahrenheit", "degreesfahrenheit", "degreef", "degreesf"),
     "%": ("%", "percent", "pct"),
     "/min": ("/min", "bpm", "{beats}/min", "beats/min", "beats/minute", "{breaths}/min", "breaths/min", "resp/min",
              "breaths/minute", "{beat}/min", "perminute", "1/min", "insp/min"),
     "mg/dL": ("mg%", "mgs%", "mg.%"),
-    "g/dL": ("g%", "gm%", "gms%"),
+    "g/dL": ("g/dl", "g%", "gm%", "gms%"),
+    "10*9/L": ("k/ul", "k/mcl", "k/mm3", "k/mm^3", "k/cmm", "k/cumm", "k/cu.mm", "k/microliter", "/nl", "1/nl"),
+    "10*12/L": ("m/ul", "m/mcl", "m/mm3", "m/mm^3", "m/cmm", "m/cumm", "m/cu.mm", "m/microliter", "/pl", "1/pl"),
+    "10*6/L": ("/ul", "1/ul", "cells/ul", "{cells}/ul", "/mcl", "/mm3", "/mm^3", "/cmm", "/cumm", "/cu.mm", "cells/mm3",
+               "cells/cumm", "cells/mcl"),
     "kg/m2": ("kg/m2", "kg/m^2", "kg/m**2", "kg/(m^2)", "kg/sqm"),
     "mL/min/{1.73_m2}": ("ml/min/{1.73_m2}", "ml/min/1.73m2", "ml/min/1.73m^2", "ml/min/1.73", "ml/min/1.73sqm",
                          "ml/min/[1.73_m2]", "ml/min/1.73sqm2", "ml/min/1.73_m2"),
 }  # fmt: skip
-"""Whole units: UCUM -> other spellings, in lower case without blanks."""
+"""Whole units: UCUM -> other spellings, as those of `UNIT_PARTS`."""
+
+OTHER_UNITS = frozenset(
+    ("Mg", "Mmol", "Mmols", "Meq", "MEq", "Ml", "Mu", "MU", "MIU", "Miu", "M[IU]", "M[iu]", "Pg", "Pmol")
+)
+"""Parts whose first letter is mega or peta, and no milli or pico."""
 
 EQUAL: dict[str, str] = {
     "ug/mL": "mg/L", "ng/mL": "ug/L", "pg/mL": "ng/L", "mg/mL": "g/L", "g/mL": "kg/L", "nmol/mL": "umol/L",
     "pmol/mL": "nmol/L", "umol/mL": "mmol/L", "mmol/mL": "mol/L", "10*3/uL": "10*9/L", "10*6/uL": "10*12/L",
+    "10*3/mL": "10*6/L", "10*6/mL": "10*9/L",
     "u[IU]/mL": "m[IU]/L", "m[IU]/mL": "[IU]/L", "mU/mL": "U/L",
 }  # fmt: skip
 """Units that are the same quantity: one -> the other."""
 
-_PART = {spelling: unit for unit, spellings in PARTS.items() for spelling in spellings}
+_PART = {spelling: unit for unit, spellings in UNIT_PARTS.items() for spelling in spellings}
 _WHOLE = {spelling: unit for unit, spellings in WHOLE.items() for spelling in spellings}
 _LETTERS = str.maketrans({
     "\u03bc": "u", "\u00b5": "u",  # the Greek letter and the micro sign
@@ -82,8 +99,8 @@ _LETTERS = str.maketrans({
 })  # fmt: skip
 _RAISED = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "0123456789")
 _POWER = re.compile("(?<=10)([\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079]+)")
-_ANNOTATION = re.compile(r"(?<=[a-z\d\]])\{[^}]*\}")
-_PER = re.compile(r"\bper\b")
+_ANNOTATION = re.compile(r"(?<=[A-Za-z\d\]])\{[^}]*\}")
+_PER = re.compile(r"\bper\b", re.IGNORECASE)
 
 
 @lru_cache(maxsize=65_536)
@@ -97,12 +114,18 @@ def canonical_unit(text: str) -> str:
         >>> canonical_unit("micromol / l"), canonical_unit("mg/100mL"), canonical_unit("lbs"), canonical_unit("K/uL")
         ('umol/L', 'mg/dL', '[lb_av]', '10*9/L')
     """
-    raised = _POWER.sub(lambda power: "*" + power[1].translate(_RAISED), text.casefold())
+    raised = _POWER.sub(lambda power: "*" + power[1].translate(_RAISED), text)
     plain = "".join(_PER.sub("/", raised.translate(_LETTERS)).translate(_RAISED).split())
-    whole = _WHOLE.get(plain)
+    whole = _found(plain, _WHOLE)
     if whole is None:
-        parts = [_PART.get(part) for part in _ANNOTATION.sub("", plain).split("/")]
+        parts = [_found(part, _PART) for part in _ANNOTATION.sub("", plain).split("/")]
         if None in parts:
             return text.strip()
         whole = "/".join(part for part in parts if part is not None)
     return EQUAL.get(whole, whole)
+
+
+def _found(spelling: str, table: dict[str, str]) -> str | None:
+    if len(spelling) == 1 or spelling in OTHER_UNITS:
+        return table.get(spelling)
+    return table.get(spelling.casefold())

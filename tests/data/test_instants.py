@@ -93,6 +93,8 @@ def test_offset(text, minutes):
         ("2012-05-24T23:59:59.999999Z", False),
         ("2012-05-24T10:00:00+00:00", False),
         ("2012-05-24T10:00:00+0200", False),
+        ("2012-05-24T10:00:00z", False),
+        ("2012-05-24T24:00:00z", False),
     ],
 )
 def test_what_states_no_zone_says_so(text, local):
@@ -110,6 +112,8 @@ def test_a_time_with_a_zone_is_itself_also_at_the_last_microsecond_of_a_day():
         ("0001-01-01T00:00:00Z", True),
         ("9999-12-31T23:59:59+01:00", True),
         ("2999-12-31", True),
+        ("2998-12-31", False),
+        ("2099-12-31", False),
         ("4712-12-31", True),
         ("1900-01-01", True),
         ("1753-01-01T00:00:00", True),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ehrseq.data.units import EQUAL, PARTS, WHOLE, canonical_unit
+from ehrseq.data.units import EQUAL, UNIT_PARTS, WHOLE, canonical_unit
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,14 @@ from ehrseq.data.units import EQUAL, PARTS, WHOLE, canonical_unit
         (("meq/L", "mEq/L", "meq/liter"), "meq/L"),
         (("mL/min/{1.73_m2}", "mL/min/1.73m2", "ml/min/1.73 m\u00b2"), "mL/min/{1.73_m2}"),
         (("/min", "bpm", "{beats}/min", "beats/min"), "/min"),
+        (("10*12/L", "M/uL", "m/uL", "10*6/uL", "x10E6/uL", "Tpt/L", "/pL"), "10*12/L"),
+        (("10*9/L", "x10E3/uL", "10**9/L", "Gpt/l", "k/\u00b5l", "/nL", "K/cumm"), "10*9/L"),
+        (("10*6/L", "/uL", "cells/\u00b5L", "/mm3"), "10*6/L"),
+        (("ug/dL", "mcg/dL", "Mcg/dL", "\u03bcg/dl", "MCG/DL"), "ug/dL"),
+        (("[degF]", "degF", "\u00b0F", "F"), "[degF]"),
+        (("U/L", "u/l", "U/l", "units/L"), "U/L"),
+        (("g/dL", "G/DL", "gm/dl", "g%"), "g/dL"),
+        (("%", "percent"), "%"),
         (("kg/m2", "kg/m\u00b2", "kg/m^2"), "kg/m2"),
     ],
 )
@@ -52,10 +60,18 @@ def test_what_the_table_does_not_know_stays(text):
 
 
 def test_every_entry_of_the_tables_is_its_own_canonical_unit():
-    for unit in [*WHOLE, *EQUAL.values(), *(unit for unit in PARTS if not unit.startswith("10*"))]:
+    for unit in [*WHOLE, *EQUAL.values(), *(unit for unit in UNIT_PARTS if not unit.startswith("10*"))]:
         assert canonical_unit(unit) == unit
-    listed = [spelling for table in (PARTS, WHOLE) for spellings in table.values() for spelling in spellings]
-    for table in (PARTS, WHOLE):
+    listed = [spelling for table in (UNIT_PARTS, WHOLE) for spellings in table.values() for spelling in spellings]
+    for table in (UNIT_PARTS, WHOLE):
         spellings = [spelling for group in table.values() for spelling in group]
         assert len(spellings) == len(set(spellings)), "one spelling of two units"
-    assert all(spelling == "".join(spelling.casefold().split()) for spelling in listed)
+    assert all(spelling == "".join(spelling.casefold().split()) or len(spelling) == 1 for spelling in listed)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["K", "m/s", "k", "M", "mol/K", "MU/L", "MU", "MIU/mL", "Mg", "Mmol/L", "gr", "G/L", "S", "D", "H", "c", "f"],
+)
+def test_a_letter_that_is_another_unit_in_ucum_is_not_read_as_a_number_or_a_prefix(text):
+    assert canonical_unit(text) == text

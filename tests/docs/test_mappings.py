@@ -10,8 +10,18 @@ from types import ModuleType
 import pytest
 
 from ehrseq.data import instants, meds_mending
-from ehrseq.data.fhir import classes, concepts, dispositions, elements, medications, periods, resources, systems
-from ehrseq.data.units import EQUAL, PARTS, WHOLE, canonical_unit
+from ehrseq.data.fhir import (
+    classes,
+    concepts,
+    death_words,
+    dispositions,
+    elements,
+    medications,
+    periods,
+    resources,
+    systems,
+)
+from ehrseq.data.units import EQUAL, UNIT_PARTS, WHOLE, canonical_unit
 from ehrseq.tokenization.ehr_codes import EXPIRED, INPATIENT_CLASSES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,16 +71,31 @@ def test_a_snomed_code_links_to_itself() -> None:
 
 
 def test_the_words_that_say_died_are_those_of_the_code() -> None:
-    written = {word for _, words in rows_of(DIED, "language") for word in codes_in(words)}
-    pattern = dispositions._DEAD.pattern.removeprefix(r"\b(?:").removesuffix(r")\b")
-    known = {part.replace("[oa]", end) for part in pattern.split("|") for end in "oa"}
-    assert written == known
-    assert all(dispositions._words_say_death(word) for word in written)
+    rows = rows_of(DIED, "language")
+    assert {row[0]: codes_in(row[1]) for row in rows} == {
+        language: frozenset(words) for language, words in death_words.DEATH_WORDS.items()
+    }
+    assert {row[0]: codes_in(row[2]) for row in rows} == {
+        language: frozenset(words) for language, words in death_words.DENYING_WORDS.items()
+    }
 
 
-@pytest.mark.parametrize("word", ["not", "alive", "insurance", "risk"])
-def test_the_words_that_deny_a_death_do(word: str) -> None:
-    assert not dispositions._words_say_death(f"{word} dead")
+@pytest.mark.parametrize("language", death_words.DEATH_WORDS)
+def test_every_word_of_death_says_so_and_every_denial_of_its_language_denies_it(language: str) -> None:
+    for word in death_words.DEATH_WORDS[language]:
+        assert death_words.says_death(word) == death_words.DEAD
+        for denial in death_words.DENYING_WORDS[language]:
+            assert death_words.says_death(f"{denial} {word}") == death_words.ALIVE
+
+
+@pytest.mark.parametrize("table", [death_words.UNCLEAR_BEFORE, death_words.EXPIRING, death_words.UNCLEAR_AFTER])
+def test_what_makes_a_death_unclear_is_on_the_page(table: tuple[str, ...]) -> None:
+    assert frozenset(table) in {codes_in(paragraph) for paragraph in DIED.split("\n\n")}
+
+
+@pytest.mark.parametrize("word", death_words.UNCLEAR_BEFORE)
+def test_what_makes_a_death_unclear_does(word: str) -> None:
+    assert death_words.says_death(f"{word} died") == death_words.UNCLEAR
 
 
 def test_the_classes_are_those_of_the_code() -> None:
@@ -92,8 +117,8 @@ def test_the_codes_of_classes_are_those_of_the_code() -> None:
 def test_the_statuses_of_encounters_are_those_of_the_code() -> None:
     rows = rows_of(section("Statuses of encounters without an end"), "status")
     ended, going_on, _, left_out = (codes_in(row[0]) for row in rows)
-    assert ended == periods.ENDED
-    assert going_on == periods.GOING_ON
+    assert ended == periods.OVER
+    assert going_on == periods.ONGOING
     assert left_out == {*resources.LEFT_OUT_STATUSES["Encounter"], "entered-in-error"}
 
 
@@ -122,7 +147,8 @@ def test_the_statuses_that_are_left_out_are_those_of_the_code() -> None:
 
 def test_the_codes_of_old_meds_datasets_are_those_of_the_code() -> None:
     text = section("MEDS datasets")
-    written = {code_in(code): code_in(read_as) for code, _, read_as in rows_of(text, "code | meaning")}
+    rows = rows_of(text, "code | meaning")
+    written = {code: code_in(read_as) for codes, _, read_as in rows for code in codes_in(codes)}
     assert written == meds_mending.OLD_CODES
     died = {code for ends, _ in rows_of(text, "what stands after") for code in codes_in(ends)}
     assert all(re.search(EXPIRED, f"VISIT_END//{code}") for code in died)
@@ -131,14 +157,12 @@ def test_the_codes_of_old_meds_datasets_are_those_of_the_code() -> None:
 
 
 def test_the_dates_that_stand_for_none_are_those_of_the_code() -> None:
-    fhir, meds = rows_of(section("Dates that stand for none"), "source")
-    assert fhir[1] == f"before {instants.FIRST_YEAR}, after {instants.LAST_YEAR}"
-    assert codes_in(fhir[2]) == instants.PLACEHOLDER_DAYS
-    assert meds[1] == f"before {meds_mending.FIRST_YEAR.year}, after {meds_mending.LAST_YEAR.year - 1}"
-    assert codes_in(meds[2]) == {str(meds_mending._EPOCH_OF_OLD_SYSTEMS.date())}
+    ((_, years, days),) = rows_of(section("Dates that stand for none"), "source")
+    assert years == f"before {instants.FIRST_YEAR}, after {instants.LAST_YEAR}"
+    assert codes_in(days) == instants.PLACEHOLDER_DAYS
 
 
-# -- tables that the site takes from the code ---------------------------------------------------------------------------
+# -- tables that the site takes from the code --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +194,9 @@ def test_every_word_is_on_the_site_beside_what_it_is_read_as(hooks: ModuleType, 
     assert {word: name for name, words in rows.items() for word in words} == known
 
 
-@pytest.mark.parametrize(("path", "known"), [("ehrseq.data.units.PARTS", PARTS), ("ehrseq.data.units.WHOLE", WHOLE)])
+@pytest.mark.parametrize(
+    ("path", "known"), [("ehrseq.data.units.UNIT_PARTS", UNIT_PARTS), ("ehrseq.data.units.WHOLE", WHOLE)]
+)
 def test_every_spelling_of_a_unit_is_on_the_site_and_read_so(hooks: ModuleType, path: str, known: dict) -> None:
     rows = {code_in(row[0]): codes_in(row[1]) for row in rows_of(hooks.mapping(path), "read as")}
     assert rows == {unit: frozenset(spellings) for unit, spellings in known.items()}

@@ -2,8 +2,8 @@
 
 Looked at in turn: what the user says about a spelling; the codings of the class in systems that are known; the words
 beside a foreign code, and the code itself where it is a word or a v3 code; the type of the encounter. Words count only
-where they are unambiguous. What is left keeps its own name and is counted: a dataset whose stays all have a class that
-nobody knows has no admissions, and no labels.
+where the whole text is one that is known. What is left keeps its own name and is counted: a dataset whose stays all
+have a class that nobody knows has no admissions, and no labels.
 
 Sources: HL7 v3-ActCode (ActEncounterCode), HL7 version 2 table 0004, SNOMED CT, DSTU2's `encounter-class`.
 """
@@ -33,6 +33,7 @@ CLASSES = V3_CLASSES | {"ICU"}
 CLASS_CODES: dict[str, dict[str, str]] = {
     "http://terminology.hl7.org/CodeSystem/v2-0004": {"I": "IMP", "O": "AMB", "E": "EMER", "P": "PRENC", "R": "AMB"},
     "http://hl7.org/fhir/v2/0004": {"I": "IMP", "O": "AMB", "E": "EMER", "P": "PRENC", "R": "AMB"},
+    "HL70004": {"I": "IMP", "O": "AMB", "E": "EMER", "P": "PRENC", "R": "AMB"},
     "urn:oid:2.16.840.1.113883.12.4": {"I": "IMP", "O": "AMB", "E": "EMER", "P": "PRENC", "R": "AMB"},
     "http://snomed.info/sct": {
         "32485007": "IMP",  # Hospital admission
@@ -81,13 +82,15 @@ CLASS_WORDS: dict[str, str] = {
     "pronto soccorso": "EMER", "ambulatoriale": "AMB",
     # Dutch, Nordic
     "klinisch": "IMP", "klinische opname": "IMP", "opname": "IMP", "poliklinisch": "AMB", "polikliniek": "AMB",
-    "spoedeisende hulp": "EMER", "seh": "EMER", "slutenvard": "IMP", "oppenvard": "AMB", "akut": "EMER",
+    "spoedeisende hulp": "EMER", "seh": "EMER", "slutenvard": "IMP", "oppenvard": "AMB", "akutmottagning": "EMER",
 }  # fmt: skip
 """Words, as `plain_words` writes them -> class."""
 
-# One of these words in a longer text tells the class where no other does.
-_TELLING = {"inpatient": "IMP", "outpatient": "AMB", "ambulatory": "AMB", "emergency": "EMER", "stationar": "IMP"}
-_DENYING = frozenset(("non", "not", "no", "pre", "post", "former", "nicht", "vor", "nach", "teil"))
+# Words that say nothing about the class where they stand beside one that does.
+_NEUTRAL = frozenset((
+    "encounter", "visit", "stay", "care", "hospital", "patient", "class", "type", "service", "services",
+    "episode", "treatment",
+))  # fmt: skip
 
 _MIMIC_HOSPITAL_STAY = "http://mimic.mit.edu/fhir/mimic/identifier/encounter-hosp"
 _V3_SYSTEMS = ("/v3-actcode", "/v3/actcode", "oid:2.16.840.1.113883.5.4")
@@ -228,14 +231,17 @@ def _by_words(codings: Sequence[Mapping[str, Any]], texts: Sequence[str], *, cod
 
 
 def word_class(text: object) -> str | None:
-    """Class that a text tells, None where it tells none or several."""
+    """Class that a text tells: one that the table knows, alone or with words that say nothing about it.
+
+    Any other word may change what is meant: an emergency contact is no emergency.
+
+    >>> word_class("Inpatient hospital encounter"), word_class("Emergency contact")
+    ('IMP', None)
+    """
     words = plain_words(text)
     told = CLASS_WORDS.get(words)
     if told is None and words:
-        parts = set(words.split())
-        classes = {of_class for word, of_class in _TELLING.items() if word in parts}
-        if len(classes) == 1 and not parts & _DENYING:
-            return classes.pop()
+        told = CLASS_WORDS.get(" ".join(word for word in words.split() if word not in _NEUTRAL))
     return told
 
 

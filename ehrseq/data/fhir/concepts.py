@@ -17,10 +17,22 @@ _DEEPEST = 8
 """Levels of extensions inside extensions that are looked into."""
 
 NOT_CONFIRMED: dict[str, frozenset[str]] = {
-    "refuted": frozenset(("refuted",)),
+    "refuted": frozenset(
+        (
+            "refuted",
+            "ruled out",
+            "known absent",
+            "definitely not present",
+            "ausgeschlossen",
+            "ausschluss",
+        )
+    ),
     "entered-in-error": frozenset(("entered-in-error", "entered in error")),
 }
-"""What a verification status says of a condition that is none -> its codes and texts, in any system."""
+"""What a verification status says of a condition that is none -> its codes, displays and texts, in any system."""
+
+_NOT_NEGATING = frozenset(("unconfirmed", "provisional", "differential", "confirmed"))
+"""The other codes of FHIR's verification statuses: what stands beside them cannot take them back."""
 
 SNOMED_NOT: dict[str, str] = {
     "410516002": "refuted",  # Known absent
@@ -42,6 +54,10 @@ ABSENT_FINDINGS = frozenset((
     "787480003",  # No known procedure
     "160243008",  # No significant medical history
     "443508001",  # No history of clinical finding in subject
+    "787482006",  # No known immunization
+    "428197003",  # No known insect allergy
+    "716220001",  # No known animal allergy
+    "160244002",  # No known allergies (retired)
 ))  # fmt: skip
 """SNOMED CT situations that say of something that it is not there."""
 
@@ -105,27 +121,32 @@ def plain_words(text: object) -> str:
 
 
 def negating_status(concept: Any) -> str | None:
-    """`refuted` or `entered-in-error` where any coding of a verificationStatus (or its text) says so, else the first
-    code, None without one.
+    """`refuted` or `entered-in-error` where any coding of a verificationStatus says so, by code or display, or its text
+    does, else the first code, None without one.
 
     Raises:
         ValueError: It is no CodeableConcept.
     """
     codings = codings_of(concept, "verificationStatus")
-    stated = [str(coding["code"]) for coding in codings if coding.get("code")]
-    if not stated and concept and concept.get("text"):
-        stated = [str(concept["text"])]
     for coding in codings:
-        code, system = str(coding.get("code")), coding.get("system")
+        code, system = str(coding.get("code")).strip(), coding.get("system")
         if code in SNOMED_NOT and system_name(system, "") == "SNOMED":
             return SNOMED_NOT[code]
         if _says_ruled_out(coding):
             return "refuted"
-    for name in stated:
-        for status, spellings in NOT_CONFIRMED.items():
-            if name.casefold() in spellings:
-                return status
-    return stated[0] if stated else None
+    codes = [str(coding["code"]) for coding in codings if coding.get("code")]
+    spellings = set(map(_spelling, codes))
+    if not spellings & _NOT_NEGATING:
+        spellings.update(_spelling(coding.get("display")) for coding in codings)
+        spellings.add(_spelling((concept or {}).get("text")))
+    for status, negating in NOT_CONFIRMED.items():
+        if not spellings.isdisjoint(negating):
+            return status
+    return codes[0] if codes else None
+
+
+def _spelling(text: object) -> str:
+    return " ".join(str(text).casefold().split())
 
 
 def says_absent(codings: list[dict[str, Any]]) -> bool:
@@ -147,7 +168,7 @@ def says_absent(codings: list[dict[str, Any]]) -> bool:
 @lru_cache(maxsize=4096)
 def _codes_of_absence(system: str) -> frozenset[str] | None:
     """Codes of a system that say that there is nothing: empty where all of them do, None where none does."""
-    if system.rstrip("/").endswith(_ABSENT_UNKNOWN):
+    if canonical_spelling(system).endswith(_ABSENT_UNKNOWN):
         return frozenset()
     return ABSENT_FINDINGS if system_name(system, "") == "SNOMED" else None
 
@@ -157,7 +178,7 @@ def _says_ruled_out(coding: dict[str, Any]) -> bool:
     return (
         isinstance(system, str)
         and canonical_spelling(system).endswith(_CERTAINTY_SYSTEMS)
-        and str(coding.get("code")).upper() == "A"
+        and str(coding.get("code")).strip().upper() == "A"
     )
 
 

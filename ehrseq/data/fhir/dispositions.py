@@ -2,22 +2,25 @@
 
 A discharge disposition is given by any of its codings, by their display or by its text, in extensions where a country
 has its own. A code counts in its own system: `20` means death in the American tables and a rehabilitation clinic
-elsewhere. Words count in every system.
+elsewhere. Words count in every system (`death_words`); a text that names death and does not clearly say so is no death,
+and it is counted.
 
 Sources: FHIR discharge-disposition; HL7 version 2 table 0112; NUBC patient discharge status (form locator 17 of UB-04);
-SNOMED CT; NHS Data Dictionary (UK Core, Care Connect); dkgev Entlassungsgrund (section 301 SGB V, fhir.de).
+SNOMED CT; NHS Data Dictionary (UK Core, Care Connect); dkgev Entlassungsgrund (section 301 SGB V, fhir.de), that of the
+Medizininformatik-Initiative; mode de sortie of the PMSI.
 """
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from collections import Counter
 from itertools import chain
 from typing import Any
 
 import orjson
 
-from ehrseq.data.fhir.concepts import codings_of, extension_codings, modifier_of, plain_words
+from ehrseq.data.fhir.concepts import codings_of, extension_codings, modifier_of
+from ehrseq.data.fhir.death_words import DEAD, UNCLEAR, says_death
 from ehrseq.data.fhir.elements import one_line
 from ehrseq.data.fhir.systems import canonical_spelling, system_name
 from ehrseq.tokenization.ehr_codes import EXPIRED
@@ -32,6 +35,7 @@ DEATH_CODES: dict[str, frozenset[str]] = {
     "http://terminology.hl7.org/CodeSystem/v2-0112": _UB04,
     "http://hl7.org/fhir/v2/0112": _UB04,
     "urn:oid:2.16.840.1.113883.12.112": _UB04,
+    "HL70112": _UB04,
     "https://www.nubc.org/CodeSystem/PatDischargeStatus": _UB04,
     "http://www.nubc.org/patient-discharge": _UB04,
     "http://www.nubc.org/CodeSystem/PatientDischargeStatus": _UB04,
@@ -54,52 +58,52 @@ DEATH_CODES: dict[str, frozenset[str]] = {
     "https://fhir.hl7.org.uk/CodeSystem/UKCore-DischargeMethodEngland": frozenset(("4", "5")),
     "https://fhir.hl7.org.uk/CodeSystem/UKCore-DischargeMethodWales": frozenset(("4", "5")),
     "https://fhir.hl7.org.uk/CodeSystem/UKCore-DischargeMethod": frozenset(("4", "5")),
+    "https://fhir.hl7.org.uk/CodeSystem/NHSDataModelAndDictionary-DischargeMethod": frozenset(("4", "5")),
     "https://fhir.hl7.org.uk/STU3/CodeSystem/CareConnect-DischargeMethod-1": frozenset(("4", "5")),
+    "https://fhir.hl7.org.uk/STU3/ValueSet/CareConnect-DischargeMethod-1": frozenset(("4", "5")),
     "https://fhir.hl7.org.uk/CareConnect-DischargeMethod-1": frozenset(("4", "5")),
     "https://fhir.hl7.org.uk/CodeSystem/UKCore-DischargeDestinationEngland": frozenset(("79",)),
     "https://fhir.hl7.org.uk/CodeSystem/UKCore-DischargeDestinationWales": frozenset(("79",)),
     "https://fhir.hl7.org.uk/CodeSystem/UKCore-DischargeDestination": frozenset(("79",)),
+    "https://fhir.hl7.org.uk/CodeSystem/NHSDataModelAndDictionary-DischargeDestination": frozenset(("79",)),
     "https://fhir.hl7.org.uk/STU3/CodeSystem/CareConnect-DischargeDestination-1": frozenset(("79",)),
+    "https://fhir.hl7.org.uk/STU3/ValueSet/CareConnect-DischargeDestination-1": frozenset(("79",)),
     "http://fhir.de/CodeSystem/dkgev/EntlassungsgrundErsteUndZweiteStelle": frozenset(("07",)),
     "http://fhir.de/CodeSystem/dkgev/Entlassungsgrund": frozenset(("07", "079")),
     "http://fhir.de/CodeSystem/dgkev/EntlassungsgrundErsteUndZweiteStelle": frozenset(("07",)),
+    "https://www.medizininformatik-initiative.de/fhir/core/modul-fall/CodeSystem/Entlassungsgrund":
+        frozenset(("07", "079")),
+    "https://interop.aphp.fr/ig/fhir/dm/CodeSystem/PMSIMCOMDS": frozenset(("9",)),
+    "https://aphp.fr/ig/fhir/core/CodeSystem/PMSIMCOMDS": frozenset(("9",)),
+    "https://aphp.github.io/IG-FHIR-EDSH-SOCLE-COMMUN/CodeSystem/PmsiMcoMds": frozenset(("9",)),
 }  # fmt: skip
 """System -> its codes that say that the patient died."""
 
-# Words that say it in any system, without accents; looked for as whole words.
-_DEAD = re.compile(
-    r"\b(?:expired|deceased|died|dead|death|deceso|decessed"  # English
-    r"|verstorben|gestorben|tod|todesfall|exitus"  # German
-    r"|decede|decedee|deces|mort|morte"  # French, Italian, Portuguese
-    r"|fallecid[oa]|fallecimiento|defuncion|muert[oa]|muerte"  # Spanish
-    r"|obito|falecid[oa]|falecimento"  # Portuguese
-    r"|decedut[oa]|decesso"  # Italian
-    r"|overleden|overlijden"  # Dutch
-    r"|avliden|d\u00f8d|kuollut|zmarl|zmar\u0142|zgon|zemrel)\b"  # Nordic, Polish, Czech
-)
-# Words beside which the words above do not say that the patient died.
-_NOT_DEAD = re.compile(
-    r"\b(?:not|no|non|never|alive|living|lives|nicht|kein|keine|lebend|vivant|vivo|levend|levande"
-    r"|insurance|benefits?|coverage|authori[sz]ation|certificate|risk|fear|expected)\b"
-)
-
+_SNOMED = "http://snomed.info/sct"
 _STANDARD = "discharge-disposition"
-_BY_SPELLING = {canonical_spelling(system): codes for system, codes in DEATH_CODES.items()}
+_BY_SPELLING = {
+    canonical_spelling(system): frozenset(code.casefold() for code in codes) for system, codes in DEATH_CODES.items()
+}
 _READS_AS_DEATH = re.compile(EXPIRED)
+
+
+UNCLEAR_DEATHS = "dispositions that name death and do not clearly say that the patient died, read as no death: "
+"""Begins the notes of a report that name their texts."""
 
 
 class DispositionReader:
     """Ends of encounters, each way to state one worked out once."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, tuple[str, bool]] = {}
+        self._known: dict[bytes, tuple[str, bool, str | None]] = {}
 
-    def read(self, encounter: dict[str, Any], otherwise: str) -> tuple[str, bool]:
+    def read(self, encounter: dict[str, Any], otherwise: str, counts: Counter[tuple[str, str]]) -> tuple[str, bool]:
         """What stands behind `VISIT_END//`, and whether the patient died.
 
         Args:
             encounter: The resource.
             otherwise: Name where it tells no disposition: its class.
+            counts: Takes what is to be told.
 
         Raises:
             ValueError: The disposition is no CodeableConcept.
@@ -117,15 +121,18 @@ class DispositionReader:
             known = _discharge_name(disposition, {"extension": beside}, {"extension": extensions})
             if len(self._known) < _MOST_KNOWN:  # extensions may be each encounter's own
                 self._known[key] = known
-        name, died = known
+        name, died, unclear = known
+        if unclear:
+            counts["notes", UNCLEAR_DEATHS + unclear] += 1
         return name or otherwise, died
 
 
 _MOST_KNOWN = 100_000
 
 
-def _discharge_name(concept: Any, *holders: dict[str, Any]) -> tuple[str, bool]:
-    """Name of a disposition, empty where it tells none, and whether it says that the patient died.
+def _discharge_name(concept: Any, *holders: dict[str, Any]) -> tuple[str, bool, str | None]:
+    """Name of a disposition, empty where it tells none, whether it says that the patient died, and the text of one
+    that names death and does not clearly say so.
 
     Args:
         concept: The disposition.
@@ -138,41 +145,43 @@ def _discharge_name(concept: Any, *holders: dict[str, Any]) -> tuple[str, bool]:
         for coding in chain.from_iterable(map(extension_codings, (concept, *holders)))
         if _codes_of_death(coding) is not None
     ]
-    died = any(map(_says_death, [*codings, *more])) or _words_say_death(text)
+    said = [*map(_says_death, [*codings, *more]), (_words_say(text), text)]
+    died = any(verdict == DEAD for verdict, _ in said)
+    unclear = None if died else next((one_line(words) for verdict, words in said if verdict == UNCLEAR), None)
     standard = [coding for coding in codings if coding.get("code") and _is_standard(coding)]
     coding = (standard or [coding for coding in codings if coding.get("code")] or codings or more or [{}])[0]
     name = one_line(coding.get("code") or coding.get("display") or text or "")
     reads_as_death = _READS_AS_DEATH.search(f"//{name}") is not None
     if died:
         # A word that says so stays as it is written; a number does not say so by itself.
-        return (name if reads_as_death and not name.isdigit() else DIED), True
+        return (name if reads_as_death and not name.isdigit() else DIED), True, None
     if reads_as_death:
         name = f"{system_name(coding.get('system'), 'VISIT')}|{name}"
-    return name, False
+    return name, False, unclear
 
 
 def _codes_of_death(coding: dict[str, Any]) -> frozenset[str] | None:
     """The codes of a coding's system that say death; None of a system that is not in the table."""
     system = coding.get("system")
-    return _BY_SPELLING.get(canonical_spelling(system)) if isinstance(system, str) and system else None
+    if not isinstance(system, str) or not system:
+        return None
+    return _BY_SPELLING.get(canonical_spelling(_SNOMED if system_name(system, "") == "SNOMED" else system))
 
 
-def _says_death(coding: dict[str, Any]) -> bool:
+def _says_death(coding: dict[str, Any]) -> tuple[str | None, Any]:
+    """What a coding says (as `says_death`), and the words by which it does."""
     codes = _codes_of_death(coding)
     code, display = coding.get("code"), coding.get("display")
-    if codes is not None:
-        return code in codes or (not code and _words_say_death(display))
-    # A foreign code is a word at best, and its display says better what it means.
-    return _words_say_death(display) if display else _words_say_death(code) or code == DIED
+    plain = str(code).strip().casefold() if code is not None else ""
+    if codes is not None and plain:
+        return (DEAD if plain in codes else None), display
+    if display:  # a foreign code is a word at best, and its display says better what it means
+        return _words_say(display), display
+    return (DEAD if codes is None and plain == DIED else _words_say(code)), code
 
 
-@lru_cache(maxsize=4096)
-def _death_in(words: str) -> bool:
-    return bool(_DEAD.search(words)) and not _NOT_DEAD.search(words)
-
-
-def _words_say_death(text: object) -> bool:
-    return bool(text) and _death_in(plain_words(text))
+def _words_say(text: object) -> str | None:
+    return says_death(text) if isinstance(text, str) else None
 
 
 def _is_standard(coding: dict[str, Any]) -> bool:

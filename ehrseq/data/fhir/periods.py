@@ -30,6 +30,11 @@ STILL_THERE = "in-progress"
 """Name of the end, without time, of an encounter that goes on."""
 
 
+def plain_status(status: Any) -> Any:
+    """A status as FHIR writes it: `FINISHED` and `In Progress` are sent, too. What is no text stays."""
+    return "-".join(status.casefold().replace("_", " ").split()) if isinstance(status, str) else status
+
+
 def span_of(
     period: Any, times: Times, starts: Times, zone: tzinfo | None, counts: Counter[tuple[str, str]]
 ) -> tuple[int, int, int | None]:

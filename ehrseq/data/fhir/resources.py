@@ -40,7 +40,7 @@ from ehrseq.data.fhir.dispositions import DispositionReader
 from ehrseq.data.fhir.elements import MALFORMED, describe, explain, observation_kind, one_line
 from ehrseq.data.fhir.medications import MedicationReader, contained_in, is_no_order
 from ehrseq.data.fhir.patients import links_of, patient_facts
-from ehrseq.data.fhir.periods import ONGOING, OVER, STILL_THERE, span_of
+from ehrseq.data.fhir.periods import ONGOING, OVER, STILL_THERE, plain_status, span_of
 from ehrseq.data.fhir.references import (
     NOTHING,
     deleted_names,
@@ -281,7 +281,7 @@ class Extractor:
         self.rows += [(subject, 0, self.codes[code], time, _NAN, self.texts[text], 0) for code, time, text in facts]
 
     def _encounter(self, encounter: dict[str, Any], full_url: str | None) -> None:
-        status = encounter.get("status")
+        status = plain_status(encounter.get("status"))
         if self._did_not_happen("Encounter", status):
             return
         keys = resource_keys(encounter, full_url)
@@ -290,7 +290,7 @@ class Extractor:
         number = self.encounters[keys[0]]
         part_of = key_of(encounter.get("partOf"), self._server)
         encounter_class = self._classes.read(encounter, self.counts)
-        left_as, died = self._dispositions.read(encounter, encounter_class)
+        left_as, died = self._dispositions.read(encounter, encounter_class, self.counts)
         visit = Visit(keys, encounter.get("id") or keys[0], subject, start, end, offset, part_of, len(self.names))
         self.visits.append(visit)
         facts: list[tuple[str, int]] = []
@@ -454,6 +454,8 @@ class Extractor:
     # Parts
 
     def _did_not_happen(self, resource_type: str, status: Any) -> bool:
+        if status not in LEFT_OUT_STATUSES[resource_type]:
+            status = plain_status(status)
         if status == "entered-in-error":
             self.counts["entered_in_error", resource_type] += 1
             return True

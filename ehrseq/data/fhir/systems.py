@@ -6,7 +6,8 @@ its name. National editions of ICD-10 keep names of their own that begin with `I
 that the tasks, which look for that beginning, find all of them.
 
 Sources of the table: HL7 Terminology (terminology.hl7.org, external code systems and their object identifiers), HL7
-version 2 table 0396, the German base profiles (fhir.de), MIMIC-IV on FHIR.
+version 2 table 0396, the German base profiles (fhir.de), the yearly object identifiers of ICD-10-GM (DIMDI, as
+medicats-ontology lists them), MIMIC-IV on FHIR.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ SYSTEM_NAMES: dict[str, str] = {
     "http://hl7.org/fhir/sid/icd-10-cm": "ICD10CM",
     "http://hl7.org/fhir/sid/icd-10": "ICD10",
     "http://hl7.org/fhir/sid/icd-9-cm": "ICD9CM",
+    "http://hl7.org/fhir/sid/icd-9": "ICD9CM",  # "ICD-9 USA" in DSTU2's list
     "http://hl7.org/fhir/sid/icd-10-pcs": "ICD10PCS",
     "http://www.cms.gov/Medicare/Coding/ICD10": "ICD10PCS",
     "http://hl7.org/fhir/sid/cvx": "CVX",
@@ -29,6 +31,10 @@ SYSTEM_NAMES: dict[str, str] = {
     "https://www.cms.gov/Medicare/Coding/HCPCSReleaseCodeSets": "HCPCS",
     "https://www.cms.gov/Medicare/Coding/HCPCSReleaseCodeSets/Alpha-Numeric-HCPCS.html": "HCPCS",
     "http://www.whocc.no/atc": "ATC",
+    "http://fhir.de/CodeSystem/bfarm/atc": "ATC",
+    "http://fhir.de/CodeSystem/dimdi/atc": "ATC",
+    "http://fhir.de/CodeSystem/bfarm/ops": "OPS",
+    "http://fhir.de/CodeSystem/dimdi/ops": "OPS",
     "http://fdasis.nlm.nih.gov": "UNII",
     "http://unitsofmeasure.org": "UCUM",
     # National editions of ICD-10
@@ -42,6 +48,8 @@ SYSTEM_NAMES: dict[str, str] = {
     "http://hl7.org/fhir/sid/icd-10-vn": "ICD10VN",
     "http://id.who.int/icd/release/10": "ICD10",
     "http://who.int/icd-10": "ICD10",
+    "http://id.who.int/icd/release/11": "ICD11",
+    "http://id.who.int/icd11/mms": "ICD11",
     # The same systems by object identifier
     "urn:oid:2.16.840.1.113883.6.1": "LOINC",
     "urn:oid:2.16.840.1.113883.6.96": "SNOMED",
@@ -50,7 +58,25 @@ SYSTEM_NAMES: dict[str, str] = {
     "urn:oid:2.16.840.1.113883.6.3": "ICD10",
     "urn:oid:2.16.840.1.113883.6.3.2": "ICD10NL",
     "urn:oid:2.16.840.1.113883.6.135": "ICD10AM",
+    "urn:oid:1.2.276.0.76.5.302": "ICD10GM",  # 2004
+    "urn:oid:1.2.276.0.76.5.304": "ICD10GM",  # 2005
+    "urn:oid:1.2.276.0.76.5.311": "ICD10GM",  # 2006
+    "urn:oid:1.2.276.0.76.5.318": "ICD10GM",  # 2007
+    "urn:oid:1.2.276.0.76.5.330": "ICD10GM",  # 2008
+    "urn:oid:1.2.276.0.76.5.356": "ICD10GM",  # 2009
+    "urn:oid:1.2.276.0.76.5.384": "ICD10GM",  # 2010
+    "urn:oid:1.2.276.0.76.5.388": "ICD10GM",  # 2011
+    "urn:oid:1.2.276.0.76.5.409": "ICD10GM",  # 2012
+    "urn:oid:1.2.276.0.76.5.413": "ICD10GM",  # 2013
+    "urn:oid:1.2.276.0.76.5.417": "ICD10GM",  # 2014
+    "urn:oid:1.2.276.0.76.5.424": "ICD10GM",  # 2015
+    "urn:oid:1.2.276.0.76.5.430": "ICD10GM",  # 2016
+    "urn:oid:1.2.276.0.76.5.463": "ICD10GM",  # 2017
+    "urn:oid:1.2.276.0.76.5.471": "ICD10GM",  # 2018
+    "urn:oid:1.2.276.0.76.5.477": "ICD10GM",  # 2019
     "urn:oid:2.16.840.1.113883.6.103": "ICD9CM",
+    "urn:oid:2.16.840.1.113883.6.2": "ICD9CM",
+    "urn:oid:2.16.840.1.113883.6.42": "ICD9CM",  # as http://hl7.org/fhir/sid/icd-9
     "urn:oid:2.16.840.1.113883.6.104": "ICD9PROC",
     "urn:oid:2.16.840.1.113883.6.4": "ICD10PCS",
     "urn:oid:2.16.840.1.113883.12.292": "CVX",
@@ -71,7 +97,10 @@ SYSTEM_NAMES: dict[str, str] = {
     "I10": "ICD10",
     "I10C": "ICD10CM",
     "I10P": "ICD10PCS",
-    "I9": "ICD9CM",
+    "I10G2004": "ICD10GM",
+    "I10G2005": "ICD10GM",
+    "I10G2006": "ICD10GM",
+    "I9": "ICD9",
     "I9C": "ICD9CM",
     "I9CDX": "ICD9CM",
     "I9CP": "ICD9PROC",
@@ -83,6 +112,7 @@ SYSTEM_NAMES: dict[str, str] = {
     "HCPCS": "HCPCS",
     "ATC": "ATC",
     "UNII": "UNII",
+    "FDAUNII": "UNII",
     "UCUM": "UCUM",
     # MIMIC-IV on FHIR: systems of its own that hold standard codes
     "http://mimic.mit.edu/fhir/mimic/CodeSystem/mimic-diagnosis-icd9": "ICD9CM",
@@ -104,8 +134,17 @@ _OID = re.compile(r"(?:urn:oid:|oid:)?([0-2](?:\.\d+)+)", re.IGNORECASE)
 _SNOMED = re.compile(r"snomed\.info/(?:sct|xsct|id)(?:/.*)?")
 # A revision of ICD in the last part of an address or in a name: icd-10-gm, ICD10AM, icd9cm, icd-10-gm-2024.
 _ICD = re.compile(r"icd[-_ ]?(9|10|11)[-_ ]?([a-z]*)(?:[-_ ]?\d{4})?")
-_VERSION = re.compile(r"(?:/version)?/\d[\d.]*$")
-_ICD_FLAVOURS = {"9": "ICD9CM", "9proc": "ICD9PROC", "9procedure": "ICD9PROC", "9cmproc": "ICD9PROC", "10who": "ICD10"}
+# A release of ICD by the World Health Organization: its number is no version of one system.
+_WHO = re.compile(r"id\.who\.int/icd/release/(10|11)(?:/.*)?")
+# A year, a date or numbers with dots; `v2/0112` is a table.
+_VERSION = re.compile(r"/(?:version/[\d.]+|(?:19|20)\d{2}(?:-\d{2})*(?:\d{4})?|\d+(?:\.\d+)+)$")
+_ICD_FLAVOURS = {
+    "9proc": "ICD9PROC",
+    "9procedure": "ICD9PROC",
+    "9cmproc": "ICD9PROC",
+    "10who": "ICD10",
+    "11mms": "ICD11",
+}
 
 
 def canonical_spelling(system: str) -> str:
@@ -123,6 +162,9 @@ def canonical_spelling(system: str) -> str:
     text = text.casefold().removeprefix("http://").removeprefix("https://").removeprefix("www.").strip("/")
     if _SNOMED.fullmatch(text):
         return "snomed.info/sct"
+    who = _WHO.fullmatch(text)
+    if who:
+        return f"id.who.int/icd/release/{who[1]}"
     if "/" not in text:
         return re.sub(r"[-_ ]", "", text)  # a name: SNOMED-CT
     return _VERSION.sub("", text) if "/" in _VERSION.sub("", text) else text
@@ -139,7 +181,7 @@ def _known(system: str) -> str | None:
     if name is None:
         icd = _ICD.fullmatch(spelling.rpartition("/")[2])
         if icd:
-            name = _ICD_FLAVOURS.get(icd[1] + icd[2]) or ("ICD9CM" if icd[1] == "9" else f"ICD{icd[1]}{icd[2].upper()}")
+            name = _ICD_FLAVOURS.get(icd[1] + icd[2]) or f"ICD{icd[1]}{icd[2].upper()}"
     return name
 
 

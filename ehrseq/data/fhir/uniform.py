@@ -22,6 +22,7 @@ from msgspec import Raw, Struct, field
 from ehrseq.data.fhir.concepts import negating_status
 from ehrseq.data.fhir.elements import MALFORMED, observation_kind
 from ehrseq.data.fhir.medications import is_no_order
+from ehrseq.data.fhir.periods import plain_status
 from ehrseq.data.fhir.resources import LEFT_OUT_STATUSES, MAX_FLOAT32, Extractor
 from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, RESOURCE_TYPES, TIME_UNKNOWN, trace_of
 
@@ -376,7 +377,7 @@ def _common_memos(kind: str, extractor: Extractor) -> tuple[dict[Any, bool], _Me
     left_out = ("entered-in-error", *LEFT_OUT_STATUSES[kind])
 
     def happened(status: str | None) -> bool:
-        return status not in left_out
+        return plain_status(status) not in left_out
 
     def verified(status: Any) -> bool:
         return negating_status(status) not in left_out

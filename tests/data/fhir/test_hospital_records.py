@@ -193,6 +193,65 @@ def test_a_death_in_a_stay_whose_end_is_unknown_is_a_death_at_an_unknown_time():
     assert rows(events, "VISIT_END") == [(None, "VISIT_END//exp", None)]
 
 
+def ends_in_death(disposition) -> tuple[bool, list[str]]:
+    """Whether the end of a stay says that the patient died, and the notes about dispositions."""
+    from ehrseq.tokenization.ehr_codes import EXPIRED
+
+    events, report = read(patient(), encounter(hospitalization={"dischargeDisposition": disposition}))
+    (died,) = events.filter(pl.col("code").str.starts_with("VISIT_END"))["code"].str.contains(EXPIRED)
+    return died, [note for note in report.notes if note.startswith("dispositions that name death")]
+
+
+@pytest.mark.parametrize("text", [
+    "Deceased - no autopsy", "Died (no autopsy)", "Died, expected", "Expected death", "Verstorben, keine Obduktion",
+    "no autopsy, deceased", "Died of sepsis", "Dead on arrival", "Expired, death certificate issued", "d\u00f6d",
+    "avliden", "umar\u0142", "zgon", "\u00famrt\u00ed", "zem\u0159el", "Ableben", "overleden", "fallecido",
+    "\u00f3bito", "D\u00c9C\u00c9D\u00c9", "deceduto",
+    "Patient passed away", "\u0443\u043c\u0435\u0440", "\u6b7b\u4ea1",
+])  # fmt: skip
+def test_a_denying_word_that_belongs_to_something_else_does_not_undo_a_death(text):
+    assert ends_in_death({"text": text}) == (True, [])
+    assert ends_in_death(coded((LOCAL, "9", text))) == (True, [])
+
+
+@pytest.mark.parametrize("text", [
+    "not deceased", "no death", "nicht verstorben", "alive, not dead", "Patient has not died",
+    "n'est pas d\u00e9c\u00e9d\u00e9",
+    "inte avliden", "nie zmar\u0142", "no fallecido", "niet overleden", "Deceased: no",
+    "DoD facility", "Mortgage office",
+])  # fmt: skip
+def test_a_denied_death_is_none(text):
+    assert ends_in_death({"text": text}) == (False, [])
+
+
+@pytest.mark.parametrize("text", [
+    "Dead Sea clinic", "Dead or alive unknown", "Died?", "Mother died", "Tod des Vaters", "risk of death",
+    "Insurance coverage expired", "Death certificate issued", "No autopsy deceased", "Dr. Tod", "Alive/dead",
+])  # fmt: skip
+def test_a_text_that_names_death_and_does_not_clearly_say_so_is_no_death_and_is_counted(text):
+    died, notes = ends_in_death({"text": text})
+    assert not died
+    assert len(notes) == 1
+    assert notes[0].endswith(text)
+
+
+@pytest.mark.parametrize("coding", [
+    ("urn:oid:2.16.840.1.113883.6.96", "371828006"), ("2.16.840.1.113883.6.96", "419099009"), ("SCT", "419099009"),
+    (FHIR_DISPOSITION, "EXP"), (FHIR_DISPOSITION, " exp "), (V2_DISPOSITION, " 20"), ("HL70112", "20"), (None, "EXP"),
+    ("https://fhir.hl7.org.uk/CodeSystem/NHSDataModelAndDictionary-DischargeMethod", "4"),
+    ("https://fhir.hl7.org.uk/CodeSystem/NHSDataModelAndDictionary-DischargeDestination", "79"),
+    ("https://www.medizininformatik-initiative.de/fhir/core/modul-fall/CodeSystem/Entlassungsgrund", "079"),
+    ("https://interop.aphp.fr/ig/fhir/dm/CodeSystem/PMSIMCOMDS", "9"),
+])  # fmt: skip
+def test_a_code_of_death_counts_in_every_spelling_of_itself_and_its_system(coding):
+    assert ends_in_death(coded(coding)) == (True, [])
+
+
+@pytest.mark.parametrize("coding", [("http://hl7.org/fhir/v2/0023", "20"), ("http://hl7.org/fhir/v2/0007", "41")])
+def test_the_number_of_a_table_is_no_version_of_another(coding):
+    assert ends_in_death(coded(coding)) == (False, [])
+
+
 # 2. An unknown end is not a stay in progress
 
 
@@ -216,6 +275,18 @@ def test_a_finished_stay_without_a_usable_end_has_ended_nobody_knows_when(end, n
     assert report.skipped["Condition: no time, and no end of its encounter"] == 1
     going_on, _ = read(patient(), encounter(end=end, status="in-progress"))
     assert rows(going_on, "VISIT_END") == [(None, "VISIT_END//in-progress", None)]
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "Finished", " finished", "COMPLETED", "discharged"])
+def test_a_status_counts_in_any_case(status):
+    assert rows(read(patient(), encounter(end=None, status=status))[0], "VISIT_END") == [(None, "VISIT_END//IMP", None)]
+
+
+@pytest.mark.parametrize("status", ["CANCELLED", "Entered-In-Error", "Planned"])
+def test_a_status_that_says_not_counts_in_any_case(status):
+    assert codes(read(patient(), encounter(status=status))[0], "VISIT") == []
+    if status != "Planned":
+        assert codes(read(patient(), observation(status=status))[0], "LAB") == []
 
 
 def test_a_placeholder_as_start_is_no_start():
@@ -341,6 +412,13 @@ VERIFICATION = "http://terminology.hl7.org/CodeSystem/condition-ver-status"
         (coded(("https://fhir.kbv.de/CodeSystem/KBV_CS_SFHIR_ICD_DIAGNOSESICHERHEIT", "A")), "refuted"),
         ({"text": "Refuted"}, "refuted"),
         ({"coding": [{"display": "x"}], "text": "entered in error"}, "entered-in-error"),
+        ({"coding": [{"display": "Refuted"}]}, "refuted"),
+        (coded((LOCAL, "X", "Refuted")), "refuted"),
+        ({**coded((LOCAL, "X")), "text": "Ruled out"}, "refuted"),
+        (coded((LOCAL, "7", "Entered in Error")), "entered-in-error"),
+        (coded(("2.16.840.1.113883.6.96", " 410516002")), "refuted"),
+        (coded((LOCAL, "X", "Confirmed")), None),
+        ({**coded((VERIFICATION, "confirmed")), "text": "Refuted"}, None),
         (coded((VERIFICATION, "confirmed")), None),
         (coded((VERIFICATION, "unconfirmed")), None),
         (coded((VERIFICATION, "differential")), None),
@@ -373,6 +451,10 @@ def german(certainty):
         ({"coding": [german("A")]}, []),
         ({"coding": [german("G")]}, ["DIAGNOSIS//ICD10GM//I10.90"]),
         (coded(("http://snomed.info/sct", "160245001")), []),
+        (coded(("http://snomed.info/sct", "787482006")), []),
+        (coded(("urn:oid:2.16.840.1.113883.6.96", "160244002")), []),
+        (coded(("http://snomed.info/sct", "428197003")), []),
+        (coded(("http://hl7.org/fhir/uv/ips/CodeSystem/absent-unknown-uv-ips|1.1.0", "no-known-problems")), []),
         (coded(("http://snomed.info/sct", "243796009:408729009=410516002,246090004=195967001")), []),
         (coded(("http://hl7.org/fhir/uv/ips/CodeSystem/absent-unknown-uv-ips", "no-known-problems")), []),
         (coded(("http://snomed.info/sct", "195967001")), ["DIAGNOSIS//SNOMED//195967001"]),
@@ -489,6 +571,24 @@ def test_elements_of_other_versions_of_fhir_are_refused_by_name(made, message):
         ("https://hospital.example/codes/icd-10-who", "ICD10"),
         ("urn:oid:2.16.840.1.113883.6.3", "ICD10"),
         ("https://www.nlm.nih.gov/research/umls/rxnorm/", "RXNORM"),
+        ("http://id.who.int/icd/release/11", "ICD11"),
+        ("http://id.who.int/icd/release/11/mms", "ICD11"),
+        ("https://id.who.int/icd/release/11/2024-01/mms", "ICD11"),
+        ("http://hl7.org/fhir/sid/icd-11", "ICD11"),
+        ("http://id.who.int/icd/release/10", "ICD10"),
+        ("http://id.who.int/icd/release/10/2019", "ICD10"),
+        ("urn:oid:1.2.276.0.76.5.409", "ICD10GM"),
+        ("1.2.276.0.76.5.463", "ICD10GM"),
+        ("urn:oid:1.2.276.0.76.5.114", "1.2.276.0.76.5.114"),
+        ("I10G2004", "ICD10GM"),
+        ("ICD10GM2016", "ICD10GM"),
+        ("http://fhir.de/CodeSystem/bfarm/atc", "ATC"),
+        ("http://fhir.de/CodeSystem/dimdi/atc", "ATC"),
+        ("urn:oid:2.16.840.1.113883.6.2", "ICD9CM"),
+        ("2.16.840.1.113883.6.42", "ICD9CM"),
+        ("I9", "ICD9"),
+        ("I9CDX", "ICD9CM"),
+        ("http://hl7.org/fhir/sid/icd-10-cm/version/20310101", "ICD10CM"),
         ("http://hl7.org/fhir/sid/icd-9-cm/diagnosis", "HL7.ORG"),
     ],
 )
@@ -566,6 +666,13 @@ VENDOR = "urn:oid:1.2.840.114350.1.72.1.7.7.10.696784.13260"
         ({"system": LOCAL, "code": "7"}, {"type": [coded((LOCAL, "x", "Emergency department"))]}, "EMER"),
         ({"system": LOCAL, "code": "7", "display": "Inpatient/Outpatient"}, {}, "7"),
         ({"system": LOCAL, "code": "7", "display": "Non-inpatient"}, {}, "7"),
+        ({"system": LOCAL, "code": "7", "display": "Emergency contact"}, {}, "7"),
+        ({"system": LOCAL, "code": "7", "display": "Inpatient consult"}, {}, "7"),
+        ({"system": LOCAL, "code": "7", "display": "Outpatient surgery waiting list"}, {}, "7"),
+        ({"system": LOCAL, "code": "7", "display": "akut"}, {}, "7"),
+        ({"system": "http://hl7.org/fhir/v2/0007", "code": "7", "display": "Routine"}, {}, "7"),
+        ({"system": LOCAL, "code": "7", "display": "Inpatient hospital encounter"}, {}, "IMP"),
+        ({"system": LOCAL, "code": "7", "display": "Emergency care visit"}, {}, "EMER"),
         ({"system": LOCAL, "code": "I"}, {}, "I"),
         ({"system": LOCAL, "code": "7", "display": "Kurzlieger"}, {}, "7"),
     ],
