@@ -33,6 +33,7 @@ LONGEST_STAY_US = int(50 * YEAR_US)
 """Microseconds beyond which the end of a stay is a placeholder (2099-12-31): nobody stays in hospital for 50 years."""
 
 _OFFSET = re.compile(r"([+-])(\d{2}):(\d{2})")
+_STATED_OFFSET = re.compile(r"([+-])(\d{2}):?(\d{2})?$", re.ASCII)  # `+0200` and `+02` are ISO 8601, and are sent
 
 
 def read_instant(text: str, *, first: bool = False) -> tuple[int, bool]:
@@ -103,11 +104,11 @@ def _offset_at_the_end(text: str) -> int | None:
     """UTC offset in minutes that the last 6 characters of a dateTime state; few are distinct."""
     if text[-1] in "Zz":
         return 0
-    sign = text[0] if text[3] == ":" else ""
-    if sign not in ("+", "-") or not (text[1:3].isdigit() and text[4:].isdigit()):
+    stated = _STATED_OFFSET.search(text)
+    if stated is None:
         return None
-    minutes = 60 * int(text[1:3]) + int(text[4:])
-    return -minutes if sign == "-" else minutes
+    minutes = 60 * int(stated[2]) + int(stated[3] or 0)
+    return -minutes if stated[1] == "-" else minutes
 
 
 def zone_of(name: str) -> tzinfo:

@@ -27,7 +27,7 @@ OLD_CODES = {
     f"SNOMED{slash}{code}": new
     for slash in ("/", "//")
     for code, new in (("184099003", BIRTH_CODE), ("3950001", BIRTH_CODE), ("419620001", DEATH_CODE))
-}
+} | {"Condition Type/OMOP4822053": DEATH_CODE, "Death Type/OMOP generated": DEATH_CODE}
 """Codes of birth and death that MEDS before 0.3, FEMR and meds_etl wrote -> those of today."""
 
 _FIRST, _AFTER = datetime(FIRST_YEAR, 1, 1), datetime(LAST_YEAR + 1, 1, 1)

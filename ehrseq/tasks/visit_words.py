@@ -20,6 +20,7 @@ _LOOKS_LIKE_A_VISIT = (
     r"(?i)(?:^|[^a-z])(?:visits?|admi(?:ssions?|t(?:ted)?)|discharged?|encounters?|inpatients?|hospitali[sz]ations?|"
     r"stays?|ward|transfers?|aufnahme|entlassung|opname|ontslag|enc|icu|ed)(?:[^a-z]|$)"
 )
+_LOOKS_LIKE_AN_END = r"(?i)(?:^|[^a-z])(?:end|discharged?|entlassung|ontslag)(?:[^a-z]|$)"
 _SHOWN = 5
 
 
@@ -47,7 +48,9 @@ def without_admissions(codes: pl.DataFrame, code_map: Sequence[Sequence[str]] | 
         text += f" Codes that look like visits: {_listed(likely)}."
     if not visits.height and not likely.height:
         return f"{text} No code looks like a visit at all."
-    example = (likely if likely.height else visits)["code"][0]
+    shown = likely if likely.height else visits
+    is_end = pl.col("code").str.contains(_LOOKS_LIKE_AN_END)
+    example = shown.sort(is_end, maintain_order=True)["code"][0]
     return (
         f"{text} Say which are admissions: `ehrseq prepare --code-map '{_pattern(example)}=visit_start:IMP'`, and one "
         "for their ends (visit_end:IMP), or the same pairs under `code_map` in metadata/dataset.json of the dataset, "

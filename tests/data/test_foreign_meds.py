@@ -10,6 +10,7 @@ from ehrseq.data.meds_mending import OLD_CODES
 from ehrseq.data.schema import validate_events, validate_labels
 from ehrseq.prepare import prepare_dataset
 from ehrseq.tasks import label_events
+from ehrseq.tasks.visit_words import without_admissions
 from ehrseq.work.engine import get_engine
 
 T = datetime
@@ -141,9 +142,15 @@ def test_codes_that_look_like_visits_and_are_none_are_told_with_a_way_to_map_the
     label_events(events, "mortality_30d", end_of_data="2034-01-01")
     assert "No code is an admission to hospital" in caplog.text
     assert "ADMISSION//WARD 3 (1 rows), DISCHARGE//WARD 3 (1 rows)" in caplog.text
+    assert "'ADMISSION//WARD 3$=visit_start:IMP'" in caplog.text
     caplog.clear()
     prepare_dataset(path, tmp_path / "prepared", engine=get_engine(num_workers=1))
     assert "No code is an admission to hospital" in caplog.text
+
+
+def test_the_example_of_a_mapping_is_the_start_of_a_visit_and_not_its_end():
+    codes = pl.DataFrame({"code": ["VISIT//END//Inpatient", "VISIT//START//Inpatient"], "rows": [9, 9]})
+    assert "'VISIT//START//Inpatient$=visit_start:IMP'" in without_admissions(codes)
 
 
 # -- columns -----------------------------------------------------------------------------------------------------------

@@ -71,6 +71,10 @@ CLASS_WORDS: dict[str, str] = {
     "stationar": "IMP", "vollstationar": "IMP", "stationarer aufenthalt": "IMP", "stationare aufnahme": "IMP",
     "stationare behandlung": "IMP", "vollstationare behandlung": "IMP", "krankenhausaufenthalt": "IMP",
     "normalstationar": "IMP", "ambulant": "AMB", "ambulante behandlung": "AMB", "ambulanter besuch": "AMB",
+    # ... as the code system Kontaktart-de and systems without umlauts spell it
+    "stationaer": "IMP", "vollstationaer": "IMP", "normalstationaer": "IMP", "intensivstationaer": "ICU",
+    "stationaerer aufenthalt": "IMP", "stationaere aufnahme": "IMP", "stationaere behandlung": "IMP",
+    "vollstationaere behandlung": "IMP",
     "notfall": "EMER", "notaufnahme": "EMER", "intensivstation": "ICU", "intensivstationar": "ICU",
     # French
     "hospitalisation complete": "IMP", "hospitalise": "IMP", "urgences": "EMER", "urgence": "EMER",

@@ -58,9 +58,10 @@ def span_of(
     ended = times[end] if end else TIME_UNKNOWN
     if (start and started == TIME_UNKNOWN) or (end and ended == TIME_UNKNOWN):
         counts["notes", "encounters with a placeholder (year 0001, 9999 ...) as start or end, read as unknown"] += 1
-    offset = offset_minutes(start) if start else None
-    stated = offset_minutes(end) if end else None  # also where the start states one: an end must be a text
-    offset = stated if offset is None else offset
+    # What stands for no time states no zone either: 9999-12-31T23:59:59Z, or year 1 in local mean time.
+    offset = offset_minutes(start) if started != TIME_UNKNOWN else None
+    if offset is None and ended != TIME_UNKNOWN:
+        offset = offset_minutes(end)
     if started != TIME_UNKNOWN and ended != TIME_UNKNOWN:
         # Of two times only one of which has a zone the other is in the same.
         if started > ON_THE_WALL // 2 > ended:

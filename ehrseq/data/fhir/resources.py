@@ -285,7 +285,8 @@ class Extractor:
         if self._did_not_happen("Encounter", status):
             return
         keys = resource_keys(encounter, full_url)
-        start, end, offset = span_of(encounter.get("period"), self.times, self._starts, self._zone, self.counts)
+        period = encounter.get("period") or encounter.get("actualPeriod")  # R5
+        start, end, offset = span_of(period, self.times, self._starts, self._zone, self.counts)
         subject = self.subject_of(encounter.get("subject") or encounter.get("patient"), encounter)
         number = self.encounters[keys[0]]
         part_of = key_of(encounter.get("partOf"), self._server)

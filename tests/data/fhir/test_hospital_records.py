@@ -342,6 +342,28 @@ def test_times_and_dates_without_zone_are_read_by_one_rule_in_the_zone_of_the_pa
     assert report.notes["dates moved to the zone of the patient's encounters"] == 3
 
 
+@pytest.mark.parametrize("placeholder", ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00+00:53"])
+def test_what_stands_for_no_time_states_no_zone(placeholder):
+    earlier = encounter("a", "2031-04-02T09:00:00-06:00", "2031-04-03T09:00:00-06:00")
+    later = encounter("b", "2031-05-02T09:00:00", placeholder)
+    events, _ = read(patient(), earlier, later)
+    assert [row[0] for row in rows(events, "VISIT_START")] == [datetime(2031, 4, 2, 15), datetime(2031, 5, 2, 15)]
+    assert codes(events, "TIMEZONE") == ["TIMEZONE//-06:00"]
+
+
+def test_an_offset_without_a_colon_is_the_zone_of_its_encounter():
+    stay = encounter(start="2031-05-02T09:15:00-0600", end="2031-05-08T13:40:00-06")
+    events, _ = read(patient(), stay, observation(time="2031-05-03T10:00:00", encounter=None))
+    assert [row[0] for row in rows(events, "LAB")] == [datetime(2031, 5, 3, 16)]
+
+
+def test_r5_keeps_the_period_of_an_encounter_under_actual_period():
+    stay = encounter(start="2031-05-02T09:15:00Z", end="2031-05-08T13:40:00Z")
+    stay["actualPeriod"] = stay.pop("period")
+    events, _ = read(patient(), {**stay, "status": "completed"})
+    assert [row[0] for row in rows(events, "VISIT_")] == [datetime(2031, 5, 2, 9, 15), datetime(2031, 5, 8, 13, 40)]
+
+
 def test_the_rows_own_encounter_tells_its_zone_before_the_latest_does():
     summer = encounter("s", "2031-07-02T09:00:00+02:00", "2031-07-03T09:00:00+02:00")
     winter = encounter("w", "2031-12-02T09:00:00+01:00", "2031-12-03T09:00:00+01:00")
@@ -657,6 +679,9 @@ VENDOR = "urn:oid:1.2.840.114350.1.72.1.7.7.10.696784.13260"
         ({"display": "Emergency"}, {}, "EMER"),
         ({"text": "Inpatient"}, {}, "IMP"),
         ({"system": LOCAL, "code": "S", "display": "Stationär"}, {}, "IMP"),
+        ({"system": LOCAL, "code": "vollstationaer"}, {}, "IMP"),
+        ({"system": LOCAL, "code": "S", "display": "Intensivstationär"}, {}, "ICU"),
+        ({"system": LOCAL, "code": "S", "display": "Stationaere Behandlung"}, {}, "IMP"),
         ({"system": LOCAL, "code": "H", "display": "Hospitalisation complète"}, {}, "IMP"),
         ({"system": "http://terminology.hl7.org/CodeSystem/v2-0004", "code": "I"}, {}, "IMP"),
         ({"system": "urn:oid:2.16.840.1.113883.12.4", "code": "E"}, {}, "EMER"),
