@@ -165,7 +165,11 @@ def _codes_of_death(coding: dict[str, Any]) -> frozenset[str] | None:
     system = coding.get("system")
     if not isinstance(system, str) or not system:
         return None
-    return _BY_SPELLING.get(canonical_spelling(_SNOMED if system_name(system, "") == "SNOMED" else system))
+    return _BY_SPELLING.get(canonical_spelling(_SNOMED if _is_snomed(system) else system))
+
+
+def _is_snomed(system: Any) -> bool:
+    return isinstance(system, str) and system_name(system, "") == "SNOMED"
 
 
 def _says_death(coding: dict[str, Any]) -> tuple[str | None, Any]:
@@ -173,8 +177,11 @@ def _says_death(coding: dict[str, Any]) -> tuple[str | None, Any]:
     codes = _codes_of_death(coding)
     code, display = coding.get("code"), coding.get("display")
     plain = str(code).strip().casefold() if code is not None else ""
-    if codes is not None and plain:
-        return (DEAD if plain in codes else None), display
+    if codes is not None and plain in codes:
+        return DEAD, display
+    # Every other code of a table says something else; SNOMED CT has more codes for deaths than are listed here.
+    if codes is not None and plain and not _is_snomed(coding.get("system")):
+        return None, display
     if display:  # a foreign code is a word at best, and its display says better what it means
         return _words_say(display), display
     return (DEAD if codes is None and plain == DIED else _words_say(code)), code

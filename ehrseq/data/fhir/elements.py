@@ -90,6 +90,19 @@ def explain(error: Exception) -> str:
     return f"an element has a wrong type ({error})"
 
 
+def read_flag(value: object, element: str) -> bool:
+    """A boolean element, False where it is absent; some servers quote flags.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if value is None or isinstance(value, bool):
+        return value is True
+    if value in ("true", "false"):
+        return value == "true"
+    raise TypeError(f"{element} must be true or false, got {value!r}")
+
+
 def one_line(text: str) -> str:
     """Text without line breaks and outer spaces.
 

@@ -13,6 +13,7 @@ from typing import Any
 from ehrseq.data.fhir.codes import Coder
 from ehrseq.data.fhir.concepts import modifier_of
 from ehrseq.data.fhir.elements import one_line
+from ehrseq.data.fhir.periods import plain_status
 from ehrseq.data.fhir.references import Resolver, key_of
 from ehrseq.data.fhir.rows import MEDICATION_REFERENCE
 
@@ -31,7 +32,7 @@ CUT = f"codes of medications beyond the first {MOST_CODES} of one, left out"
 
 def is_no_order(intent: object) -> bool:
     """Whether a MedicationRequest only proposes or plans something."""
-    return intent is not None and intent not in _ORDERS
+    return intent is not None and plain_status(intent) not in _ORDERS
 
 
 def contained_in(holder: dict[str, Any], literal: str) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from ehrseq.data.fhir.elements import US_CORE, birth_time, omb_categories
+from ehrseq.data.fhir.elements import US_CORE, birth_time, omb_categories, read_flag
 from ehrseq.data.fhir.references import key_of
 from ehrseq.data.fhir.rows import ON_THE_WALL, TIME_STATIC, TIME_UNKNOWN, Times
 from ehrseq.data.instants import is_placeholder, read_instant
@@ -82,11 +82,7 @@ def _death(patient: dict[str, Any], times: Times) -> tuple[int, str] | None:
         return (time, "") if len(died) >= _DAY else (TIME_STATIC, died)
     flag = patient.get("deceasedBoolean")
     if flag is not None:
-        if isinstance(flag, bool):
-            return (TIME_STATIC, "") if flag else None
-        if flag in ("true", "false"):  # some servers quote flags
-            return (TIME_STATIC, "") if flag == "true" else None
-        raise TypeError(f"deceasedBoolean must be true or false, got {flag!r}")
+        return (TIME_STATIC, "") if read_flag(flag, "deceasedBoolean") else None
     beside = patient.get("_deceasedDateTime")
     if not isinstance(beside, dict) or not beside.get("extension"):
         return None

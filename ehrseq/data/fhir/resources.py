@@ -37,7 +37,7 @@ from ehrseq.data.fhir.classes import ClassReader
 from ehrseq.data.fhir.codes import Coder
 from ehrseq.data.fhir.concepts import codings_of, modifier_of, negating_status, says_absent
 from ehrseq.data.fhir.dispositions import DispositionReader
-from ehrseq.data.fhir.elements import MALFORMED, describe, explain, observation_kind, one_line
+from ehrseq.data.fhir.elements import MALFORMED, describe, explain, observation_kind, one_line, read_flag
 from ehrseq.data.fhir.medications import MedicationReader, contained_in, is_no_order
 from ehrseq.data.fhir.patients import links_of, patient_facts
 from ehrseq.data.fhir.periods import ONGOING, OVER, STILL_THERE, plain_status, span_of
@@ -403,7 +403,7 @@ class Extractor:
     # Medications
 
     def _medication_request(self, request: dict[str, Any], _: str | None) -> None:
-        forbidden = request.get("doNotPerform") is True
+        forbidden = read_flag(request.get("doNotPerform"), "doNotPerform")
         if self._did_not_happen("MedicationRequest", "doNotPerform" if forbidden else request.get("status")):
             return
         intent = request.get("intent")

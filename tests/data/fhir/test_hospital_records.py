@@ -117,6 +117,8 @@ METHOD_EXTENSION = {
         coded(("http://www.nubc.org/patient-discharge", "42")),
         coded(("http://www.nubc.org/patient-discharge", "01", "Home"), (NUBC, "20")),
         coded(("http://snomed.info/sct", "371828006")),
+        coded(("http://snomed.info/sct", "371828006 |Patient deceased during stay|")),
+        coded(("http://snomed.info/sct", "123456789", "Patient died in hospital")),
         coded(("http://snomed.info/sct/731000124108/version/20250301", "419099009")),
         coded((METHOD, "4")),
         coded(("https://fhir.hl7.org.uk/CodeSystem/UKCore-DischargeDestinationEngland", "79")),
@@ -171,6 +173,7 @@ def test_r5_keeps_the_disposition_under_admission():
         coded((METHOD, "1")),
         coded((GERMAN, "01")),
         coded(("http://snomed.info/sct", "371827001", "Patient discharged alive")),
+        coded((V2_DISPOSITION, "21", "Expired authorization: court")),
         {"text": "discharged alive"},
         {"text": "Insurance coverage expired"},
         {"text": "nicht verstorben"},
@@ -509,6 +512,13 @@ def test_a_modifier_extension_that_is_not_understood_is_counted_and_its_resource
     assert read(patient(), {**made, "modifierExtension": []})[0].equals(before)
 
 
+@pytest.mark.parametrize(("flag", "kept"), [(True, 0), ("true", 0), (False, 1), ("false", 1), (None, 1)])
+def test_what_must_not_be_given_is_no_medication_whether_the_flag_is_quoted_or_not(flag, kept):
+    request = resource("MedicationRequest", medicationCodeableConcept=concept("1"), authoredOn="2020-01-11")
+    events, report = read(patient(), request | {"intent": "order", "doNotPerform": flag})
+    assert len(codes(events, "MEDICATION")) == kept == 1 - report.skipped["MedicationRequest: doNotPerform"]
+
+
 def test_a_component_with_a_modifier_extension_is_left_out_alone():
     part = {"code": coded((LOINC, "8480-6")), "valueQuantity": {"value": 120, "unit": "mmHg"}}
     other = {**part, "code": coded((LOINC, "8462-4")), "modifierExtension": [{"url": "http://x.example/m"}]}
@@ -518,7 +528,8 @@ def test_a_component_with_a_modifier_extension_is_left_out_alone():
 
 
 @pytest.mark.parametrize(("intent", "kept"), [
-    ("order", True), ("original-order", True), ("instance-order", True), (None, True),
+    ("order", True), ("Order", True), ("Original_Order", True), ("PROPOSAL", False),
+    ("original-order", True), ("instance-order", True), (None, True),
     ("proposal", False), ("plan", False), ("option", False),
 ])  # fmt: skip
 def test_a_medication_request_that_is_no_order_is_left_out_and_counted(intent, kept):
