@@ -14,7 +14,7 @@ Kinds: `birth`, `death`, `static`, `diagnosis`, `procedure`, `medication`, `lab`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 SECOND_US = 1_000_000
@@ -117,7 +117,7 @@ def code_kinds(codes: Iterable[str], code_map: Sequence[Sequence[str]] | None = 
     r"""Kind of each code, see the module's list of kinds.
 
     Args:
-        codes: Codes, best unique ones: each is matched against the map in turn.
+        codes: Codes, best unique ones.
         code_map: Ordered [regular expression, kind] pairs; a kind may use groups of the expression
             (`visit_start:\1`). Default `DEFAULT_CODE_MAP`.
 
@@ -127,17 +127,8 @@ def code_kinds(codes: Iterable[str], code_map: Sequence[Sequence[str]] | None = 
     Raises:
         ValueError: An expression of the map does not compile, or a kind is unknown.
     """
-    rules = _compiled(_as_key(DEFAULT_CODE_MAP if code_map is None else code_map))
-    out = []
-    for code in codes:
-        kind = "other"
-        for pattern, template in () if code.startswith(TIMEZONE) else rules:
-            match = pattern.match(code)
-            if match:
-                kind = match.expand(template) if "\\" in template else template
-                break
-        out.append("ignore" if code.startswith(TIMEZONE) else kind)
-    return out
+    kind_of = _kind_finder(_as_key(DEFAULT_CODE_MAP if code_map is None else code_map))
+    return [kind_of(code) for code in codes]
 
 
 def split_kind(kind: str) -> tuple[str, str | None]:
@@ -181,7 +172,24 @@ def _as_key(code_map: Sequence[Sequence[str]]) -> tuple[tuple[str, str], ...]:
         raise ValueError(f"code_map must be a list of [regular expression, kind] pairs, got {code_map!r}.") from error
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
+def _kind_finder(code_map: tuple[tuple[str, str], ...]) -> Callable[[str], str]:
+    """Code -> kind. Remembers codes: tables of labels, shards and rows ask for the same ones again and again."""
+    rules = _compiled(code_map)
+
+    @lru_cache(maxsize=100_000)
+    def kind_of(code: str) -> str:
+        if code.startswith(TIMEZONE):
+            return "ignore"
+        for pattern, template in rules:
+            match = pattern.match(code)
+            if match:
+                return match.expand(template) if "\\" in template else template
+        return "other"
+
+    return kind_of
+
+
 def _compiled(code_map: tuple[tuple[str, str], ...]) -> list[tuple[re.Pattern[str], str]]:
     rules = []
     for pattern, kind in code_map:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import tzinfo
+from functools import lru_cache
 from typing import Any
 
 from ehrseq.data.fhir.rows import ON_THE_WALL, TIME_UNKNOWN, Times
@@ -32,7 +33,12 @@ STILL_THERE = "in-progress"
 
 def plain_status(status: Any) -> Any:
     """A status as FHIR writes it: `FINISHED` and `In Progress` are sent, too. What is no text stays."""
-    return "-".join(status.casefold().replace("_", " ").split()) if isinstance(status, str) else status
+    return _plain_text(status) if isinstance(status, str) else status
+
+
+@lru_cache(maxsize=1000)
+def _plain_text(status: str) -> str:
+    return "-".join(status.casefold().replace("_", " ").split())
 
 
 def span_of(
