@@ -11,8 +11,9 @@ merged like the digits of a binary counter instead (the logarithmic method, as i
 
     error <= (log2(b) + 2) * n / size
 
-and half of it where a quantile is asked for, because the answer aims at the middle. With a size of 4096 that is at most
-0.16 % of the ranks for 10^9 values (b = 1,700); what it really was stands in `EhrTokenizer`'s settings.
+and half of it where a quantile is asked for, because the answer aims at the middle (all of it next to the smallest
+value, which has nothing below it). With a size of 4096 that is at most 0.16 % of the ranks for 10^9 values
+(b = 1,700); what it really was stands in `EhrTokenizer`'s settings.
 """
 
 from __future__ import annotations
@@ -111,11 +112,13 @@ class QuantileSketches:
         before = np.concatenate([[0], through])[begins]
         present = group[begins]
         total, error = through[stops - 1] - before, summary.errors[present]
-        # The smallest point that is told to have the wanted rank, less half the error: see `errors`.
+        # The smallest point that is told to have the wanted rank, less half the error; no rank is below the first.
         wanted = np.floor((total[:, None] - 1) * np.asarray(shares, np.float64)).astype(np.int64) + 1
-        aim = np.maximum(1, wanted - error[:, None] // 2) + before[:, None]
-        places = np.searchsorted(through, aim.ravel(), side="left").reshape(aim.shape)
-        return present, total, values[stops - 1], values[places], (error + 1) // 2
+        aim = np.maximum(1, wanted - error[:, None] // 2)
+        places = np.searchsorted(through, (aim + before[:, None]).ravel(), side="left").reshape(aim.shape)
+        # Its true rank lies between the aim and the aim plus the error.
+        off = np.maximum(wanted - aim, aim + error[:, None] - wanted).max(axis=1)
+        return present, total, values[stops - 1], values[places], off
 
     def state(self) -> dict[str, np.ndarray]:
         """What `from_state` makes the same sketches of."""

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ehrseq.data.simulate.cohort import simulate
@@ -60,6 +60,7 @@ def test_the_error_is_at_most_what_is_stated(values, size, rows):
     ),
     sides=st.lists(st.integers(0, 2), min_size=9, max_size=9),
 )
+@example(blocks=[[(0, -4)], [(0, value) for value in range(-4, 5)]], sides=[0] * 9)  # nothing lies below the first
 def test_any_blocks_merged_in_any_way_keep_the_stated_error(blocks, sides):
     parts = [QuantileSketches(8) for _ in range(3)]
     of_group: dict[int, list[float]] = {}
