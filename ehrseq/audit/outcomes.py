@@ -10,10 +10,10 @@ from typing import TypedDict
 
 import polars as pl
 
+from ehrseq.tasks.deaths import ends_in_death
 from ehrseq.tasks.labelling import judge
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.timeline import read_timeline
-from ehrseq.tokenization.ehr_codes import EXPIRED
 
 _KNOWN_BEFORE = ("earlier_code", "earlier_value")
 """Reasons of the labelling engine that say that the outcome was recorded by the time of the prediction."""
@@ -119,9 +119,7 @@ def _after_death(
     events: pl.DataFrame, rows: pl.DataFrame, names: list[str], known: set[int], kinds: pl.DataFrame
 ) -> Iterator[RowFinding]:
     """Rows of tasks of unknown definition whose patient is dead; a recorded death wins over a discharge's word."""
-    marked = kinds.with_columns(
-        (pl.col("kind").eq("visit_end") & pl.col("code").str.contains(EXPIRED)).alias("expired")
-    ).filter(pl.col("kind").eq("death") | pl.col("expired"))
+    marked = kinds.with_columns(ends_in_death().alias("expired")).filter(pl.col("kind").eq("death") | pl.col("expired"))
     deaths = (
         events.filter(pl.col("time").is_not_null())
         .join(marked.select("code", "expired"), on="code")

@@ -59,6 +59,11 @@ def patient_deaths(rows: pl.DataFrame, end_of_data: datetime, zones: Zones) -> p
     )
 
 
+def ends_in_death() -> pl.Expr:
+    """Whether a code is the end of a stay that says that the patient died; reads the columns `code` and `kind`."""
+    return pl.col("kind").eq("visit_end") & pl.col("code").str.contains(EXPIRED)
+
+
 def dead_at_unknown_time(events: pl.LazyFrame, code_map: Sequence[Sequence[str]] | None = None) -> pl.Series:
     """subject_id of those who are dead and of whom no row, of a death or of a discharge that says so, tells when.
 
@@ -67,9 +72,10 @@ def dead_at_unknown_time(events: pl.LazyFrame, code_map: Sequence[Sequence[str]]
         code_map: As of `label_events`.
     """
     codes = events.select(pl.col("code").drop_nulls().unique()).collect()["code"].to_list()
-    kinds = zip(codes, (split_kind(kind)[0] for kind in code_kinds(codes, code_map)), strict=True)
-    says = [code for code, kind in kinds if kind == "death" or (kind == "visit_end" and re.search(EXPIRED, code))]
-    deaths = events.filter(pl.col("code").is_in(says)).group_by("subject_id").agg(pl.col("time").max())
+    kinds = [split_kind(kind)[0] for kind in code_kinds(codes, code_map)]
+    table = pl.DataFrame({"code": codes, "kind": kinds}, schema={"code": pl.String(), "kind": pl.String()})
+    says = table.filter(pl.col("kind").eq("death") | ends_in_death())["code"]
+    deaths = events.filter(pl.col("code").is_in(says.implode())).group_by("subject_id").agg(pl.col("time").max())
     return deaths.filter(pl.col("time").is_null()).collect()["subject_id"]
 
 

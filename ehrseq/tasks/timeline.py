@@ -22,12 +22,12 @@ from ehrseq.tasks.admissions import (
     merge_icu_stays,
     merge_visits,
 )
-from ehrseq.tasks.deaths import patient_deaths
+from ehrseq.tasks.deaths import ends_in_death, patient_deaths
 from ehrseq.tasks.encounters import encounters
 from ehrseq.tasks.measures import code_without_unit, select_values
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.zones import Zones
-from ehrseq.tokenization.ehr_codes import EXPIRED, TIMEZONE, code_kinds, split_kind
+from ehrseq.tokenization.ehr_codes import TIMEZONE, code_kinds, split_kind
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def _code_table(unique: pl.Series, tasks: Sequence[Task], code_map: Sequence[Seq
     kind = pl.when(pl.col("code").str.starts_with(TIMEZONE)).then(pl.lit("timezone")).otherwise("kind")
     table = pl.DataFrame({"code": names, "kind": pl.Series(kinds, dtype=pl.String)}).with_columns(
         kind.alias("kind"),
-        (pl.col("kind").eq("visit_end") & pl.col("code").str.contains(EXPIRED)).alias("expired"),
+        ends_in_death().alias("expired"),
         *(_names(task).alias(f"task:{task.name}") for task in tasks if task.codes or task.measures),
     )
     wanted = [pl.col(name) for name in table.columns if name.startswith("task:")]

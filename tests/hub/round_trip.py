@@ -1,6 +1,17 @@
 """What the processes of the Hub round trip run: one pushes, one with the package and one without it load."""
 
-PUSH = """
+_REFUSAL = """
+def refusal(action):
+    try:
+        action()
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+    return None
+"""
+
+PUSH = (
+    _REFUSAL
+    + """
 import runpy, sys
 import torch
 from huggingface_hub import HfApi, hf_hub_download
@@ -57,13 +68,6 @@ sys.argv = given["example"]
 runpy.run_path(sys.argv[0], run_name="__main__")
 
 # 8. What goes wrong.
-def refusal(action):
-    try:
-        action()
-    except Exception as error:
-        return [type(error).__name__, str(error)]
-    return None
-
 refusals = {
     "bad token": refusal(lambda: push_to_hub(given["model"], "user/whole", token="hf_wrong")),
     "bad token, model": refusal(lambda: model.push_to_hub("user/whole", token="hf_wrong")),
@@ -72,8 +76,11 @@ refusals = {
 }
 print(json.dumps({"first": first.oid, "second": second.oid, "kept": kept, "refusals": refusals}))
 """
+)
 
-LOAD = """
+LOAD = (
+    _REFUSAL
+    + """
 from huggingface_hub import hf_hub_download, snapshot_download
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 if given["package"]:
@@ -82,13 +89,6 @@ if given["package"]:
 def score(repository, **options):
     trust = {} if given["package"] else {"trust_remote_code": True}
     return pipeline("ehr-risk", model=repository, device="cpu", **trust, **options)(given["patients"], batch_size=4)
-
-def refusal(action):
-    try:
-        action()
-    except Exception as error:
-        return [type(error).__name__, str(error)]
-    return None
 
 # Before anything is in the cache, from which transformers would answer.
 locked_out = refusal(lambda: AutoModelForSequenceClassification.from_pretrained("user/private", token=False))
@@ -106,6 +106,7 @@ refusals = {
 }
 print(json.dumps({"answers": answers, "refusals": refusals}))
 """
+)
 
 HYMATE_PUSH = """
 from huggingface_hub import hf_hub_download

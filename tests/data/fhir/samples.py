@@ -4,7 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
+from ehrseq.data.fhir.reader import events_from_bundle
+
 LOINC = "http://loinc.org"
+ABSENT = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
+FHIR_DISPOSITION = "http://terminology.hl7.org/CodeSystem/discharge-disposition"
+V2_DISPOSITION = "http://terminology.hl7.org/CodeSystem/v2-0112"
+NUBC = "https://www.nubc.org/CodeSystem/PatDischargeStatus"
+V3 = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
+GERMAN = "http://fhir.de/CodeSystem/dkgev/EntlassungsgrundErsteUndZweiteStelle"
+ICD10CM = "http://hl7.org/fhir/sid/icd-10-cm"
+UCUM = "http://unitsofmeasure.org"
+LOCAL = "https://hospital.example/disposition"
 
 
 def patient(name: str = "p1", **more: Any) -> dict[str, Any]:
@@ -74,3 +87,24 @@ def write_ndjson(path: Path, *resources: dict[str, Any]) -> Path:
     """One resource a line."""
     path.write_text("".join(json.dumps(item) + "\n" for item in resources), encoding="utf-8")
     return path
+
+
+def read(*resources: dict[str, Any], **options: Any) -> tuple[pl.DataFrame, Any]:
+    """Events of resources, and the report."""
+    events, report = events_from_bundle(bundle(*resources), **options)
+    return events, report
+
+
+def codes(events: pl.DataFrame, prefix: str = "") -> list[str]:
+    """Codes that begin so."""
+    return events.filter(pl.col("code").str.starts_with(prefix))["code"].to_list()
+
+
+def rows(events: pl.DataFrame, prefix: str) -> list[tuple]:
+    """Time, code and text of the rows whose codes begin so."""
+    return events.filter(pl.col("code").str.starts_with(prefix)).select("time", "code", "text_value").rows()
+
+
+def coded(*codings: tuple[str, ...]) -> dict[str, Any]:
+    """A CodeableConcept of (system, code, display)."""
+    return {"coding": [dict(zip(("system", "code", "display"), coding, strict=False)) for coding in codings]}
