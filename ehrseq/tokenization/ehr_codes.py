@@ -137,6 +137,19 @@ def split_kind(kind: str) -> tuple[str, str | None]:
     return name, encounter_class or None
 
 
+def kind_reader(code_map: Sequence[Sequence[str]] | None = None) -> Callable[[str], tuple[str, str | None]]:
+    """What tells a code's kind and encounter class, code by code.
+
+    Args:
+        code_map: As of `code_kinds`.
+
+    Raises:
+        ValueError: As `code_kinds`.
+    """
+    kind_of = _kind_finder(_as_key(DEFAULT_CODE_MAP if code_map is None else code_map))
+    return lambda code: split_kind(kind_of(code))
+
+
 def resolve_input_kinds(input_kinds: str | Iterable[str] | None) -> list[str]:
     """The kinds that enter a sequence, in the order of `EVENT_KINDS`.
 
