@@ -45,7 +45,7 @@ _Report = TypeVar("_Report", bound=Mapping[str, object])
 DEFAULT_SHARD_ROWS = 750_000
 """Rows of a partition: a worker then takes about half a gigabyte, and two of them with their parent stay below two."""
 
-_LAYOUT = 3  # of the hidden folder: one that another version began is not continued
+_LAYOUT = 4  # of the hidden folder: one that another version began is not continued
 
 
 @dataclass
@@ -109,8 +109,9 @@ def prepare_dataset(
         seed: Seed of the splits.
         shard_rows: Rows of a partition, about: what one worker holds at once. A partition is a file in each split.
         dataset_name: Name kept in the metadata. Default: the source's name.
-        timezone: Zone of the hospital, kept in the metadata: its days tell a transfer from a readmission. FHIR: also
-            that of dates and times that state none, as of `read_fhir`. MEDS: default what the source's metadata say.
+        timezone: Zone of the hospital, kept in the metadata and in a static row of every patient: its days tell a
+            transfer from a readmission. FHIR: also that of dates and times that state none, as of `read_fhir`. MEDS: it
+            replaces zones in the source's rows; default: what the source's metadata say, of patients without such rows.
         encounter_classes: FHIR only, as of `read_fhir`; kept in the metadata.
         code_map: MEDS only: [regular expression, kind] pairs of codes that are not known, tried before
             `DEFAULT_CODE_MAP`; kept in the metadata for whoever labels, counts, audits or tokenizes the dataset.
@@ -144,6 +145,7 @@ def prepare_dataset(
         shard_rows,
         dataset_name or source.resolve().name,
         settings,
+        zone_said=timezone is not None,
     )
     for name, only, takes in (
         ("encounter_classes", "fhir", "say it by code_map"),
@@ -169,6 +171,7 @@ class _Preparation:
     shard_rows: int
     dataset_name: str
     settings: DatasetSettings
+    zone_said: bool
 
     def __post_init__(self) -> None:
         self.fhir_settings = FhirSettings.of(self.settings.timezone, self.settings.encounter_classes)
@@ -229,7 +232,7 @@ class _Preparation:
             "seed": self.seed,
             "shard_rows": self.shard_rows,
             "dataset_name": self.dataset_name,
-            "said": self.settings.to_dict(),
+            "said": [self.settings.to_dict(), self.zone_said],
         }
 
     def _plan(self) -> ShardPlan:
@@ -281,7 +284,10 @@ class _Preparation:
         meds_parts.index_parts(self.spill, self._run(parts, "Reading MEDS"), report)
         report.code_descriptions = read_descriptions(self.source)
         return self._run(
-            [meds_parts.MedsPartition(number, str(self.spill), plan) for number in range(partitions)],
+            [
+                meds_parts.MedsPartition(number, str(self.spill), plan, self.settings.timezone, self.zone_said)
+                for number in range(partitions)
+            ],
             "Writing shards",
         )
 
