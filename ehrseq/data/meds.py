@@ -20,6 +20,7 @@ from ehrseq.data.schema import (
     validate_events,
 )
 from ehrseq.data.splits import SPLIT_SCHEMA
+from ehrseq.data.unread_codes import unread_deaths
 from ehrseq.tokenization.ehr_codes import TIMEZONE
 
 _OLD_NAMES = {"patient_id": "subject_id", "timestamp": "time"}  # MEDS before 0.3
@@ -69,6 +70,7 @@ def read_meds_with_report(path: str | Path) -> tuple[pl.DataFrame, ConversionRep
     report.notes.update(notes)
     report.events_written = events.height
     report.subjects = events["subject_id"].n_unique()
+    report.notes.update(unread_deaths(events.lazy(), events["code"].unique(), settings.rules))
     report.notes["static rows"] = events["time"].null_count()
     report.files_not_read.update(unread_files(path, files))
     report.source_splits = read_splits(path)

@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 import polars as pl
 
 from ehrseq.data.dataset import make_folder, write_metadata
-from ehrseq.data.fhir.classes import warn_of_classes_without_admissions
 from ehrseq.data.fhir.plan import count_unread, fhir_files, sort_files
 from ehrseq.data.fhir.settings import FhirSettings
 from ehrseq.data.meds import meds_files, read_descriptions, read_splits, unread_files
@@ -32,9 +31,15 @@ from ehrseq.data.physionet2012.reader import load_physionet2012
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.sources import source_format
 from ehrseq.data.splits import DEFAULT_FRACTIONS, assign_splits
+from ehrseq.data.unread_codes import (
+    count_codes,
+    unread_deaths,
+    warn_of_unread_deaths,
+    warn_without_admissions,
+    without_admissions,
+)
 from ehrseq.prepare import fhir_parts, fhir_patients, meds_parts
 from ehrseq.prepare.shard_files import ShardPlan, ShardReport, add_shards, write_shards, written_splits
-from ehrseq.tasks.visit_words import warn_without_admissions, without_admissions
 from ehrseq.version import __version__
 from ehrseq.work.engine import Engine, get_engine
 from ehrseq.work.files import remove, write_json, write_whole
@@ -313,12 +318,7 @@ class _Preparation:
         for name in ("first", "last"):
             whole[name] = pl.Series([whole[name]], dtype=pl.Int64).cast(pl.Datetime("us")).cast(pl.String)[0]
         codes = sorted(whole["codes"])
-        if self.format == "fhir":
-            warn_of_classes_without_admissions(codes, report.notes, str(self.source))
-        rules = self.settings.rules
-        if self.format == "meds" and without_admissions(pl.DataFrame({"code": codes, "rows": [1] * len(codes)}), rules):
-            rows = pl.scan_parquet(self.folder / "dataset" / "data" / "**" / "*.parquet", hive_partitioning=False)
-            warn_without_admissions(rows.group_by("code").agg(pl.len().alias("rows")).collect(), rules)
+        self._warn_of_unread_codes(codes, report)
         whole["codes"] = len(codes)
         known = report.code_descriptions
         report.code_descriptions = {code: known[code] for code in codes if code in known}
@@ -340,6 +340,19 @@ class _Preparation:
         os.replace(self.folder / "dataset", self.output)
         remove(self.folder)
         return PreparationReport(report, whole)
+
+    def _warn_of_unread_codes(self, codes: list[str], report: ConversionReport) -> None:
+        """Say what the codes may mean and are not read as; of the challenge's stays they are known."""
+        if self.format not in ("fhir", "meds"):
+            return
+        rules, rows = (
+            self.settings.rules,
+            pl.scan_parquet(self.folder / "dataset" / "data" / "**" / "*.parquet", hive_partitioning=False),
+        )
+        report.notes.update(unread_deaths(rows, codes, rules))
+        warn_of_unread_deaths(report.notes)
+        if without_admissions(pl.DataFrame({"code": codes, "rows": [1] * len(codes)}), rules):
+            warn_without_admissions(count_codes(rows), rules, notes=report.notes, source=str(self.source))
 
 
 def _report_from(content: Mapping[str, Any]) -> PreparationReport:
