@@ -22,7 +22,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import polars as pl
 
 from ehrseq.data.fhir.classes import CLASSES, UNKNOWN_CLASSES
-from ehrseq.data.fhir.death_words import DEAD, says_death
+from ehrseq.data.fhir.concepts import plain_words
+from ehrseq.data.fhir.death_words import DEAD, DEATH_WORDS, UNCLEAR_AFTER, says_death
 from ehrseq.tokenization.ehr_codes import EXPIRED, INPATIENT_CLASSES, code_kinds, split_kind, unmapped_codes
 
 logger = logging.getLogger(__name__)
@@ -154,6 +155,12 @@ _TOGETHER = {
     "dod": "death", "deathdate": "death date", "deathtime": "death time", "deathdatetime": "death datetime",
     "dateofdeath": "date of death", "deathdt": "death date", "expire": "expired",
 }  # fmt: skip
+_PHRASES = frozenset(plain_words(word) for words in DEATH_WORDS.values() for word in words) - {""}
+_BEGINNINGS = {phrase.split()[0] for phrase in _PHRASES}
+_MAY_BE = re.compile(
+    "|".join(sorted(word for word in {*_BEGINNINGS, *_TOGETHER, *SNOMED_DEATHS} if word.isascii())),
+)
+"""What every code without letters beyond ASCII holds that looks like a death: most codes are done with it."""
 _SAYS_NOTHING_ELSE = frozenset((
     "meds", "patient", "pt", "subject", "person", "date", "time", "datetime", "of", "type", "event", "record",
     "recorded", "registered", "flag", "status", "vital", "in", "at", "on", "the", "arrival", "hospital", "hosp",
@@ -166,7 +173,7 @@ _SOMETHING_ELSE = frozenset((
     "counseling", "screen", "screening", "discussion", "cell", "maternal", "paternal", "sibling", "neonate", "question",
     "mother", "father", "wife", "husband", "spouse", "partner", "sister", "brother", "son", "daughter", "child", "baby",
     "infant", "parent", "parents", "relative", "donor", "fetal", "foetal", "fetus",
-))  # fmt: skip
+)) | frozenset(UNCLEAR_AFTER)  # fmt: skip
 _SAYS_NO = frozenset(("0", "no", "n", "false", "f", "none", "alive", "living"))
 
 
@@ -176,15 +183,17 @@ def looks_like_death(code: str) -> bool:
     >>> [looks_like_death(code) for code in ("DEATH//HOSP", "DeathDate", "BRAIN_DEATH_EXAM", "FAMILY_HISTORY//DEATH")]
     [True, True, False, False]
     """
+    if code.isascii() and not _MAY_BE.search(code.lower()):
+        return False
     if match := _SNOMED.search(code):
         return match[1] in SNOMED_DEATHS
     parts = [_plain(part) for part in re.split(r"/+|\||:", code)]
     words = [word for part in parts for word in part]
     if not _SOMETHING_ELSE.isdisjoint(words) or not _SAYS_NO.isdisjoint(words):
         return False
-    if says_death(" ".join(words)) != DEAD:
-        return False
-    return any(_is_death_alone(part) for part in parts)
+    place = next((place for place, part in enumerate(parts) if _is_death_alone(part)), None)
+    # What stands before may make it unclear, as in a text.
+    return place is not None and says_death(" ".join(word for part in parts[: place + 1] for word in part)) == DEAD
 
 
 def _plain(part: str) -> list[str]:
@@ -195,12 +204,13 @@ def _plain(part: str) -> list[str]:
 
 def _is_death_alone(words: Sequence[str]) -> bool:
     others = [word for word in words if word not in _SAYS_NOTHING_ELSE]
-    return bool(others) and says_death(" ".join(words)) == DEAD and all(says_death(word) == DEAD for word in others)
+    text = " ".join(others)
+    return says_death(text) == DEAD and (text in _PHRASES or all(says_death(word) == DEAD for word in others))
 
 
 def deathlike_codes(codes: Iterable[str], code_map: CodeRules = None) -> list[str]:
     """Those of some codes that no rule names and that look like the death of the patient, sorted."""
-    return sorted(unmapped_codes((code for code in codes if looks_like_death(code)), code_map))
+    return sorted(filter(looks_like_death, unmapped_codes(codes, code_map)))
 
 
 def codes_of_death(codes: Iterable[str], code_map: CodeRules = None) -> list[str]:

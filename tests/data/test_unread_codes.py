@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from ehrseq.data import EventDataset, load_events, read_fhir, write_dataset
+from ehrseq.data.fhir.death_words import DEAD, DEATH_WORDS, says_death
 from ehrseq.data.fhir.dispositions import DEATH_CODES
 from ehrseq.data.unread_codes import (
     SNOMED_DEATHS,
@@ -40,15 +41,16 @@ READ = [
 # Codes that are named, counted and warned about.
 NAMED = [
     *("DEATH//HOSP", "DEATH//ICU", "Death/Hospital", "DEATH//CAUSE//I21", "CAUSE_OF_DEATH//I21", "HOSP//DEATH"),
-    *("DATE_OF_DEATH", "DeathDate", "death_datetime", "DOD", "deathtime", "DIED", "PATIENT_DIED", "Deceased"),
+    *("DATE_OF_DEATH", "DeathDate", "death_datetime", "DOD", "deathtime", "DIED", "PASSED_AWAY", "Deceased"),
     *("EXPIRED//HOSP", "VITAL_STATUS//DEAD", "OUTCOME//DEATH", "IN_HOSPITAL_DEATH", "PRONOUNCED_DEAD", "[DEATH]"),
-    *("Exitus", "verstorben", "Décès", "OVERLEDEN//ZIEKENHUIS", "óbito"),
+    *("hospital_expire_flag", "Exitus", "verstorben", "Décès", "OVERLEDEN//ZIEKENHUIS", "óbito"),
     *("OBSERVATION//SNOMED//397709008", "SNOMED-CT|419099009", "sct/419620001"),
 ]  # fmt: skip
 # Codes with a word of death that say nothing of the patient's.
 OTHERS = [
     *("DIAGNOSIS//ICD10CM//R99", "DIAGNOSIS//SNOMED//419620001", "DIAGNOSIS//Sudden death", "ICD10CM/I46.1"),
     *("BRAIN_DEATH_EXAM", "EXAM//BRAIN//DEATH", "FAMILY_HISTORY//DEATH", "MOTHER_DIED", "DEATH//MOTHER", "FETAL_DEATH"),
+    *("DEATH//CERTIFICATE", "DEATH//PENDING", "DEAD//CELL"),
     *("DEATH_CERTIFICATE", "DEATH_NOTE", "RISK_OF_DEATH", "FEAR//DEATH", "PREDICTED//DEATH"),
     *("NOT_DEAD", "VITAL_STATUS//ALIVE", "DEATH//NO", "DEATH_FLAG//0", "EXPIRED//FALSE", "Dead Sea", "DEADSPACE"),
     *("ADVANCE_DIRECTIVE//DEATH", "EXPIRED_TIDAL_VOLUME", "expired CO2"),
@@ -97,6 +99,14 @@ def test_a_code_that_names_the_patients_death_looks_like_one(code):
 @pytest.mark.parametrize("code", OTHERS)
 def test_a_code_that_says_something_else_does_not(code):
     assert deathlike_codes([code]) == []
+
+
+@pytest.mark.parametrize("language", DEATH_WORDS)
+def test_a_word_of_death_of_every_language_is_seen_in_a_code(language):
+    for word in DEATH_WORDS[language]:
+        for code in (word, word.upper().replace(" ", "_"), f"{word}//x", f"EVENT//{word}"):
+            if says_death(word) == DEAD:
+                assert looks_like_death(code), code
 
 
 def test_the_snomed_codes_of_rows_are_among_those_of_dispositions():
