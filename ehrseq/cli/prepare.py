@@ -45,7 +45,8 @@ def prepare_command(
         str | None,
         typer.Option(
             help="The hospital's zone (Europe/Berlin, -07:00), whose days tell a transfer from a readmission; FHIR: "
-            "also that of dates and times that state none. Default: what the source says."
+            "also that of dates and times that state none; MEDS: it replaces zones in the source's rows. Default: what "
+            "the source says."
         ),
     ] = None,
     encounter_class: Annotated[

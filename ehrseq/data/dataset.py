@@ -202,7 +202,8 @@ class EventDataset:
         if names is not None and self._is_ours:
             # Our folders say the split in their path: only these files are opened.
             files = [file for file in files if file.relative_to(self.path / "data").parts[0] in names]
-        events, _ = read_meds_files(files, ours=self._is_ours, code_map=read_settings(self.path).rules)
+        said = read_settings(self.path)
+        events, _ = read_meds_files(files, ours=self._is_ours, code_map=said.rules, timezone=said.timezone)
         if names is not None:
             subjects = self.splits.filter(pl.col("split").is_in(names)).select("subject_id")
             events = events.join(subjects, on="subject_id", how="semi", maintain_order="left")

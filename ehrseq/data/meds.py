@@ -20,6 +20,8 @@ from ehrseq.data.schema import (
     validate_events,
 )
 from ehrseq.data.splits import SPLIT_SCHEMA
+from ehrseq.data.unread_codes import unread_deaths
+from ehrseq.tokenization.ehr_codes import TIMEZONE
 
 _OLD_NAMES = {"patient_id": "subject_id", "timestamp": "time"}  # MEDS before 0.3
 _VISIT_COLUMNS = ("visit_id", "hadm_id", "encounter_id", "visit_occurrence_id")
@@ -39,7 +41,8 @@ def read_meds(path: str | Path) -> pl.DataFrame:
     first present of `visit_id`, `hadm_id`, `encounter_id`, `visit_occurrence_id` becomes `visit_id`, the first of
     `unit`, `units`, `valueuom` becomes `unit`. Rows equal to an earlier one in every column of the event table are
     dropped (`read_meds_with_report` counts them). What other converters write otherwise is mended, see
-    `ehrseq.data.meds_mending`.
+    `ehrseq.data.meds_mending`. The hospital's zone of `metadata/dataset.json` comes along, in a row of every patient
+    (`with_zone`).
 
     Args:
         path: Folder with `data/**/*.parquet` (or Parquet files anywhere below), or one `.parquet` or `.csv` file.
@@ -60,11 +63,14 @@ def read_meds_with_report(path: str | Path) -> tuple[pl.DataFrame, ConversionRep
     report = ConversionReport(source=path.name, format="meds", files=len(files))
     settings = read_settings(path)
     report.settings = settings.to_dict()
-    events, notes = read_meds_files(files, ours=written_by_us(path), code_map=settings.rules)
+    events, notes = read_meds_files(
+        files, ours=written_by_us(path), code_map=settings.rules, timezone=settings.timezone
+    )
     report.duplicates_dropped = notes.pop(_DUPLICATES, 0)
     report.notes.update(notes)
     report.events_written = events.height
     report.subjects = events["subject_id"].n_unique()
+    report.notes.update(unread_deaths(events.lazy(), events["code"].unique(), settings.rules))
     report.notes["static rows"] = events["time"].null_count()
     report.files_not_read.update(unread_files(path, files))
     report.source_splits = read_splits(path)
@@ -73,14 +79,15 @@ def read_meds_with_report(path: str | Path) -> tuple[pl.DataFrame, ConversionRep
 
 
 def read_meds_files(
-    files: Sequence[Path], *, ours: bool, code_map: CodeMap | None = None
+    files: Sequence[Path], *, ours: bool, code_map: CodeMap | None = None, timezone: str | None = None
 ) -> tuple[pl.DataFrame, Counter[str]]:
     """Some files of a MEDS dataset as one event table, sorted, each row once.
 
     Args:
-        files: The files.
+        files: The files, which hold whole patients.
         ours: Whether this package wrote them: then there is nothing to mend.
         code_map: As of `read_meds_rows`.
+        timezone: The hospital's zone, as of `with_zone`.
 
     Returns:
         The table, and what was mended, counted; repeated rows under `repeated rows`.
@@ -91,10 +98,46 @@ def read_meds_files(
         rows, mended = read_meds_rows(scan_meds_file(file), file, ours=ours, code_map=code_map)
         frames.append(rows)
         notes.update(mended)
-    rows = sort_events(pl.concat(frames))
+    rows = sort_events(with_zone(pl.concat(frames), timezone, notes))
     events = rows.unique(maintain_order=True)
     notes[_DUPLICATES] = rows.height - events.height
     return events, notes
+
+
+def with_zone(
+    events: pl.DataFrame, timezone: str | None, notes: Counter[str], *, replace: bool = False
+) -> pl.DataFrame:
+    """The rows, and a static row `TIMEZONE//<zone>` of every patient who has none: whoever is given the table alone
+    then counts the days of the hospital, too.
+
+    Args:
+        events: Rows of whole patients.
+        timezone: What a dataset's metadata say; None: nothing, and nothing is added.
+        notes: Counts the rows that are added.
+        replace: Whether the zone counts for everybody, whatever the rows say.
+
+    Returns:
+        The rows, the added ones at the end.
+    """
+    if timezone is None:
+        return events
+    names_zone = pl.col("code").str.starts_with(TIMEZONE)
+    if replace:
+        others = names_zone & (pl.col("code") != f"{TIMEZONE}{timezone}")
+        replaced = int(events.select(others.sum()).item())
+        notes["zones in rows of the source, replaced by the one that was given"] += replaced
+        events = events.filter(~others) if replaced else events
+    has_zone = events.filter(names_zone & pl.col("visit_id").is_null())
+    without = events.select("subject_id").unique(maintain_order=True).join(has_zone, on="subject_id", how="anti")
+    if without.is_empty():
+        return events
+    notes["patients whose zone the dataset's metadata name"] += without.height
+    rows = without.with_columns(
+        pl.lit(f"{TIMEZONE}{timezone}" if name == "code" else None, dtype).alias(name)
+        for name, dtype in EVENT_SCHEMA.items()
+        if name != "subject_id"
+    )
+    return pl.concat([events, rows.select(events.columns)])
 
 
 def read_meds_rows(

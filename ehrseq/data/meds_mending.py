@@ -1,11 +1,13 @@
 """What files of other converters write otherwise than the event table does, brought to its form, row by row.
 
-- Birth and death under the codes of MEDS before 0.3 (`OLD_CODES`) become `MEDS_BIRTH` and `MEDS_DEATH`.
+- Birth and death under other codes become `MEDS_BIRTH` and `MEDS_DEATH`: those of MEDS before 0.3 and codes of SNOMED
+  CT that say so (`OLD_CODES`), the words themselves in any spelling (`SPELLINGS`), every `Death Type` of OMOP. A row
+  whose value says no (`DEATH` with 0) stays as it is, and so do codes that the user's code map names.
 - A column `end` on the row of a visit (meds_etl) becomes a row `VISIT_END//<class>` at that time, and one without a
   time where it lies before the start: the visit is over, nobody knows since when.
 - A placeholder (before the year 2, from 2999 on, midnight of 1900-01-01 and its like) as the end of a visit or as a
   death is the same without a time; any other row before the year 2 or from 2999 on is left out.
-- A death at midnight is a date: it moves to the end of its day.
+- A death at midnight, under whatever code, is a date: it moves to the end of its day.
 
 Each row is mended by itself, so that a part of a file gives what the whole file would.
 """
@@ -21,14 +23,21 @@ import polars as pl
 from ehrseq.data.instants import FIRST_YEAR, LAST_YEAR, PLACEHOLDER_DAYS
 from ehrseq.data.metadata import CodeMap
 from ehrseq.data.schema import BIRTH_CODE, DEATH_CODE, EVENT_COLUMNS, code_rank
-from ehrseq.tokenization.ehr_codes import RANK_DEATH, RANK_END, code_kinds, split_kind
+from ehrseq.data.unread_codes import SNOMED_DEATHS, says_no
+from ehrseq.tokenization.ehr_codes import RANK_DEATH, RANK_END, code_kinds, split_kind, unmapped_codes
 
-OLD_CODES = {
-    f"SNOMED{slash}{code}": new
-    for slash in ("/", "//")
-    for code, new in (("184099003", BIRTH_CODE), ("3950001", BIRTH_CODE), ("419620001", DEATH_CODE))
-} | {"Condition Type/OMOP4822053": DEATH_CODE, "Death Type/OMOP generated": DEATH_CODE}
-"""Codes of birth and death that MEDS before 0.3, FEMR and meds_etl wrote -> those of today."""
+_SNOMED = {"184099003": BIRTH_CODE, "3950001": BIRTH_CODE} | dict.fromkeys(sorted(SNOMED_DEATHS), DEATH_CODE)
+OLD_CODES = {f"SNOMED{slash}{code}": new for slash in ("/", "//") for code, new in _SNOMED.items()} | {
+    "Condition Type/OMOP4822053": DEATH_CODE,
+    "Death Type/OMOP generated": DEATH_CODE,
+}
+"""Codes of birth and death that MEDS before 0.3, FEMR, meds_etl and exports of SNOMED CT write -> those of today."""
+
+SPELLINGS = {"death": DEATH_CODE, "meds death": DEATH_CODE, "meds birth": BIRTH_CODE}
+"""Whole codes in any case, `_` and `-` like a blank -> those of today."""
+
+DEATH_TYPE = "Death Type/"
+"""How OMOP's codes of where a death is known from begin; each is a death."""
 
 _FIRST, _AFTER = datetime(FIRST_YEAR, 1, 1), datetime(LAST_YEAR + 1, 1, 1)
 _FIRST_DAYS = [datetime.fromisoformat(day) for day in sorted(PLACEHOLDER_DAYS)]
@@ -49,15 +58,26 @@ def mend_rows(
     """
     notes: Counter[str] = Counter()
     codes = events["code"].unique()
-    old = [code for code in OLD_CODES if code in set(codes.filter(codes.is_in(list(OLD_CODES))))]
-    if old:
-        is_old = pl.col("code").is_in(old)
-        notes["births and deaths under the codes of MEDS before 0.3"] += int(events.select(is_old.sum()).item())
-        events = events.with_columns(pl.col("code").replace(OLD_CODES))
+    todays = {code: new for code in codes if (new := _code_of_today(code)) not in (None, code)}
+    todays = {code: todays[code] for code in unmapped_codes(todays, code_map)}
+    if todays:
+        is_other = pl.col("code").is_in(list(todays)) & ~says_no(events.columns)
+        notes["births and deaths under other codes than those of today"] += int(events.select(is_other.sum()).item())
+        events = events.with_columns(pl.when(is_other).then(pl.col("code").replace(todays)).otherwise("code"))
     if ends is not None and ends.null_count() < len(ends):
         events = _with_ends(events, ends, dict(zip(codes, code_kinds(codes.to_list(), code_map), strict=True)), notes)
-    events = _without_placeholders(events, notes)
-    return _deaths_at_the_end_of_their_day(events, notes), notes
+    deaths = []
+    if code_map is not None:
+        deaths = [code for code, kind in zip(codes, code_kinds(codes, code_map), strict=True) if kind == "death"]
+    events = _without_placeholders(events, deaths, notes)
+    return _deaths_at_the_end_of_their_day(events, deaths, notes), notes
+
+
+def _code_of_today(code: str) -> str | None:
+    """`MEDS_BIRTH` or `MEDS_DEATH` of a code that is one of them by another name."""
+    if code.startswith(DEATH_TYPE):
+        return DEATH_CODE
+    return OLD_CODES.get(code) or SPELLINGS.get(code.strip().casefold().replace("_", " ").replace("-", " "))
 
 
 def _with_ends(events: pl.DataFrame, ends: pl.Series, kind_of: Mapping[str, str], notes: Counter[str]) -> pl.DataFrame:
@@ -83,15 +103,21 @@ def _with_ends(events: pl.DataFrame, ends: pl.Series, kind_of: Mapping[str, str]
     return pl.concat([events, rows.select(EVENT_COLUMNS)])
 
 
-def _without_placeholders(events: pl.DataFrame, notes: Counter[str]) -> pl.DataFrame:
-    """Ends and deaths at placeholders lose their time, other rows go."""
+def _without_placeholders(events: pl.DataFrame, deaths: list[str], notes: Counter[str]) -> pl.DataFrame:
+    """Ends and deaths at placeholders lose their time, other rows go.
+
+    Args:
+        events: The rows.
+        deaths: Codes that the user says are deaths.
+        notes: Counts.
+    """
     time = pl.col("time")
     is_outside = (time < _FIRST) | (time >= _AFTER)
     is_placeholder = is_outside | (time.is_in(_FIRST_DAYS))
     suspects = events.select(pl.col("code").filter(is_placeholder).unique())["code"]
     if suspects.is_empty():
         return events
-    happened = suspects.filter(code_rank(suspects).is_in([RANK_END, RANK_DEATH]))
+    happened = suspects.filter(code_rank(suspects).is_in([RANK_END, RANK_DEATH]) | suspects.is_in(deaths))
     untimed = is_placeholder & pl.col("code").is_in(happened.implode())
     lost = is_outside & ~pl.col("code").is_in(happened.implode())
     counts = events.select(untimed=untimed.sum(), lost=lost.sum()).row(0)
@@ -102,12 +128,13 @@ def _without_placeholders(events: pl.DataFrame, notes: Counter[str]) -> pl.DataF
     )
 
 
-def _deaths_at_the_end_of_their_day(events: pl.DataFrame, notes: Counter[str]) -> pl.DataFrame:
+def _deaths_at_the_end_of_their_day(events: pl.DataFrame, deaths: list[str], notes: Counter[str]) -> pl.DataFrame:
     """A death at 00:00:00 is a date (MIMIC-IV's `dod`), and a death known to the day is the end of that day.
 
     At its first instant it would stand before everything of the patient's last day, and be known before it happened.
     """
-    is_date = pl.col("code").str.starts_with(DEATH_CODE) & (pl.col("time") == pl.col("time").dt.truncate("1d"))
+    is_death = pl.col("code").str.starts_with(DEATH_CODE) | pl.col("code").is_in(deaths)
+    is_date = is_death & (pl.col("time") == pl.col("time").dt.truncate("1d"))
     moved = int(events.select(is_date.sum()).item())
     notes["deaths known to the day"] += moved
     if not moved:

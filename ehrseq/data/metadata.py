@@ -101,6 +101,13 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return read_json(file) if file.is_file() else {}
 
 
+def read_notes(dataset: str | Path) -> dict[str, int]:
+    """The notes of the report of a dataset's conversion; none where it has no such report."""
+    file = Path(dataset) / "metadata" / "conversion_report.json"
+    notes = read_json(file).get("notes") if file.is_file() else None
+    return {str(note): count for note, count in notes.items() if isinstance(count, int)} if notes else {}
+
+
 def written_by_us(path: Path) -> bool:
     """Whether this package wrote a dataset."""
     return read_metadata(path).get("etl_name") == "ehrseq"

@@ -37,7 +37,9 @@ def load_events(
         encounter_classes: FHIR only: what unknown classes of encounters mean, see `read_fhir`.
 
     Returns:
-        Events and the report of the conversion (with `source_splits` where the source has its own splits).
+        Events and the report of the conversion (with `source_splits` where the source has its own splits). The zone of
+        a dataset's metadata stands in static rows `TIMEZONE//<zone>`; its `code_map` is in `report.settings`, for
+        `label_events(code_map=[*pairs, *DEFAULT_CODE_MAP])`.
 
     Raises:
         ValueError: `path` holds none of them, or an argument is none of what is named here.

@@ -20,11 +20,21 @@ logger = logging.get_logger(__name__)
 
 
 @runtime_checkable
-class _PromptTokenizer(Protocol):
-    """A tokenizer of patients (`EhrTokenizer`): one row for each question."""
+class _Encoder(Protocol):
+    """What reads patients, and knows why a task cannot be asked about one."""
 
     task_reasons: Mapping[str, str]
     unanswerable_reasons: Collection[str]
+
+    def reasons_against(
+        self, patient: Any, tasks: Sequence[Mapping[str, Any]], prediction_time: Any
+    ) -> list[str | None]: ...
+
+
+@runtime_checkable
+class _PromptTokenizer(_Encoder, Protocol):
+    """A tokenizer of patients (`EhrTokenizer`): one row for each question."""
+
     all_special_ids: list[int]
 
     @property
@@ -34,12 +44,8 @@ class _PromptTokenizer(Protocol):
         self, patient: Any, tasks: Sequence[str], prediction_time: Any, max_length: int | None
     ) -> list[Mapping[str, Any]]: ...
 
-    def reasons_against(
-        self, patient: Any, tasks: Sequence[Mapping[str, Any]], prediction_time: Any
-    ) -> list[str | None]: ...
 
-
-class _StayEncoder(Protocol):
+class _StayEncoder(_Encoder, Protocol):
     """A feature extractor of patients (`HyMaTEFeatureExtractor`): one row for all questions."""
 
     def __call__(self, patient: Any, *, prediction_time: Any, max_length: int | None) -> Mapping[str, Any]: ...
@@ -65,7 +71,8 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
     open. Where it is asked outside of that, the answer carries a fourth key "reason", and the call ends in one warning
     with the counts. `score` is then None where nothing is left to foretell (the patient is dead, the diagnosis is
     recorded already, a stay that is over), and given, to be read with care, where the moment is another one. The rules
-    are the tokenizer's (`ehr_anchors.py`), as far as `config.tasks` holds them under "asked".
+    are those of tokenizer and feature extractor alike (`ehr_anchors.py`), as far as `config.tasks` holds them under
+    "asked"; that the dead have no risk needs no entry there.
 
     Args:
         model: A model for sequence classification with `config.tasks` and `risk_scores(logits, task_ids)`.
@@ -177,14 +184,13 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
         if context is None:
             context = getattr(self.model.config, "max_position_embeddings", None)
         encoder = self.encoder
-        reasons: list[str | None] = [None] * len(names)
         if isinstance(encoder, _PromptTokenizer):
             rows = encoder.encode_prompts(patient, names, prediction_time, context)
             _warn_where_nothing_is_known(encoder, patient, rows[0])
-            entries = [self._classifier.config.tasks[self._task_ids[name]] for name in names]
-            reasons = encoder.reasons_against(patient, entries, prediction_time)
         else:  # triplets carry no prompt: every task reads the same row
             rows = [encoder(patient, prediction_time=prediction_time, max_length=context)] * len(names)
+        entries = [self._classifier.config.tasks[self._task_ids[name]] for name in names]
+        reasons = encoder.reasons_against(patient, entries, prediction_time)
         for name, row, reason in zip(names, rows, reasons, strict=True):
             yield {
                 **{channel: _as_batch(values) for channel, values in row.items()},
@@ -218,7 +224,7 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
             if reason := row["reason"]:
                 self._outside[reason, task["name"]] += 1
                 answers[-1]["reason"] = reason
-                if reason in cast(_PromptTokenizer, self.encoder).unanswerable_reasons:
+                if reason in self.encoder.unanswerable_reasons:
                     answers[-1]["score"] = None
         return answers
 
@@ -227,11 +233,10 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
         if not self._outside:
             return
         parts = []
-        tokenizer = cast(_PromptTokenizer, self.encoder)  # no other gives reasons
-        for reason, words in tokenizer.task_reasons.items():
+        for reason, words in self.encoder.task_reasons.items():
             by_task = {task: count for (why, task), count in self._outside.items() if why == reason}
             if by_task:
-                score = "no score" if reason in tokenizer.unanswerable_reasons else "scored all the same"
+                score = "no score" if reason in self.encoder.unanswerable_reasons else "scored all the same"
                 tasks = ", ".join(f"{task} {count}" for task, count in by_task.items())
                 parts.append(f"{words} ({score}): {tasks}")
         logger.warning(f"Risks asked for where the task does not apply, see their 'reason': {'; '.join(parts)}.")
@@ -255,6 +260,12 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
             raise ValueError(
                 f"The tokenizer of {where} was loaded as {type(self.tokenizer).__name__}, which reads text and no "
                 f"patients. Import ehrseq first, or pass trust_remote_code=True to use the checkpoint's own tokenizer."
+            )
+        if self.feature_extractor is not None and not isinstance(self.feature_extractor, _Encoder):
+            raise ValueError(
+                f"The feature extractor of {where} was loaded as {type(self.feature_extractor).__name__}, which cannot "
+                f"say whether a task can be asked about a patient. Import ehrseq first, or pass trust_remote_code=True "
+                f"to use the checkpoint's own."
             )
         return cast("_PromptTokenizer | _StayEncoder", encoders[0])
 

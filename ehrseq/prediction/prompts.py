@@ -18,9 +18,8 @@ from ehrseq.batches.scoring import config_task_ids
 from ehrseq.data.schema import LABEL_KEYS
 from ehrseq.hub.checkpoints import Checkpoint
 from ehrseq.prediction.questions import Questions, TaskConfigs
+from ehrseq.prediction.reasons import count_reasons, leaves_nothing_to_foretell, with_reasons
 from ehrseq.prediction.times import last_times, moments_of_all
-from ehrseq.tokenization.ehr_anchors import matters, reasons_against
-from ehrseq.tokenization.ehr_sequence import Event
 
 if TYPE_CHECKING:
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
@@ -62,12 +61,11 @@ class PromptReader:
                 "prediction_time": rows.prediction_times,
                 "task": [names[task_id] for task_id in rows.task_ids.tolist()],
             }
-        ).join(self._reasons(events, moments, tasks), on=[*LABEL_KEYS, "task"], how="left", maintain_order="left")
-        for reason, words in self.tokenizer.task_reasons.items():
-            has_no_score = reason in self.tokenizer.unanswerable_reasons
-            kind = "risks not given" if has_no_score else "risks outside their task"
-            notes[f"{kind}: {words}"] = int((table["reason"] == reason).sum())
-        has_score = ~table["reason"].is_in(list(self.tokenizer.unanswerable_reasons)).fill_null(False)
+        )
+        reasons = with_reasons(events, moments, tasks, self.tokenizer.vocabulary.kind)
+        table = table.join(reasons, on=[*LABEL_KEYS, "task"], how="left", maintain_order="left")
+        count_reasons(table, notes)
+        has_score = table.select(~leaves_nothing_to_foretell()).to_series()
         scored = rows.subset(np.flatnonzero(has_score.to_numpy()))
         return Questions(
             table.with_columns(row=pl.when(has_score).then(has_score.cum_sum().cast(pl.Int64) - 1)),
@@ -76,21 +74,3 @@ class PromptReader:
             config_task_ids(self.model, names)[scored.task_ids],
             notes=notes,
         )
-
-    def _reasons(self, events: pl.DataFrame, moments: pl.DataFrame, tasks: TaskConfigs) -> pl.DataFrame:
-        """`moments` with their reason: why the task does not apply then, null where it does."""
-        kind_of = self.tokenizer.vocabulary.kind
-        codes = [code for code in events["code"].unique().to_list() if matters(code, kind_of, tasks.values())]
-        rows = events.filter(pl.col("code").is_in(codes)).select(
-            "subject_id", pl.col("time").to_physical(), "code", "text_value", "visit_id"
-        )
-        of_subject: dict[int, list[Event]] = {}
-        for subject, time, code, text, visit_id in rows.iter_rows():
-            of_subject.setdefault(subject, []).append(Event(time, code, text=text, visit_id=visit_id))
-        reasons: list[str | None] = [None] * moments.height
-        by_time = moments.with_row_index("place").group_by(*LABEL_KEYS, maintain_order=True).agg("place", "task")
-        for subject, at, places, names in by_time.with_columns(pl.col("prediction_time").to_physical()).iter_rows():
-            against = reasons_against(of_subject.get(subject, []), kind_of, [tasks[name] for name in names], at)
-            for place, reason in zip(places, against, strict=True):
-                reasons[place] = reason
-        return moments.with_columns(reason=pl.Series(reasons, dtype=pl.String))

@@ -3,7 +3,8 @@
 Without prediction times every stay is scored once, at the end of the window that the checkpoint's feature extractor
 reads (48 hours after the admission to intensive care, for the challenge of 2012); patients without a stay are counted
 in the report. Stays of which nothing can be read stay in the table with a null score and their `reason`, and are
-counted as well.
+counted as well. Whether a task can be asked at all is told by the rules of every checkpoint (`ehr_anchors`): the dead
+have no risk.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ehrseq.data.schema import LABEL_KEYS
 from ehrseq.encode.triplets import NoStayError, TripletTable, build_triplets
 from ehrseq.hub.checkpoints import Checkpoint
 from ehrseq.prediction.questions import Questions, TaskConfigs
+from ehrseq.prediction.reasons import count_reasons, leaves_nothing_to_foretell, with_reasons
 from ehrseq.prediction.times import last_times, moments_of_all
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class StayReader:
         times = None if moments is None else moments.select(LABEL_KEYS).unique(maintain_order=True)
         if times is None and self.extractor.spec.window_start == "before_prediction":
             times = last_times(events)
-        rows, stays = None, pl.DataFrame(schema={**_KEY_SCHEMA, "row": pl.Int64, "reason": pl.String})
+        rows, stays = None, pl.DataFrame(schema={**_KEY_SCHEMA, "row": pl.Int64, "why_not_read": pl.String})
         try:
             table = build_triplets(events, self.extractor.spec, times, keep_empty=True)
         except NoStayError:
@@ -65,16 +67,24 @@ class StayReader:
         else:
             rows, stays = self._rows(table, notes)
         if times is not None:
-            without = times.join(stays, on=list(LABEL_KEYS), how="anti").with_columns(reason=pl.lit("no_stay"))
+            without = times.join(stays, on=list(LABEL_KEYS), how="anti").with_columns(why_not_read=pl.lit("no_stay"))
             stays = pl.concat([stays, without], how="diagonal")
-        for reason, words in STAY_REASONS.items():
-            notes[f"risks not given: {words}"] = int((stays["reason"] == reason).sum())
         if moments is None:
             notes["patients without a stay, not scored"] = (
                 events["subject_id"].n_unique() - stays["subject_id"].n_unique()
             )
             moments = moments_of_all(stays.select(LABEL_KEYS), tasks)
-        answers = moments.join(stays, on=list(LABEL_KEYS), how="left", maintain_order="left")
+        asked = with_reasons(events, moments, tasks, self.extractor.kind_of)
+        answers = asked.join(stays, on=list(LABEL_KEYS), how="left", maintain_order="left")
+        # What leaves nothing to foretell says more than what cannot be read, and that more than another moment.
+        no_score = leaves_nothing_to_foretell()
+        answers = answers.with_columns(
+            row=pl.when(~no_score).then("row"),
+            reason=pl.when(no_score).then("reason").otherwise(pl.coalesce("why_not_read", "reason")),
+        ).drop("why_not_read")
+        count_reasons(answers, notes)
+        for reason, words in STAY_REASONS.items():
+            notes[f"risks not given: {words}"] = int((answers["reason"] == reason).sum())
         return Questions(answers, rows, DataCollatorForTriplets(self.extractor), unit="stay", notes=notes)
 
     def _rows(self, table: TripletTable, notes: Counter[str]) -> tuple[TripletRows, pl.DataFrame]:
@@ -94,7 +104,7 @@ class StayReader:
             {"subject_id": table.subject_ids, "prediction_time": table.prediction_times.astype("datetime64[us]")}
         ).with_columns(
             row=pl.when(is_read).then(is_read.cum_sum().cast(pl.Int64) - 1),
-            reason=pl.when(~is_read).then(pl.lit("no_triplet")),
+            why_not_read=pl.when(~is_read).then(pl.lit("no_triplet")),
         )
         return rows, stays
 

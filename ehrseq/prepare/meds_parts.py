@@ -11,7 +11,7 @@ from typing import TypedDict
 
 import polars as pl
 
-from ehrseq.data.meds import read_meds_rows, scan_meds_file
+from ehrseq.data.meds import read_meds_rows, scan_meds_file, with_zone
 from ehrseq.data.metadata import CodeMap
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, sort_events
@@ -124,7 +124,15 @@ def _height(file: Path) -> int:
 
 @dataclass(frozen=True)
 class MedsPartition(PartitionPart):
-    """The patients of one partition of MEDS files."""
+    """The patients of one partition of MEDS files.
+
+    Attributes:
+        timezone: The hospital's zone, as of `with_zone`.
+        replace_zones: Whether it was said now, and counts for everybody.
+    """
+
+    timezone: str | None = None
+    replace_zones: bool = False
 
     def make(self) -> ShardReport:
         """Sort the rows, and write them as shards."""
@@ -137,7 +145,8 @@ class MedsPartition(PartitionPart):
         report = ConversionReport(format="meds")
         rows = pl.concat(frames)
         del frames
-        events = sort_events(rows).unique(maintain_order=True)
+        rows = sort_events(with_zone(rows, self.timezone, report.notes, replace=self.replace_zones))
+        events = rows.unique(maintain_order=True)
         report.duplicates_dropped = rows.height - events.height
         report.notes["static rows"] += events["time"].null_count()
         return write_shards(events, report, self.plan, self.number)

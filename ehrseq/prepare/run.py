@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 import polars as pl
 
 from ehrseq.data.dataset import make_folder, write_metadata
-from ehrseq.data.fhir.classes import warn_of_classes_without_admissions
 from ehrseq.data.fhir.plan import count_unread, fhir_files, sort_files
 from ehrseq.data.fhir.settings import FhirSettings
 from ehrseq.data.meds import meds_files, read_descriptions, read_splits, unread_files
@@ -32,9 +31,15 @@ from ehrseq.data.physionet2012.reader import load_physionet2012
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.sources import source_format
 from ehrseq.data.splits import DEFAULT_FRACTIONS, assign_splits
+from ehrseq.data.unread_codes import (
+    count_codes,
+    unread_deaths,
+    warn_of_unread_deaths,
+    warn_without_admissions,
+    without_admissions,
+)
 from ehrseq.prepare import fhir_parts, fhir_patients, meds_parts
 from ehrseq.prepare.shard_files import ShardPlan, ShardReport, add_shards, write_shards, written_splits
-from ehrseq.tasks.visit_words import warn_without_admissions, without_admissions
 from ehrseq.version import __version__
 from ehrseq.work.engine import Engine, get_engine
 from ehrseq.work.files import remove, write_json, write_whole
@@ -45,7 +50,7 @@ _Report = TypeVar("_Report", bound=Mapping[str, object])
 DEFAULT_SHARD_ROWS = 750_000
 """Rows of a partition: a worker then takes about half a gigabyte, and two of them with their parent stay below two."""
 
-_LAYOUT = 3  # of the hidden folder: one that another version began is not continued
+_LAYOUT = 4  # of the hidden folder: one that another version began is not continued
 
 
 @dataclass
@@ -109,8 +114,9 @@ def prepare_dataset(
         seed: Seed of the splits.
         shard_rows: Rows of a partition, about: what one worker holds at once. A partition is a file in each split.
         dataset_name: Name kept in the metadata. Default: the source's name.
-        timezone: Zone of the hospital, kept in the metadata: its days tell a transfer from a readmission. FHIR: also
-            that of dates and times that state none, as of `read_fhir`. MEDS: default what the source's metadata say.
+        timezone: Zone of the hospital, kept in the metadata and in a static row of every patient: its days tell a
+            transfer from a readmission. FHIR: also that of dates and times that state none, as of `read_fhir`. MEDS: it
+            replaces zones in the source's rows; default: what the source's metadata say, of patients without such rows.
         encounter_classes: FHIR only, as of `read_fhir`; kept in the metadata.
         code_map: MEDS only: [regular expression, kind] pairs of codes that are not known, tried before
             `DEFAULT_CODE_MAP`; kept in the metadata for whoever labels, counts, audits or tokenizes the dataset.
@@ -144,6 +150,7 @@ def prepare_dataset(
         shard_rows,
         dataset_name or source.resolve().name,
         settings,
+        zone_said=timezone is not None,
     )
     for name, only, takes in (
         ("encounter_classes", "fhir", "say it by code_map"),
@@ -169,6 +176,7 @@ class _Preparation:
     shard_rows: int
     dataset_name: str
     settings: DatasetSettings
+    zone_said: bool
 
     def __post_init__(self) -> None:
         self.fhir_settings = FhirSettings.of(self.settings.timezone, self.settings.encounter_classes)
@@ -229,7 +237,7 @@ class _Preparation:
             "seed": self.seed,
             "shard_rows": self.shard_rows,
             "dataset_name": self.dataset_name,
-            "said": self.settings.to_dict(),
+            "said": [self.settings.to_dict(), self.zone_said],
         }
 
     def _plan(self) -> ShardPlan:
@@ -281,7 +289,10 @@ class _Preparation:
         meds_parts.index_parts(self.spill, self._run(parts, "Reading MEDS"), report)
         report.code_descriptions = read_descriptions(self.source)
         return self._run(
-            [meds_parts.MedsPartition(number, str(self.spill), plan) for number in range(partitions)],
+            [
+                meds_parts.MedsPartition(number, str(self.spill), plan, self.settings.timezone, self.zone_said)
+                for number in range(partitions)
+            ],
             "Writing shards",
         )
 
@@ -307,12 +318,7 @@ class _Preparation:
         for name in ("first", "last"):
             whole[name] = pl.Series([whole[name]], dtype=pl.Int64).cast(pl.Datetime("us")).cast(pl.String)[0]
         codes = sorted(whole["codes"])
-        if self.format == "fhir":
-            warn_of_classes_without_admissions(codes, report.notes, str(self.source))
-        rules = self.settings.rules
-        if self.format == "meds" and without_admissions(pl.DataFrame({"code": codes, "rows": [1] * len(codes)}), rules):
-            rows = pl.scan_parquet(self.folder / "dataset" / "data" / "**" / "*.parquet", hive_partitioning=False)
-            warn_without_admissions(rows.group_by("code").agg(pl.len().alias("rows")).collect(), rules)
+        self._warn_of_unread_codes(codes, report)
         whole["codes"] = len(codes)
         known = report.code_descriptions
         report.code_descriptions = {code: known[code] for code in codes if code in known}
@@ -334,6 +340,19 @@ class _Preparation:
         os.replace(self.folder / "dataset", self.output)
         remove(self.folder)
         return PreparationReport(report, whole)
+
+    def _warn_of_unread_codes(self, codes: list[str], report: ConversionReport) -> None:
+        """Say what the codes may mean and are not read as; of the challenge's stays they are known."""
+        if self.format not in ("fhir", "meds"):
+            return
+        rules, rows = (
+            self.settings.rules,
+            pl.scan_parquet(self.folder / "dataset" / "data" / "**" / "*.parquet", hive_partitioning=False),
+        )
+        report.notes.update(unread_deaths(rows, codes, rules))
+        warn_of_unread_deaths(report.notes)
+        if without_admissions(pl.DataFrame({"code": codes, "rows": [1] * len(codes)}), rules):
+            warn_without_admissions(count_codes(rows), rules, notes=report.notes, source=str(self.source))
 
 
 def _report_from(content: Mapping[str, Any]) -> PreparationReport:

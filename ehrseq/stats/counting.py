@@ -11,10 +11,10 @@ from typing import Any
 
 import polars as pl
 
-from ehrseq.data.metadata import read_settings
+from ehrseq.data.metadata import read_notes, read_settings
 from ehrseq.data.shards import ShardPart, dataset_shards, read_blocks, scan_shard
+from ehrseq.data.unread_codes import unread_deaths, warn_of_unread_deaths, warn_without_admissions
 from ehrseq.tasks.label_sources import AuditedTask, read_audited
-from ehrseq.tasks.visit_words import warn_without_admissions
 from ehrseq.tokenization.ehr_codes import code_kinds, split_kind
 from ehrseq.work.engine import Engine
 from ehrseq.work.files import write_whole
@@ -125,7 +125,9 @@ def count_dataset(
         raise ValueError(
             f"{dataset} holds no events, so that there is nothing to count; prepare a source that has some."
         )
-    warn_without_admissions(tables["codes"].group_by("code").agg(pl.col("rows").sum()), code_map)
+    codes = tables["codes"].group_by("code").agg(pl.col("rows").sum())
+    warn_without_admissions(codes, code_map, notes=read_notes(dataset), source=str(dataset))
+    warn_of_unread_deaths(unread_deaths(pl.concat(map(scan_shard, shards)), codes["code"], code_map))
     patients = tables["patients"].group_by("split").agg(pl.col("patients").sum()).sort("split")
     per_patient = tables["patients"].group_by("rows").agg(pl.col("patients").sum()).sort("rows")
     return DatasetStatistics(

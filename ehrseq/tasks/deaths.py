@@ -15,8 +15,9 @@ from datetime import datetime, time
 
 import polars as pl
 
+from ehrseq.data.unread_codes import codes_of_death
 from ehrseq.tasks.zones import Zones
-from ehrseq.tokenization.ehr_codes import EXPIRED, code_kinds, split_kind
+from ehrseq.tokenization.ehr_codes import EXPIRED
 
 _REDUCED = re.compile(r"(\d{4})(?:-(\d{2}))?")
 _INSTANT = pl.Datetime("us")
@@ -72,10 +73,11 @@ def dead_at_unknown_time(events: pl.LazyFrame, code_map: Sequence[Sequence[str]]
         code_map: As of `label_events`.
     """
     codes = events.select(pl.col("code").drop_nulls().unique()).collect()["code"].to_list()
-    kinds = [split_kind(kind)[0] for kind in code_kinds(codes, code_map)]
-    table = pl.DataFrame({"code": codes, "kind": kinds}, schema={"code": pl.String(), "kind": pl.String()})
-    says = table.filter(pl.col("kind").eq("death") | ends_in_death())["code"]
-    deaths = events.filter(pl.col("code").is_in(says.implode())).group_by("subject_id").agg(pl.col("time").max())
+    deaths = (
+        events.filter(pl.col("code").is_in(codes_of_death(codes, code_map)))
+        .group_by("subject_id")
+        .agg(pl.col("time").max())
+    )
     return deaths.filter(pl.col("time").is_null()).collect()["subject_id"]
 
 

@@ -28,12 +28,12 @@ from pathlib import Path
 import polars as pl
 
 from ehrseq.data.schema import LABEL_SCHEMA
+from ehrseq.data.unread_codes import UNREAD_DEATHS, count_codes, warn_of_unread_deaths, warn_without_admissions
 from ehrseq.tasks.admissions import CLOSED, END_UNKNOWN, IN_PROGRESS
 from ehrseq.tasks.measures import value_columns
 from ehrseq.tasks.registry import load_task
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.timeline import Timeline, read_timeline
-from ehrseq.tasks.visit_words import warn_without_admissions
 from ehrseq.tokenization.ehr_codes import YEAR_US
 from ehrseq.work.progress import progress_bar
 
@@ -68,7 +68,8 @@ class LabelResult:
         report: task -> reason (see `REASONS`) -> dropped admissions; every reason that the task knows, zeros included.
         candidates: task -> admissions looked at.
         competing: task -> competing event -> labels that are 0 because of it.
-        notes: Counts of the table itself: encounters, admissions, open and unpaired ones.
+        notes: Counts of the table itself: encounters, admissions, open and unpaired ones, and patients without a death
+            who have a code that looks like one.
         end_of_data: Where follow-up ended.
         tasks: The tasks, by name.
     """
@@ -129,6 +130,7 @@ class LabelResult:
                 for key, count in row.items()
                 if ":" in key and count is not None and count > 0
             ]
+        lines += [f"{note}: {count}" for note, count in self.notes.items() if note.startswith(UNREAD_DEATHS)]
         return "\n".join(lines)
 
 
@@ -190,8 +192,8 @@ def label_events(
         result.competing[task.name] = {event: int(kept[f"competing:{event}"].sum()) for event in task.competing}
     if not is_part:
         if timeline.admissions.is_empty():
-            counts = events.lazy().group_by("code").agg(pl.len().alias("rows")).collect()
-            warn_without_admissions(counts.cast({"code": pl.String}), code_map)
+            warn_without_admissions(count_codes(events.lazy()), code_map, has_been_read=True)
+        warn_of_unread_deaths(result.notes)
         warn_of_tasks_without_labels(result)
     return result
 

@@ -16,14 +16,15 @@ from typing import TypedDict
 import polars as pl
 
 from ehrseq.data.instants import check_zone
-from ehrseq.data.metadata import read_settings
+from ehrseq.data.meds import read_parquet
+from ehrseq.data.metadata import read_notes, read_settings, written_by_us
 from ehrseq.data.schema import LABEL_SCHEMA
-from ehrseq.data.shards import BLOCK_ROWS, ShardPart, dataset_shards, latest_time, read_blocks, scan_shard
+from ehrseq.data.shards import BLOCK_ROWS, Shard, ShardPart, dataset_shards, latest_time, read_blocks, scan_shard
+from ehrseq.data.unread_codes import count_codes, unread_deaths, warn_of_unread_deaths, warn_without_admissions
 from ehrseq.tasks.labelling import LabelResult, label_events, resolve_tasks, warn_of_tasks_without_labels
 from ehrseq.tasks.schema import Task
 from ehrseq.tasks.storage import LABEL_RULES, write_labels
 from ehrseq.tasks.timeline import as_instant
-from ehrseq.tasks.visit_words import warn_without_admissions
 from ehrseq.work.engine import Engine
 from ehrseq.work.files import write_whole
 from ehrseq.work.parts import kept_parts, run_parts
@@ -157,12 +158,24 @@ def label_dataset(
         late = result.notes.get(_LATE)
         if late:
             logger.warning(f"{late} events after end_of_data ({end}) are left out of the labels.")
+        names = _codes(Path(dataset), shards)
+        result.notes.update(unread_deaths(pl.concat(map(scan_shard, shards)), names, rules))
         write_labels(result, dataset)
     if not result.notes.get("admissions"):
-        codes = [scan_shard(shard).group_by("code").agg(pl.len().alias("rows")) for shard in shards]
-        warn_without_admissions(pl.concat(codes).group_by("code").agg(pl.col("rows").sum()).collect(), rules)
+        codes = count_codes(pl.concat(map(scan_shard, shards)))
+        warn_without_admissions(codes, rules, notes=read_notes(dataset), source=str(dataset))
+    warn_of_unread_deaths(result.notes)
     warn_of_tasks_without_labels(result)
     return result
+
+
+def _codes(dataset: Path, shards: Sequence[Shard]) -> list[str]:
+    """The distinct codes of a dataset: as its metadata list them where we wrote them, else counted."""
+    listed = dataset / "metadata" / "codes.parquet"
+    if written_by_us(dataset) and listed.is_file():
+        return read_parquet(listed)["code"].to_list()
+    codes = pl.concat(map(scan_shard, shards)).select(pl.col("code").cast(pl.String).unique()).collect()
+    return codes["code"].to_list()
 
 
 def _empty_result(tasks: dict[str, Task], end_of_data: datetime) -> LabelResult:

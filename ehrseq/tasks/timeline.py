@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime, time
 
 import polars as pl
 
+from ehrseq.data.unread_codes import unread_deaths
 from ehrseq.tasks.admissions import (
     END_UNKNOWN,
     IN_PROGRESS,
@@ -121,7 +122,7 @@ def read_timeline(
         .collect()
         .join(codes, on="code", how="left", maintain_order="left")
     )
-    counts: dict[str, int] = {}
+    counts = {} if is_part else unread_deaths(events.lazy(), unique["code"], code_map)
     boundary = rows.filter(pl.col("kind").is_in(["visit_start", "visit_end"]))
     visits = encounters(boundary.select("subject_id", "time", "code", "visit_id"), code_map, until=end, report=counts)
     zones = Zones(rows.filter(pl.col("kind") == "timezone"), timezone, default_timezone)

@@ -128,13 +128,36 @@ def code_kinds(codes: Iterable[str], code_map: Sequence[Sequence[str]] | None = 
         ValueError: An expression of the map does not compile, or a kind is unknown.
     """
     kind_of = _kind_finder(_as_key(DEFAULT_CODE_MAP if code_map is None else code_map))
-    return [kind_of(code) for code in codes]
+    return [kind_of(code) or "other" for code in codes]
+
+
+def unmapped_codes(codes: Iterable[str], code_map: Sequence[Sequence[str]] | None = None) -> list[str]:
+    """Those of some codes that no rule of a code map names: `other` for want of a rule.
+
+    Args:
+        codes, code_map: As of `code_kinds`.
+    """
+    kind_of = _kind_finder(_as_key(DEFAULT_CODE_MAP if code_map is None else code_map))
+    return [code for code in codes if kind_of(code) is None]
 
 
 def split_kind(kind: str) -> tuple[str, str | None]:
     """('visit_start', 'IMP') of 'visit_start:IMP'; (kind, None) of other kinds."""
     name, _, encounter_class = kind.partition(":")
     return name, encounter_class or None
+
+
+def kind_reader(code_map: Sequence[Sequence[str]] | None = None) -> Callable[[str], tuple[str, str | None]]:
+    """What tells a code's kind and encounter class, code by code.
+
+    Args:
+        code_map: As of `code_kinds`.
+
+    Raises:
+        ValueError: As `code_kinds`.
+    """
+    kind_of = _kind_finder(_as_key(DEFAULT_CODE_MAP if code_map is None else code_map))
+    return lambda code: split_kind(kind_of(code) or "other")
 
 
 def resolve_input_kinds(input_kinds: str | Iterable[str] | None) -> list[str]:
@@ -173,19 +196,21 @@ def _as_key(code_map: Sequence[Sequence[str]]) -> tuple[tuple[str, str], ...]:
 
 
 @lru_cache(maxsize=8)
-def _kind_finder(code_map: tuple[tuple[str, str], ...]) -> Callable[[str], str]:
-    """Code -> kind. Remembers codes: tables of labels, shards and rows ask for the same ones again and again."""
+def _kind_finder(code_map: tuple[tuple[str, str], ...]) -> Callable[[str], str | None]:
+    """Code -> kind, None where no rule names it. Remembers codes: tables of labels, shards and rows ask for the same
+    ones again and again.
+    """
     rules = _compiled(code_map)
 
     @lru_cache(maxsize=100_000)
-    def kind_of(code: str) -> str:
+    def kind_of(code: str) -> str | None:
         if code.startswith(TIMEZONE):
             return "ignore"
         for pattern, template in rules:
             match = pattern.match(code)
             if match:
                 return match.expand(template) if "\\" in template else template
-        return "other"
+        return None
 
     return kind_of
 

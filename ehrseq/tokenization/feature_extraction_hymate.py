@@ -12,7 +12,7 @@ would widen its standard deviation 62 times.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,10 @@ from transformers import BatchFeature
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.utils import PaddingStrategy, logging
 
+from .ehr_anchors import REASONS_AGAINST, UNANSWERABLE, reasons_against
+from .ehr_codes import kind_reader
 from .ehr_sequence import parse_time, patient_of_table, read_patient, subjects_digest
-from .triplet_stays import Stay, TripletSpec, in_order, read_stay
+from .triplet_stays import Stay, TripletSpec, choose_triplets, in_order, read_stay
 
 logger = logging.get_logger(__name__)
 
@@ -51,12 +53,16 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
         num_fitted_subjects: Their subjects.
         fitted_subjects_digest: SHA-256 over their sorted ids, as the tokenizer's.
         padding_side: "right" or "left"; every channel is padded with 0.
+        code_map: [regular expression, kind] pairs that tell deaths and visits, for reasons against a question; default
+            `ehr_codes.DEFAULT_CODE_MAP`.
         kwargs: As in every feature extractor.
     """
 
     _auto_class = "AutoFeatureExtractor"  # so that what saves it carries its code
 
     model_input_names = [*TRIPLET_CHANNELS, "static_values"]
+    task_reasons = REASONS_AGAINST
+    unanswerable_reasons = UNANSWERABLE
 
     def __init__(
         self,
@@ -75,6 +81,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
         num_fitted_subjects: int = 0,
         fitted_subjects_digest: str = "",
         padding_side: str = "right",
+        code_map: Sequence[Sequence[str]] | None = None,
         **kwargs: Any,
     ) -> None:
         if triplets is None:
@@ -103,6 +110,8 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
         self.num_fitted_stays = num_fitted_stays
         self.num_fitted_subjects = num_fitted_subjects
         self.fitted_subjects_digest = fitted_subjects_digest
+        kind_reader(code_map)  # refuses what are no pairs
+        self.code_map = None if code_map is None else [list(pair) for pair in code_map]
         # What follows is made of the above and not saved.
         self._spec = spec
         self._reported: set[str] = set()
@@ -111,7 +120,12 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
 
     @classmethod
     def fit(
-        cls, table: Any, *, clip_percentiles: Sequence[float] = (0.1, 99.9), padding_side: str = "right"
+        cls,
+        table: Any,
+        *,
+        clip_percentiles: Sequence[float] = (0.1, 99.9),
+        padding_side: str = "right",
+        code_map: Sequence[Sequence[str]] | None = None,
     ) -> HyMaTEFeatureExtractor:
         """Fit bounds, means and deviations on training stays.
 
@@ -120,9 +134,10 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
                 can tell whether reported stays were among them.
             clip_percentiles: Percentiles of each variable that its values are clipped to.
             padding_side: "right" or "left".
+            code_map: [regular expression, kind] pairs that tell deaths and visits, where the dataset has its own.
 
         Raises:
-            ValueError: No stays, no triplets, percentiles that are none.
+            ValueError: No stays, no triplets, percentiles or pairs that are none.
         """
         low, high = _percentiles(clip_percentiles)
         if len(table) == 0 or len(table.values) == 0:
@@ -153,6 +168,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             num_fitted_subjects=len(subjects),
             fitted_subjects_digest=subjects_digest(subjects),
             padding_side=padding_side,
+            code_map=code_map,
         )
 
     # -- what it holds -----------------------------------------------------------------------------------------------
@@ -189,7 +205,30 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
 
     def to_dict(self) -> dict[str, Any]:
         """What is saved: plain JSON types."""
-        return {name: value for name, value in super().to_dict().items() if not name.startswith("_")}
+        saved = {name: value for name, value in super().to_dict().items() if not name.startswith("_")}
+        if saved.get("code_map") is None:
+            saved.pop("code_map", None)
+        return saved
+
+    # -- when a question can be asked --------------------------------------------------------------------------------
+
+    @property
+    def kind_of(self) -> Callable[[str], tuple[str, str | None]]:
+        """What tells a code's kind and encounter class, by the code map."""
+        return kind_reader(self.code_map)
+
+    def reasons_against(
+        self, patient: Any, tasks: Sequence[Mapping[str, Any]], prediction_time: Any = None
+    ) -> list[str | None]:
+        """Why each of some tasks (entries of a model's `config.tasks`) cannot be asked about a patient at a time, None
+        where it can; see `EhrTokenizer.reasons_against`, whose rules these are. A stay of triplets has no dates, and
+        nothing that could speak against a task.
+        """
+        if _is_stay(patient):
+            return [None] * len(tasks)
+        events, own_time = read_patient(patient_of_table(patient))
+        cut = parse_time(prediction_time, "prediction_time")
+        return reasons_against(events, self.kind_of, tasks, own_time if cut is None else cut)
 
     # -- numbers -----------------------------------------------------------------------------------------------------
 
@@ -346,7 +385,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
 
     def _read(self, record: Any, prediction_time: Any) -> Stay:
         """A stay of any form, triplets in order, those of variables never seen in training left out."""
-        if isinstance(record, Mapping) and "times" in record:
+        if _is_stay(record):
             if prediction_time is not None:
                 raise ValueError("a stay of triplets has no dates; give prediction_time with patients (events) only.")
             stay = self._read_triplets(record)
@@ -496,43 +535,9 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
         return processed_features
 
 
-def choose_triplets(
-    variable_ids: np.ndarray,
-    max_length: int | None,
-    truncation: str,
-    variable_dropout: float,
-    rng: np.random.Generator | None,
-) -> np.ndarray:
-    """Positions of the triplets that stay, ascending.
-
-    Args:
-        variable_ids: `[n]` in order of time.
-        max_length: Triplets that stay at most; None = all.
-        truncation: "recent": the last ones; "random": a random choice.
-        variable_dropout: Probability that a variable's triplets are removed. Masking attention alone would leave
-            Mamba reading them. Where every variable would go, all stay.
-        rng: Needed where something is random.
-    """
-    kept = np.arange(len(variable_ids))
-    if not 0 <= variable_dropout < 1:
-        raise ValueError(f"variable_dropout got {variable_dropout!r}; expected a probability from 0 to below 1.")
-    if variable_dropout:
-        present = np.unique(variable_ids)
-        dropped = present[_needed(rng).random(len(present)) < variable_dropout]
-        stays = ~np.isin(variable_ids, dropped)
-        if stays.any():
-            kept = kept[stays]
-    if max_length is None or len(kept) <= max_length:
-        return kept
-    if truncation == "random":
-        return np.sort(_needed(rng).choice(kept, max_length, replace=False))
-    return kept[-max_length:]
-
-
-def _needed(rng: np.random.Generator | None) -> np.random.Generator:
-    if rng is None:
-        raise ValueError("random truncation and variable dropout need a random generator.")
-    return rng
+def _is_stay(record: Any) -> bool:
+    """Whether this is a stay of triplets, not a patient."""
+    return isinstance(record, Mapping) and "times" in record
 
 
 def _numbers(name: str, values: Sequence[float], length: int, least: float = -np.inf) -> list[float]:

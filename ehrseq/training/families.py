@@ -13,6 +13,7 @@ import polars as pl
 from ehrseq.batches.balance import limit_rows
 from ehrseq.batches.scoring import score_rows, score_stays
 from ehrseq.data.dataset import EventDataset
+from ehrseq.data.metadata import read_settings
 from ehrseq.hub.checkpoints import load_checkpoint
 from ehrseq.training.prompt_recipe import SPLITS, PromptRecipe
 from ehrseq.training.recipe import Recipe
@@ -160,7 +161,8 @@ class TripletTraining:
             )
         self.recipe, self.data, self.folder, self.seed = recipe, data, folder, seed
         self.stays = {part: self._stays(part) for part in ("train", "tuning")}
-        self.extractor = HyMaTEFeatureExtractor.fit(self.stays["train"])
+        rules = read_settings(data.dataset).rules
+        self.extractor = HyMaTEFeatureExtractor.fit(self.stays["train"], code_map=rules)
 
     @property
     def checkpoint(self) -> Path:

@@ -8,9 +8,9 @@ import pytest
 from ehrseq.data import EventDataset, load_events, read_meds
 from ehrseq.data.meds_mending import OLD_CODES
 from ehrseq.data.schema import validate_events, validate_labels
+from ehrseq.data.unread_codes import without_admissions
 from ehrseq.prepare import prepare_dataset
 from ehrseq.tasks import label_events
-from ehrseq.tasks.visit_words import without_admissions
 from ehrseq.work.engine import get_engine
 
 T = datetime

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from ehrseq.data import instants, meds_mending
+from ehrseq.data import instants, meds_mending, unread_codes
 from ehrseq.data.fhir import (
     classes,
     concepts,
@@ -154,6 +154,20 @@ def test_the_codes_of_old_meds_datasets_are_those_of_the_code() -> None:
     assert all(re.search(EXPIRED, f"VISIT_END//{code}") for code in died)
     words = set(re.findall(r"[a-z]{3,}", EXPIRED))
     assert words <= died
+    assert f"`{meds_mending.DEATH_TYPE}`" in text
+    denied = next(
+        paragraph for paragraph in text.split("\n\n") if "whose text is one of" in paragraph.replace("\n", " ")
+    )
+    assert codes_in(denied) >= unread_codes._SAYS_NO
+
+
+def test_the_examples_of_codes_that_look_like_a_death_do_and_the_others_do_not() -> None:
+    (paragraph,) = [
+        text for text in section("MEDS datasets").split("\n\n") if text.startswith("Other codes that no rule")
+    ]
+    like, unlike = (codes_in(part) for part in paragraph.split("They do not"))
+    assert unread_codes.deathlike_codes(like) == sorted(like)
+    assert unread_codes.deathlike_codes(unlike) == []
 
 
 def test_the_dates_that_stand_for_none_are_those_of_the_code() -> None:
@@ -187,6 +201,7 @@ def test_every_spelling_of_a_system_is_on_the_site(hooks: ModuleType) -> None:
         ("ehrseq.data.fhir.classes.CLASS_WORDS", classes.CLASS_WORDS),
         ("ehrseq.data.fhir.elements.CATEGORY_KINDS", elements.CATEGORY_KINDS),
         ("ehrseq.data.units.EQUAL", EQUAL),
+        ("ehrseq.data.meds_mending.SPELLINGS", meds_mending.SPELLINGS),
     ],
 )
 def test_every_word_is_on_the_site_beside_what_it_is_read_as(hooks: ModuleType, path: str, known: dict) -> None:

@@ -56,11 +56,14 @@ pretraining = AutoModelForPreTraining.from_pretrained(given["model"], **trusted)
 inputs = extractor(given["patients"], padding=True, return_tensors="pt")
 risk = pipeline("ehr-risk", model=given["model"], device="cpu", **trusted)
 answers = risk(given["patients"], batch_size=2)
+first = given["patients"][0]["events"]
+dead = [risk({"events": [*first, {"time": time, "code": "MEDS_DEATH"}]}) for time in (None, first[-1]["time"])]
 risk.save_pretrained(given["saved"])
 loaded = ("ehrseq", "polars", "pyarrow", "pandas", "datasets", "sklearn")
 parts = (config, extractor, model, backbone, pretraining, risk)
 print(json.dumps({
     "answers": answers,
+    "dead": dead,
     "scores": model.risk_scores(model(**inputs).logits).tolist(),
     "modules": [type(part).__module__ for part in parts],
     "forbidden": [name for name in loaded if name in sys.modules],

@@ -10,12 +10,14 @@ from typer.testing import CliRunner
 
 from ehrseq.batches.scoring import score_stays
 from ehrseq.cli.app import app
+from ehrseq.data.dataset import write_dataset
 from ehrseq.data.physionet2012.codes import ADMISSION_CODE, TASK_CONFIG
 from ehrseq.data.physionet2012.reader import load_physionet2012
 from ehrseq.encode.triplets import PHYSIONET2012, build_triplets
 from ehrseq.modeling.configuration_hymate import HyMaTEConfig
 from ehrseq.modeling.modeling_hymate import HyMaTEForSequenceClassification
 from ehrseq.prediction.risks import RISK_SCHEMA, predict_risks
+from ehrseq.tasks import load_task
 from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
 
 NAME = TASK_CONFIG["name"]
@@ -108,6 +110,67 @@ def test_a_time_before_the_stay_has_no_score_and_says_why(stays, checkpoint):
     assert risks["score"][1] is not None
     notes = {name: count for name, count in report.notes.items() if count and "risks not given" in name}
     assert list(notes.values()) == [1]
+
+
+def test_the_dead_have_no_score_by_any_path_and_are_counted(stays, checkpoint, tmp_path):
+    alive, _ = predict_risks(checkpoint, stays.events, progress=False)
+    scored = alive.filter(pl.col("score").is_not_null()).head(5)
+    subjects, ends = scored["subject_id"].to_list(), scored["prediction_time"].to_list()
+    empty = alive.filter(pl.col("score").is_null())["subject_id"][0]
+    day, last = timedelta(1), timedelta(microseconds=1)
+    deaths = [
+        (subjects[0], None, None, "death_time_unknown"),
+        (subjects[1], ends[1], None, "died_before_prediction"),
+        (subjects[2], ends[2] + last, None, None),  # nothing later than the window's end is read
+        (subjects[3], None, f"{ends[3] - 400 * day:%Y-%m}", "died_before_prediction"),
+        (empty, None, None, "death_time_unknown"),  # says more than that nothing was measured
+    ]
+    rows = pl.DataFrame(
+        [{"subject_id": who, "time": when, "code": "MEDS_DEATH", "text_value": text} for who, when, text, _ in deaths],
+        schema_overrides={"time": pl.Datetime("us"), "text_value": pl.String},
+    )
+    events = pl.concat([stays.events, rows], how="diagonal")
+    expected = {who: reason for who, _, _, reason in deaths}
+    write_dataset(events, tmp_path / "dataset", dataset_name="stays")
+    run("predict", "--model", checkpoint, "--data", tmp_path / "dataset", "--out", tmp_path / "a.parquet")
+    at_times = alive.select("subject_id", "prediction_time")
+    for risks in (
+        predict_risks(checkpoint, events, progress=False)[0],
+        predict_risks(checkpoint, events, prediction_times=at_times, progress=False)[0],
+        pl.read_parquet(tmp_path / "a.parquet"),
+    ):
+        said = dict(risks.select("subject_id", "reason").iter_rows())
+        assert {who: said[who] for who in expected} == expected
+        without = risks.filter(pl.col("score").is_null())["subject_id"].to_list()
+        assert sorted(without) == sorted(who for who, reason in expected.items() if reason)
+        rest = risks.join(alive, on="subject_id").filter(pl.col("score").is_not_null())
+        assert rest["score"].to_list() == pytest.approx(rest["score_right"].to_list(), abs=1e-6)
+    _, report = predict_risks(checkpoint, events, progress=False)
+    notes = {name: count for name, count in report.notes.items() if count and name.startswith("risks not given")}
+    assert sorted(notes.values()) == [2, 2]
+    pipe = pipeline("ehr-risk", model=str(checkpoint))
+    for who in subjects[:4]:
+        patient = events.filter(pl.col("subject_id") == who)
+        (answer,) = pipe(patient, prediction_time=ends[subjects.index(who)])
+        assert answer.get("reason") == expected[who]
+
+
+def test_a_moment_that_was_not_learnt_is_scored_and_named_and_one_without_values_is_not(model, stays, tmp_path):
+    mortal, extractor = model
+    asking = HyMaTEForSequenceClassification(mortal.config.__class__(**mortal.config.to_dict()))
+    asking.load_state_dict(mortal.state_dict())
+    asking.config.tasks = [load_task("hospital_mortality_48h").to_config(), load_task("mortality_30d").to_config()]
+    for part in (asking, extractor):
+        part.save_pretrained(tmp_path / "checkpoint")
+    events = stays.events.with_columns(pl.col("code").replace({ADMISSION_CODE: "VISIT_START//IMP"}))
+    events = pl.concat([stays.events, events.filter(pl.col("code") == "VISIT_START//IMP")])
+    risks, report = predict_risks(tmp_path / "checkpoint", events, progress=False)
+    empty = risks["subject_id"].max()
+    found = {task: set(rows["reason"]) for (task,), rows in risks.partition_by("task", as_dict=True).items()}
+    assert found == {"hospital_mortality_48h": {None, "no_triplet"}, "mortality_30d": {"no_discharge", "no_triplet"}}
+    assert risks.filter(pl.col("score").is_null())["subject_id"].to_list() == [empty, empty]
+    note = "risks outside their task: the patient has not been discharged from a hospital stay at the prediction time"
+    assert report.notes[note] == risks["subject_id"].n_unique() - 1
 
 
 def test_a_checkpoint_of_stays_without_its_extractor_is_refused(model, folder, tmp_path):

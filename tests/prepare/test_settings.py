@@ -9,11 +9,12 @@ from typer.testing import CliRunner
 
 from ehrseq.audit import audit_dataset
 from ehrseq.cli.app import app
-from ehrseq.data import EventDataset, load_events, read_fhir
+from ehrseq.data import EventDataset, load_events, read_fhir, write_dataset
 from ehrseq.data.metadata import read_settings
 from ehrseq.encode.fitting import fit_tokenizer
 from ehrseq.prepare import prepare_dataset
 from ehrseq.stats.counting import count_dataset
+from ehrseq.tasks import label_events
 from ehrseq.tasks.shards import label_dataset
 from ehrseq.work.engine import get_engine
 from tests.data.fhir.samples import concept, encounter, observation, patient, resource, write_ndjson
@@ -152,10 +153,66 @@ def test_without_a_word_of_them_the_dataset_says_how_to_say_it(foreign, tmp_path
 
 def test_what_is_said_now_wins_over_the_source(foreign, tmp_path):
     prepare_dataset(foreign, tmp_path / "one", engine=ONE, timezone="-07:00", code_map=RULES)
-    prepare_dataset(tmp_path / "one", tmp_path / "two", engine=ONE, timezone="Europe/Berlin")
+    prepare_dataset(tmp_path / "one", tmp_path / "two", engine=ONE, timezone="Europe/London")
     settings = read_settings(tmp_path / "two")
-    assert settings.timezone == "Europe/Berlin"
+    assert settings.timezone == "Europe/London"
     assert settings.code_map == tuple((pattern, kind) for pattern, kind in RULES)
+    for name, zone in (("one", "-07:00"), ("two", "Europe/London")):
+        codes = EventDataset(tmp_path / name).events()["code"]
+        assert codes.filter(codes.str.starts_with("TIMEZONE")).to_list() == [f"TIMEZONE//{zone}"] * 40
+    # 22:00 and 01:30 UTC are one afternoon in Denver, and two days in London.
+    readmitted = [
+        label_dataset(tmp_path / name, "readmission_30d", end_of_data="2034-01-01", engine=ONE)
+        for name in ("one", "two")
+    ]
+    assert [labels.labels["readmission_30d"].height for labels in readmitted] == [40, 80]
+
+
+# Whose rows, and which zone wins: that of a visit, of the patient's row, of the metadata.
+ZONES = [
+    ([], "America/Denver", 1),
+    ([], None, 2),
+    ([("TIMEZONE//+00:00", None)], "America/Denver", 2),
+    ([("TIMEZONE//-07:00", None)], "Europe/Berlin", 1),
+    ([("TIMEZONE//-07:00", "a"), ("TIMEZONE//-07:00", "b")], "Europe/Berlin", 1),
+    ([("TIMEZONE//+00:00", "a"), ("TIMEZONE//+00:00", "b")], "America/Denver", 2),
+]
+
+
+@pytest.mark.parametrize(("rows", "zone", "stays"), ZONES, ids=str)
+@pytest.mark.parametrize("writer", ["somebody else", "ours"])
+def test_a_table_that_was_loaded_has_the_zone_of_its_folder_and_the_labels_of_the_folder(
+    rows, zone, stays, writer, tmp_path
+):
+    times = [datetime(2031, 5, 2, 9), datetime(2031, 5, 8, 22), datetime(2031, 5, 9, 1, 30), datetime(2031, 5, 14, 10)]
+    visits = [("VISIT_START//IMP", "a"), ("VISIT_END//home", "a"), ("VISIT_START//IMP", "b"), ("VISIT_END//home", "b")]
+    table = [(7, time, code, visit) for time, (code, visit) in zip(times, visits, strict=True)]
+    table += [(7, None, code, visit) for code, visit in rows]
+    events = pl.DataFrame(table, schema=["subject_id", "time", "code", "visit_id"], orient="row")
+    folder = tmp_path / "dataset"
+    if writer == "ours":  # a dataset of an earlier version, which kept the zone in its metadata alone
+        write_dataset(events, folder, dataset_name="d", splits=pl.DataFrame({"subject_id": [7], "split": ["train"]}))
+        file = folder / "metadata" / "dataset.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | ({"timezone": zone} if zone else {})))
+    else:
+        (folder / "data" / "train").mkdir(parents=True)
+        (folder / "metadata").mkdir()
+        events.write_parquet(folder / "data" / "train" / "0.parquet")
+        (folder / "metadata" / "dataset.json").write_text(json.dumps({"timezone": zone} if zone else {}))
+    loaded, report = load_events(folder)
+    by_table = label_events(loaded, "readmission_30d", end_of_data="2034-01-01").labels["readmission_30d"]
+    assert by_table.height == stays
+    assert EventDataset(folder).events().equals(loaded)
+    added = report.notes["patients whose zone the dataset's metadata name"]
+    assert added == bool(zone and not any(visit is None for _, visit in rows))
+    prepare_dataset(folder, tmp_path / "again", engine=ONE)
+    assert load_events(tmp_path / "again")[0].equals(loaded)
+    for dataset in (folder, tmp_path / "again"):
+        by_folder = label_dataset(dataset, "readmission_30d", end_of_data="2034-01-01", engine=ONE)
+        assert by_folder.labels["readmission_30d"].equals(by_table)
+    if writer == "ours":
+        part = EventDataset(folder).events("train", columns=["code"])["code"]
+        assert part.to_list() == loaded["code"].to_list()
 
 
 @pytest.mark.parametrize(

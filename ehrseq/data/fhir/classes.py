@@ -10,7 +10,6 @@ Sources: HL7 v3-ActCode (ActEncounterCode), HL7 version 2 table 0004, SNOMED CT,
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,9 +19,6 @@ import orjson
 from ehrseq.data.fhir.concepts import codings_of, plain_words
 from ehrseq.data.fhir.elements import one_line
 from ehrseq.data.fhir.systems import canonical_spelling, system_name
-from ehrseq.tokenization.ehr_codes import INPATIENT_CLASSES
-
-logger = logging.getLogger(__name__)
 
 V3_CLASSES = frozenset(("IMP", "ACUTE", "NONAC", "EMER", "OBSENC", "AMB", "SS", "HH", "VR", "FLD", "PRENC"))
 """Classes of v3-ActCode."""
@@ -262,33 +258,3 @@ def _own_name(codings: Sequence[Mapping[str, Any]], texts: Sequence[str], counts
     beside = f" ({one_line(display)})" if code and display else ""
     counts["notes", f"{UNKNOWN_CLASSES}{name}{beside}"] += 1
     return name
-
-
-def warn_of_classes_without_admissions(codes: Iterable[str], notes: Mapping[str, int], source: str) -> None:
-    """Say loudly that a dataset has encounters and no admission.
-
-    Args:
-        codes: Distinct codes of the dataset.
-        notes: Those of its report.
-        source: What it was read from.
-    """
-    starts = sorted(code.partition("//")[2] for code in codes if code.startswith("VISIT_START"))
-    if not starts or not INPATIENT_CLASSES.isdisjoint(starts):
-        return
-    unknown = Counter({note.removeprefix(UNKNOWN_CLASSES): n for note, n in notes.items() if UNKNOWN_CLASSES in note})
-    common = ", ".join(f"{name}: {n:,}" for name, n in unknown.most_common(5))
-    said = (
-        f"Classes that are not known: {common}. Map them, for example "
-        f"encounter_classes={{{_example(unknown)!r}: 'IMP'}} or --encounter-class '{_example(unknown)}=IMP'."
-        if unknown
-        else f"Its classes are {', '.join(starts[:8])}: nobody was admitted to a hospital here."
-    )
-    logger.warning(
-        f"{source} holds encounters but no admission (classes {', '.join(sorted(INPATIENT_CLASSES))}): tasks about "
-        f"stays in hospital will have no labels. {said}"
-    )
-
-
-def _example(unknown: Counter[str]) -> str:
-    name = unknown.most_common(1)[0][0] if unknown else ""
-    return name.partition(" (")[0]

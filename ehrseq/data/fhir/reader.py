@@ -15,13 +15,13 @@ import polars as pl
 
 from ehrseq.data.fhir.assemble import Assembler
 from ehrseq.data.fhir.blocks import Block, block_of, read_task
-from ehrseq.data.fhir.classes import warn_of_classes_without_admissions
 from ehrseq.data.fhir.elements import MALFORMED, explain
 from ehrseq.data.fhir.plan import ENDINGS, count_unread, fhir_files, plan_reading, size_of, sort_files
 from ehrseq.data.fhir.resources import Extractor
 from ehrseq.data.fhir.settings import FhirSettings
 from ehrseq.data.fhir.subjects import JOINED
 from ehrseq.data.report import ConversionReport
+from ehrseq.data.unread_codes import unread_deaths, warn_of_encounters_without_admissions
 from ehrseq.work.engine import available_cores, get_engine
 
 _PARALLEL_FROM = 64 << 20  # bytes: below, starting workers takes longer than it saves
@@ -95,7 +95,8 @@ def read_fhir(
     for block in _with_progress(blocks, sizes, progress):
         assembler.add(block)
     events = assembler.events()
-    warn_of_classes_without_admissions(events["code"].unique().to_list(), report.notes, str(path))
+    report.notes.update(unread_deaths(events.lazy(), events["code"].unique()))
+    warn_of_encounters_without_admissions(events, report.notes, str(path))
     return events, report
 
 
