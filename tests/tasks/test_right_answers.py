@@ -184,9 +184,7 @@ def test_the_end_of_the_data_hides_rows_and_changes_none():
     events = simulate(400, seed=5, progress=False).events()
     cut = datetime(2015, 1, 1)
     names = [name for name in list_tasks() if not load_task(name).to_stay_end]
-    known, now = (
-        label_events(events, names, end_of_data=end, progress=False) for end in (events["time"].max(), cut)
-    )
+    known, now = (label_events(events, names, end_of_data=end, progress=False) for end in (events["time"].max(), cut))
     for name in names:
         covered = known.labels[name].filter(pl.col("prediction_time") + horizon(name) <= cut)
         pending = now.report[name].get("outcome_pending", 0)
