@@ -23,7 +23,6 @@ from ehrseq.data.fhir.rows import (
     TIME_STATIC,
     TIME_UNKNOWN,
 )
-from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
 from ehrseq.data.fhir.subjects import people_of
 from ehrseq.data.fhir.versions import (
     Deletions,
@@ -36,6 +35,7 @@ from ehrseq.data.fhir.versions import (
     version_columns,
 )
 from ehrseq.data.instants import offset_name
+from ehrseq.data.metadata import NO_SETTINGS, DatasetSettings
 from ehrseq.data.report import MAX_ERRORS, ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, code_rank
 from ehrseq.tokenization.ehr_codes import TIMEZONE
@@ -59,7 +59,7 @@ class Assembler:
         self,
         report: ConversionReport,
         subjects: Mapping[str, int] | None = None,
-        settings: FhirSettings = NO_SETTINGS,
+        settings: DatasetSettings = NO_SETTINGS,
     ) -> None:
         self.report = report
         self._timezone = settings.timezone
@@ -189,16 +189,19 @@ class Assembler:
 
     def _with_zones(self, columns: dict[str, np.ndarray], encounters: Encounters) -> dict[str, np.ndarray]:
         """The rows, and static ones that tell the zone of patients and visits whose clocks do not show UTC."""
-        table = self._tables["codes"]
-        if self._timezone is None:
-            zones = encounters.zones()
-            codes = [table.setdefault(f"{TIMEZONE}{offset_name(offset)}", len(table)) for _, _, offset in zones]
-            where = [(subject, visit) for subject, visit, _ in zones]
+        told = encounters.zones() if self._timezone is None else []
+        if self._timezone is None and not told:
+            return columns
+        table, known = self._tables["codes"], set(pl.Series(columns["subject_id"]).unique().to_list())
+        if self._timezone is not None:
+            code = table.setdefault(f"{TIMEZONE}{self._timezone}", len(table))
+            kept = [(subject, -1, code) for subject in known]
         else:
-            where = [(subject, -1) for subject in _distinct(columns["subject_id"])]
-            codes = [table.setdefault(f"{TIMEZONE}{self._timezone}", len(table))] * len(where)
-        known = _distinct(columns["subject_id"]) if where else set()
-        kept = [(subject, visit, code) for (subject, visit), code in zip(where, codes, strict=True) if subject in known]
+            kept = [
+                (subject, visit, table.setdefault(f"{TIMEZONE}{offset_name(offset)}", len(table)))
+                for subject, visit, offset in told
+                if subject in known
+            ]
         if not kept:
             return columns
         added: dict[str, Any] = dict(zip(("subject_id", "visit", "code"), zip(*kept, strict=True), strict=True))
@@ -363,10 +366,6 @@ class Assembler:
         self.report.subjects = events["subject_id"].n_unique()
         self.report.errors += [error for _, error in sorted(self._errors)][:MAX_ERRORS]
         return events.select(pl.col(name).cast(EVENT_SCHEMA[name]) for name in EVENT_COLUMNS)
-
-
-def _distinct(numbers: np.ndarray) -> set[int]:
-    return set(pl.Series(numbers).unique().to_list())
 
 
 def _strings(values: list[Any], column: str) -> pl.Expr:

@@ -27,8 +27,8 @@ import orjson
 from ehrseq.data.fhir.elements import MALFORMED, describe, explain
 from ehrseq.data.fhir.resources import Extractor
 from ehrseq.data.fhir.rows import COLUMN_TYPES, TABLE_OF, Visit
-from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
 from ehrseq.data.fhir.uniform import read_uniform
+from ehrseq.data.metadata import NO_SETTINGS, DatasetSettings
 from ehrseq.data.report import MAX_ERRORS
 
 BLOCK_BYTES = 8 << 20
@@ -82,7 +82,7 @@ class ReadTask:
     stripes: int = 1
     cost: int = 0
     skip_errors: bool = False
-    settings: FhirSettings = NO_SETTINGS
+    settings: DatasetSettings = NO_SETTINGS
     block_bytes: int = field(default_factory=lambda: BLOCK_BYTES)
 
     @property

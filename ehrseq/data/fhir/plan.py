@@ -14,7 +14,7 @@ from typing import IO
 import orjson
 
 from ehrseq.data.fhir.blocks import ReadTask, file_size, gzip_errors, is_ndjson, most_held, open_text
-from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
+from ehrseq.data.metadata import NO_SETTINGS, DatasetSettings
 from ehrseq.data.report import ConversionReport
 
 ENDINGS = (".ndjson", ".jsonl", ".json")
@@ -120,7 +120,7 @@ def plan_reading(
     part_bytes: int,
     stripes_of: Callable[[int], int],
     skip_errors: bool = False,
-    settings: FhirSettings = NO_SETTINGS,
+    settings: DatasetSettings = NO_SETTINGS,
 ) -> list[ReadTask]:
     """Tasks that read all of the files, in their order.
 

@@ -51,9 +51,9 @@ from ehrseq.data.fhir.references import (
     server_of,
 )
 from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, TIME_STATIC, TIME_UNKNOWN, Row, StringTable, Times, Visit, trace_of
-from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
 from ehrseq.data.fhir.values import unit_spelling
 from ehrseq.data.instants import zone_of
+from ehrseq.data.metadata import NO_SETTINGS, DatasetSettings
 
 _NAN = float("nan")
 MAX_FLOAT32 = 3.4028234663852886e38
@@ -111,13 +111,13 @@ class Extractor:
         times: Text of a date or time -> instant, the last of a date; kept from block to block.
     """
 
-    def __init__(self, skip_errors: bool = False, settings: FhirSettings = NO_SETTINGS) -> None:
+    def __init__(self, skip_errors: bool = False, settings: DatasetSettings = NO_SETTINGS) -> None:
         self.skip_errors = skip_errors
         self.coder = Coder()
         self.times = Times()
         self._starts = Times(first=True)
         self._zone = None if settings.timezone is None else zone_of(settings.timezone)
-        self._classes = ClassReader(dict(settings.encounter_classes))
+        self._classes = ClassReader(settings.encounter_classes)
         self._medicines = MedicationReader(self.coder, lambda: self.counts)
         self._dispositions = DispositionReader()
         self._depth = 0
