@@ -153,6 +153,7 @@ def _no_zone(name: object) -> str:
     )
 
 
+@lru_cache(maxsize=4096)
 def offset_name(minutes: int) -> str:
     """An offset in minutes as `+05:30`."""
     return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import gzip
 import importlib
+import os
 import zlib
 from array import array
 from collections import Counter
@@ -306,7 +307,7 @@ def _read_chunk(stream: Any, size: int, path: str, carry: bytes = b"") -> tuple[
 
 def most_held(path: str) -> int:
     """Bytes of a line or document of a file that are held."""
-    return max(_ALWAYS_HELD, _MOST_RATIO * Path(path).stat().st_size)
+    return max(_ALWAYS_HELD, _MOST_RATIO * os.stat(path).st_size)
 
 
 def _too_long(path: str) -> str:
@@ -358,7 +359,8 @@ def _read_document(task: ReadTask, extractor: Extractor) -> Block:
         if broken:
             raise ValueError(broken)
         size = len(text)
-        _read_json(text, task.path, extractor)
+        with _no_garbage_collection():
+            _read_json(text, task.path, extractor)
     except MALFORMED as error:
         message = str(error) if str(error).startswith(task.path) else f"{task.path}: {explain(error)}"
         if not task.skip_errors:

@@ -75,6 +75,9 @@ PLACEHOLDERS = "times that stand for an unknown one (year 0001, 9999 ...), not u
 
 _TIME_CACHE_SIZE = 500_000
 
+_MOST_STATUSES = 1000
+"""Spellings of statuses that are kept in mind."""
+
 _DEEPEST_BUNDLE = 16
 """Bundles inside Bundles."""
 
@@ -122,6 +125,8 @@ class Extractor:
         self._dispositions = DispositionReader()
         self._depth = 0
         self._kinds: dict[bytes, str] = {}
+        self._happened: set[tuple[str, str]] = set()
+        self._verifications: dict[bytes, str | None] = {}
         self._readers: dict[str, Callable[[dict[str, Any], str | None], None]] = {
             "Patient": self._patient,
             "Encounter": self._encounter,
@@ -230,20 +235,22 @@ class Extractor:
         entries = bundle.get("entry")
         if entries is not None and not isinstance(entries, list):
             raise ValueError(f"Bundle.entry is {type(entries).__name__}; expected a list of objects with a resource")
-        for number, entry in enumerate(entries or ()):
-            try:
-                self._depth += 1
-                self._entry(entry, bundle)
-            except MALFORMED as error:
-                resource = entry.get("resource") if isinstance(entry, dict) else entry
-                message = f"entry {number} ({describe(resource)}): {explain(error)}"
-                if not self.skip_errors:
-                    raise ValueError(message) from error
-                self.errors.append(message)
-                self.counts["skipped", "malformed resource"] += 1
-            finally:
-                self._depth -= 1
-        self._enter_server("")
+        self._depth += 1
+        try:
+            for number, entry in enumerate(entries or ()):
+                try:
+                    self._entry(entry, bundle)
+                except MALFORMED as error:
+                    resource = entry.get("resource") if isinstance(entry, dict) else entry
+                    message = f"entry {number} ({describe(resource)}): {explain(error)}"
+                    if not self.skip_errors:
+                        raise ValueError(message) from error
+                    self.errors.append(message)
+                    self.counts["skipped", "malformed resource"] += 1
+        finally:
+            self._depth -= 1
+        if self._server:
+            self._enter_server("")
 
     def _entry(self, entry: Any, bundle: dict[str, Any]) -> None:
         """Read the resource of a Bundle's entry, or what it deletes; one without both (a search outcome) is counted."""
@@ -262,14 +269,14 @@ class Extractor:
             raise ValueError(f"its resource is {type(resource).__name__}; expected an object with a resourceType")
         if full_url is not None and not isinstance(full_url, str):
             raise ValueError(f"its fullUrl is {type(full_url).__name__}; expected text")
-        self._enter_server(server_of(full_url))
+        if (server := server_of(full_url)) != self._server:
+            self._enter_server(server)
         self.read(resource, full_url)
 
     def _enter_server(self, server: str) -> None:
         """Relative references mean this server's resources from now on."""
-        if server != self._server:
-            self._server = server
-            self._seen_subjects, self._seen_encounters = {}, {}
+        self._server = server
+        self._seen_subjects, self._seen_encounters = {}, {}
 
     # Patients and encounters
 
@@ -318,12 +325,24 @@ class Extractor:
     # Clinical resources
 
     def _condition(self, condition: dict[str, Any], _: str | None) -> None:
-        if self._did_not_happen("Condition", negating_status(condition.get("verificationStatus"))):
+        if self._did_not_happen("Condition", self._verification(condition.get("verificationStatus"))):
             return
         code = self._code("DIAGNOSIS", condition.get("code"), "Condition")
         if code:
             time = self._at("Condition", condition.get("recordedDate"))
             self._add(condition, "subject", "encounter", code, time)
+
+    def _verification(self, status: Any) -> str | None:
+        """What a verificationStatus says; each is worked out once."""
+        if status is None:
+            return None
+        key = orjson.dumps(status, default=str)
+        if key not in self._verifications:
+            said = negating_status(status)
+            if len(self._verifications) >= _MOST_STATUSES:
+                return said
+            self._verifications[key] = said
+        return self._verifications[key]
 
     def _procedure(self, procedure: dict[str, Any], _: str | None) -> None:
         if self._did_not_happen("Procedure", procedure.get("status")):
@@ -343,15 +362,14 @@ class Extractor:
             return
         code = self._code("IMMUNIZATION", immunization.get("vaccineCode"), "Immunization")
         if code:
-            occurred = _stated_times(immunization, "occurrence")
-            time = self._at("Immunization", immunization.get("recorded"), *occurred)
+            time = self._at_stated("Immunization", immunization.get("recorded"), immunization, "occurrence")
             self._add(immunization, "patient", "encounter", code, time)
 
     def _observation(self, observation: dict[str, Any], _: str | None) -> None:
         if self._did_not_happen("Observation", observation.get("status")):
             return
         get = observation.get
-        time = self._at("Observation", get("issued"), *_stated_times(observation, "effective"))
+        time = self._at_stated("Observation", get("issued"), observation, "effective")
         subject = self.subject_of(get("subject"), observation)
         self.add_observed(observation, subject, self.encounter_of(get("encounter")), time)
 
@@ -403,7 +421,7 @@ class Extractor:
     # Medications
 
     def _medication_request(self, request: dict[str, Any], _: str | None) -> None:
-        forbidden = read_flag(request.get("doNotPerform"), "doNotPerform")
+        forbidden = "doNotPerform" in request and read_flag(request["doNotPerform"], "doNotPerform")
         if self._did_not_happen("MedicationRequest", "doNotPerform" if forbidden else request.get("status")):
             return
         intent = request.get("intent")
@@ -455,6 +473,9 @@ class Extractor:
     # Parts
 
     def _did_not_happen(self, resource_type: str, status: Any) -> bool:
+        if isinstance(status, str) and (resource_type, status) in self._happened:
+            return False
+        written = status
         if status not in LEFT_OUT_STATUSES[resource_type]:
             status = plain_status(status)
         if status == "entered-in-error":
@@ -463,6 +484,8 @@ class Extractor:
         if status in LEFT_OUT_STATUSES[resource_type]:
             self.counts["skipped", f"{resource_type}: {status}"] += 1
             return True
+        if isinstance(written, str) and len(self._happened) < _MOST_STATUSES:
+            self._happened.add((resource_type, written))
         return False
 
     def _add(self, resource: dict[str, Any], subject_field: str, encounter_field: str, code: int, time: int) -> None:
@@ -480,6 +503,13 @@ class Extractor:
                     return time
                 self.counts["notes", PLACEHOLDERS] += 1
         return END_OF_ENCOUNTER[resource_type]
+
+    def _at_stated(self, resource_type: str, stated: str | None, resource: dict[str, Any], field: str) -> int:
+        """The same of a time, and where it is not there or cannot be meant, of a choice element."""
+        time = self.times[stated] if stated else TIME_UNKNOWN
+        if time != TIME_UNKNOWN:
+            return time
+        return self._at(resource_type, stated, *_stated_times(resource, field))
 
     def subject_of(self, holder: dict[str, Any] | None, resource: dict[str, Any]) -> int:
         """Index of the subject that a Reference of a resource names, 0 where there is none."""
