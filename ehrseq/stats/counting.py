@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import polars as pl
 
 from ehrseq.data.metadata import read_settings
 from ehrseq.data.shards import ShardPart, dataset_shards, read_blocks, scan_shard
-from ehrseq.tasks.label_sources import read_audited
+from ehrseq.tasks.label_sources import AuditedTask, read_audited
 from ehrseq.tasks.visit_words import warn_without_admissions
 from ehrseq.tokenization.ehr_codes import code_kinds, split_kind
 from ehrseq.work.engine import Engine
@@ -42,7 +43,8 @@ class DatasetStatistics:
         kinds: The same counts by kind of code.
         events_per_patient: rows, to (a patient has as many rows, or at most `to`; null: no limit), patients.
         calendar: month, kind, rows, patients.
-        prevalence: task, from (start of a period), labels, positives, patients, positive_patients, negative_patients
+        prevalence: labels whose horizon the data cover (of the last horizon only those who died have one):
+            task, from (start of a period), labels, positives, patients, positive_patients, negative_patients
             (who has such a label), prevalence, low, high (Wilson's 95 % interval).
     """
 
@@ -208,8 +210,7 @@ def _prevalences(labels: str | Path | None) -> pl.DataFrame:
     schema: dict[str, Any] = {"task": pl.String, "from": pl.Date} | dict.fromkeys(counts, pl.Int64)
     schema |= dict.fromkeys(("prevalence", "low", "high"), pl.Float64)
     frames = [pl.DataFrame(schema=schema)]
-    for task in [] if labels is None else read_audited(labels):
-        name, table = task.name, task.labels
+    for name, table in _label_tables(labels):
         if table.is_empty():
             continue
         first, last = table["prediction_time"].min(), table["prediction_time"].max()
@@ -239,3 +240,19 @@ def _prevalences(labels: str | Path | None) -> pl.DataFrame:
             .select(list(schema))
         )
     return pl.concat(frames)
+
+
+def _label_tables(labels: str | Path | None) -> Iterator[tuple[str, pl.DataFrame]]:
+    if labels is None:
+        return
+    for task in read_audited(labels):
+        yield task.name, _covered(task)
+
+
+def _covered(task: AuditedTask) -> pl.DataFrame:
+    """The labels whose horizon ends within the data: behind that there are those of the dead alone."""
+    definition, end = task.definition, task.end_of_data
+    if definition is None or end is None or definition.to_stay_end or not definition.censoring:
+        return task.labels
+    ahead = definition.horizon - (definition.offset if definition.horizon_from == "anchor" else timedelta(0))
+    return task.labels.filter(pl.col("prediction_time") + ahead <= end)

@@ -5,10 +5,10 @@ labelled; `candidates == labels + sum(dropped)` always. An interval is open at t
 horizon's end: what happens at the prediction time is known, what happens at exactly the horizon counts.
 
 Follow-up ends at death or at `end_of_data`. A patient's own last event ends nothing: patients who stay away are
-observed to stay away. A row whose horizon passes `end_of_data` is dropped whichever way it would turn out, and whether
-or not the patient has died: to keep what has been seen to be positive would make the last year all positive, and to
-keep those who died (who are fully observed) would leave of the last year the dead alone, all positive where death is
-asked and nearly all negative elsewhere. Earlier, a death within the horizon ends follow-up, and the row is complete.
+observed to stay away. A row whose horizon passes `end_of_data` is dropped whichever way it would turn out: to keep
+what has been seen to be positive would make the last year all positive. Only a death within the horizon leaves nothing
+to be seen behind it, so that such a row is kept. The rows of the last horizon are therefore those of the dead alone,
+and `ehrseq stats` tells no prevalence of them.
 
 A death known to the month or year gives a label only where every day of it gives the same.
 
@@ -295,6 +295,7 @@ def _fates(table: pl.DataFrame, timeline: Timeline, task: Task) -> pl.DataFrame:
     if task.side == "end":
         dead = dead.fill_null(False) | pl.col("died_in_stay")
     beyond = horizon_end.is_null() if task.to_stay_end else horizon_end > end_of_data
+    followed_to_death = (death > prediction) & (death <= horizon_end)
     unfinished = status == END_UNKNOWN if task.side == "start" else pl.col("end").is_null()
     last_followed = pl.col("next_start").is_not_null() & pl.col("next_start").shift(-1).over("subject_id").is_null()
     conditions = {
@@ -313,7 +314,9 @@ def _fates(table: pl.DataFrame, timeline: Timeline, task: Task) -> pl.DataFrame:
         "no_baseline": ~pl.col("value_baseline"),
         # A task without censoring still cannot tell the length of a stay that has not ended.
         "follow_up_ends": (prediction > end_of_data)
-        | beyond & (pl.lit(task.censoring) | pl.lit(_needs_end(task)) & pl.col("stay_end").is_null()),
+        | beyond
+        & ~followed_to_death.fill_null(False)
+        & (pl.lit(task.censoring) | pl.lit(_needs_end(task)) & pl.col("stay_end").is_null()),
         "death_time_unknown": pl.col("death_untimed") & pl.lit(task.outcome in ("death", "death_in_stay")),
         "outcome_pending": (pl.col("in_progress_start") > prediction) & (pl.col("in_progress_start") <= horizon_end),
         # Whoever died, or was seen to have the outcome, needs no measurement.

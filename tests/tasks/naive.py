@@ -276,7 +276,8 @@ def naive_labels(
             if prediction > end_of_data:
                 return "follow_up_ends"
             beyond = horizon is None if task.horizon_text == "stay" else horizon > end_of_data
-            if beyond and (task.censoring or (whole and not stay_end)):
+            dead_by_then = death is not None and horizon is not None and prediction < death <= horizon
+            if beyond and not dead_by_then and (task.censoring or (whole and not stay_end)):
                 return "follow_up_ends"
             pending = [s for s in stays if s["status"] == "open" and prediction < s["start"] <= horizon]
             if task.outcome == "code_at_admission" and pending:

@@ -16,9 +16,7 @@ CENSORING = [
     ("mortality_30d", INDEX, "2020-02-10", {OUT: 0}, {}),  # a date is its last instant
     ("mortality_30d", INDEX, "2020-02-09", {}, {"follow_up_ends": 1}),
     ("mortality_30d", INDEX, "2020-02-10T13:00:00+01:00", {OUT: 0}, {}),
-    # A death within the horizon is the label itself here: to keep it would leave positives alone.
-    ("mortality_30d", [*INDEX, ("2020-01-15", DEATH)], "2020-01-20", {}, {"follow_up_ends": 1}),
-    ("mortality_30d", [*INDEX, ("2020-01-15", DEATH)], "2020-02-10T12:00:00", {OUT: 1}, {}),
+    ("mortality_30d", [*INDEX, ("2020-01-15", DEATH)], "2020-01-20", {OUT: 1}, {}),  # a death within the horizon
     (
         "mortality_30d",
         [*INDEX, ("2020-01-25", DEATH)],
@@ -34,15 +32,13 @@ CENSORING = [
         {},
         {"follow_up_ends": 1, "no_discharge": 1},
     ),  # positive so far: not kept
-    # Nothing can follow a death; but of those alive beside the dead none has a label yet.
-    ("readmission_30d", [*INDEX, ("2020-01-15", DEATH)], "2020-01-20", {}, {"follow_up_ends": 1}),
-    ("readmission_30d", [*INDEX, ("2020-01-15", DEATH)], "2020-02-10T12:00:00", {OUT: 0}, {}),
+    ("readmission_30d", [*INDEX, ("2020-01-15", DEATH)], "2020-01-20", {OUT: 0}, {}),  # nothing can follow a death
     (
         "readmission_30d",
         [*INDEX, *stay("2020-01-13", "2020-01-14", "b"), ("2020-01-15", DEATH)],
         "2020-01-20",
+        {OUT: 1, "2020-01-14": 0},
         {},
-        {"follow_up_ends": 2},
     ),
     ("long_stay_7d", INDEX, "2020-01-08T12:00:00", {"2020-01-02 12:00": 1}, {}),  # not discharged within 168 hours
     ("long_stay_7d", INDEX, "2020-01-08T11:59:59", {}, {"follow_up_ends": 1}),
@@ -61,8 +57,8 @@ CENSORING = [
         "hypertension",
         [*INDEX, *stay("2020-06-01", "2020-06-04", "b"), ("2020-06-04", I10, "b"), ("2020-06-20", DEATH)],
         "2020-07-01",
-        {},
-        {"earlier_code": 1, "follow_up_ends": 1},
+        {OUT: 1},
+        {"earlier_code": 1},
     ),
     ("hypertension", INDEX, "2020-07-01", {}, {"follow_up_ends": 1}),
     ("mortality_30d_paper", INDEX, "2020-01-12", {OUT: 0}, {}),

@@ -160,33 +160,45 @@ def test_files_give_what_the_whole_table_gives_of_deaths_ends_and_days(tmp_path)
 # -- the end of the data -----------------------------------------------------------------------------------------------
 
 
-LATER = [
-    ("nothing more", []),
-    ("a visit", stay("2020-01-20", "2020-01-22", "b")),
-    ("a visit with a diagnosis", [*stay("2020-01-20", "2020-01-22", "b"), ("2020-01-22", I10, "b")]),
-    ("a death", [("2020-01-20", DEATH)]),
-    ("a visit, then a death", [*stay("2020-01-20", "2020-01-22", "b"), ("2020-01-25", DEATH)]),
-]
+LATER = {
+    "nothing more": [],
+    "a visit": stay("2020-01-20", "2020-01-22", "b"),
+    "a visit with a diagnosis": [*stay("2020-01-20", "2020-01-22", "b"), ("2020-01-22", I10, "b")],
+    "a death": [("2020-01-20", DEATH)],
+    "a visit, then a death": [*stay("2020-01-20", "2020-01-22", "b"), ("2020-01-25", DEATH)],
+}
 """What may follow one discharge: whichever outcome it makes."""
 
 
 @pytest.mark.parametrize("task", ["mortality_30d", "readmission_30d", "hypertension", "heart_failure_365d"])
 @pytest.mark.parametrize("days", [20, 29, 30, 364, 365])
-def test_censoring_looks_at_neither_the_label_nor_a_death(task, days):
-    """Patients who differ in what follows alone are kept, or dropped, together: those whose horizon the data cover."""
+def test_censoring_does_not_look_at_the_label(task, days):
+    """Patients who differ in what follows alone are kept, or dropped, together: those whose horizon the data cover. A
+    death within the horizon leaves nothing to be seen."""
     end = at(OUT) + timedelta(days=days)
-    kept = {why: OUT in answer([*INDEX, *rows], task, end=end)[0] for why, rows in LATER}
-    assert set(kept.values()) == {at(OUT) + load_task(task).horizon <= end}, kept
+    kept = {why: OUT in answer([*INDEX, *rows], task, end=end)[0] for why, rows in LATER.items()}
+    covered = at(OUT) + load_task(task).horizon <= end
+    assert kept == {why: covered or "death" in why for why in LATER}
+
+
+def horizon(name: str) -> timedelta:
+    """Time between the prediction and the end of the horizon."""
+    task = load_task(name)
+    return task.horizon - (task.offset if task.horizon_from == "anchor" else timedelta(0))
 
 
 def test_the_end_of_the_data_hides_rows_and_changes_none():
-    """Cut in the midst of a cohort, its labels are those that the whole cohort gives, as far as their horizon goes."""
+    """Cut in the midst of a cohort, its labels are those that the whole cohort gives, as far as their horizon goes, and
+    those of who died within it."""
     events = simulate(400, seed=5, progress=False).events()
+    deaths = events.filter(pl.col("code") == "MEDS_DEATH").select("subject_id", death="time")
     cut = datetime(2015, 1, 1)
     names = [name for name in list_tasks() if not load_task(name).to_stay_end]
     known, now = (label_events(events, names, end_of_data=end, progress=False) for end in (events["time"].max(), cut))
     for name in names:
-        covered = known.labels[name].filter(pl.col("prediction_time") + horizon(name) <= cut)
+        ends = pl.col("prediction_time") + horizon(name)
+        labels = known.labels[name].join(deaths, on="subject_id", how="left")
+        covered = labels.filter((ends <= cut) | (pl.col("death") <= cut) & (pl.col("death") <= ends)).drop("death")
         pending = now.report[name].get("outcome_pending", 0)
         assert covered.height > 200
         assert now.labels[name].join(covered, on=covered.columns, how="anti").is_empty()
@@ -197,19 +209,22 @@ def test_no_prevalence_jumps_at_the_end_of_the_data(tmp_path):
     """The labels of the last periods of a cohort whose risks do not change are as often positive as those before."""
     cohort = simulate(400, seed=5, progress=False)
     write_dataset(cohort.events(), tmp_path / "d", dataset_name="test")
-    made = label_dataset(tmp_path / "d", list_tasks(), end_of_data=cohort.end_of_data, engine=get_engine(num_workers=1))
+    label_dataset(tmp_path / "d", list_tasks(), end_of_data=cohort.end_of_data, engine=get_engine(num_workers=1))
     prevalence = count_dataset(tmp_path / "d", engine=get_engine(num_workers=1)).prevalence
     for name in list_tasks():
         periods = prevalence.filter(pl.col("task") == name).sort("from")
         last, before = periods.tail(1), periods.head(-1)
         whole = before["positives"].sum() / before["labels"].sum()
         assert last["low"].item() <= whole <= last["high"].item(), name
-        assert periods["labels"].sum() == made.labels[name].height  # all of them, the last ones too
-        if not load_task(name).to_stay_end:
-            assert made.labels[name]["prediction_time"].max() + horizon(name) <= cohort.end_of_data, name
+        horizon = load_task(name).horizon
+        assert periods["from"].max() <= (cohort.end_of_data - horizon).date() + timedelta(days=1), name
 
 
-def horizon(name: str) -> timedelta:
-    """Time between the prediction and the end of the horizon."""
-    task = load_task(name)
-    return task.horizon - (task.offset if task.horizon_from == "anchor" else timedelta(0))
+def test_who_died_within_a_horizon_that_passes_the_end_has_a_label_and_is_in_no_prevalence(tmp_path):
+    rows = table([*INDEX, ("2020-01-15", DEATH)])
+    write_dataset(rows, tmp_path / "d", dataset_name="test")
+    result = label_dataset(
+        tmp_path / "d", ["readmission_30d"], end_of_data="2020-01-20", engine=get_engine(num_workers=1)
+    )
+    assert result.labels["readmission_30d"].rows() == [(1, datetime(2020, 1, 11, 12), False)]
+    assert count_dataset(tmp_path / "d", engine=get_engine(num_workers=1)).prevalence.is_empty()
