@@ -3,7 +3,7 @@
 A partial date (`2012`, `2012-05`, `2012-05-24`) is a span of time. A fact takes its last instant, so that nothing is
 known before it was; the start of a period, and a birth, its first. A date, and a time without zone, is wall-clock time
 of an unknown zone: `read_instant` says so, and whoever reads records moves it to the hospital's zone (`zone_of`,
-`wall_to_utc`). A few dates stand for none (`is_placeholder`).
+`wall_to_utc`, and `walls_to_utc` of a column). A few dates stand for none (`is_placeholder`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from ehrseq.tokenization.ehr_codes import DAY_US, YEAR_US
+
+if TYPE_CHECKING:
+    import polars as pl  # workers that read, and know their zone, do not load it
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -133,7 +137,7 @@ def check_zone(name: str) -> None:
     Raises:
         ValueError: See `zone_of`.
     """
-    import polars as pl  # workers that read, and ask for zones only, do not load it
+    import polars as pl
 
     if zone_of(name).utcoffset(None) is None:
         try:
@@ -149,23 +153,48 @@ def _no_zone(name: object) -> str:
     )
 
 
+@lru_cache(maxsize=4096)
 def offset_name(minutes: int) -> str:
     """An offset in minutes as `+05:30`."""
     return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}"
 
 
 def wall_to_utc(micros: int, zone: tzinfo, *, first: bool = False) -> int:
-    """A wall-clock time (as if it were UTC) of a zone as UTC; of an hour that occurs twice the later, or the first.
+    """A wall-clock time (as if it were UTC) of a zone as UTC.
+
+    Of an hour that occurs twice it is the later instant, or the first. A time that the clocks skip is read by the
+    offset before it: 02:30 is half an hour after the jump at 02:00.
 
     Args:
         micros: Microseconds since 1970 on the wall.
         zone: The zone.
         first: Of an hour that occurs twice the earlier instant: of the start of a period.
     """
-    wall = _EPOCH + micros * _MICROSECOND
-    moment = wall.replace(tzinfo=zone, fold=0 if first else 1)
-    offset = moment.utcoffset() or timedelta(0)
-    return micros - offset // _MICROSECOND
+    wall = (_EPOCH + micros * _MICROSECOND).replace(tzinfo=zone)
+    # PEP 495: fold 0 is the first of two instants, and the offset before a jump; fold 1 is the other.
+    before, after = (wall.replace(fold=fold).utcoffset() or timedelta(0) for fold in (0, 1))
+    return micros - (before if first else min(before, after)) // _MICROSECOND
+
+
+def walls_to_utc(wall: pl.Expr, name: str) -> pl.Expr:
+    """The same of a column (Datetime without a zone): of an hour that occurs twice the later instant.
+
+    Args:
+        wall: Times on the wall.
+        name: The zone.
+    """
+    import polars as pl
+
+    fixed = zone_of(name).utcoffset(None)
+    if fixed is not None:
+        return wall - fixed
+
+    def existing(moment: pl.Expr) -> pl.Expr:
+        zoned = moment.dt.replace_time_zone(name, ambiguous="latest", non_existent="null")
+        return zoned.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+
+    day = timedelta(days=1)  # no zone has two jumps within one
+    return pl.coalesce(existing(wall), existing(wall - day) + day)
 
 
 def _date_parts(text: str) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import orjson
 
+from ehrseq.data.fhir.classes import checked_mapping
 from ehrseq.data.instants import check_zone
 from ehrseq.tokenization.ehr_codes import DEFAULT_CODE_MAP, code_kinds
 
@@ -28,11 +29,13 @@ CodeMap = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class DatasetSettings:
-    """What a user says about a dataset.
+    """What a user says about a source, or about the dataset made of it.
 
     Attributes:
-        timezone: The hospital's zone; None: nobody said.
-        encounter_classes: Spelling -> class.
+        timezone: The hospital's zone, that of dates and times that state none: a name of the IANA table or a fixed
+            offset. None: nobody said; then FHIR's are in that of the encounter that they belong to, else of the
+            patient's latest encounter, else UTC.
+        encounter_classes: Spelling -> class of FHIR's encounters, see `checked_mapping`.
         code_map: Pairs that are tried before the default ones.
     """
 
@@ -42,21 +45,23 @@ class DatasetSettings:
 
     @classmethod
     def of(
-        cls, timezone: str | None, code_map: Sequence[Sequence[str]] | None, classes: Mapping[str, str] | None = None
+        cls,
+        timezone: str | None = None,
+        encounter_classes: Mapping[str, str] | None = None,
+        code_map: Sequence[Sequence[str]] | None = None,
     ) -> DatasetSettings:
         """Checked settings.
 
         Raises:
-            ValueError: There is no such zone; no pairs of a regular expression and a kind.
+            ValueError: There is no such zone or class; no pairs of a regular expression and a kind.
         """
         if timezone is not None:
             check_zone(timezone)
-        if not isinstance(classes or {}, Mapping):
-            raise ValueError(f"encounter_classes got {classes!r}; expected spellings and their classes.")
         if isinstance(code_map, str | Mapping):
             raise ValueError(f"code_map got {code_map!r}; expected a list of [regular expression, kind] pairs.")
         code_kinds([], code_map or ())
-        return cls(timezone, dict(classes or {}), tuple((str(pattern), str(kind)) for pattern, kind in code_map or ()))
+        pairs = tuple((str(pattern), str(kind)) for pattern, kind in code_map or ())
+        return cls(timezone, checked_mapping(encounter_classes), pairs)
 
     @property
     def rules(self) -> CodeMap | None:
@@ -82,15 +87,19 @@ class DatasetSettings:
         return kept
 
 
+NO_SETTINGS = DatasetSettings()
+"""Nothing was said."""
+
+
 def read_settings(dataset: str | Path) -> DatasetSettings:
     """What the metadata of a dataset say; nothing where it has none.
 
     Raises:
-        ValueError: They are damaged, name a zone that there is not, or pairs that are none.
+        ValueError: They are damaged, name a zone or class that there is not, or pairs that are none.
     """
     content = read_metadata(dataset)
     try:
-        return DatasetSettings.of(content.get("timezone"), content.get("code_map"), content.get("encounter_classes"))
+        return DatasetSettings.of(content.get("timezone"), content.get("encounter_classes"), content.get("code_map"))
     except ValueError as error:
         raise ValueError(f"{Path(dataset) / 'metadata' / 'dataset.json'}: {error}") from error
 

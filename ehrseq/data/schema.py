@@ -17,6 +17,7 @@ At one instant of one subject the order is: static rows, birth, starts of visits
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
@@ -73,19 +74,25 @@ def code_rank(codes: pl.Series) -> pl.Series:
     Args:
         codes: String codes. Unique ones are best: each is matched against two regular expressions.
     """
-    frame = pl.DataFrame({"code": codes})
+    return pl.DataFrame({"code": codes}).select(_rank_of_code())["rank"]
+
+
+@cache
+def _rank_of_code() -> pl.Expr:
+    """The rank of the column `code`."""
+    code = pl.col("code")
     rank = (
-        pl.when(pl.col("code").str.starts_with(BIRTH_CODE))
+        pl.when(code.str.starts_with(BIRTH_CODE))
         .then(RANK_BIRTH)
-        .when(pl.col("code").str.starts_with(DEATH_CODE))
+        .when(code.str.starts_with(DEATH_CODE))
         .then(RANK_DEATH)
-        .when(pl.col("code").str.contains(_END_PREFIXES))
+        .when(code.str.contains(_END_PREFIXES))
         .then(RANK_END)
-        .when(pl.col("code").str.contains(_START_PREFIXES))
+        .when(code.str.contains(_START_PREFIXES))
         .then(RANK_START)
         .otherwise(RANK_OTHER)
     )
-    return frame.select(rank.cast(pl.UInt8).alias("rank"))["rank"]
+    return rank.cast(pl.UInt8).alias("rank")
 
 
 def arrow_schema() -> pa.Schema:

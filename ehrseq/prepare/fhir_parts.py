@@ -19,8 +19,8 @@ import pyarrow as pa
 from ehrseq.data.fhir.blocks import Block, ReadTask, read_task
 from ehrseq.data.fhir.plan import plan_reading, size_of
 from ehrseq.data.fhir.rows import TABLE_OF
-from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
 from ehrseq.data.fhir.versions import version_columns
+from ehrseq.data.metadata import NO_SETTINGS, DatasetSettings
 from ehrseq.data.report import MAX_ERRORS
 from ehrseq.prepare.spill import partition_of_keys, write_piece, write_table
 from ehrseq.work.parts import RecordedPart
@@ -127,7 +127,7 @@ class FhirPart(RecordedPart[FhirPartReport]):
 
 
 def fhir_parts(
-    files: Sequence[Path], folder: Path, *, shard_rows: int, skip_errors: bool, settings: FhirSettings = NO_SETTINGS
+    files: Sequence[Path], folder: Path, *, shard_rows: int, skip_errors: bool, settings: DatasetSettings = NO_SETTINGS
 ) -> tuple[list[FhirPart], int]:
     """The parts of FHIR files, and the number of partitions.
 

@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 from ehrseq.data.fhir.assemble import Assembler
 from ehrseq.data.fhir.references import Resolver
 from ehrseq.data.fhir.rows import MEDICATION_REFERENCE, TABLE_OF
-from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
 from ehrseq.data.fhir.subjects import people_of
 from ehrseq.data.fhir.versions import (
     Deletions,
@@ -32,6 +31,7 @@ from ehrseq.data.fhir.versions import (
     VisitVersion,
     last_versions,
 )
+from ehrseq.data.metadata import NO_SETTINGS, DatasetSettings
 from ehrseq.data.report import ConversionReport
 from ehrseq.prepare.fhir_parts import NUMBERS, FhirPart, FhirPartReport, FhirPiece
 from ehrseq.prepare.shard_files import PartitionPart, ShardReport, write_shards
@@ -142,7 +142,7 @@ class FhirPartition(PartitionPart):
         settings: What the user says about the source.
     """
 
-    settings: FhirSettings = NO_SETTINGS
+    settings: DatasetSettings = NO_SETTINGS
 
     def make(self) -> ShardReport:
         """Put the rows together, and write them as shards."""

@@ -24,7 +24,6 @@ import polars as pl
 
 from ehrseq.data.dataset import make_folder, write_metadata
 from ehrseq.data.fhir.plan import count_unread, fhir_files, sort_files
-from ehrseq.data.fhir.settings import FhirSettings
 from ehrseq.data.meds import meds_files, read_descriptions, read_splits, unread_files
 from ehrseq.data.metadata import DatasetSettings, read_settings, written_by_us
 from ehrseq.data.physionet2012.reader import load_physionet2012
@@ -135,8 +134,7 @@ def prepare_dataset(
     if isinstance(shard_rows, bool) or not isinstance(shard_rows, int) or shard_rows < 1:
         raise ValueError(f"shard_rows must be a whole number from 1 on, got {shard_rows!r}.")
     source, output = Path(source), Path(output)
-    fhir_settings = FhirSettings.of(timezone, encounter_classes)
-    settings = DatasetSettings.of(timezone, code_map, dict(fhir_settings.encounter_classes))
+    settings = DatasetSettings.of(timezone, encounter_classes, code_map)
     if not source.exists():
         raise ValueError(f"{source} does not exist; give a folder or file of FHIR R4, MEDS or the challenge 2012.")
     assign_splits([], fractions=fractions, seed=seed)  # refuses what cannot be shares and seeds
@@ -179,7 +177,6 @@ class _Preparation:
     zone_said: bool
 
     def __post_init__(self) -> None:
-        self.fhir_settings = FhirSettings.of(self.settings.timezone, self.settings.encounter_classes)
         self.format = source_format(self.source)
         self.folder = self.output.absolute().parent / f".{self.output.absolute().name}.preparing"
         self.spill = self.folder / "spill"
@@ -262,17 +259,14 @@ class _Preparation:
             self.spill,
             shard_rows=self.shard_rows,
             skip_errors=self.skip_errors,
-            settings=self.fhir_settings,
+            settings=self.settings,
         )
         if self.source.is_dir():
             count_unread(sort_files(self.source)[1], self.source, report)
         read = zip(parts, self._run(parts, "Reading FHIR"), strict=True)
         fhir_patients.index_patients(self.spill, read, partitions, report)
         return self._run(
-            [
-                fhir_patients.FhirPartition(number, str(self.spill), plan, self.fhir_settings)
-                for number in range(partitions)
-            ],
+            [fhir_patients.FhirPartition(number, str(self.spill), plan, self.settings) for number in range(partitions)],
             "Writing shards",
         )
 

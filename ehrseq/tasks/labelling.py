@@ -318,7 +318,7 @@ def _fates(table: pl.DataFrame, timeline: Timeline, task: Task) -> pl.DataFrame:
         "follow_up_ends": (prediction > end_of_data)
         | beyond
         & ~followed_to_death.fill_null(False)
-        & (pl.lit(task.censoring) | pl.lit(_needs_end(task)) & pl.col("stay_end").is_null() & ~pl.col("label")),
+        & (pl.lit(task.censoring) | pl.lit(_needs_end(task)) & pl.col("stay_end").is_null()),
         "death_time_unknown": pl.col("death_untimed") & pl.lit(task.outcome in ("death", "death_in_stay")),
         "outcome_pending": (pl.col("in_progress_start") > prediction) & (pl.col("in_progress_start") <= horizon_end),
         # Whoever died, or was seen to have the outcome, needs no measurement.

@@ -116,7 +116,8 @@ class Task:
         horizon_from: Start of the horizon, one of `HORIZON_FROM`.
         exclude: Which of `EXCLUSIONS` apply.
         competing: Which of `COMPETING` are counted.
-        censoring: A negative whose horizon passes the end of the data is dropped.
+        censoring: A row whose horizon passes the end of the data is dropped, whichever way it would turn out,
+            unless the patient died within it.
         retrospective: The rows or the outcome use what is not known at the prediction time: for reproduction only.
         excluded_input_kinds: Kinds of codes (see the tokenizer) that would give the outcome away.
         source: File that the task was read from.

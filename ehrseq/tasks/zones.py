@@ -7,11 +7,9 @@ a patient's hospital, and with a visit_id that of one visit; the zone is an offs
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import polars as pl
 
-from ehrseq.data.instants import check_zone, zone_of
+from ehrseq.data.instants import check_zone, walls_to_utc, zone_of
 from ehrseq.tokenization.ehr_codes import TIMEZONE
 
 
@@ -74,10 +72,10 @@ class Zones:
         return table.with_columns(zone.alias("zone")).drop("of_patient")
 
     def _day(self, name: str) -> pl.Expr:
-        local = pl.col(name).dt.date()
+        instant = pl.col(name)
+        local = instant.dt.date()
         for zone in self._names:
-            offset = _offset(zone)
-            instant = pl.col(name)
+            offset = zone_of(zone).utcoffset(None)  # None of a name
             moved = (
                 instant + offset
                 if offset is not None
@@ -89,19 +87,5 @@ class Zones:
     def _utc(self, name: str) -> pl.Expr:
         utc = pl.col(name)
         for zone in self._names:
-            offset = _offset(zone)
-            wall = pl.col(name)
-            moved = (
-                wall - offset
-                if offset is not None
-                else wall.dt.replace_time_zone(zone, ambiguous="latest", non_existent="null")
-                .dt.convert_time_zone("UTC")
-                .dt.replace_time_zone(None)
-            )
-            utc = pl.when(pl.col("zone") == zone).then(moved).otherwise(utc)
+            utc = pl.when(pl.col("zone") == zone).then(walls_to_utc(pl.col(name), zone)).otherwise(utc)
         return utc
-
-
-def _offset(zone: str) -> timedelta | None:
-    """The offset that a zone is, None of a name."""
-    return zone_of(zone).utcoffset(None)

@@ -2,11 +2,20 @@
 
 from datetime import UTC, datetime, timedelta, timezone
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ehrseq.data.instants import is_placeholder, offset_minutes, parse_instant, read_instant, wall_to_utc, zone_of
+from ehrseq.data.instants import (
+    is_placeholder,
+    offset_minutes,
+    parse_instant,
+    read_instant,
+    wall_to_utc,
+    walls_to_utc,
+    zone_of,
+)
 
 
 def _moment(micros: int) -> str:
@@ -144,10 +153,34 @@ def test_a_birth_may_be_on_the_first_day_of_a_database():
         # 26 October 2031: 02:30 occurs twice, first in summer time
         ("2031-10-26T02:30", "Europe/Berlin", True, "2031-10-26T00:30:00"),
         ("2031-10-26T02:30", "Europe/Berlin", False, "2031-10-26T01:30:00"),
+        # 30 March 2031: 02:30 is skipped; by the offset before it is 03:30 in summer time
+        ("2031-03-30T02:30", "Europe/Berlin", True, "2031-03-30T01:30:00"),
+        ("2031-03-30T02:30", "Europe/Berlin", False, "2031-03-30T01:30:00"),
+        # half an hour is skipped (10:30 ahead before), and a whole day (10 hours behind before)
+        ("2030-10-06T02:15", "Australia/Lord_Howe", False, "2030-10-05T15:45:00"),
+        ("2011-12-30T12:00", "Pacific/Apia", False, "2011-12-30T22:00:00"),
     ],
 )
 def test_a_wall_clock_of_a_zone(wall, zone, first, utc):
     assert _moment(wall_to_utc(parse_instant(wall), zone_of(zone), first=first)) == utc
+    if not first:
+        column = pl.DataFrame({"wall": [datetime.fromisoformat(wall)]}, schema={"wall": pl.Datetime("us")})
+        assert column.select(walls_to_utc(pl.col("wall"), zone)).item() == datetime.fromisoformat(utc)
+
+
+@pytest.mark.parametrize("name", ["Europe/Berlin", "America/Denver", "Australia/Lord_Howe", "Pacific/Apia", "-03:30"])
+def test_one_time_and_a_column_are_moved_by_one_rule(name):
+    """Every half hour of the days of 60 years on which the zone's clocks are moved."""
+    zone, first, day = zone_of(name), datetime(1975, 1, 1, 12), timedelta(days=1)
+    noons = [first + number * day for number in range(60 * 365)]
+    moved = [
+        noon for noon in noons if noon.replace(tzinfo=zone).utcoffset() != (noon + day).replace(tzinfo=zone).utcoffset()
+    ]
+    walls = [noon + half * timedelta(minutes=30) for noon in moved or noons[:1] for half in range(48)]
+    column = pl.select(walls_to_utc(pl.lit(pl.Series(walls, dtype=pl.Datetime("us"))), name)).to_series().to_list()
+    alone = [_moment(wall_to_utc(parse_instant(wall.isoformat()), zone)) for wall in walls]
+    assert [instant.isoformat() for instant in column] == alone
+    assert len(walls) > 1000 or name == "-03:30"
 
 
 @pytest.mark.parametrize("name", ["Mars/Base", "", "+25:00", "../etc", 3, None])

@@ -16,9 +16,9 @@ from ehrseq.data.fhir import (
     death_words,
     dispositions,
     elements,
+    lookups,
     medications,
     periods,
-    resources,
     systems,
 )
 from ehrseq.data.units import EQUAL, UNIT_PARTS, WHOLE, canonical_unit
@@ -119,7 +119,7 @@ def test_the_statuses_of_encounters_are_those_of_the_code() -> None:
     ended, going_on, _, left_out = (codes_in(row[0]) for row in rows)
     assert ended == periods.OVER
     assert going_on == periods.ONGOING
-    assert left_out == {*resources.LEFT_OUT_STATUSES["Encounter"], "entered-in-error"}
+    assert left_out == {*lookups.LEFT_OUT_STATUSES["Encounter"], "entered-in-error"}
 
 
 def test_what_says_not_is_that_of_the_code() -> None:
@@ -140,7 +140,7 @@ def test_what_a_snomed_status_stands_for_is_its_meaning() -> None:
 
 def test_the_statuses_that_are_left_out_are_those_of_the_code() -> None:
     written = {kind: codes_in(codes) for kind, codes in rows_of(NOT, "resource")}
-    known = {kind: frozenset(codes) for kind, codes in resources.LEFT_OUT_STATUSES.items() if codes}
+    known = {kind: frozenset(codes) for kind, codes in lookups.LEFT_OUT_STATUSES.items() if codes}
     assert written == known
     assert all(f"`{intent}`" in NOT for intent in medications._ORDERS)
 

@@ -277,7 +277,7 @@ def naive_labels(
                 return "follow_up_ends"
             beyond = horizon is None if task.horizon_text == "stay" else horizon > end_of_data
             dead_by_then = death is not None and horizon is not None and prediction < death <= horizon
-            if beyond and not dead_by_then and (task.censoring or (whole and not stay_end and not label)):
+            if beyond and not dead_by_then and (task.censoring or (whole and not stay_end)):
                 return "follow_up_ends"
             pending = [s for s in stays if s["status"] == "open" and prediction < s["start"] <= horizon]
             if task.outcome == "code_at_admission" and pending:

@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -14,9 +17,11 @@ from ehrseq.data.simulate.cohort import simulate
 from ehrseq.tasks import aces, read_labels
 from ehrseq.tasks.aces import is_aces_file, label_dataset_aces
 from ehrseq.work.engine import get_engine
+from tests.modeling.fetch_tools import folder
 
 HAS_ACES = importlib.util.find_spec("aces") is not None
-needs_aces = pytest.mark.skipif(not HAS_ACES, reason="ACES is not installed (extra ehrseq[aces])")
+needs_aces = pytest.mark.skipif(not HAS_ACES, reason="ACES is not installed: run by test_with_the_library where it is")
+ROOT = Path(__file__).parents[2]
 
 TASK = """
 predicates:
@@ -105,11 +110,24 @@ def test_an_unreadable_file_is_named(dataset, task):
 
 def test_files_of_aces_are_told_from_ours(task, tmp_path):
     assert is_aces_file(task)
-    ours = Path(__file__).parents[2] / "ehrseq" / "tasks" / "definitions" / "hypertension.yaml"
+    ours = ROOT / "ehrseq" / "tasks" / "definitions" / "hypertension.yaml"
     assert not is_aces_file(ours)
     (tmp_path / "broken.yaml").write_text("a: [")
     assert not is_aces_file(tmp_path / "broken.yaml")
     assert not is_aces_file(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.skipif(HAS_ACES, reason="the tests run in this process")
+def test_with_the_library():
+    """ACES stands apart from the environment of the tests (tests/modeling/fetch_tools.py)."""
+    if not folder("aces").is_dir():
+        pytest.skip("ACES is not there: python tests/modeling/fetch_tools.py")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder('aces')}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command += [__file__, str(Path(__file__).with_name("test_aces_windows.py"))]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
 @pytest.mark.skipif(HAS_ACES, reason="ACES is installed")

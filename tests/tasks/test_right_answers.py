@@ -160,13 +160,49 @@ def test_files_give_what_the_whole_table_gives_of_deaths_ends_and_days(tmp_path)
 # -- the end of the data -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["2020-04-01", "2020-12-01", "2021-02-01"])
-def test_censoring_does_not_look_at_the_label(end):
-    """Two patients who differ in the outcome alone are kept, or dropped, together."""
-    negative = [*INDEX, *stay("2020-03-01", "2020-03-04", "b")]
-    positive = [*negative, ("2020-03-04", I10, "b")]
-    kept = [OUT in answer(rows, "hypertension", end=end)[0] for rows in (negative, positive)]
-    assert kept[0] == kept[1] == (end == "2021-02-01")
+LATER = {
+    "nothing more": [],
+    "a visit": stay("2020-01-20", "2020-01-22", "b"),
+    "a visit with a diagnosis": [*stay("2020-01-20", "2020-01-22", "b"), ("2020-01-22", I10, "b")],
+    "a death": [("2020-01-20", DEATH)],
+    "a visit, then a death": [*stay("2020-01-20", "2020-01-22", "b"), ("2020-01-25", DEATH)],
+}
+"""What may follow one discharge: whichever outcome it makes."""
+
+
+@pytest.mark.parametrize("task", ["mortality_30d", "readmission_30d", "hypertension", "heart_failure_365d"])
+@pytest.mark.parametrize("days", [20, 29, 30, 364, 365])
+def test_censoring_does_not_look_at_the_label(task, days):
+    """Patients who differ in what follows alone are kept, or dropped, together: those whose horizon the data cover. A
+    death within the horizon leaves nothing to be seen."""
+    end = at(OUT) + timedelta(days=days)
+    kept = {why: OUT in answer([*INDEX, *rows], task, end=end)[0] for why, rows in LATER.items()}
+    covered = at(OUT) + load_task(task).horizon <= end
+    assert kept == {why: covered or "death" in why for why in LATER}
+
+
+def horizon(name: str) -> timedelta:
+    """Time between the prediction and the end of the horizon."""
+    task = load_task(name)
+    return task.horizon - (task.offset if task.horizon_from == "anchor" else timedelta(0))
+
+
+def test_the_end_of_the_data_hides_rows_and_changes_none():
+    """Cut in the midst of a cohort, its labels are those that the whole cohort gives, as far as their horizon goes, and
+    those of who died within it."""
+    events = simulate(400, seed=5, progress=False).events()
+    deaths = events.filter(pl.col("code") == "MEDS_DEATH").select("subject_id", death="time")
+    cut = datetime(2015, 1, 1)
+    names = [name for name in list_tasks() if not load_task(name).to_stay_end]
+    known, now = (label_events(events, names, end_of_data=end, progress=False) for end in (events["time"].max(), cut))
+    for name in names:
+        ends = pl.col("prediction_time") + horizon(name)
+        labels = known.labels[name].join(deaths, on="subject_id", how="left")
+        covered = labels.filter((ends <= cut) | (pl.col("death") <= cut) & (pl.col("death") <= ends)).drop("death")
+        pending = now.report[name].get("outcome_pending", 0)
+        assert covered.height > 200
+        assert now.labels[name].join(covered, on=covered.columns, how="anti").is_empty()
+        assert covered.height - pending <= now.labels[name].height <= covered.height
 
 
 def test_no_prevalence_jumps_at_the_end_of_the_data(tmp_path):

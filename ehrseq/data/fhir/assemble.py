@@ -23,7 +23,6 @@ from ehrseq.data.fhir.rows import (
     TIME_STATIC,
     TIME_UNKNOWN,
 )
-from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
 from ehrseq.data.fhir.subjects import people_of
 from ehrseq.data.fhir.versions import (
     Deletions,
@@ -36,6 +35,7 @@ from ehrseq.data.fhir.versions import (
     version_columns,
 )
 from ehrseq.data.instants import offset_name
+from ehrseq.data.metadata import NO_SETTINGS, DatasetSettings
 from ehrseq.data.report import MAX_ERRORS, ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, code_rank
 from ehrseq.tokenization.ehr_codes import TIMEZONE
@@ -59,7 +59,7 @@ class Assembler:
         self,
         report: ConversionReport,
         subjects: Mapping[str, int] | None = None,
-        settings: FhirSettings = NO_SETTINGS,
+        settings: DatasetSettings = NO_SETTINGS,
     ) -> None:
         self.report = report
         self._timezone = settings.timezone
@@ -176,9 +176,9 @@ class Assembler:
 
     def _without_deleted(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rows, patients, encounters and medications that are not deleted."""
-        deletions = Deletions(self.deleted)
-        if not deletions:
+        if not self.deleted:
             return columns
+        deletions = Deletions(self.deleted)
         self._patients = deletions.remaining(self._patients, "Patient")
         self._visits = deletions.remaining(self._visits, "Encounter")
         self.medications = deletions.remaining(self.medications, "Medication")
@@ -189,22 +189,25 @@ class Assembler:
 
     def _with_zones(self, columns: dict[str, np.ndarray], encounters: Encounters) -> dict[str, np.ndarray]:
         """The rows, and static ones that tell the zone of patients and visits whose clocks do not show UTC."""
-        table = self._tables["codes"]
-        if self._timezone is None:
-            zones = encounters.zones()
-            codes = [table.setdefault(f"{TIMEZONE}{offset_name(offset)}", len(table)) for _, _, offset in zones]
-            where = [(subject, visit) for subject, visit, _ in zones]
-        else:
-            where = [(subject, -1) for subject in _distinct(columns["subject_id"])]
-            codes = [table.setdefault(f"{TIMEZONE}{self._timezone}", len(table))] * len(where)
-        known = _distinct(columns["subject_id"]) if where else set()
-        kept = [(subject, visit, code) for (subject, visit), code in zip(where, codes, strict=True) if subject in known]
-        if not kept:
+        zones = encounters.zones() if self._timezone is None else []
+        if self._timezone is None and not zones:
             return columns
-        added: dict[str, Any] = dict(zip(("subject_id", "visit", "code"), zip(*kept, strict=True), strict=True))
-        added |= {"time": [TIME_STATIC] * len(kept), "value": [np.nan] * len(kept)}
+        known = set(pl.Series(columns["subject_id"]).unique().to_list())
+        if self._timezone is None:
+            told = [(subject, visit, offset_name(offset)) for subject, visit, offset in zones if subject in known]
+        else:
+            told = [(subject, -1, self._timezone) for subject in known]
+        if not told:
+            return columns
+        table = self._tables["codes"]
+        names = dict.fromkeys(name for _, _, name in told)
+        codes = {name: table.setdefault(f"{TIMEZONE}{name}", len(table)) for name in names}
+        kept = [(subject, visit, codes[name]) for subject, visit, name in told]
+        n = len(kept)
+        added = dict(zip(("subject_id", "visit", "code"), np.array(kept, dtype=np.int64).T, strict=True))
+        added |= {"time": np.full(n, TIME_STATIC), "value": np.full(n, np.nan)}
         return {
-            name: np.concatenate([column, np.array(added.get(name, [0] * len(kept)), dtype=column.dtype)])
+            name: np.concatenate([column, added.get(name, np.zeros(n)).astype(column.dtype)])
             for name, column in columns.items()
         }
 
@@ -317,56 +320,57 @@ class Assembler:
 
     def _frame(self, columns: dict[str, np.ndarray], codes: list[str], visit_names: list[str]) -> pl.DataFrame:
         """Sorted event table without repeated rows."""
-        rows = pl.DataFrame(
-            {
-                **{name: columns[name] for name in ("subject_id", "time", "code", "text", "visit", "unit")},
-                "value": pl.Series(columns["value"], nan_to_null=True),
-            }
-        )
         rank = code_rank(pl.Series(codes, dtype=pl.String)).to_numpy()
-        rows = rows.with_columns(pl.Series("rank", rank[columns["code"]]))
-        count, whole, facts = rows.height, rows, rows.columns
-        old = pl.Series("old", columns["old"])
-        rows = rows.with_columns(old).unique(subset=facts, keep="first", maintain_order=True)
-        self.report.duplicates_dropped = count - rows.height
-        if old.any():
+        facts = {
+            **{name: columns[name] for name in ("subject_id", "time", "code", "text", "visit", "unit")},
+            "value": pl.Series(columns["value"], nan_to_null=True),
+            "rank": rank[columns["code"]],
+        }
+        whole = pl.DataFrame({**facts, "old": columns["old"]})
+        # Static rows carry the smallest time: they come first, before any null handling.
+        rows = (
+            whole.lazy()
+            .unique(subset=list(facts), keep="first", maintain_order=True)
+            .sort(["subject_id", "time", "rank"], maintain_order=True)
+            .collect()
+        )
+        self.report.duplicates_dropped = whole.height - rows.height
+        if columns["old"].any():
             # What only an earlier version of its resource stated; what both say stays where it was stated first.
-            stated = whole.filter(~old)
+            stated = whole.filter(~pl.col("old"))
             outdated = (
-                rows.with_row_index("row").filter("old").join(stated, on=facts, how="anti", nulls_equal=True)["row"]
+                rows.with_row_index("row")
+                .filter("old")
+                .join(stated, on=list(facts), how="anti", nulls_equal=True)["row"]
             )
             if len(outdated):
                 self.report.skipped["facts that a later version of their resource no longer states"] += len(outdated)
                 rows = rows.with_row_index("row").filter(~pl.col("row").is_in(outdated.implode())).drop("row")
-        # Static rows carry the smallest time: they come first, before any null handling.
-        rows = rows.sort(["subject_id", "time", "rank"], maintain_order=True)
-        events = rows.select(
-            "subject_id",
-            pl.when(pl.col("time") != TIME_STATIC).then(pl.col("time")).cast(pl.Datetime("us")).alias("time"),
-            _strings(codes, "code").alias("code"),
-            pl.col("value").cast(pl.Float32).alias("numeric_value"),
-            _strings([None, *list(self._tables["texts"])[1:]], "text").alias("text_value"),
-            _strings([*visit_names, None], "visit").alias("visit_id"),
-            _strings([None, *list(self._tables["units"])[1:]], "unit").alias("unit"),
-        )
+        content = {
+            "subject_id": pl.col("subject_id"),
+            "time": pl.when(pl.col("time") != TIME_STATIC).then(pl.col("time")),
+            "code": _strings(codes, "code"),
+            "numeric_value": pl.col("value"),
+            "text_value": _strings([None, *list(self._tables["texts"])[1:]], "text"),
+            "visit_id": _strings([*visit_names, None], "visit"),
+            "unit": _strings([None, *list(self._tables["units"])[1:]], "unit"),
+        }
+        events = rows.select(content[name].cast(EVENT_SCHEMA[name]).alias(name) for name in EVENT_COLUMNS)
         used = set(rows["code"].unique().to_list())
         descriptions = self.report.code_descriptions
         self.report.code_descriptions = {
             codes[i]: descriptions[codes[i]] for i in sorted(used) if codes[i] in descriptions
         }
+        code_of, subject_of = rows["code"].to_numpy(), rows["subject_id"].to_numpy()
         for code, note in (("MEDS_BIRTH", "births"), ("MEDS_DEATH", "deaths")):
             # Resources of one id that contradict each other; every row stays, the earliest counts.
-            subjects = rows.filter(pl.col("code") == codes.index(code))["subject_id"] if code in codes else None
-            if subjects is not None and (twice := len(subjects) - subjects.n_unique()):
+            subjects = subject_of[code_of == codes.index(code)] if code in codes else subject_of[:0]
+            if twice := len(subjects) - len(np.unique(subjects)):
                 self.report.notes[f"further {note} of a patient who has one"] += twice
         self.report.events_written = events.height
         self.report.subjects = events["subject_id"].n_unique()
         self.report.errors += [error for _, error in sorted(self._errors)][:MAX_ERRORS]
-        return events.select(pl.col(name).cast(EVENT_SCHEMA[name]) for name in EVENT_COLUMNS)
-
-
-def _distinct(numbers: np.ndarray) -> set[int]:
-    return set(pl.Series(numbers).unique().to_list())
+        return events
 
 
 def _strings(values: list[Any], column: str) -> pl.Expr:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import gzip
 import importlib
+import os
 import zlib
 from array import array
 from collections import Counter
@@ -27,8 +28,8 @@ import orjson
 from ehrseq.data.fhir.elements import MALFORMED, describe, explain
 from ehrseq.data.fhir.resources import Extractor
 from ehrseq.data.fhir.rows import COLUMN_TYPES, TABLE_OF, Visit
-from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
 from ehrseq.data.fhir.uniform import read_uniform
+from ehrseq.data.metadata import NO_SETTINGS, DatasetSettings
 from ehrseq.data.report import MAX_ERRORS
 
 BLOCK_BYTES = 8 << 20
@@ -82,7 +83,7 @@ class ReadTask:
     stripes: int = 1
     cost: int = 0
     skip_errors: bool = False
-    settings: FhirSettings = NO_SETTINGS
+    settings: DatasetSettings = NO_SETTINGS
     block_bytes: int = field(default_factory=lambda: BLOCK_BYTES)
 
     @property
@@ -306,7 +307,7 @@ def _read_chunk(stream: Any, size: int, path: str, carry: bytes = b"") -> tuple[
 
 def most_held(path: str) -> int:
     """Bytes of a line or document of a file that are held."""
-    return max(_ALWAYS_HELD, _MOST_RATIO * Path(path).stat().st_size)
+    return max(_ALWAYS_HELD, _MOST_RATIO * os.stat(path).st_size)
 
 
 def _too_long(path: str) -> str:
@@ -358,7 +359,8 @@ def _read_document(task: ReadTask, extractor: Extractor) -> Block:
         if broken:
             raise ValueError(broken)
         size = len(text)
-        _read_json(text, task.path, extractor)
+        with _no_garbage_collection():
+            _read_json(text, task.path, extractor)
     except MALFORMED as error:
         message = str(error) if str(error).startswith(task.path) else f"{task.path}: {explain(error)}"
         if not task.skip_errors:

@@ -26,11 +26,12 @@ V3_CLASSES = frozenset(("IMP", "ACUTE", "NONAC", "EMER", "OBSENC", "AMB", "SS", 
 CLASSES = V3_CLASSES | {"ICU"}
 """What a class may be mapped to; ICU is a stay in intensive care."""
 
+_TABLE_0004 = {"I": "IMP", "O": "AMB", "E": "EMER", "P": "PRENC", "R": "AMB"}
 CLASS_CODES: dict[str, dict[str, str]] = {
-    "http://terminology.hl7.org/CodeSystem/v2-0004": {"I": "IMP", "O": "AMB", "E": "EMER", "P": "PRENC", "R": "AMB"},
-    "http://hl7.org/fhir/v2/0004": {"I": "IMP", "O": "AMB", "E": "EMER", "P": "PRENC", "R": "AMB"},
-    "HL70004": {"I": "IMP", "O": "AMB", "E": "EMER", "P": "PRENC", "R": "AMB"},
-    "urn:oid:2.16.840.1.113883.12.4": {"I": "IMP", "O": "AMB", "E": "EMER", "P": "PRENC", "R": "AMB"},
+    "http://terminology.hl7.org/CodeSystem/v2-0004": _TABLE_0004,
+    "http://hl7.org/fhir/v2/0004": _TABLE_0004,
+    "HL70004": _TABLE_0004,
+    "urn:oid:2.16.840.1.113883.12.4": _TABLE_0004,
     "http://snomed.info/sct": {
         "32485007": "IMP",  # Hospital admission
         "394656005": "IMP",  # Inpatient care
@@ -101,11 +102,13 @@ UNKNOWN_CLASSES = "encounters of classes not known: "
 
 
 def checked_mapping(mapping: Mapping[str, str] | None) -> dict[str, str]:
-    """The user's classes: spelling (code, `system|code` or display, whatever its case) -> class.
+    """The user's classes: spelling (code, `system|code` or display, whatever its case) -> class, in order.
 
     Raises:
-        ValueError: A class that is none.
+        ValueError: No mapping, or a class that is none.
     """
+    if not isinstance(mapping or {}, Mapping):
+        raise ValueError(f"encounter_classes got {mapping!r}; expected spellings and their classes.")
     made: dict[str, str] = {}
     for spelling, of_class in (mapping or {}).items():
         if not isinstance(of_class, str) or of_class.upper() not in CLASSES or not str(spelling).strip():
@@ -114,7 +117,7 @@ def checked_mapping(mapping: Mapping[str, str] | None) -> dict[str, str]:
                 "{'Inpatient stay': 'IMP'}."
             )
         made[str(spelling).strip().casefold()] = of_class.upper()
-    return made
+    return dict(sorted(made.items()))
 
 
 class ClassReader:

@@ -7,13 +7,12 @@ patient's latest encounter that states one, else UTC. What was assumed is counte
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from ehrseq.data.fhir.rows import ON_THE_WALL
-from ehrseq.data.instants import zone_of
+from ehrseq.data.instants import walls_to_utc
 from ehrseq.data.report import ConversionReport
 from ehrseq.tokenization.ehr_codes import DAY_US, MINUTE_US
 
@@ -38,44 +37,20 @@ def moved_by_offset(times: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return np.where(marked, times - ON_THE_WALL - offsets * MINUTE_US, times)
 
 
-def moved_to_zone(times: np.ndarray, name: str, *, first: bool | np.ndarray = False) -> np.ndarray:
+def moved_to_zone(times: np.ndarray, name: str) -> np.ndarray:
     """Times, those on the wall as UTC.
 
     Args:
         times: int64 `[n]`.
         name: Zone of those that state none.
-        first: Of an hour that occurs twice the earlier instant (starts of periods), for all or bool `[n]`.
     """
     marked = np.flatnonzero(on_the_wall(times))
     if not len(marked):
         return times
-    wall = times[marked] - ON_THE_WALL
-    zone: Any = zone_of(name)
-    fixed = zone.utcoffset(None)
-    if fixed is not None:
-        moved = wall - int(fixed.total_seconds()) * 1_000_000
-    else:
-        early = np.broadcast_to(np.asarray(first), times.shape)[marked]
-        moved = np.where(early, _as_utc(wall, name, "earliest"), _as_utc(wall, name, "latest"))
+    wall = pl.Series(times[marked] - ON_THE_WALL).cast(pl.Datetime("us"))
     times = times.copy()
-    times[marked] = moved
+    times[marked] = pl.select(walls_to_utc(pl.lit(wall), name).cast(pl.Int64)).to_series().to_numpy()
     return times
-
-
-def _as_utc(wall: np.ndarray, name: str, ambiguous: Any) -> np.ndarray:
-    moments = pl.Series(wall).cast(pl.Datetime("us"))
-
-    def convert(series: pl.Series) -> pl.Series:
-        zoned = series.dt.replace_time_zone(name, ambiguous=ambiguous, non_existent="null")
-        return zoned.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-
-    # An hour that the clocks skip is read by the offset before it: as the hour after.
-    moved = convert(moments)
-    skipped = moved.is_null() & moments.is_not_null()
-    if skipped.any():
-        moved = pl.select(pl.coalesce(moved, convert(moments + pl.duration(hours=1)))).to_series()  # type: ignore[arg-type]
-    out: np.ndarray = moved.cast(pl.Int64).to_numpy()
-    return out
 
 
 def move_rows(

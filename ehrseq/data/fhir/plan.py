@@ -6,6 +6,7 @@ tasks, which parse every n-th block.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import IO
 import orjson
 
 from ehrseq.data.fhir.blocks import ReadTask, file_size, gzip_errors, is_ndjson, most_held, open_text
-from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
+from ehrseq.data.metadata import NO_SETTINGS, DatasetSettings
 from ehrseq.data.report import ConversionReport
 
 ENDINGS = (".ndjson", ".jsonl", ".json")
@@ -23,7 +24,7 @@ ENDINGS = (".ndjson", ".jsonl", ".json")
 # Names of files beside FHIR resources in packages and exports that are no resources themselves.
 _NOT_RESOURCES = frozenset({"package.json", ".index.json", "manifest.json", "log.ndjson"})
 _MARK = b'"resourceType"'
-_PEEK = 1 << 16
+_FIRST, _PEEK = 1 << 12, 1 << 16
 
 
 def fhir_files(path: Path) -> list[Path]:
@@ -64,7 +65,8 @@ def _may_be_fhir(file: Path) -> bool:
 
 
 def _is_by_product(file: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in file.relative_to(folder).parts)
+    inside = file.parts[len(folder.parts) :]
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in inside)
     return hidden or file.name.removesuffix(".gz") in _NOT_RESOURCES
 
 
@@ -73,6 +75,8 @@ def _holds_no_resource(file: Path) -> bool:
     reading, which says what is wrong.
     """
     try:
+        if _MARK in _first_text(file):  # as in most files
+            return False
         with open_text(str(file)) as stream:
             text = stream.read(_PEEK)
             if not text.strip() or _MARK in text:
@@ -93,6 +97,18 @@ def _holds_no_resource(file: Path) -> bool:
         return False
     except gzip_errors():
         return False
+
+
+def _first_text(file: Path) -> bytes:
+    """The first few kilobytes of a file's text, without a reader of gzip, which would take in far more."""
+    with file.open("rb", buffering=0) as stream:
+        first = stream.read(_FIRST)
+    if file.suffix != ".gz":
+        return first
+    try:
+        return zlib.decompressobj(wbits=31).decompress(first, _FIRST)
+    except zlib.error:
+        return b""
 
 
 def _finds(stream: IO[bytes], text: bytes) -> bool:
@@ -120,7 +136,7 @@ def plan_reading(
     part_bytes: int,
     stripes_of: Callable[[int], int],
     skip_errors: bool = False,
-    settings: FhirSettings = NO_SETTINGS,
+    settings: DatasetSettings = NO_SETTINGS,
 ) -> list[ReadTask]:
     """Tasks that read all of the files, in their order.
 

@@ -18,8 +18,8 @@ from ehrseq.data.fhir.blocks import Block, block_of, read_task
 from ehrseq.data.fhir.elements import MALFORMED, explain
 from ehrseq.data.fhir.plan import ENDINGS, count_unread, fhir_files, plan_reading, size_of, sort_files
 from ehrseq.data.fhir.resources import Extractor
-from ehrseq.data.fhir.settings import FhirSettings
 from ehrseq.data.fhir.subjects import JOINED
+from ehrseq.data.metadata import DatasetSettings
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.unread_codes import unread_deaths, warn_of_encounters_without_admissions
 from ehrseq.work.engine import available_cores, get_engine
@@ -66,7 +66,7 @@ def read_fhir(
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path} does not exist; give a folder or file of FHIR R4 NDJSON or Bundles.")
-    settings = FhirSettings.of(timezone, encounter_classes)
+    settings = DatasetSettings.of(timezone, encounter_classes)
     files, unread = sort_files(path) if path.is_dir() else (fhir_files(path), [])
     if not files:
         raise ValueError(f"{path} holds no FHIR files; expected {', '.join(ENDINGS)}, each perhaps with .gz.")
@@ -115,7 +115,7 @@ def events_from_bundle(
             else type(bundle).__name__
         )
         raise ValueError(f"Expected a FHIR R4 Bundle (a dict with resourceType 'Bundle'), got {got!r}.")
-    settings = FhirSettings.of(timezone, encounter_classes)
+    settings = DatasetSettings.of(timezone, encounter_classes)
     report = ConversionReport(source="Bundle", format="fhir", settings=settings.to_dict())
     extractor = Extractor(settings=settings)
     try:

@@ -27,67 +27,33 @@ not read.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import orjson
-
 from ehrseq.data.fhir.classes import ClassReader
-from ehrseq.data.fhir.codes import Coder
-from ehrseq.data.fhir.concepts import codings_of, modifier_of, negating_status, says_absent
+from ehrseq.data.fhir.concepts import modifier_of
 from ehrseq.data.fhir.dispositions import DispositionReader
-from ehrseq.data.fhir.elements import MALFORMED, describe, explain, observation_kind, one_line, read_flag
-from ehrseq.data.fhir.medications import MedicationReader, contained_in, is_no_order
+from ehrseq.data.fhir.elements import MALFORMED, describe, explain, read_flag
+from ehrseq.data.fhir.lookups import LEFT_OUT_STATUSES, NAN, Lookups, stated_times
+from ehrseq.data.fhir.medications import MedicationReader, is_no_order
 from ehrseq.data.fhir.patients import links_of, patient_facts
 from ehrseq.data.fhir.periods import ONGOING, OVER, STILL_THERE, plain_status, span_of
 from ehrseq.data.fhir.references import (
-    NOTHING,
     deleted_names,
-    identifier_key,
     key_of,
     reference_key,
     resource_keys,
     server_of,
 )
-from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, TIME_STATIC, TIME_UNKNOWN, Row, StringTable, Times, Visit, trace_of
-from ehrseq.data.fhir.settings import NO_SETTINGS, FhirSettings
-from ehrseq.data.fhir.values import unit_spelling
+from ehrseq.data.fhir.rows import TIME_STATIC, TIME_UNKNOWN, Row, Visit, trace_of
 from ehrseq.data.instants import zone_of
-
-_NAN = float("nan")
-MAX_FLOAT32 = 3.4028234663852886e38
-LEFT_OUT_STATUSES: dict[str, tuple[str, ...]] = {
-    "Encounter": ("planned", "cancelled"),
-    "Condition": ("refuted",),
-    "Procedure": ("not-done", "preparation"),
-    "Observation": ("cancelled",),
-    "MedicationRequest": ("doNotPerform",),
-    "MedicationAdministration": ("not-done",),
-    "MedicationDispense": ("cancelled", "declined"),
-    "Immunization": ("not-done",),
-    "Medication": (),
-}
-"""Type -> statuses, beside `entered-in-error`, of facts that did not happen."""
-
-PLACEHOLDERS = "times that stand for an unknown one (year 0001, 9999 ...), not used"
-"""Note of a report."""
-
-_TIME_CACHE_SIZE = 500_000
+from ehrseq.data.metadata import NO_SETTINGS, DatasetSettings
 
 _DEEPEST_BUNDLE = 16
 """Bundles inside Bundles."""
 
 
-def _stated_times(resource: dict[str, Any], field: str) -> tuple[str | None, ...]:
-    """What a choice element says: its DateTime, the end of its Period (else the start), its Instant."""
-    moment, period = resource.get(field + "DateTime"), resource.get(field + "Period")
-    if period:
-        return moment, period.get("end"), period.get("start")
-    return moment, resource.get("effectiveInstant") if field == "effective" else None
-
-
-class Extractor:
+class Extractor(Lookups):
     """Collects the rows of many resources.
 
     Args:
@@ -96,8 +62,6 @@ class Extractor:
 
     Attributes:
         rows: See `Row`.
-        subjects, encounters, codes, texts, units: String tables that the rows point into (subjects and encounters hold
-            keys).
         names, updated, sizes: Of each resource: type and id (empty without an id), `meta.lastUpdated` (`TIME_UNKNOWN`
             without it), number of its rows. One that gives no row has one without a code where earlier versions of it
             may give some.
@@ -106,22 +70,17 @@ class Extractor:
         medications: (keys, codes, index of the resource) of each Medication; a code may be `MEDICATION_REFERENCE` +
             key.
         deleted: (name as in `names`, when) of each resource that a Bundle deletes.
-        counts: (table of the report, entry) -> number.
         errors: What was wrong with the entries of Bundles that were skipped.
-        times: Text of a date or time -> instant, the last of a date; kept from block to block.
     """
 
-    def __init__(self, skip_errors: bool = False, settings: FhirSettings = NO_SETTINGS) -> None:
+    def __init__(self, skip_errors: bool = False, settings: DatasetSettings = NO_SETTINGS) -> None:
         self.skip_errors = skip_errors
-        self.coder = Coder()
-        self.times = Times()
-        self._starts = Times(first=True)
+        super().__init__()
         self._zone = None if settings.timezone is None else zone_of(settings.timezone)
-        self._classes = ClassReader(dict(settings.encounter_classes))
+        self._classes = ClassReader(settings.encounter_classes)
         self._medicines = MedicationReader(self.coder, lambda: self.counts)
         self._dispositions = DispositionReader()
         self._depth = 0
-        self._kinds: dict[bytes, str] = {}
         self._readers: dict[str, Callable[[dict[str, Any], str | None], None]] = {
             "Patient": self._patient,
             "Encounter": self._encounter,
@@ -139,8 +98,8 @@ class Extractor:
 
     def clear(self) -> None:
         """Start a new block: empty tables and rows; what was worked out about codes and times stays."""
+        super().clear()
         self.rows: list[Row] = []
-        self.subjects, self.encounters, self.codes, self.texts, self.units = (StringTable() for _ in range(5))
         self.names: list[str] = []
         self.updated: list[int] = []
         self.sizes: list[int] = []
@@ -148,17 +107,7 @@ class Extractor:
         self.visits: list[Visit] = []
         self.medications: list[tuple[list[str], list[str], int]] = []
         self.deleted: list[tuple[str, int]] = []
-        self.counts: Counter[tuple[str, str]] = Counter()
         self.errors: list[str] = []
-        self._server = ""
-        # Raw references and codings -> index, without working out the key or code again.
-        self._seen_subjects: dict[str | None, int] = {}
-        self._seen_encounters: dict[str | None, int] = {}
-        self._seen_codes: dict[tuple[str, Any, Any], int] = {}
-        self._seen_units: dict[tuple[Any, Any, Any], int] = {}
-        for times in (self.times, self._starts):
-            if len(times) > _TIME_CACHE_SIZE:
-                times.clear()
 
     def read(self, resource: dict[str, Any], full_url: str | None = None) -> None:
         """Add one resource.
@@ -230,20 +179,22 @@ class Extractor:
         entries = bundle.get("entry")
         if entries is not None and not isinstance(entries, list):
             raise ValueError(f"Bundle.entry is {type(entries).__name__}; expected a list of objects with a resource")
-        for number, entry in enumerate(entries or ()):
-            try:
-                self._depth += 1
-                self._entry(entry, bundle)
-            except MALFORMED as error:
-                resource = entry.get("resource") if isinstance(entry, dict) else entry
-                message = f"entry {number} ({describe(resource)}): {explain(error)}"
-                if not self.skip_errors:
-                    raise ValueError(message) from error
-                self.errors.append(message)
-                self.counts["skipped", "malformed resource"] += 1
-            finally:
-                self._depth -= 1
-        self._enter_server("")
+        self._depth += 1
+        try:
+            for number, entry in enumerate(entries or ()):
+                try:
+                    self._entry(entry, bundle)
+                except MALFORMED as error:
+                    resource = entry.get("resource") if isinstance(entry, dict) else entry
+                    message = f"entry {number} ({describe(resource)}): {explain(error)}"
+                    if not self.skip_errors:
+                        raise ValueError(message) from error
+                    self.errors.append(message)
+                    self.counts["skipped", "malformed resource"] += 1
+        finally:
+            self._depth -= 1
+        if self._server:
+            self._enter_server("")
 
     def _entry(self, entry: Any, bundle: dict[str, Any]) -> None:
         """Read the resource of a Bundle's entry, or what it deletes; one without both (a search outcome) is counted."""
@@ -262,14 +213,9 @@ class Extractor:
             raise ValueError(f"its resource is {type(resource).__name__}; expected an object with a resourceType")
         if full_url is not None and not isinstance(full_url, str):
             raise ValueError(f"its fullUrl is {type(full_url).__name__}; expected text")
-        self._enter_server(server_of(full_url))
+        if (server := server_of(full_url)) != self._server:
+            self._enter_server(server)
         self.read(resource, full_url)
-
-    def _enter_server(self, server: str) -> None:
-        """Relative references mean this server's resources from now on."""
-        if server != self._server:
-            self._server = server
-            self._seen_subjects, self._seen_encounters = {}, {}
 
     # Patients and encounters
 
@@ -278,7 +224,7 @@ class Extractor:
         facts, links = patient_facts(patient, self.times, self.counts), links_of(patient, self._server)
         subject = self.subjects[keys[0]]
         self.patients.append((keys, patient.get("id") or keys[0], links, len(self.names)))
-        self.rows += [(subject, 0, self.codes[code], time, _NAN, self.texts[text], 0) for code, time, text in facts]
+        self.rows += [(subject, 0, self.codes[code], time, NAN, self.texts[text], 0) for code, time, text in facts]
 
     def _encounter(self, encounter: dict[str, Any], full_url: str | None) -> None:
         status = plain_status(encounter.get("status"))
@@ -313,12 +259,12 @@ class Extractor:
                 if died:
                     facts.append(("MEDS_DEATH", TIME_STATIC))
         for code, time in facts:
-            self.rows.append((subject, number, self.codes[code], time, _NAN, 0, 0))
+            self.rows.append((subject, number, self.codes[code], time, NAN, 0, 0))
 
     # Clinical resources
 
     def _condition(self, condition: dict[str, Any], _: str | None) -> None:
-        if self._did_not_happen("Condition", negating_status(condition.get("verificationStatus"))):
+        if self._did_not_happen("Condition", self._verification(condition.get("verificationStatus"))):
             return
         code = self._code("DIAGNOSIS", condition.get("code"), "Condition")
         if code:
@@ -335,7 +281,7 @@ class Extractor:
                 "subject",
                 "encounter",
                 code,
-                self._at("Procedure", *_stated_times(procedure, "performed")),
+                self._at("Procedure", *stated_times(procedure, "performed")),
             )
 
     def _immunization(self, immunization: dict[str, Any], _: str | None) -> None:
@@ -343,15 +289,14 @@ class Extractor:
             return
         code = self._code("IMMUNIZATION", immunization.get("vaccineCode"), "Immunization")
         if code:
-            occurred = _stated_times(immunization, "occurrence")
-            time = self._at("Immunization", immunization.get("recorded"), *occurred)
+            time = self._at_stated("Immunization", immunization.get("recorded"), immunization, "occurrence")
             self._add(immunization, "patient", "encounter", code, time)
 
     def _observation(self, observation: dict[str, Any], _: str | None) -> None:
         if self._did_not_happen("Observation", observation.get("status")):
             return
         get = observation.get
-        time = self._at("Observation", get("issued"), *_stated_times(observation, "effective"))
+        time = self._at_stated("Observation", get("issued"), observation, "effective")
         subject = self.subject_of(get("subject"), observation)
         self.add_observed(observation, subject, self.encounter_of(get("encounter")), time)
 
@@ -390,20 +335,10 @@ class Extractor:
                 rows.append((subject, encounter, code, time, value, text, unit))
         self.rows += rows
 
-    def _kind_of(self, categories: Any, concept: Any) -> str:
-        """Kind of an observation; what its categories say is worked out once."""
-        if not categories:
-            return observation_kind(categories, concept)
-        key = orjson.dumps(categories, default=str)
-        kind = self._kinds.get(key)
-        if kind is None:
-            kind = self._kinds[key] = observation_kind(categories, concept)
-        return kind
-
     # Medications
 
     def _medication_request(self, request: dict[str, Any], _: str | None) -> None:
-        forbidden = read_flag(request.get("doNotPerform"), "doNotPerform")
+        forbidden = "doNotPerform" in request and read_flag(request["doNotPerform"], "doNotPerform")
         if self._did_not_happen("MedicationRequest", "doNotPerform" if forbidden else request.get("status")):
             return
         intent = request.get("intent")
@@ -419,7 +354,7 @@ class Extractor:
         self._add_medication(
             administration,
             "context",
-            self._at("MedicationAdministration", *_stated_times(administration, "effective")),
+            self._at("MedicationAdministration", *stated_times(administration, "effective")),
         )
 
     def _medication_dispense(self, dispense: dict[str, Any], _: str | None) -> None:
@@ -448,153 +383,10 @@ class Extractor:
         for code_text in self.referenced_codes(reference, resource):
             self._add(resource, "subject", encounter_field, self.codes[code_text], time)
 
+    def _add(self, resource: dict[str, Any], subject_field: str, encounter_field: str, code: int, time: int) -> None:
+        subject = self.subject_of(resource.get(subject_field), resource)
+        self.rows.append((subject, self.encounter_of(resource.get(encounter_field)), code, time, NAN, 0, 0))
+
     def referenced_codes(self, reference: dict[str, Any], holder: dict[str, Any]) -> list[str]:
         """Codes of the Medication that a Reference of `holder` names; still a key where it is not contained."""
         return self._medicines.referenced(reference, holder, self._server)
-
-    # Parts
-
-    def _did_not_happen(self, resource_type: str, status: Any) -> bool:
-        if status not in LEFT_OUT_STATUSES[resource_type]:
-            status = plain_status(status)
-        if status == "entered-in-error":
-            self.counts["entered_in_error", resource_type] += 1
-            return True
-        if status in LEFT_OUT_STATUSES[resource_type]:
-            self.counts["skipped", f"{resource_type}: {status}"] += 1
-            return True
-        return False
-
-    def _add(self, resource: dict[str, Any], subject_field: str, encounter_field: str, code: int, time: int) -> None:
-        subject = self.subject_of(resource.get(subject_field), resource)
-        self.rows.append((subject, self.encounter_of(resource.get(encounter_field)), code, time, _NAN, 0, 0))
-
-    def _at(self, resource_type: str, *texts: str | None) -> int:
-        """Last instant of the first of some dates and times that is there and can be meant, else the end of the
-        encounter.
-        """
-        for text in texts:
-            if text:
-                time = self.times[text]
-                if time != TIME_UNKNOWN:
-                    return time
-                self.counts["notes", PLACEHOLDERS] += 1
-        return END_OF_ENCOUNTER[resource_type]
-
-    def subject_of(self, holder: dict[str, Any] | None, resource: dict[str, Any]) -> int:
-        """Index of the subject that a Reference of a resource names, 0 where there is none."""
-        if holder is None:
-            return 0
-        raw = holder.get("reference")
-        number = self._seen_subjects.get(raw)
-        if number is None:
-            key = (
-                self._contained_key(raw, resource)
-                if isinstance(raw, str) and raw.startswith("#")
-                else key_of(holder, self._server)
-            )
-            number = self.subjects[key]
-            if raw and not raw.startswith("#"):
-                self._seen_subjects[raw] = number
-        return number
-
-    def _contained_key(self, raw: str, resource: dict[str, Any]) -> str:
-        """A contained patient is known to others by its identifier only."""
-        contained = contained_in(resource, raw)
-        for identifier in (contained or {}).get("identifier") or ():
-            if key := identifier_key(identifier):
-                return key
-        return NOTHING
-
-    def encounter_of(self, holder: dict[str, Any] | None) -> int:
-        """Index of the encounter that a Reference names, 0 where there is none."""
-        if holder is None:
-            return 0
-        raw = holder.get("reference")
-        number = self._seen_encounters.get(raw)
-        if number is None:
-            key = key_of(holder, self._server)
-            # MedicationAdministration.context may also be an EpisodeOfCare, which is no visit.
-            number = self.encounters[NOTHING if "EpisodeOfCare/" in key else key]
-            if raw:
-                self._seen_encounters[raw] = number
-        return number
-
-    def _code(self, kind: str, concept: dict[str, Any] | None, resource_type: str) -> int:
-        """Index of a concept's code, 0 where it has none or says that there is nothing (counted)."""
-        number = self.find_code(kind, concept)
-        if not number:
-            absent = concept is not None and self.coder.absent(concept)
-            self.counts["skipped", f"{resource_type}: {'known to be absent' if absent else 'no code'}"] += 1
-        return number
-
-    def find_code(self, kind: str, concept: dict[str, Any] | None) -> int:
-        """Index of a concept's code, 0 where it has none or says that there is nothing."""
-        if concept is None:
-            return 0
-        codings = concept.get("coding") if isinstance(concept, dict) else None
-        if isinstance(codings, list) and len(codings) == 1 and "extension" not in codings[0]:
-            coding = codings[0]
-            key = (kind, coding.get("system"), coding.get("code"))
-            number = self._seen_codes.get(key)
-            if number is not None:
-                return number
-            if says_absent(codings):
-                return 0
-            code = self.coder.coding(kind, coding)
-            if code is not None:
-                number = self._seen_codes[key] = self.codes[code]
-                return number
-        elif self.coder.absent(concept):
-            return 0
-        code = self.coder.code(kind, concept)
-        return 0 if code is None else self.codes[code]
-
-    def unit_of(self, system: str | None, code: str | None, unit: str | None) -> int:
-        """Index of the unit of a Quantity (see `unit_spelling`)."""
-        key = (system, code, unit)
-        number = self._seen_units.get(key)
-        if number is None:
-            number = self._seen_units[key] = self.units[unit_spelling(system, code, unit)]
-        return number
-
-    def value_of(self, holder: dict[str, Any]) -> tuple[float, int, int, bool]:
-        """(number, text index, unit index, whether there is a value) of an Observation or component."""
-        quantity = holder.get("valueQuantity")
-        if quantity is not None:
-            value = quantity.get("value")
-            if value is None:
-                return _NAN, 0, 0, False
-            if "comparator" in quantity:
-                self.counts["notes", "values with a comparator (<, >), read as the number"] += 1
-            unit = self.unit_of(quantity.get("system"), quantity.get("code"), quantity.get("unit"))
-            return self._number(value), 0, unit, True
-        concept = holder.get("valueCodeableConcept")
-        if concept is not None:
-            coding = (codings_of(concept, "valueCodeableConcept") or [{}])[0]
-            text = coding.get("display") or concept.get("text") or coding.get("code")
-            return (_NAN, self.texts[one_line(text)], 0, True) if text else (_NAN, 0, 0, False)
-        text = holder.get("valueString")
-        if text is not None:
-            text = one_line(text)
-            return _NAN, self.texts[text], 0, bool(text)
-        if "valueInteger" in holder:
-            return self._number(holder["valueInteger"]), 0, 0, True
-        if "valueBoolean" in holder:
-            return _NAN, self.texts["true" if holder["valueBoolean"] else "false"], 0, True
-        for name in holder:
-            if name.startswith("value"):
-                # The row stays (something was observed), its value is of a kind that a table cannot hold.
-                self.counts["notes", f"values not read: {name}"] += 1
-                return _NAN, 0, 0, True
-        return _NAN, 0, 0, False
-
-    def _number(self, value: Any) -> float:
-        if isinstance(value, str):
-            value = float(value)  # some servers quote decimals
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"a value must be a number, got {value!r}")
-        if not -MAX_FLOAT32 <= value <= MAX_FLOAT32:
-            self.counts["notes", "values that are NaN or beyond float32, read as missing"] += 1
-            return _NAN
-        return value

@@ -21,9 +21,10 @@ from msgspec import Raw, Struct, field
 
 from ehrseq.data.fhir.concepts import negating_status
 from ehrseq.data.fhir.elements import MALFORMED, observation_kind
+from ehrseq.data.fhir.lookups import LEFT_OUT_STATUSES, MAX_FLOAT32
 from ehrseq.data.fhir.medications import is_no_order
 from ehrseq.data.fhir.periods import plain_status
-from ehrseq.data.fhir.resources import LEFT_OUT_STATUSES, MAX_FLOAT32, Extractor
+from ehrseq.data.fhir.resources import Extractor
 from ehrseq.data.fhir.rows import END_OF_ENCOUNTER, RESOURCE_TYPES, TIME_UNKNOWN, trace_of
 
 _ABSENT = Raw()

@@ -111,7 +111,8 @@ class Deletions:
 
 
 def _hashes(names: pl.Series) -> np.ndarray:
-    hashed: np.ndarray = names.hash(_HASH_SEED).to_numpy().view(np.int64)
+    # Of a frame: a series would be hashed by a query, which costs more than the hashes of a small block.
+    hashed: np.ndarray = names.to_frame().hash_rows(_HASH_SEED).to_numpy().view(np.int64)
     return hashed
 
 
@@ -141,7 +142,9 @@ def old_versions(subject_id: np.ndarray, columns: dict[str, np.ndarray]) -> tupl
     """
     resource, place, updated = columns["resource"], columns["place"], columns["updated"]
     old = np.zeros(len(resource), dtype=bool)
-    again = np.flatnonzero(pl.Series(resource).is_duplicated().to_numpy() & (resource != 0))
+    named = np.sort(resource[np.diff(place, prepend=-1) != 0])  # once for each version, whose rows stand together
+    twice = named[1:][(named[1:] == named[:-1]) & (named[1:] != 0)]
+    again = np.flatnonzero(np.isin(resource, twice)) if len(twice) else twice
     if not len(again):
         return old, again, 0
     rows = pl.DataFrame(
