@@ -62,7 +62,7 @@ DEATH_CODE = "MEDS_DEATH"
 
 # Rank of a code among the rows of one instant; the second line of each is how MIMIC-IV's and OMOP's MEDS exports call
 # it.
-_OMOP = r"(?:Visit|CMS Place of Service)//?[^/]+"
+_OMOP = r"(?:(?i:visit(?:_occurrence|_detail)?)|CMS Place of Service)//?[^/]+"
 _START_PREFIXES = rf"^(?:VISIT_START|HOSPITAL_ADMISSION|ED_REGISTRATION|ICU_ADMISSION|{_OMOP}(?://?start)?$)"
 _END_PREFIXES = rf"^(?:VISIT_END|HOSPITAL_DISCHARGE|ED_OUT|ICU_DISCHARGE|{_OMOP}//?end$)"
 

@@ -1,8 +1,9 @@
 """What kind of visit an Encounter is: its class as HL7 v3-ActCode names it, however the source spells it.
 
-Looked at in turn: what the user says about a spelling; the codings of the class in systems that are known; the words
-beside a foreign code, and the code itself where it is a word or a v3 code; the type of the encounter. Words count only
-where the whole text is one that is known. What is left keeps its own name and is counted: a dataset whose stays all
+Looked at in turn: what the user says about a spelling; the codings of the class in systems that are known, and a v3 code
+that names no system (the element is bound to v3-ActCode); the words beside a foreign code, and the code itself where it
+is a word or a v3 code; the type of the encounter. Words count only where the whole text is one that is known. A display
+that names another class than the code beside it is not followed, and counted. What is left keeps its own name and is counted: a dataset whose stays all
 have a class that nobody knows has no admissions, and no labels.
 
 Sources: HL7 v3-ActCode (ActEncounterCode), HL7 version 2 table 0004, SNOMED CT, DSTU2's `encounter-class`.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -87,6 +88,14 @@ CLASS_WORDS: dict[str, str] = {
     # Dutch, Nordic
     "klinisch": "IMP", "klinische opname": "IMP", "opname": "IMP", "poliklinisch": "AMB", "polikliniek": "AMB",
     "spoedeisende hulp": "EMER", "seh": "EMER", "slutenvard": "IMP", "oppenvard": "AMB", "akutmottagning": "EMER",
+    "innlagt": "IMP", "innleggelse": "IMP", "døgnopphold": "IMP", "heldøgn": "IMP", "poliklinikk": "AMB",
+    "poliklinisk": "AMB", "indlagt": "IMP", "indlæggelse": "IMP", "ambulant besøg": "AMB", "skadestue": "EMER",
+    "vuodeosasto": "IMP", "osastohoito": "IMP", "vuodeosastohoito": "IMP", "avohoito": "AMB", "poliklinikka": "AMB",
+    "paivystys": "EMER",
+    # Chinese, Japanese, Korean
+    "住院": "IMP", "门诊": "AMB", "門診": "AMB", "急诊": "EMER", "急診": "EMER",
+    "入院": "IMP", "外来": "AMB", "救急": "EMER", "救急外来": "EMER",
+    "입원": "IMP", "외래": "AMB", "응급": "EMER", "응급실": "EMER",
 }  # fmt: skip
 """Words, as `plain_words` writes them -> class."""
 
@@ -101,6 +110,9 @@ _V3_SYSTEMS = ("/v3-actcode", "/v3/actcode", "oid:2.16.840.1.113883.5.4")
 _CODES = {canonical_spelling(system): codes for system, codes in CLASS_CODES.items()}
 
 UNKNOWN_CLASSES = "encounters of classes not known: "
+"""Begins the notes of a report that name them."""
+
+CONTRADICTIONS = "encounters whose class has a code and a display that contradict, read by the code: "
 """Begins the notes of a report that name them."""
 
 
@@ -121,6 +133,16 @@ def checked_mapping(mapping: Mapping[str, str] | None) -> dict[str, str]:
     return made
 
 
+class _Told(NamedTuple):
+    """What a class says: its codings and texts, what the user says about them, what they tell, and a contradiction."""
+
+    codings: list[dict[str, Any]]
+    texts: list[str]
+    said: str | None
+    told: str | None
+    contradiction: str | None
+
+
 class ClassReader:
     """Classes of encounters.
 
@@ -130,7 +152,7 @@ class ClassReader:
 
     def __init__(self, mapping: Mapping[str, str]) -> None:
         self._mapping = mapping
-        self._known: dict[bytes, tuple[list[dict[str, Any]], list[str], str | None, str | None]] = {}
+        self._known: dict[bytes, _Told] = {}
 
     def read(self, encounter: Mapping[str, Any], counts: Counter[tuple[str, str]]) -> str:
         """Class of an encounter.
@@ -149,9 +171,11 @@ class ClassReader:
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = self._of_class(stated)
-        codings, texts, said, told = known
+        codings, texts, said, told, contradiction = known
         if said:
             return said
+        if contradiction:
+            counts["notes", CONTRADICTIONS + contradiction] += 1
         for identifier in encounter.get("identifier") or ():
             if identifier.get("system") == _MIMIC_HOSPITAL_STAY:
                 counts["notes", "MIMIC hospital stays read as class IMP"] += 1
@@ -168,10 +192,13 @@ class ClassReader:
             return told
         return _own_name(codings, texts, counts)
 
-    def _of_class(self, stated: Any) -> tuple[list[dict[str, Any]], list[str], str | None, str | None]:
-        """Codings and texts of a class, what the user says about them, and what they tell."""
+    def _of_class(self, stated: Any) -> _Told:
         codings, texts = _codings_of_class(stated)
-        return codings, texts, self._by_user(codings, texts), _by_code(codings) or _by_words(codings, texts)
+        told = _by_code(codings) or _by_own_code(codings)
+        contradiction = None if told is None else _other_display(told, codings)
+        return _Told(
+            codings, texts, self._by_user(codings, texts), told or _by_words(codings, texts), contradiction
+        )
 
     def _by_user(self, codings: Sequence[Mapping[str, Any]], texts: Iterable[str]) -> str | None:
         if not self._mapping:
@@ -211,8 +238,32 @@ def _by_code(codings: Iterable[Mapping[str, Any]]) -> str | None:
         if spelling.endswith(_V3_SYSTEMS) and code.strip().upper() in V3_CLASSES:
             return code.strip().upper()
         codes = _CODES.get("snomed.info/sct" if system_name(system, "") == "SNOMED" else spelling)
-        if codes and code.strip() in codes:
-            return codes[code.strip()]
+        if codes and code.strip().upper() in codes:
+            return codes[code.strip().upper()]
+    return None
+
+
+def _by_own_code(codings: Iterable[Mapping[str, Any]]) -> str | None:
+    """Class by a v3 code without a system: that is what the element is bound to."""
+    codes = (coding["code"].strip().upper() for coding in codings if _is_text(coding.get("code")) and not _named(coding))
+    return next((code for code in codes if code in V3_CLASSES), None)
+
+
+def _named(coding: Mapping[str, Any]) -> bool:
+    return bool(coding.get("system"))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _other_display(told: str, codings: Iterable[Mapping[str, Any]]) -> str | None:
+    """`IMP (Outpatient)` where a display tells another class than the code that was followed."""
+    for coding in codings:
+        display = coding.get("display")
+        other = word_class(display)
+        if other and other != told and not {other, told} <= INPATIENT_CLASSES:
+            return f"{one_line(str(coding.get('code')))} ({one_line(str(display))})"
     return None
 
 

@@ -45,7 +45,18 @@ DEATH_WORDS: dict[str, tuple[str, ...]] = {
     "Hungarian": ("meghalt", "elhunyt", "exitált"),
     "Greek": ("απεβίωσε", "θάνατος", "αποβίωσε"),
     "Russian, Ukrainian": ("умер", "умерла", "смерть", "скончался", "скончалась", "помер", "померла"),
-    "Chinese, Japanese": ("死亡", "死亡退院"),
+    "Bulgarian": ("починал", "починала", "почина", "смърт"),
+    "Estonian": ("surnud",),
+    "Latvian": ("miris", "mirusi", "nāve"),
+    "Lithuanian": ("mirė", "mirtis"),
+    "Icelandic": ("látinn", "andlát"),
+    "Turkish": ("öldü", "ölüm", "vefat", "exitus"),
+    "Vietnamese": ("tử vong",),
+    "Indonesian, Malay": ("meninggal", "meninggal dunia"),
+    "Arabic": ("وفاة", "الوفاة", "متوفى", "المتوفى", "متوفاة", "توفي", "توفيت"),
+    "Persian": ("فوت", "درگذشت", "متوفی"),
+    "Hebrew": ("נפטר", "נפטרה", "פטירה", "מוות"),
+    "Chinese, Japanese": ("死亡",),
     "Korean": ("사망",),
 }  # fmt: skip
 """Language -> words that say that somebody died, compared without case and accents (but `död` is not `DOD`)."""
@@ -69,7 +80,18 @@ DENYING_WORDS: dict[str, tuple[str, ...]] = {
     "Hungarian": ("nem",),
     "Greek": ("δεν", "όχι"),
     "Russian, Ukrainian": ("не", "нет", "без"),
-    "Chinese, Japanese": (),
+    "Bulgarian": ("не", "няма", "без"),
+    "Estonian": ("ei",),
+    "Latvian": ("nav", "nē", "bez"),
+    "Lithuanian": ("ne", "nėra", "be"),
+    "Icelandic": ("ekki", "ekkert", "án"),
+    "Turkish": ("hayır",),
+    "Vietnamese": ("không", "chưa"),
+    "Indonesian, Malay": ("tidak", "belum", "bukan"),
+    "Arabic": ("لا", "لم", "غير", "بدون", "ليس"),
+    "Persian": ("عدم", "بدون"),
+    "Hebrew": ("לא", "ללא", "טרם"),
+    "Chinese, Japanese": ("非", "未", "无", "無"),
     "Korean": (),
 }
 """Language -> words that deny what follows them; those of English count in every language."""
@@ -99,7 +121,7 @@ EXPIRING: tuple[str, ...] = (
 UNCLEAR_AFTER: tuple[str, ...] = (
     "not", "risk", "certificate", "benefit", "benefits", "expected", "imminent", "likely", "possible", "anticipated",
     "pending", "unlikely", "excluded", "donor", "ausgeschlossen", "erwartet", "möglich", "sea", "valley", "row", "wish",
-    "rattle", "anxiety", "experience", "index", "rate", "sentence", "penalty",
+    "rattle", "anxiety", "experience", "index", "rate", "sentence", "penalty", "değil", "yok", "riski", "نشده", "نکرده",
 )  # fmt: skip
 """Words that make a word of death directly before them unclear."""
 
@@ -135,15 +157,22 @@ _CLAUSES = re.compile(
 )
 
 
+# Of languages that write without blanks: a word of death, and what denies it directly before it.
+_UNSPACED = re.compile("([非未无無]?)(死亡|사망)")
+_AFTER_UNSPACED = frozenset(("退院", "出院", "離院", "离院", "転帰", "した", "しました", "例", "患者", "환자", "퇴원", "함"))
+"""What may follow such a word directly where it says that somebody died."""
+
+
 def _words(text: str) -> str:
     """Plain words, those of several joined, `\u00f6` kept apart from `o`: DOD is no Swedish death."""
+    text = _UNSPACED.sub(r" \1 \2 ", text)
     words = plain_words(unicodedata.normalize("NFC", text.casefold()).replace("\u00f6", "\u00f8"))
     for phrase in _PHRASES:
         words = words.replace(phrase, phrase.replace(" ", "_"))
     return words
 
 
-_PHRASES = tuple(word for words in DEATH_WORDS.values() for word in words if " " in word)
+_PHRASES = tuple(plain_words(word) for words in DEATH_WORDS.values() for word in words if " " in word)
 
 
 def _read_table() -> dict[str, frozenset[str]]:
@@ -203,6 +232,7 @@ def _clause_says(words: list[str]) -> str | None:
         or (word == "expired" and not _EXPIRING.isdisjoint(before))
         or (word == "dead" and after and after[0] not in _AFTER_DEAD)
         or (after and after[0] in _UNCLEAR_AFTER)
+        or (after and _UNSPACED.fullmatch(word) and after[0] not in _AFTER_UNSPACED)
         or (after and after[0] in _OF and not _UNCLEAR_BEFORE.isdisjoint(after))
     )
     return UNCLEAR if unclear else DEAD
