@@ -85,8 +85,8 @@ WHOLE: dict[str, tuple[str, ...]] = {
 """Whole units: UCUM -> other spellings, as those of `UNIT_PARTS`."""
 
 PLAIN_ANNOTATIONS = frozenset(
-    ("cell", "cells", "beat", "beats", "breath", "breaths", "rbc", "rbcs", "wbc", "wbcs", "platelet", "platelets", "plt",
-     "count", "counts", "#", "no", "number", "")
+    ("cell", "cells", "beat", "beats", "breath", "breaths", "rbc", "rbcs", "wbc", "wbcs", "platelet", "platelets",
+     "plt", "count", "counts", "#", "no", "number", "")
 )  # fmt: skip
 """Annotations that leave a unit what it is, in lower case: they say which single things a number counts."""
 

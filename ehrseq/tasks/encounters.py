@@ -17,7 +17,15 @@ import polars as pl
 
 from ehrseq.data.instants import LONGEST_STAY_US
 from ehrseq.data.tables import as_column, check_columns, microseconds
-from ehrseq.tokenization.ehr_codes import EXPIRED, GOES_ON, INPATIENT_CLASSES, KIND_RANKS, RANK_END, code_kinds, split_kind
+from ehrseq.tokenization.ehr_codes import (
+    EXPIRED,
+    GOES_ON,
+    INPATIENT_CLASSES,
+    KIND_RANKS,
+    RANK_END,
+    code_kinds,
+    split_kind,
+)
 from ehrseq.tokenization.ehr_visits import Encounter, pair_encounters
 
 ENDED, CONTINUES = "ended", "in_progress"

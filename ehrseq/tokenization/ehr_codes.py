@@ -63,17 +63,18 @@ labs."""
 _CLASSES = "IMP|ACUTE|NONAC|EMER|OBSENC|AMB|SS|HH|VR|FLD|PRENC|ICU"
 
 OMOP_VISITS: dict[str, tuple[str, ...]] = {
-    # 9201 Inpatient Visit, 262 Emergency Room and Inpatient Visit; of CMS Place of Service 8717 Inpatient Hospital, 8971
-    # Inpatient Psychiatric Facility, 8920 Comprehensive Inpatient Rehabilitation Facility
+    # 9201 Inpatient Visit, 262 Emergency Room and Inpatient Visit; of CMS Place of Service 8717 Inpatient Hospital,
+    # 8971 Inpatient Psychiatric Facility, 8920 Comprehensive Inpatient Rehabilitation Facility
     "IMP": ("IP", "ERIP", "9201", "262", "8717", "8971", "8920", "Inpatient Visit", "Inpatient Hospital",
             "Emergency Room and Inpatient Visit"),
     # 9203 Emergency Room Visit, 8870 Emergency Room - Hospital, 581381 Emergency Room Critical Care Facility
     "EMER": ("ER", "9203", "8870", "581381", "Emergency Room Visit", "Emergency Room - Hospital"),
-    # 32037 Intensive Care (OMOP4822460), 581379 Inpatient Critical Care Facility, 581382 Inpatient Intensive Care Facility
+    # 32037 Intensive Care (OMOP4822460), 581379 Inpatient Critical Care Facility, 581382 Inpatient Intensive Care
     "ICU": ("32037", "OMOP4822460", "581379", "581382", "Intensive Care", "Inpatient Critical Care Facility",
             "Inpatient Intensive Care Facility"),
     # 9202 Outpatient Visit, 8756 Outpatient Hospital, 8940 Office, 581477 Office Visit
-    "AMB": ("OP", "9202", "8756", "8940", "581477", "Outpatient Visit", "Outpatient Hospital", "Office", "Office Visit"),
+    "AMB": ("OP", "9202", "8756", "8940", "581477", "Outpatient Visit", "Outpatient Hospital", "Office",
+            "Office Visit"),
     "HH": ("581476", "Home Visit"),
     "VR": ("5083", "Telehealth"),
 }  # fmt: skip
@@ -81,7 +82,7 @@ OMOP_VISITS: dict[str, tuple[str, ...]] = {
 
 
 def _omop_visits() -> list[list[str]]:
-    """Rules for the visits of `OMOP_VISITS`: `Visit/IP`, `VISIT//9201//start`, `visit_occurrence/Inpatient Visit//end`."""
+    """Rules for `OMOP_VISITS`: `Visit/IP`, `VISIT//9201//start`, `visit_occurrence/Inpatient Visit//end`."""
     rules = []
     for of_class, names in OMOP_VISITS.items():
         visit = rf"(?i)visit(?:_occurrence|_detail)?//?(?:{'|'.join(names)})"

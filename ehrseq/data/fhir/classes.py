@@ -1,10 +1,10 @@
 """What kind of visit an Encounter is: its class as HL7 v3-ActCode names it, however the source spells it.
 
-Looked at in turn: what the user says about a spelling; the codings of the class in systems that are known, and a v3 code
-that names no system (the element is bound to v3-ActCode); the words beside a foreign code, and the code itself where it
-is a word or a v3 code; the type of the encounter. Words count only where the whole text is one that is known. A display
-that names another class than the code beside it is not followed, and counted. What is left keeps its own name and is counted: a dataset whose stays all
-have a class that nobody knows has no admissions, and no labels.
+Looked at in turn: what the user says about a spelling; the codings of the class in systems that are known, and a v3
+code that names no system (the element is bound to v3-ActCode); the words beside a foreign code, and the code itself
+where it is a word or a v3 code; the type of the encounter. Words count only where the whole text is one that is known.
+A display that names another class than the code beside it is not followed, and counted. What is left keeps its own name
+and is counted: a dataset whose stays all have a class that nobody knows has no admissions, and no labels.
 
 Sources: HL7 v3-ActCode (ActEncounterCode), HL7 version 2 table 0004, SNOMED CT, DSTU2's `encounter-class`.
 """
@@ -196,9 +196,7 @@ class ClassReader:
         codings, texts = _codings_of_class(stated)
         told = _by_code(codings) or _by_own_code(codings)
         contradiction = None if told is None else _other_display(told, codings)
-        return _Told(
-            codings, texts, self._by_user(codings, texts), told or _by_words(codings, texts), contradiction
-        )
+        return _Told(codings, texts, self._by_user(codings, texts), told or _by_words(codings, texts), contradiction)
 
     def _by_user(self, codings: Sequence[Mapping[str, Any]], texts: Iterable[str]) -> str | None:
         if not self._mapping:
@@ -245,16 +243,9 @@ def _by_code(codings: Iterable[Mapping[str, Any]]) -> str | None:
 
 def _by_own_code(codings: Iterable[Mapping[str, Any]]) -> str | None:
     """Class by a v3 code without a system: that is what the element is bound to."""
-    codes = (coding["code"].strip().upper() for coding in codings if _is_text(coding.get("code")) and not _named(coding))
-    return next((code for code in codes if code in V3_CLASSES), None)
-
-
-def _named(coding: Mapping[str, Any]) -> bool:
-    return bool(coding.get("system"))
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+    codes = [coding.get("code") for coding in codings if not coding.get("system")]
+    plain = (code.strip().upper() for code in codes if isinstance(code, str))
+    return next((code for code in plain if code in V3_CLASSES), None)
 
 
 def _other_display(told: str, codings: Iterable[Mapping[str, Any]]) -> str | None:
@@ -280,7 +271,7 @@ def _by_words(codings: Sequence[Mapping[str, Any]], texts: Sequence[str], *, cod
         if isinstance(code, str):
             if code.strip().upper() in V3_CLASSES:
                 return code.strip().upper()
-            if len(code.strip()) > 2 and (told := word_class(code)):
+            if (len(code.strip()) > 2 or not code.isascii()) and (told := word_class(code)):
                 return told
     return None
 

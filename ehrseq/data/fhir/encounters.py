@@ -20,7 +20,9 @@ from ehrseq.data.report import ConversionReport
 ANYBODY = -2
 """Stands for the patient of an encounter that names none."""
 
-WITHIN_ANOTHER = "encounters that begin or end with another one of their visit and class and lie within it, left to that"
+WITHIN_ANOTHER = (
+    "encounters that begin or end with another one of their visit and lie within it, read as a part of that"
+)
 """Note of a report."""
 
 
