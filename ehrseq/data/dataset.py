@@ -153,7 +153,7 @@ class EventDataset:
     def scan(self) -> pl.LazyFrame:
         """All rows, lazily, in file order; our columns only where the files are ours (foreign files: as they are)."""
         for file in self.files:
-            check_parquet(file)
+            check_parquet(file, EVENT_COLUMNS)
         return pl.scan_parquet(self.files, missing_columns="insert", extra_columns="ignore", hive_partitioning=False)
 
     def events(self, split: str | Sequence[str] | None = None, columns: Sequence[str] | None = None) -> pl.DataFrame:

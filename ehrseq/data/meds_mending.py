@@ -26,9 +26,18 @@ from ehrseq.tokenization.ehr_codes import RANK_DEATH, RANK_END, code_kinds, spli
 OLD_CODES = {
     f"SNOMED{slash}{code}": new
     for slash in ("/", "//")
-    for code, new in (("184099003", BIRTH_CODE), ("3950001", BIRTH_CODE), ("419620001", DEATH_CODE))
+    for code, new in (
+        ("184099003", BIRTH_CODE),
+        ("3950001", BIRTH_CODE),
+        ("419620001", DEATH_CODE),  # Death
+        ("419099009", DEATH_CODE),  # Dead
+        ("397709008", DEATH_CODE),  # Patient died
+    )
 } | {"Condition Type/OMOP4822053": DEATH_CODE, "Death Type/OMOP generated": DEATH_CODE}
 """Codes of birth and death that MEDS before 0.3, FEMR and meds_etl wrote -> those of today."""
+
+PLAIN_DEATH = r"^(?:(?i:death|deceased|dod)(?:/.*)?|Death Type/.*)$"
+"""Codes of deaths by their word alone, or by OMOP's vocabulary of how a death was recorded."""
 
 _FIRST, _AFTER = datetime(FIRST_YEAR, 1, 1), datetime(LAST_YEAR + 1, 1, 1)
 _FIRST_DAYS = [datetime.fromisoformat(day) for day in sorted(PLACEHOLDER_DAYS)]
@@ -49,11 +58,15 @@ def mend_rows(
     """
     notes: Counter[str] = Counter()
     codes = events["code"].unique()
-    old = [code for code in OLD_CODES if code in set(codes.filter(codes.is_in(list(OLD_CODES))))]
+    known = codes.filter(codes.is_in(list(OLD_CODES))).to_list()
+    old = {code: OLD_CODES[code] for code in known}
+    old |= dict.fromkeys(codes.filter(codes.str.contains(PLAIN_DEATH)).to_list(), DEATH_CODE)
+    if code_map is not None:  # what the user says about a code counts
+        old = {code: new for code, new in old.items() if code in OLD_CODES or code_kinds([code], code_map) == ["other"]}
     if old:
-        is_old = pl.col("code").is_in(old)
+        is_old = pl.col("code").is_in(list(old))
         notes["births and deaths under the codes of MEDS before 0.3"] += int(events.select(is_old.sum()).item())
-        events = events.with_columns(pl.col("code").replace(OLD_CODES))
+        events = events.with_columns(pl.col("code").replace(old))
     if ends is not None and ends.null_count() < len(ends):
         events = _with_ends(events, ends, dict(zip(codes, code_kinds(codes.to_list(), code_map), strict=True)), notes)
     events = _without_placeholders(events, notes)

@@ -97,7 +97,9 @@ CLASS_WORDS: dict[str, str] = {
     "入院": "IMP", "外来": "AMB", "救急": "EMER", "救急外来": "EMER",
     "입원": "IMP", "외래": "AMB", "응급": "EMER", "응급실": "EMER",
 }  # fmt: skip
-"""Words, as `plain_words` writes them -> class."""
+"""Words, without accents -> class."""
+
+_WORDS = {plain_words(words): of_class for words, of_class in CLASS_WORDS.items()}
 
 # Words that say nothing about the class where they stand beside one that does.
 _NEUTRAL = frozenset((
@@ -285,9 +287,9 @@ def word_class(text: object) -> str | None:
     ('IMP', None)
     """
     words = plain_words(text)
-    told = CLASS_WORDS.get(words)
+    told = _WORDS.get(words)
     if told is None and words:
-        told = CLASS_WORDS.get(" ".join(word for word in words.split() if word not in _NEUTRAL))
+        told = _WORDS.get(" ".join(word for word in words.split() if word not in _NEUTRAL))
     return told
 
 

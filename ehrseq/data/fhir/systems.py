@@ -184,7 +184,7 @@ _NAMES = {canonical_spelling(system): name for system, name in SYSTEM_NAMES.item
 def _known(system: str) -> str | None:
     """Short name of a system that the table, or the name of an edition of ICD, tells."""
     spelling = canonical_spelling(system)
-    name = _NAMES.get(spelling)
+    name = _NAMES.get(spelling) or _NAMES.get(_VERSION.sub("", spelling))  # loinc.org/2.74
     if name is None:
         icd = _ICD.fullmatch(spelling.rpartition("/")[2])
         if icd:
