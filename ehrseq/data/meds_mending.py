@@ -21,7 +21,7 @@ import polars as pl
 from ehrseq.data.instants import FIRST_YEAR, LAST_YEAR, PLACEHOLDER_DAYS
 from ehrseq.data.metadata import CodeMap
 from ehrseq.data.schema import BIRTH_CODE, DEATH_CODE, EVENT_COLUMNS, code_rank
-from ehrseq.tokenization.ehr_codes import RANK_DEATH, RANK_END, code_kinds, split_kind
+from ehrseq.tokenization.ehr_codes import RANK_DEATH, RANK_END, code_kinds, is_unknown_omop_visit, split_kind
 
 OLD_CODES = {
     f"SNOMED{slash}{code}": new
@@ -67,6 +67,11 @@ def mend_rows(
         is_old = pl.col("code").is_in(list(old))
         notes["births and deaths under the codes of MEDS before 0.3"] += int(events.select(is_old.sum()).item())
         events = events.with_columns(pl.col("code").replace(old))
+    named = codes.filter(codes.str.starts_with("Visit")).to_list()
+    kind_of = dict(zip(named, code_kinds(named, code_map), strict=True))
+    unknown = [code for code in named if kind_of[code] == "visit_start:AMB" and is_unknown_omop_visit(code)]
+    for code, rows in events.filter(pl.col("code").is_in(unknown))["code"].value_counts().iter_rows():
+        notes[f"visits of kinds not known, read as AMB: {code}"] += rows
     if ends is not None and ends.null_count() < len(ends):
         events = _with_ends(events, ends, dict(zip(codes, code_kinds(codes.to_list(), code_map), strict=True)), notes)
     events = _without_placeholders(events, notes)

@@ -81,6 +81,11 @@ OMOP_VISITS: dict[str, tuple[str, ...]] = {
 """Class -> OMOP's standard visits that are one: their code in the vocabulary Visit, their concept_id, their name."""
 
 
+def is_unknown_omop_visit(code: str) -> bool:
+    """Whether a code is one of OMOP's visits of which `OMOP_VISITS` does not know what it is."""
+    return re.match(ANY_OMOP_VISIT, code) is not None and code_kinds([code], _omop_visits()) == ["other"]
+
+
 def _omop_visits() -> list[list[str]]:
     """Rules for `OMOP_VISITS`: `Visit/IP`, `VISIT//9201//start`, `visit_occurrence/Inpatient Visit//end`."""
     rules = []
@@ -89,6 +94,9 @@ def _omop_visits() -> list[list[str]]:
         rules += [[visit + r"(//?start)?$", f"visit_start:{of_class}"], [visit + r"//?end$", f"visit_end:{of_class}"]]
     return rules
 
+
+ANY_OMOP_VISIT = r"Visit//?[^/]+(//?start)?$"
+"""Visits of OMOP, known or not; what `OMOP_VISITS` does not know is read as AMB."""
 
 DEFAULT_CODE_MAP: list[list[str]] = [
     # MEDS and the ehrseq namespace
@@ -119,7 +127,7 @@ DEFAULT_CODE_MAP: list[list[str]] = [
     [r"(Blood Pressure|Weight \(Lbs\)|Height \(Inches\)|BMI \(kg/m2\))", "vital"],
     # OMOP exports as MEDS (`Visit/IP`, `VISIT//9201`, `ICD10CM/I10`)
     *_omop_visits(),
-    [r"Visit//?[^/]+(//?start)?$", "visit_start:AMB"],
+    [ANY_OMOP_VISIT, "visit_start:AMB"],
     [r"Visit//?[^/]+//?end$", "visit_end:AMB"],
     # 21 inpatient hospital, 51 and 61 inpatient psychiatric and rehabilitation facilities, 23 emergency room
     [r"CMS Place of Service//?(21|51|61)(//?start)?$", "visit_start:IMP"],

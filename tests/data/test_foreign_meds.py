@@ -272,6 +272,13 @@ def test_a_visit_of_omop_is_known_by_its_code_its_concept_id_and_its_name(prefix
     assert [row[2] for row in rows] == [prefix + name, f"VISIT_END//{of_class}"]
 
 
+def test_a_visit_of_omop_that_is_not_known_is_named_and_counted(tmp_path):
+    columns = {"subject_id": [7] * 3, "time": [IN, AGAIN, LATER], "code": ["Visit/IP", *["Visit/OMOP4822036"] * 2]}
+    _, report = load_events(folder_of(tmp_path / "d", columns))
+    unknown = {note: count for note, count in report.notes.items() if "not known" in note}
+    assert unknown == {"visits of kinds not known, read as AMB: Visit/OMOP4822036": 2}
+
+
 @pytest.mark.parametrize(
     "code",
     ["SNOMED/419099009", "SNOMED//397709008", "DEATH", "Death/Deceased", "DEATH//hospital", "Death Type/EHR record"],

@@ -114,7 +114,7 @@ _CODES = {canonical_spelling(system): codes for system, codes in CLASS_CODES.ite
 UNKNOWN_CLASSES = "encounters of classes not known: "
 """Begins the notes of a report that name them."""
 
-CONTRADICTIONS = "encounters whose class has a code and a display that contradict, read by the code: "
+CONTRADICTIONS = "encounters whose class has codes or a display that contradict, read by the first code: "
 """Begins the notes of a report that name them."""
 
 
@@ -197,7 +197,7 @@ class ClassReader:
     def _of_class(self, stated: Any) -> _Told:
         codings, texts = _codings_of_class(stated)
         told = _by_code(codings) or _by_own_code(codings)
-        contradiction = None if told is None else _other_display(told, codings)
+        contradiction = None if told is None else _contradiction(told, codings)
         return _Told(codings, texts, self._by_user(codings, texts), told or _by_words(codings, texts), contradiction)
 
     def _by_user(self, codings: Sequence[Mapping[str, Any]], texts: Iterable[str]) -> str | None:
@@ -250,13 +250,14 @@ def _by_own_code(codings: Iterable[Mapping[str, Any]]) -> str | None:
     return next((code for code in plain if code in V3_CLASSES), None)
 
 
-def _other_display(told: str, codings: Iterable[Mapping[str, Any]]) -> str | None:
-    """`IMP (Outpatient)` where a display tells another class than the code that was followed."""
+def _contradiction(told: str, codings: Iterable[Mapping[str, Any]]) -> str | None:
+    """`IMP (Outpatient)` where a code or a display tells another class than the one that is followed."""
     for coding in codings:
         display = coding.get("display")
-        other = word_class(display)
-        if other and other != told and not {other, told} <= INPATIENT_CLASSES:
-            return f"{one_line(str(coding.get('code')))} ({one_line(str(display))})"
+        for other in (_by_code([coding]) or _by_own_code([coding]), word_class(display)):
+            if other and other != told and not {other, told} <= INPATIENT_CLASSES:
+                beside = f" ({one_line(str(display))})" if display else ""
+                return f"{one_line(str(coding.get('code')))}{beside}"
     return None
 
 

@@ -92,6 +92,13 @@ def test_the_code_of_a_class_counts_before_its_display_and_a_contradiction_is_na
     assert any(note.startswith(CONTRADICTIONS) for note in report.notes) == contradicts
 
 
+def test_two_codes_of_a_class_that_contradict_are_named():
+    stay = encounter(**{"class": [coded((V3, "AMB")), coded((V3, "IMP"))]})
+    events, report = read(patient(), stay)
+    assert codes(events, "VISIT_START") == ["VISIT_START//AMB"]
+    assert report.notes[f"{CONTRADICTIONS}IMP"] == 1
+
+
 @pytest.mark.parametrize(
     ("word", "read_as"),
     [
