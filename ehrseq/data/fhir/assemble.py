@@ -114,6 +114,10 @@ class Assembler:
         self._visits += visits
         self._counts_encounters_of_nobody = counted
 
+    def count_encounters_of_nobody(self) -> None:
+        """Count what is wrong with them where there are no rows, and so no `events`."""
+        self._encounters(np.zeros(1, dtype=np.int64), nobody=-1)
+
     def events(self) -> pl.DataFrame:
         """The event table of everything added.
 
