@@ -14,6 +14,7 @@ import polars as pl
 
 from ehrseq.data.meds import meds_files, read_meds_files, read_parquet, read_splits
 from ehrseq.data.metadata import read_json, read_settings, written_by_us
+from ehrseq.data.parquet import check_parquet
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, arrow_schema, validate_events
 from ehrseq.data.splits import DEFAULT_FRACTIONS, SPLIT_SCHEMA, assign_splits, patients_needed
@@ -151,6 +152,8 @@ class EventDataset:
 
     def scan(self) -> pl.LazyFrame:
         """All rows, lazily, in file order; our columns only where the files are ours (foreign files: as they are)."""
+        for file in self.files:
+            check_parquet(file, EVENT_COLUMNS)
         return pl.scan_parquet(self.files, missing_columns="insert", extra_columns="ignore", hive_partitioning=False)
 
     def events(self, split: str | Sequence[str] | None = None, columns: Sequence[str] | None = None) -> pl.DataFrame:

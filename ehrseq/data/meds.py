@@ -10,6 +10,7 @@ import polars as pl
 
 from ehrseq.data.meds_mending import mend_rows
 from ehrseq.data.metadata import CodeMap, read_settings, written_by_us
+from ehrseq.data.parquet import check_parquet, has_unknown_zone
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import (
     EVENT_COLUMNS,
@@ -17,6 +18,7 @@ from ehrseq.data.schema import (
     REQUIRED_COLUMNS,
     cast_time,
     sort_events,
+    texts_without_zone,
     validate_events,
 )
 from ehrseq.data.splits import SPLIT_SCHEMA
@@ -163,6 +165,8 @@ def read_meds_rows(
     if not ours:
         ends = cast_time(rows[_END], str(file)) if _END in rows.columns else None
         events, notes = mend_rows(events, ends, code_map)
+        if without_zone := texts_without_zone(rows["time"]):
+            notes["times as text that state no zone, read as UTC"] += without_zone
     if "numeric_value" in rows.columns and rows["numeric_value"].dtype.is_float():
         lost = (~rows["numeric_value"].cast(pl.Float32, strict=False).is_finite()).sum()
         notes["values that are NaN, infinite or beyond float32, read as missing"] += int(lost)
@@ -230,6 +234,7 @@ def read_parquet(file: Path) -> pl.DataFrame:
     Raises:
         ValueError: The file is damaged.
     """
+    check_parquet(file)
     try:
         return pl.read_parquet(file)
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -250,7 +255,9 @@ def scan_meds_file(file: Path) -> pl.LazyFrame:
                 schema_overrides=dict.fromkeys(_TEXTS, pl.String),
             )
         else:
-            lazy = pl.scan_parquet(file, hive_partitioning=False)
+            schema = check_parquet(file, (*EVENT_COLUMNS, *_OLD_NAMES, *_VISIT_COLUMNS, *_UNIT_COLUMNS, *_END_COLUMNS))
+            unknown = has_unknown_zone(schema)
+            lazy = _in_utc(file).lazy() if unknown else pl.scan_parquet(file, hive_partitioning=False, glob=False)
         names = lazy.collect_schema().names()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"{file} cannot be read as a MEDS table: {error}") from error
@@ -269,6 +276,19 @@ def scan_meds_file(file: Path) -> pl.LazyFrame:
     return lazy.select([name for name in (*EVENT_COLUMNS, _END) if name in names])
 
 
+def _in_utc(file: Path) -> pl.DataFrame:
+    """A Parquet file whose times have a zone that polars refuses: the zone is but a name, and goes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(file)
+    for place, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type) and field.type.tz is not None:
+            utc = table.column(place).cast(pa.timestamp(field.type.unit, "UTC"))
+            table = table.set_column(place, field.name, utc)
+    return pl.DataFrame(table)
+
+
 def collect_meds(lazy: pl.LazyFrame, file: Path) -> pl.DataFrame:
     """Rows of a MEDS file, or of a part of it, before they are checked.
 
@@ -281,7 +301,15 @@ def collect_meds(lazy: pl.LazyFrame, file: Path) -> pl.DataFrame:
         raise ValueError(f"{file} cannot be read as a MEDS table: {error}") from error
     # A whole-number id stored as float (pandas, where some are null) reads 123.0: as a string it must be "123".
     if "visit_id" in frame.columns and frame["visit_id"].dtype.is_float():
-        frame = frame.with_columns(pl.col("visit_id").cast(pl.Int64))
+        ids = frame["visit_id"].fill_nan(None)
+        whole = ids.cast(pl.Int64, strict=False)
+        lost = ids.is_not_null() & (whole.is_null() | (whole.cast(pl.Float64) != ids)).fill_null(value=True)
+        if lost.any():
+            raise ValueError(
+                f"{file}: column 'visit_id' holds {ids.filter(lost)[0]!r} in row {lost.arg_true()[0]}; expected whole "
+                "numbers, or text."
+            )
+        frame = frame.with_columns(whole.alias("visit_id"))
     elif file.suffix == ".csv" and "visit_id" in frame.columns:
         frame = frame.with_columns(pl.col("visit_id").str.replace(r"^(\d+)\.0$", "$1"))
     return frame

@@ -24,7 +24,14 @@ from ehrseq.data.instants import FIRST_YEAR, LAST_YEAR, PLACEHOLDER_DAYS
 from ehrseq.data.metadata import CodeMap
 from ehrseq.data.schema import BIRTH_CODE, DEATH_CODE, EVENT_COLUMNS, code_rank
 from ehrseq.data.unread_codes import SNOMED_DEATHS, says_no
-from ehrseq.tokenization.ehr_codes import RANK_DEATH, RANK_END, code_kinds, split_kind, unmapped_codes
+from ehrseq.tokenization.ehr_codes import (
+    RANK_DEATH,
+    RANK_END,
+    code_kinds,
+    is_unknown_omop_visit,
+    split_kind,
+    unmapped_codes,
+)
 
 _SNOMED = {"184099003": BIRTH_CODE, "3950001": BIRTH_CODE} | dict.fromkeys(sorted(SNOMED_DEATHS), DEATH_CODE)
 OLD_CODES = {f"SNOMED{slash}{code}": new for slash in ("/", "//") for code, new in _SNOMED.items()} | {
@@ -33,7 +40,13 @@ OLD_CODES = {f"SNOMED{slash}{code}": new for slash in ("/", "//") for code, new 
 }
 """Codes of birth and death that MEDS before 0.3, FEMR, meds_etl and exports of SNOMED CT write -> those of today."""
 
-SPELLINGS = {"death": DEATH_CODE, "meds death": DEATH_CODE, "meds birth": BIRTH_CODE}
+SPELLINGS = {
+    "death": DEATH_CODE,
+    "deceased": DEATH_CODE,
+    "dod": DEATH_CODE,
+    "meds death": DEATH_CODE,
+    "meds birth": BIRTH_CODE,
+}
 """Whole codes in any case, `_` and `-` like a blank -> those of today."""
 
 DEATH_TYPE = "Death Type/"
@@ -64,6 +77,11 @@ def mend_rows(
         is_other = pl.col("code").is_in(list(todays)) & ~says_no(events.columns)
         notes["births and deaths under other codes than those of today"] += int(events.select(is_other.sum()).item())
         events = events.with_columns(pl.when(is_other).then(pl.col("code").replace(todays)).otherwise("code"))
+    named = codes.filter(codes.str.starts_with("Visit")).to_list()
+    kind_of = dict(zip(named, code_kinds(named, code_map), strict=True))
+    unknown = [code for code in named if kind_of[code] == "visit_start:AMB" and is_unknown_omop_visit(code)]
+    for code, rows in events.filter(pl.col("code").is_in(unknown))["code"].value_counts().iter_rows():
+        notes[f"visits of kinds not known, read as AMB: {code}"] += rows
     if ends is not None and ends.null_count() < len(ends):
         events = _with_ends(events, ends, dict(zip(codes, code_kinds(codes.to_list(), code_map), strict=True)), notes)
     deaths = []

@@ -63,7 +63,7 @@ DEATH_CODE = "MEDS_DEATH"
 
 # Rank of a code among the rows of one instant; the second line of each is how MIMIC-IV's and OMOP's MEDS exports call
 # it.
-_OMOP = r"(?:Visit|CMS Place of Service)//?[^/]+"
+_OMOP = r"(?:(?i:visit(?:_occurrence|_detail)?)|CMS Place of Service)//?[^/]+"
 _START_PREFIXES = rf"^(?:VISIT_START|HOSPITAL_ADMISSION|ED_REGISTRATION|ICU_ADMISSION|{_OMOP}(?://?start)?$)"
 _END_PREFIXES = rf"^(?:VISIT_END|HOSPITAL_DISCHARGE|ED_OUT|ICU_DISCHARGE|{_OMOP}//?end$)"
 
@@ -222,7 +222,13 @@ def _cast(column: pl.Series, dtype: pl.DataType, source: str) -> pl.Series:
         raise ValueError(f"{source}: column {column.name!r} holds {column.dtype}; expected strings.")
     if isinstance(dtype, pl.Float32 | pl.Int64) and (column.dtype.is_temporal() or column.dtype.is_nested()):
         raise ValueError(f"{source}: column {column.name!r} holds {column.dtype}; expected {dtype}.")
-    cast = column.cast(dtype, strict=False)
+    try:
+        cast = column.cast(dtype, strict=False)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise ValueError(
+            f"{source}: column {column.name!r} holds {column.dtype}, which cannot be read as {dtype} "
+            f"({str(error).splitlines()[0]})."
+        ) from error
     lost = cast.is_null() & column.is_not_null()
     if lost.any():
         raise ValueError(
@@ -247,7 +253,7 @@ def cast_time(column: pl.Series, source: str) -> pl.Series:
                 f"{source}: column {column.name!r} has the zone {column.dtype.time_zone!r}, which cannot be read "
                 f"({str(error).splitlines()[0]}); convert it to UTC."
             ) from error
-        return _in_range(utc.cast(pl.Datetime("us")), source)
+        return _in_range(_as_microseconds(utc, source), source)
     if column.dtype == pl.Date:
         return _in_range(column.cast(pl.Datetime("us")) + (_DAY - _MICROSECOND), source)
     if column.dtype in (pl.String, pl.Categorical, pl.Object) or isinstance(column.dtype, pl.Enum):
@@ -255,6 +261,21 @@ def cast_time(column: pl.Series, source: str) -> pl.Series:
     raise ValueError(
         f"{source}: column {column.name!r} holds {column.dtype}; expected timestamps (or ISO 8601 strings)."
     )
+
+
+def _as_microseconds(times: pl.Series, source: str) -> pl.Series:
+    """Naive times of any unit as microseconds; milliseconds may reach further than those can say."""
+    cast = times.to_physical() * 1000 if times.dtype == pl.Datetime("ms") else None
+    if cast is None:
+        return times.cast(pl.Datetime("us"))
+    beyond = times.to_physical().abs() > _LAST_US // 1000
+    if beyond.any():
+        row = int(beyond.arg_true()[0])
+        raise ValueError(
+            f"{source}: column {times.name!r}, row {row}: the time lies {times.to_physical()[row]} milliseconds from "
+            "1970, outside the years 1 to 9999; correct it, or give null where it is not known."
+        )
+    return cast.cast(pl.Datetime("us"))
 
 
 def _in_range(times: pl.Series, source: str) -> pl.Series:
@@ -268,6 +289,15 @@ def _in_range(times: pl.Series, source: str) -> pl.Series:
         f"{source}: column {times.name!r}, row {row}: the time lies {number[row]} microseconds from 1970, outside the "
         "years 1 to 9999; correct it, or give null where it is not known."
     )
+
+
+def texts_without_zone(times: pl.Series) -> int:
+    """How many texts of a column of times state an hour and no zone: they are read as UTC, as dates are."""
+    if times.dtype not in (pl.String, pl.Categorical) and not isinstance(times.dtype, pl.Enum):
+        return 0
+    text = times.cast(pl.String)
+    stated = text.str.slice(10).str.contains(r"[Zz]$|[+-]\d{2}(:?\d{2})?$")
+    return int(((text.str.len_chars() > len("2000-01-01")) & ~stated).sum())
 
 
 def _dates_that_begin(events: pl.DataFrame, written: pl.Series) -> pl.DataFrame:

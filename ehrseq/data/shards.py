@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ehrseq.data.parquet import check_parquet
 from ehrseq.data.schema import EVENT_COLUMNS, EVENT_SCHEMA, REQUIRED_COLUMNS
 from ehrseq.work.files import file_digest
 from ehrseq.work.parts import RecordedPart, Report
@@ -99,6 +100,7 @@ def scan_shard(shard: Shard) -> pl.LazyFrame:
     Raises:
         ValueError: It cannot be read, or a column is absent or of another type.
     """
+    check_parquet(shard.path, EVENT_COLUMNS)
     try:
         lazy = pl.scan_parquet(shard.path, hive_partitioning=False, glob=False)
         schema = lazy.collect_schema()

@@ -6,8 +6,14 @@ the spelling of UCUM first. Only what is the same unit becomes the same text: no
 Case tells units apart where UCUM says so. A spelling of one letter counts as it is listed (`K` is kelvin, `G` gauss);
 one of several letters in any case, but for those that a capital makes another unit (`OTHER_UNITS`: `MU`, megaunits).
 
+What stands in braces (an annotation) names what is counted or measured. To UCUM it is a comment, and to a laboratory
+often another quantity: a D-dimer in `mg/L{FEU}` (fibrinogen equivalents) is about twice that in `mg/L{DDU}`, `mmol/mol`
+of haemoglobin is none of creatinine. So it stays part of the unit, in capitals that count for nothing; only what counts
+single things (`PLAIN_ANNOTATIONS`: cells, beats) is left out, since a number of them is a number.
+
 Sources: UCUM 2.1 (case-sensitive codes, `[lb_av]`, `10*9`), HL7's list of common UCUM units, and how the demonstration
-data of MIMIC-IV and Synthea, and version 2 interfaces, write them. A library for UCUM parses far more than a hospital
+data of MIMIC-IV and Synthea, and version 2 interfaces, write them; Russian laboratories write the same units in their
+own letters. A library for UCUM parses far more than a hospital
 sends, at the price of a grammar and a second of import; the table below is looked up once a distinct text.
 """
 
@@ -17,21 +23,21 @@ import re
 from functools import lru_cache
 
 UNIT_PARTS: dict[str, tuple[str, ...]] = {
-    "kg": ("kg", "kgs", "kilogram", "kilograms", "kilo", "kilos"),
-    "g": ("g", "gm", "gms", "gram", "grams"),
-    "mg": ("mg", "mgs", "milligram", "milligrams"),
-    "ug": ("ug", "mcg", "mcgs", "microgram", "micrograms"),
+    "kg": ("kg", "кг", "kgs", "kilogram", "kilograms", "kilo", "kilos"),
+    "g": ("g", "г", "gm", "gms", "gram", "grams"),
+    "mg": ("mg", "мг", "mgs", "milligram", "milligrams"),
+    "ug": ("ug", "мкг", "mcg", "mcgs", "microgram", "micrograms"),
     "ng": ("ng", "nanogram", "nanograms"),
     "pg": ("pg", "picogram", "picograms"),
-    "mol": ("mol", "mole", "moles"),
-    "mmol": ("mmol", "mmols", "millimol", "millimole", "millimoles"),
-    "umol": ("umol", "mcmol", "micromol", "micromole", "micromoles"),
+    "mol": ("mol", "моль", "mole", "moles"),
+    "mmol": ("mmol", "ммоль", "mmols", "millimol", "millimole", "millimoles"),
+    "umol": ("umol", "мкмоль", "mcmol", "micromol", "micromole", "micromoles"),
     "nmol": ("nmol", "nanomol", "nanomole", "nanomoles"),
     "pmol": ("pmol", "picomol", "picomole", "picomoles"),
     "meq": ("meq", "meqs", "milliequivalent", "milliequivalents"),
-    "L": ("L", "l", "liter", "litre", "liters", "litres", "ltr"),
-    "dL": ("dl", "deciliter", "decilitre", "deciliters", "100ml", "100.ml", "(100.ml)", "1e2.ml", "100cc"),
-    "mL": ("ml", "milliliter", "millilitre", "milliliters", "millilitres", "cc", "cm3", "cm^3"),
+    "L": ("L", "л", "l", "liter", "litre", "liters", "litres", "ltr"),
+    "dL": ("dl", "дл", "deciliter", "decilitre", "deciliters", "100ml", "100.ml", "(100.ml)", "1e2.ml", "100cc"),
+    "mL": ("ml", "мл", "milliliter", "millilitre", "milliliters", "millilitres", "cc", "cm3", "cm^3"),
     "uL": ("ul", "mcl", "microliter", "microlitre", "microliters", "mm3", "mm^3", "cmm", "cumm", "cu.mm"),
     "min": ("min", "mins", "minute", "minutes"),
     "h": ("h", "hr", "hrs", "hour", "hours"),
@@ -78,6 +84,12 @@ WHOLE: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Whole units: UCUM -> other spellings, as those of `UNIT_PARTS`."""
 
+PLAIN_ANNOTATIONS = frozenset(
+    ("cell", "cells", "beat", "beats", "breath", "breaths", "rbc", "rbcs", "wbc", "wbcs", "platelet", "platelets",
+     "plt", "count", "counts", "#", "no", "number", "")
+)  # fmt: skip
+"""Annotations that leave a unit what it is, in lower case: they say which single things a number counts."""
+
 OTHER_UNITS = frozenset(
     ("Mg", "Mmol", "Mmols", "Meq", "MEq", "Ml", "Mu", "MU", "MIU", "Miu", "M[IU]", "M[iu]", "Pg", "Pmol")
 )
@@ -99,7 +111,8 @@ _LETTERS = str.maketrans({
 })  # fmt: skip
 _RAISED = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "0123456789")
 _POWER = re.compile("(?<=10)([\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079]+)")
-_ANNOTATION = re.compile(r"(?<=[A-Za-z\d\]])\{[^}]*\}")
+_ANNOTATION = re.compile(r"(?<=[^/{])\{([^}]*)\}")
+_PER_POWER = re.compile(r"[.\u00b7*]([^\W\d_]+)(?:\^|\*\*)?[-\u2212\u207b]1$")
 _PER = re.compile(r"\bper\b", re.IGNORECASE)
 
 
@@ -116,12 +129,26 @@ def canonical_unit(text: str) -> str:
     """
     raised = _POWER.sub(lambda power: "*" + power[1].translate(_RAISED), text)
     plain = "".join(_PER.sub("/", raised.translate(_LETTERS)).translate(_RAISED).split())
+    if _found(plain, _WHOLE) is not None:  # {beats}/min, mL/min/{1.73_m2}
+        return _composed(plain) or text.strip()
+    named = [name for name in _ANNOTATION.findall(plain) if name.casefold() not in PLAIN_ANNOTATIONS]
+    if not named:
+        return _composed(_ANNOTATION.sub("", plain)) or text.strip()
+    # One annotation, and at the end: it stays there. Any other place may change what is meant.
+    bare = plain.removesuffix(f"{{{named[0]}}}")
+    made = _composed(bare) if len(named) == 1 and "{" not in bare else None
+    return text.strip() if made is None else f"{made}{{{named[0].upper()}}}"
+
+
+def _composed(plain: str) -> str | None:
+    """A unit of the tables, or of parts; None where a part is not known."""
     whole = _found(plain, _WHOLE)
-    if whole is None:
-        parts = [_found(part, _PART) for part in _ANNOTATION.sub("", plain).split("/")]
-        if None in parts:
-            return text.strip()
-        whole = "/".join(part for part in parts if part is not None)
+    if whole is not None:
+        return EQUAL.get(whole, whole)
+    parts = [_found(part, _PART) for part in _PER_POWER.sub(r"/\1", plain).split("/")]
+    if None in parts:
+        return None
+    whole = "/".join(part for part in parts if part is not None)
     return EQUAL.get(whole, whole)
 
 

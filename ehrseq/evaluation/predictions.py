@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
+from ehrseq.data.parquet import check_parquet
 from ehrseq.data.schema import LABEL_KEYS
 from ehrseq.evaluation.calibration import check_probabilities
 from ehrseq.work.files import write_whole
@@ -124,6 +125,7 @@ def read_predictions(path: str | Path) -> pl.DataFrame:
         raise ValueError(f"{path} holds no predictions; expected a Parquet file, or a folder of such.")
     frames = []
     for file in files:
+        check_parquet(file)
         try:
             frames.append(pl.read_parquet(file))
         except (pl.exceptions.PolarsError, OSError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
+from ehrseq.data.parquet import check_parquet
 from ehrseq.data.schema import LABEL_KEYS
 from ehrseq.tasks.label_sources import read_audited
 
@@ -128,6 +129,8 @@ def of_patients(moments: pl.DataFrame, subjects: pl.Series, notes: Counter[str])
 def _read_times(path: Path) -> pl.DataFrame:
     if not path.is_file():
         raise ValueError(f"no file {path}; give a Parquet or CSV file of subject_id, prediction_time.")
+    if path.suffix != ".csv":
+        check_parquet(path)
     try:
         return pl.read_csv(path, try_parse_dates=True) if path.suffix == ".csv" else pl.read_parquet(path)
     except pl.exceptions.PolarsError as error:

@@ -161,6 +161,8 @@ class FhirPartition(PartitionPart):
         if (spill / "shared.parquet").is_file():
             shared = _visits(pq.read_table(spill / "shared.parquet"), {"": 0})
             assembler.add_encounters_of_nobody(shared, counted=self.number == 0)
+        if not reader.has_rows:
+            assembler.count_encounters_of_nobody()
         events = assembler.events() if reader.has_rows else pl.DataFrame()
         return write_shards(events, report, self.plan, self.number)
 

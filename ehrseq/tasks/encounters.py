@@ -1,7 +1,8 @@
 """Encounters of a table of events: each VISIT_START with its VISIT_END, and what is known of an end without a time.
 
 A VISIT_END whose time is null says that the encounter of its visit_id is over and nobody knows since when;
-`VISIT_END//in-progress` without a time says that it goes on, by the source's own word. Neither enters a sequence.
+`VISIT_END//in-progress` without a time says that it goes on, by the source's own word; one that says that the patient
+died (`VISIT_END//exp`), that it went on until the death. None of them enters a sequence.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ import polars as pl
 
 from ehrseq.data.instants import LONGEST_STAY_US
 from ehrseq.data.tables import as_column, check_columns, microseconds
-from ehrseq.tokenization.ehr_codes import GOES_ON, INPATIENT_CLASSES, KIND_RANKS, RANK_END, code_kinds, split_kind
+from ehrseq.tokenization.ehr_codes import (
+    EXPIRED,
+    GOES_ON,
+    INPATIENT_CLASSES,
+    KIND_RANKS,
+    RANK_END,
+    code_kinds,
+    split_kind,
+)
 from ehrseq.tokenization.ehr_visits import Encounter, pair_encounters
 
 ENDED, CONTINUES = "ended", "in_progress"
@@ -38,6 +47,8 @@ def encounters(
     visit_id). One that does not tell its class (it carries a discharge disposition) closes what no such end is left
     for: an emergency, ICU or outpatient encounter before an inpatient one, which outlasts the others of its visit,
     and the latest of several. Ends and starts without visit_id pair among themselves, the latest first.
+
+    One that ended in death at an unknown time goes on until the death, as one does whose patient died in it.
 
     An encounter whose visit_id has an end that closes nothing (it stands before the start) has ended, nobody knows
     when; so has one whose end stands without a time, or further away than anybody stays (`LONGEST_STAY_US`).
@@ -78,7 +89,7 @@ def encounters(
             _replaced({code: KIND_RANKS[kind] for code, (kind, _) in boundary.items()}, pl.Int8).alias("rank"),
             _replaced({code: of_class for code, (_, of_class) in boundary.items()}, pl.String).alias("class"),
             "visit_id",
-            pl.when(pl.col("code").str.contains(GOES_ON))
+            pl.when(pl.col("code").str.contains(GOES_ON) | pl.col("code").str.contains(EXPIRED))
             .then(pl.lit(CONTINUES))
             .otherwise(pl.lit(ENDED))
             .alias("word"),

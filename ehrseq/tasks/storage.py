@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from ehrseq.data.parquet import check_parquet
 from ehrseq.data.schema import LABEL_SCHEMA, validate_labels
 from ehrseq.tasks.labelling import LabelResult
 from ehrseq.work.files import write_whole
@@ -142,6 +143,7 @@ def read_label_table(path: str | Path) -> pl.DataFrame:
     if not files:
         raise ValueError(f"{path} holds no label table (.parquet); expected {list(LABEL_SCHEMA)}.")
     for file in files:
+        check_parquet(file)
         try:
             frame = pl.read_parquet(file)
         except (pl.exceptions.PolarsError, OSError) as error:

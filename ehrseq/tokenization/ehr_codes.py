@@ -62,6 +62,42 @@ labs."""
 
 _CLASSES = "IMP|ACUTE|NONAC|EMER|OBSENC|AMB|SS|HH|VR|FLD|PRENC|ICU"
 
+OMOP_VISITS: dict[str, tuple[str, ...]] = {
+    # 9201 Inpatient Visit, 262 Emergency Room and Inpatient Visit; of CMS Place of Service 8717 Inpatient Hospital,
+    # 8971 Inpatient Psychiatric Facility, 8920 Comprehensive Inpatient Rehabilitation Facility
+    "IMP": ("IP", "ERIP", "9201", "262", "8717", "8971", "8920", "Inpatient Visit", "Inpatient Hospital",
+            "Emergency Room and Inpatient Visit"),
+    # 9203 Emergency Room Visit, 8870 Emergency Room - Hospital, 581381 Emergency Room Critical Care Facility
+    "EMER": ("ER", "9203", "8870", "581381", "Emergency Room Visit", "Emergency Room - Hospital"),
+    # 32037 Intensive Care (OMOP4822460), 581379 Inpatient Critical Care Facility, 581382 Inpatient Intensive Care
+    "ICU": ("32037", "OMOP4822460", "581379", "581382", "Intensive Care", "Inpatient Critical Care Facility",
+            "Inpatient Intensive Care Facility"),
+    # 9202 Outpatient Visit, 8756 Outpatient Hospital, 8940 Office, 581477 Office Visit
+    "AMB": ("OP", "9202", "8756", "8940", "581477", "Outpatient Visit", "Outpatient Hospital", "Office",
+            "Office Visit"),
+    "HH": ("581476", "Home Visit"),
+    "VR": ("5083", "Telehealth"),
+}  # fmt: skip
+"""Class -> OMOP's standard visits that are one: their code in the vocabulary Visit, their concept_id, their name."""
+
+
+def is_unknown_omop_visit(code: str) -> bool:
+    """Whether a code is one of OMOP's visits of which `OMOP_VISITS` does not know what it is."""
+    return re.match(ANY_OMOP_VISIT, code) is not None and code_kinds([code], _omop_visits()) == ["other"]
+
+
+def _omop_visits() -> list[list[str]]:
+    """Rules for `OMOP_VISITS`: `Visit/IP`, `VISIT//9201//start`, `visit_occurrence/Inpatient Visit//end`."""
+    rules = []
+    for of_class, names in OMOP_VISITS.items():
+        visit = rf"(?i)visit(?:_occurrence|_detail)?//?(?:{'|'.join(names)})"
+        rules += [[visit + r"(//?start)?$", f"visit_start:{of_class}"], [visit + r"//?end$", f"visit_end:{of_class}"]]
+    return rules
+
+
+ANY_OMOP_VISIT = r"Visit//?[^/]+(//?start)?$"
+"""Visits of OMOP, known or not; what `OMOP_VISITS` does not know is read as AMB."""
+
 DEFAULT_CODE_MAP: list[list[str]] = [
     # MEDS and the ehrseq namespace
     [r"MEDS_BIRTH(//|$)", "birth"],
@@ -89,12 +125,9 @@ DEFAULT_CODE_MAP: list[list[str]] = [
     [r"HCPCS//", "procedure"],
     [r"SUBJECT_WEIGHT_AT_INFUSION(//|$)", "vital"],
     [r"(Blood Pressure|Weight \(Lbs\)|Height \(Inches\)|BMI \(kg/m2\))", "vital"],
-    # OMOP exports as MEDS (`Visit/IP`, `ICD10CM/I10`)
-    [r"Visit//?(IP|ERIP)(//?start)?$", "visit_start:IMP"],
-    [r"Visit//?(IP|ERIP)//?end$", "visit_end:IMP"],
-    [r"Visit//?ER(//?start)?$", "visit_start:EMER"],
-    [r"Visit//?ER//?end$", "visit_end:EMER"],
-    [r"Visit//?[^/]+(//?start)?$", "visit_start:AMB"],
+    # OMOP exports as MEDS (`Visit/IP`, `VISIT//9201`, `ICD10CM/I10`)
+    *_omop_visits(),
+    [ANY_OMOP_VISIT, "visit_start:AMB"],
     [r"Visit//?[^/]+//?end$", "visit_end:AMB"],
     # 21 inpatient hospital, 51 and 61 inpatient psychiatric and rehabilitation facilities, 23 emergency room
     [r"CMS Place of Service//?(21|51|61)(//?start)?$", "visit_start:IMP"],
@@ -103,8 +136,8 @@ DEFAULT_CODE_MAP: list[list[str]] = [
     [r"CMS Place of Service//?23//?end$", "visit_end:EMER"],
     [r"CMS Place of Service//?[^/]+(//?start)?$", "visit_start:AMB"],
     [r"CMS Place of Service//?[^/]+//?end$", "visit_end:AMB"],
-    [r"(ICD10PCS|ICD9Proc|CPT4|HCPCS)/", "procedure"],
-    [r"ICD(9|10)(CM)?/", "diagnosis"],
+    [r"(ICD10PCS|ICD9Proc(CN)?|CPT4|HCPCS|OPS|CCAM)/", "procedure"],
+    [r"(ICD(9|10)[A-Z]*|CIM10|KCD7)/", "diagnosis"],
     [r"(RxNorm|RxNorm Extension|NDC|CVX)/", "medication"],
     [r"LOINC/", "lab"],
     [r"(Gender|Race|Ethnicity)/", "static"],

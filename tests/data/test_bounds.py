@@ -5,10 +5,14 @@ import json
 import tarfile
 import tracemalloc
 import zipfile
+from datetime import datetime
 
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from ehrseq.data import load_events, read_fhir
+from ehrseq.data import EventDataset, load_events, read_fhir
 from ehrseq.data.fhir import blocks
 from ehrseq.data.physionet2012 import files as challenge
 from tests.data.fhir.samples import bundle, observation, patient, write_ndjson
@@ -85,3 +89,54 @@ def test_a_member_of_an_archive_is_bounded(kind, tmp_path):
     text.unlink()
     with pytest.raises(ValueError, match=r"set-a.*: set-a/1.txt unpacks to more than 1,048,576 bytes"):
         load_events(archive)
+
+
+# -- Parquet -----------------------------------------------------------------------------------------------------------
+
+ROW = {"subject_id": [7], "time": [datetime(2031, 5, 2)], "code": ["LAB//a"]}
+
+
+def run_of_one_row(path, rows: int, step: int = 4 << 20):
+    """A few kilobytes that state so many rows: one value, run after run."""
+    schema = pa.schema([("subject_id", pa.int64()), ("time", pa.timestamp("us")), ("code", pa.string())])
+    piece = pa.table({name: pa.array(values * step) for name, values in ROW.items()}).cast(schema)
+    with pq.ParquetWriter(path, schema, compression="zstd") as file:
+        for _ in range(rows // step):
+            file.write_table(piece)
+    return path
+
+
+def test_a_parquet_file_that_states_more_rows_than_its_size_allows_is_refused_before_it_is_read(tmp_path):
+    file = run_of_one_row(tmp_path / "0.parquet", 16 << 20)
+    assert file.stat().st_size < 300_000
+    tracemalloc.start()
+    try:
+        for read in (load_events, lambda path: EventDataset(path).events()):
+            with pytest.raises(
+                ValueError, match=r"0\.parquet: the file of [\d,]+ bytes states 16,777,216 rows of 3 col"
+            ):
+                read(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_parquet_file_whose_pages_unpack_to_a_thousand_times_its_size_is_refused(tmp_path):
+    pl.DataFrame({**ROW, "text_value": ["x" * (80 << 20)]}).write_parquet(tmp_path / "0.parquet", compression="zstd")
+    with pytest.raises(ValueError, match=r"0\.parquet: the file of [\d,]+ bytes states [\d,]+ bytes, unpacked"):
+        load_events(tmp_path)
+
+
+def test_a_parquet_file_of_a_million_equal_rows_is_read(tmp_path):
+    events, report = load_events(run_of_one_row(tmp_path / "0.parquet", 1 << 20, 1 << 20))
+    assert events.height == 1
+    assert report.duplicates_dropped == (1 << 20) - 1
+
+
+def test_columns_that_are_not_read_count_for_nothing(tmp_path):
+    """A wide table of nulls beside the events: 400 columns that no row of ours has."""
+    wide = pl.DataFrame({name: values * 60_000 for name, values in ROW.items()}).with_columns(
+        pl.lit(None, pl.Int64).alias(f"x{number}") for number in range(400)
+    )
+    wide.write_parquet(tmp_path / "0.parquet")
+    assert load_events(tmp_path)[0].height == 1

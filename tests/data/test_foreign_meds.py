@@ -1,6 +1,6 @@
 """MEDS files as other converters write them: read alike by every reader, and what each spelling means."""
 
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 
 import polars as pl
 import pytest
@@ -243,3 +243,162 @@ def test_labels_that_say_neither_are_refused_by_column_and_row(values):
     labels = {"subject_id": [1, 2], "prediction_time": ["2031-05-02T09:00"] * 2, "boolean_value": values}
     with pytest.raises(ValueError, match="boolean_value"):
         validate_labels(labels)
+
+
+# -- what OMOP's exports call things -----------------------------------------------------------------------------------
+
+IN, OUT, AGAIN, LATER, LEFT = T(2031, 5, 2, 9), T(2031, 5, 8, 11), T(2031, 7, 2, 9), T(2031, 7, 3, 9), T(2031, 7, 8, 11)
+
+
+@pytest.mark.parametrize("prefix", ["Visit/", "Visit//", "VISIT//", "visit_occurrence/"])
+@pytest.mark.parametrize(
+    ("name", "of_class"),
+    [
+        ("9201", "IMP"),  # Inpatient Visit
+        ("262", "IMP"),  # Emergency Room and Inpatient Visit
+        ("8717", "IMP"),  # Inpatient Hospital
+        ("IP", "IMP"),
+        ("Inpatient Visit", "IMP"),
+        ("9203", "EMER"),  # Emergency Room Visit
+        ("9202", "AMB"),  # Outpatient Visit
+        ("32037", "ICU"),  # Intensive Care
+        ("581476", "HH"),  # Home Visit
+        ("5083", "VR"),  # Telehealth
+    ],
+)
+def test_a_visit_of_omop_is_known_by_its_code_its_concept_id_and_its_name(prefix, name, of_class, tmp_path):
+    columns = {"subject_id": [7], "time": [IN], "code": [prefix + name], "visit_id": [5], "end": [OUT]}
+    rows = all_readers(folder_of(tmp_path / "d", columns), tmp_path)
+    assert [row[2] for row in rows] == [prefix + name, f"VISIT_END//{of_class}"]
+
+
+def test_a_visit_of_omop_that_is_not_known_is_named_and_counted(tmp_path):
+    columns = {"subject_id": [7] * 3, "time": [IN, AGAIN, LATER], "code": ["Visit/IP", *["Visit/OMOP4822036"] * 2]}
+    _, report = load_events(folder_of(tmp_path / "d", columns))
+    unknown = {note: count for note, count in report.notes.items() if "not known" in note}
+    assert unknown == {"visits of kinds not known, read as AMB: Visit/OMOP4822036": 2}
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["SNOMED/419099009", "SNOMED//397709008", "DEATH", "Death/Deceased", "DEATH//hospital", "Death Type/EHR record"],
+)
+def test_a_death_under_a_plain_word_or_an_omop_code_is_a_death(code, tmp_path):
+    columns = {
+        "subject_id": [7] * 3,
+        "time": [IN, OUT, T(2031, 5, 20)],
+        "code": ["HOSPITAL_ADMISSION//X", "HOSPITAL_DISCHARGE//HOME", code],
+    }
+    rows = all_readers(folder_of(tmp_path / "d", columns), tmp_path)
+    assert rows[-1][1:3] == (T(2031, 5, 20, **END_OF_DAY), "MEDS_DEATH")
+
+
+@pytest.mark.parametrize(
+    "code", ["DEATH_CERTIFICATE//1", "LAB//death", "Deathly Hallows", "DIAGNOSIS//SNOMED//419620001"]
+)
+def test_a_code_with_the_word_in_it_is_no_death(code, tmp_path):
+    columns = {"subject_id": [7], "time": [IN], "code": [code]}
+    assert load_events(folder_of(tmp_path / "d", columns))[0]["code"].to_list() == [code]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "ICD10CM/I10", "ICD10CM//I10", "ICD10//I10", "ICD10GM/I10.00", "ICD10CN/I10.x00", "CIM10/I10", "KCD7/I10",
+        "ICD9CM//401.9", "SNOMED/59621000", "SNOMED//38341003", "DIAGNOSIS//ICD10GM//I10.00",
+    ],
+)  # fmt: skip
+def test_hypertension_is_found_in_every_spelling_of_its_vocabulary(code, tmp_path):
+    columns = {
+        "subject_id": [7] * 5,
+        "time": [IN, OUT, AGAIN, LATER, LEFT],
+        "code": ["HOSPITAL_ADMISSION//X", "HOSPITAL_DISCHARGE//HOME"] * 2 + [code],
+        "hadm_id": [1, 1, 2, 2, 2],
+    }
+    columns["time"] = [IN, OUT, AGAIN, LEFT, LATER]
+    events = read_meds(folder_of(tmp_path / "d", columns))
+    labels = label_events(events, "hypertension", end_of_data="2034-01-01", progress=False).labels["hypertension"]
+    assert labels["boolean_value"].to_list() == [True]
+
+
+@pytest.mark.parametrize(("code", "unit", "low", "high"), [
+    ("LOINC//2160-0", "mg/dL", 0.9, 2.4),
+    ("LOINC//14682-9", "umol/L", 80.0, 210.0),
+    ("LAB//LOINC//14682-9", "\u00b5mol\u00b7L\u207b\u00b9", 80.0, 210.0),
+])  # fmt: skip
+def test_a_kidney_injury_is_found_in_every_spelling_of_code_and_unit(code, unit, low, high, tmp_path):
+    columns = {
+        "subject_id": [7] * 4,
+        "time": [IN, T(2031, 5, 3, 6), T(2031, 5, 4, 9), OUT],
+        "code": ["HOSPITAL_ADMISSION//X", code, code, "HOSPITAL_DISCHARGE//HOME"],
+        "numeric_value": [None, low, high, None],
+        "unit": [None, unit, unit, None],
+    }
+    events = read_meds(folder_of(tmp_path / "d", columns))
+    task = "acute_kidney_injury_48h"
+    labels = label_events(events, task, end_of_data="2034-01-01", progress=False).labels[task]
+    assert labels["boolean_value"].to_list() == [True]
+
+
+def test_an_end_that_says_died_without_a_time_is_at_the_death(tmp_path):
+    columns = {
+        "subject_id": [7] * 3,
+        "time": [IN, None, T(2031, 5, 10, 4)],
+        "code": ["VISIT_START//IMP", "VISIT_END//DIED", "MEDS_DEATH"],
+        "visit_id": ["3", "3", None],
+    }
+    events = read_meds(folder_of(tmp_path / "d", columns))
+    for task in ("hospital_mortality_24h", "long_stay_7d"):
+        labels = label_events(events, task, end_of_data="2034-01-01", progress=False).labels[task]
+        assert labels["boolean_value"].to_list() == [True]
+
+
+# -- what a library would raise in its own way -------------------------------------------------------------------------
+
+
+def test_times_as_text_without_a_zone_are_read_as_utc_and_counted(tmp_path):
+    times = ["2031-05-02T09:00:00", "2031-05-02T09:00:00+02:00", "2031-05-02", "2031-05-02 09:00:00Z", None]
+    columns = {"subject_id": [7] * 5, "time": times, "code": list("abcde")}
+    events, report = load_events(folder_of(tmp_path / "d", columns))
+    assert dict(events.select("code", "time").rows())["a"] == T(2031, 5, 2, 9)
+    assert report.notes["times as text that state no zone, read as UTC"] == 1
+
+
+@pytest.mark.parametrize("zone", ["+05:30", "-07:00", "Mars/Base", "UTC", "Europe/Berlin"])
+def test_a_time_is_read_whatever_its_column_calls_the_zone(zone, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    time = pa.array([int(IN.replace(tzinfo=UTC).timestamp()) * 1_000_000], pa.timestamp("us", zone))
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"subject_id": [7], "time": time, "code": ["a"]}), tmp_path / "data" / "0.parquet")
+    assert load_events(tmp_path)[0]["time"].to_list() == [IN]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"hadm_id": [1e300]}, "'visit_id' holds 1e\\+300 in row 0; expected whole"),
+        ({"hadm_id": [float("inf")]}, "'visit_id' holds inf in row 0"),
+        ({"hadm_id": [1.5]}, "'visit_id' holds 1.5 in row 0"),
+        ({"text_value": [b"\xff\xfe"]}, "'text_value' holds Binary, which cannot be read as String"),
+        (
+            {"time": pl.Series([2**62], dtype=pl.Int64).cast(pl.Datetime("ms"))},
+            "row 0: the time lies 4611686018427387904",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_one_error_with_file_column_and_row(columns, message, tmp_path):
+    path = folder_of(tmp_path / "d", {"subject_id": [7], "time": [IN], "code": ["a"], **columns})
+    with pytest.raises(ValueError, match=rf"0\.parquet: column .*{message}|0\.parquet.*{message}"):
+        load_events(path)
+
+
+def test_a_visit_id_that_is_no_number_is_none(tmp_path):
+    columns = {"subject_id": [7, 7], "time": [IN, OUT], "code": ["a", "b"], "hadm_id": [float("nan"), 71.0]}
+    assert load_events(folder_of(tmp_path / "d", columns))[0]["visit_id"].to_list() == [None, "71"]
+
+
+def test_a_file_whose_name_has_brackets_is_that_file(tmp_path):
+    pl.DataFrame({"subject_id": [7], "time": [IN], "code": ["a"]}).write_parquet(tmp_path / "a[1].parquet")
+    assert load_events(tmp_path / "a[1].parquet")[0].height == 1

@@ -30,6 +30,12 @@ from ehrseq.data.units import EQUAL, UNIT_PARTS, WHOLE, canonical_unit
         (("g/dL", "G/DL", "gm/dl", "g%"), "g/dL"),
         (("%", "percent"), "%"),
         (("kg/m2", "kg/m\u00b2", "kg/m^2"), "kg/m2"),
+        (
+            ("mmol/L", "mmol.L-1", "mmol\u00b7L\u207b\u00b9", "mmol*L^-1", "\u043c\u043c\u043e\u043b\u044c/\u043b"),
+            "mmol/L",
+        ),
+        (("10*6/L", "{cells}/uL", "/uL{WBC}", "/uL"), "10*6/L"),
+        (("mg/L{FEU}", "ug/mL{FEU}", "\u00b5g/ml{feu}", "mg/L {FEU}"), "mg/L{FEU}"),
     ],
 )
 def test_spellings_of_one_unit(spellings, unit):
@@ -48,6 +54,11 @@ def test_spellings_of_one_unit(spellings, unit):
         ("g/L", "g/dL"),
         ("mm", "mmol/L"),
         ("10*9/L", "10*12/L"),
+        ("mg/L{FEU}", "mg/L"),  # fibrinogen equivalents: a D-dimer twice as high as in DDU
+        ("mg/L{FEU}", "mg/L{DDU}"),
+        ("ug/mL{FEU}", "mg/L{DDU}"),
+        ("mmol/mol{Hb}", "mmol/mol{creat}"),
+        ("mg/g{creat}", "mg/g"),
     ],
 )
 def test_units_that_differ_stay_apart(one, other):

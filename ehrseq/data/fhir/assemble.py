@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from ehrseq.data.fhir.blocks import Block
-from ehrseq.data.fhir.encounters import ANYBODY, Encounters
+from ehrseq.data.fhir.encounters import ANYBODY, WITHIN_ANOTHER, Encounters
 from ehrseq.data.fhir.local_times import move_rows
 from ehrseq.data.fhir.medications import CUT, ReferencedCodes
 from ehrseq.data.fhir.references import NOTHING, Resolver
@@ -114,6 +114,10 @@ class Assembler:
         self._visits += visits
         self._counts_encounters_of_nobody = counted
 
+    def count_encounters_of_nobody(self) -> None:
+        """Count what is wrong with them where there are no rows, and so no `events`."""
+        self._encounters(np.zeros(1, dtype=np.int64), nobody=-1)
+
     def events(self) -> pl.DataFrame:
         """The event table of everything added.
 
@@ -148,7 +152,9 @@ class Assembler:
         encounters = self._encounters(subject_ids, nobody)
         keys = columns.pop("encounter")
         known_encounters = self._tables["encounters"]
-        columns["visit"], ends, columns["offset"] = encounters.resolve(columns["subject_id"], keys, known_encounters)
+        columns["visit"], ends, columns["offset"], columns["encounter"] = encounters.resolve(
+            columns["subject_id"], keys, known_encounters
+        )
         missing = int(np.count_nonzero((columns["visit"] < 0) & (keys > 0)))
         if missing:
             self.report.unresolved_references["Encounter (rows kept, without a visit)"] += missing
@@ -157,6 +163,7 @@ class Assembler:
         # 3. Times without zone are those of the hospital's wall clock.
         offsets = columns.pop("offset")
         columns["time"] = move_rows(columns, offsets, encounters.offsets, self._timezone, self.report)
+        columns = self._without_inner_levels(columns, encounters)
         columns = self._with_zones(columns, encounters)
 
         # 4. Medications by reference, perhaps several codes for one.
@@ -186,6 +193,21 @@ class Assembler:
         if lost := int(np.count_nonzero(gone & (columns["code"] != 0))):
             self.report.skipped["rows of resources that the source deleted"] += lost
         return {name: column[~gone] for name, column in columns.items()}
+
+    def _without_inner_levels(self, columns: dict[str, np.ndarray], encounters: Encounters) -> dict[str, np.ndarray]:
+        """The rows without the starts and ends of encounters that another one of their visit stands for."""
+        number = columns.pop("encounter")
+        table = list(self._tables["codes"])
+        is_start = np.array([code.startswith("VISIT_START//") for code in table], dtype=bool)[columns["code"]]
+        is_end = np.array([code.startswith("VISIT_END//") for code in table], dtype=bool)[columns["code"]]
+        rows = np.flatnonzero((is_start | is_end) & (number >= 0) & ~columns["old"])
+        named = {name: columns[name][rows] for name in ("subject_id", "visit", "code", "time")}
+        within = encounters.within_others(pl.DataFrame(named | {"encounter": number[rows], "start": is_start[rows]}))
+        if not within:
+            return columns
+        self.report.notes[WITHIN_ANOTHER] += len(within)
+        kept = ~((is_start | is_end) & np.isin(number, list(within)))
+        return {name: column[kept] for name, column in columns.items()}
 
     def _with_zones(self, columns: dict[str, np.ndarray], encounters: Encounters) -> dict[str, np.ndarray]:
         """The rows, and static ones that tell the zone of patients and visits whose clocks do not show UTC."""

@@ -1,9 +1,10 @@
 """What kind of visit an Encounter is: its class as HL7 v3-ActCode names it, however the source spells it.
 
-Looked at in turn: what the user says about a spelling; the codings of the class in systems that are known; the words
-beside a foreign code, and the code itself where it is a word or a v3 code; the type of the encounter. Words count only
-where the whole text is one that is known. What is left keeps its own name and is counted: a dataset whose stays all
-have a class that nobody knows has no admissions, and no labels.
+Looked at in turn: what the user says about a spelling; the codings of the class in systems that are known, and a v3
+code that names no system (the element is bound to v3-ActCode); the words beside a foreign code, and the code itself
+where it is a word or a v3 code; the type of the encounter. Words count only where the whole text is one that is known.
+A display that names another class than the code beside it is not followed, and counted. What is left keeps its own name
+and is counted: a dataset whose stays all have a class that nobody knows has no admissions, and no labels.
 
 Sources: HL7 v3-ActCode (ActEncounterCode), HL7 version 2 table 0004, SNOMED CT, DSTU2's `encounter-class`.
 """
@@ -12,13 +13,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from ehrseq.data.fhir.concepts import codings_of, plain_words
 from ehrseq.data.fhir.elements import one_line
 from ehrseq.data.fhir.systems import canonical_spelling, system_name
+from ehrseq.tokenization.ehr_codes import INPATIENT_CLASSES
 
 V3_CLASSES = frozenset(("IMP", "ACUTE", "NONAC", "EMER", "OBSENC", "AMB", "SS", "HH", "VR", "FLD", "PRENC"))
 """Classes of v3-ActCode."""
@@ -84,8 +86,18 @@ CLASS_WORDS: dict[str, str] = {
     # Dutch, Nordic
     "klinisch": "IMP", "klinische opname": "IMP", "opname": "IMP", "poliklinisch": "AMB", "polikliniek": "AMB",
     "spoedeisende hulp": "EMER", "seh": "EMER", "slutenvard": "IMP", "oppenvard": "AMB", "akutmottagning": "EMER",
+    "innlagt": "IMP", "innleggelse": "IMP", "døgnopphold": "IMP", "heldøgn": "IMP", "poliklinikk": "AMB",
+    "poliklinisk": "AMB", "indlagt": "IMP", "indlæggelse": "IMP", "ambulant besøg": "AMB", "skadestue": "EMER",
+    "vuodeosasto": "IMP", "osastohoito": "IMP", "vuodeosastohoito": "IMP", "avohoito": "AMB", "poliklinikka": "AMB",
+    "paivystys": "EMER",
+    # Chinese, Japanese, Korean
+    "住院": "IMP", "门诊": "AMB", "門診": "AMB", "急诊": "EMER", "急診": "EMER",
+    "入院": "IMP", "外来": "AMB", "救急": "EMER", "救急外来": "EMER",
+    "입원": "IMP", "외래": "AMB", "응급": "EMER", "응급실": "EMER",
 }  # fmt: skip
-"""Words, as `plain_words` writes them -> class."""
+"""Words, without accents -> class."""
+
+_WORDS = {plain_words(words): of_class for words, of_class in CLASS_WORDS.items()}
 
 # Words that say nothing about the class where they stand beside one that does.
 _NEUTRAL = frozenset((
@@ -98,6 +110,9 @@ _V3_SYSTEMS = ("/v3-actcode", "/v3/actcode", "oid:2.16.840.1.113883.5.4")
 _CODES = {canonical_spelling(system): codes for system, codes in CLASS_CODES.items()}
 
 UNKNOWN_CLASSES = "encounters of classes not known: "
+"""Begins the notes of a report that name them."""
+
+CONTRADICTIONS = "encounters whose class has codes or a display that contradict, read by the first code: "
 """Begins the notes of a report that name them."""
 
 
@@ -120,6 +135,16 @@ def checked_mapping(mapping: Mapping[str, str] | None) -> dict[str, str]:
     return dict(sorted(made.items()))
 
 
+class _Told(NamedTuple):
+    """What a class says: its codings and texts, what the user says about them, what they tell, and a contradiction."""
+
+    codings: list[dict[str, Any]]
+    texts: list[str]
+    said: str | None
+    told: str | None
+    contradiction: str | None
+
+
 class ClassReader:
     """Classes of encounters.
 
@@ -129,7 +154,7 @@ class ClassReader:
 
     def __init__(self, mapping: Mapping[str, str]) -> None:
         self._mapping = mapping
-        self._known: dict[bytes, tuple[list[dict[str, Any]], list[str], str | None, str | None]] = {}
+        self._known: dict[bytes, _Told] = {}
 
     def read(self, encounter: Mapping[str, Any], counts: Counter[tuple[str, str]]) -> str:
         """Class of an encounter.
@@ -148,9 +173,11 @@ class ClassReader:
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = self._of_class(stated)
-        codings, texts, said, told = known
+        codings, texts, said, told, contradiction = known
         if said:
             return said
+        if contradiction:
+            counts["notes", CONTRADICTIONS + contradiction] += 1
         for identifier in encounter.get("identifier") or ():
             if identifier.get("system") == _MIMIC_HOSPITAL_STAY:
                 counts["notes", "MIMIC hospital stays read as class IMP"] += 1
@@ -167,10 +194,11 @@ class ClassReader:
             return told
         return _own_name(codings, texts, counts)
 
-    def _of_class(self, stated: Any) -> tuple[list[dict[str, Any]], list[str], str | None, str | None]:
-        """Codings and texts of a class, what the user says about them, and what they tell."""
+    def _of_class(self, stated: Any) -> _Told:
         codings, texts = _codings_of_class(stated)
-        return codings, texts, self._by_user(codings, texts), _by_code(codings) or _by_words(codings, texts)
+        told = _by_code(codings) or _by_own_code(codings)
+        contradiction = None if told is None else _contradiction(told, codings)
+        return _Told(codings, texts, self._by_user(codings, texts), told or _by_words(codings, texts), contradiction)
 
     def _by_user(self, codings: Sequence[Mapping[str, Any]], texts: Iterable[str]) -> str | None:
         if not self._mapping:
@@ -210,8 +238,26 @@ def _by_code(codings: Iterable[Mapping[str, Any]]) -> str | None:
         if spelling.endswith(_V3_SYSTEMS) and code.strip().upper() in V3_CLASSES:
             return code.strip().upper()
         codes = _CODES.get("snomed.info/sct" if system_name(system, "") == "SNOMED" else spelling)
-        if codes and code.strip() in codes:
-            return codes[code.strip()]
+        if codes and code.strip().upper() in codes:
+            return codes[code.strip().upper()]
+    return None
+
+
+def _by_own_code(codings: Iterable[Mapping[str, Any]]) -> str | None:
+    """Class by a v3 code without a system: that is what the element is bound to."""
+    codes = [coding.get("code") for coding in codings if not coding.get("system")]
+    plain = (code.strip().upper() for code in codes if isinstance(code, str))
+    return next((code for code in plain if code in V3_CLASSES), None)
+
+
+def _contradiction(told: str, codings: Iterable[Mapping[str, Any]]) -> str | None:
+    """`IMP (Outpatient)` where a code or a display tells another class than the one that is followed."""
+    for coding in codings:
+        display = coding.get("display")
+        for other in (_by_code([coding]) or _by_own_code([coding]), word_class(display)):
+            if other and other != told and not {other, told} <= INPATIENT_CLASSES:
+                beside = f" ({one_line(str(display))})" if display else ""
+                return f"{one_line(str(coding.get('code')))}{beside}"
     return None
 
 
@@ -228,7 +274,7 @@ def _by_words(codings: Sequence[Mapping[str, Any]], texts: Sequence[str], *, cod
         if isinstance(code, str):
             if code.strip().upper() in V3_CLASSES:
                 return code.strip().upper()
-            if len(code.strip()) > 2 and (told := word_class(code)):
+            if (len(code.strip()) > 2 or not code.isascii()) and (told := word_class(code)):
                 return told
     return None
 
@@ -242,9 +288,9 @@ def word_class(text: object) -> str | None:
     ('IMP', None)
     """
     words = plain_words(text)
-    told = CLASS_WORDS.get(words)
+    told = _WORDS.get(words)
     if told is None and words:
-        told = CLASS_WORDS.get(" ".join(word for word in words.split() if word not in _NEUTRAL))
+        told = _WORDS.get(" ".join(word for word in words.split() if word not in _NEUTRAL))
     return told
 
 

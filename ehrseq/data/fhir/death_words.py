@@ -45,7 +45,20 @@ DEATH_WORDS: dict[str, tuple[str, ...]] = {
     "Hungarian": ("meghalt", "elhunyt", "exitált"),
     "Greek": ("απεβίωσε", "θάνατος", "αποβίωσε"),
     "Russian, Ukrainian": ("умер", "умерла", "смерть", "скончался", "скончалась", "помер", "померла"),
-    "Chinese, Japanese": ("死亡", "死亡退院"),
+    "Bulgarian": ("починал", "починала", "почина", "смърт"),
+    "Estonian": ("surnud",),
+    "Latvian": ("miris", "mirusi", "nāve"),
+    "Lithuanian": ("mirė", "mirtis"),
+    "Icelandic": ("látinn", "andlát"),
+    "Turkish": ("öldü", "ölüm", "vefat", "exitus"),
+    "Vietnamese": ("tử vong",),
+    "Indonesian, Malay": ("meninggal", "meninggal dunia"),
+    "Arabic": ("وفاة", "الوفاة", "متوفى", "المتوفى", "متوفاة", "توفي", "توفيت"),
+    "Persian": ("فوت", "درگذشت", "متوفی"),
+    "Hebrew": ("נפטר", "נפטרה", "פטירה", "מוות"),
+    "Hindi": ("मृत्यु", "मृत", "निधन"),
+    "Thai": ("เสียชีวิต",),
+    "Chinese, Japanese": ("死亡",),
     "Korean": ("사망",),
 }  # fmt: skip
 """Language -> words that say that somebody died, compared without case and accents (but `död` is not `DOD`)."""
@@ -69,7 +82,20 @@ DENYING_WORDS: dict[str, tuple[str, ...]] = {
     "Hungarian": ("nem",),
     "Greek": ("δεν", "όχι"),
     "Russian, Ukrainian": ("не", "нет", "без"),
-    "Chinese, Japanese": (),
+    "Bulgarian": ("не", "няма", "без"),
+    "Estonian": ("ei",),
+    "Latvian": ("nav", "nē", "bez"),
+    "Lithuanian": ("ne", "nėra", "be"),
+    "Icelandic": ("ekki", "ekkert", "án"),
+    "Turkish": ("hayır",),
+    "Vietnamese": ("không", "chưa"),
+    "Indonesian, Malay": ("tidak", "belum", "bukan"),
+    "Arabic": ("لا", "لم", "غير", "بدون", "ليس"),
+    "Persian": ("عدم", "بدون"),
+    "Hebrew": ("לא", "ללא", "טרם"),
+    "Hindi": (),
+    "Thai": ("ไม่",),
+    "Chinese, Japanese": ("非", "未", "无", "無"),
     "Korean": (),
 }
 """Language -> words that deny what follows them; those of English count in every language."""
@@ -99,7 +125,8 @@ EXPIRING: tuple[str, ...] = (
 UNCLEAR_AFTER: tuple[str, ...] = (
     "not", "risk", "certificate", "benefit", "benefits", "expected", "imminent", "likely", "possible", "anticipated",
     "pending", "unlikely", "excluded", "donor", "ausgeschlossen", "erwartet", "möglich", "sea", "valley", "row", "wish",
-    "rattle", "anxiety", "experience", "index", "rate", "sentence", "penalty",
+    "rattle", "anxiety", "experience", "index", "rate", "sentence", "penalty", "değil", "yok", "riski",
+    "نشده", "نکرده", "नहीं",
 )  # fmt: skip
 """Words that make a word of death directly before them unclear."""
 
@@ -135,15 +162,24 @@ _CLAUSES = re.compile(
 )
 
 
+# Of languages that write without blanks: a word of death, and what denies it directly before it.
+_UNSPACED = re.compile("([非未无無]|ไม่)?(死亡|사망|เสียชีวิต)")
+_AFTER_UNSPACED = frozenset(
+    ("退院", "出院", "離院", "离院", "転帰", "した", "しました", "例", "患者", "환자", "퇴원", "함")
+)
+"""What may follow such a word directly where it says that somebody died."""
+
+
 def _words(text: str) -> str:
     """Plain words, those of several joined, `\u00f6` kept apart from `o`: DOD is no Swedish death."""
+    text = _UNSPACED.sub(lambda found: f" {found[1] or ''} {found[2]} ", text)
     words = plain_words(unicodedata.normalize("NFC", text.casefold()).replace("\u00f6", "\u00f8"))
     for phrase in _PHRASES:
         words = words.replace(phrase, phrase.replace(" ", "_"))
     return words
 
 
-_PHRASES = tuple(word for words in DEATH_WORDS.values() for word in words if " " in word)
+_PHRASES = tuple(plain_words(word) for words in DEATH_WORDS.values() for word in words if " " in word)
 
 
 def _read_table() -> dict[str, frozenset[str]]:
@@ -156,6 +192,7 @@ def _read_table() -> dict[str, frozenset[str]]:
 
 
 _DENIALS = _read_table()
+_OF_UNSPACED = frozenset(map(_words, ("死亡", "사망", "เสียชีวิต")))
 """Word of death -> what denies it."""
 
 _UNCLEAR_BEFORE, _UNCLEAR_AFTER = frozenset(map(_words, UNCLEAR_BEFORE)), frozenset(map(_words, UNCLEAR_AFTER))
@@ -203,6 +240,7 @@ def _clause_says(words: list[str]) -> str | None:
         or (word == "expired" and not _EXPIRING.isdisjoint(before))
         or (word == "dead" and after and after[0] not in _AFTER_DEAD)
         or (after and after[0] in _UNCLEAR_AFTER)
+        or (after and word in _OF_UNSPACED and after[0] not in _AFTER_UNSPACED)
         or (after and after[0] in _OF and not _UNCLEAR_BEFORE.isdisjoint(after))
     )
     return UNCLEAR if unclear else DEAD

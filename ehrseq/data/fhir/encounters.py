@@ -9,15 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import polars as pl
 
 from ehrseq.data.fhir.local_times import NO_OFFSET, moved_by_offset, moved_to_zone, on_the_wall
 from ehrseq.data.fhir.references import Resolver, bare_id
-from ehrseq.data.fhir.rows import TIME_UNKNOWN
+from ehrseq.data.fhir.rows import TIME_STATIC, TIME_UNKNOWN
 from ehrseq.data.fhir.versions import VisitVersion, last_versions
 from ehrseq.data.report import ConversionReport
 
 ANYBODY = -2
 """Stands for the patient of an encounter that names none."""
+
+WITHIN_ANOTHER = (
+    "encounters that begin or end with another one of their visit and lie within it, read as a part of that"
+)
+"""Note of a report."""
 
 
 class Encounters:
@@ -52,7 +58,7 @@ class Encounters:
             self._numbers_of.setdefault(owner, []).append(number)
         self._by_owner: dict[int, tuple[Resolver, list[int]]] = {}
         counted = [owner != uncounted for owner in self._owners]
-        parents = self._parents(counted)
+        self._parent = parents = self._parents(counted)
         names: dict[str, int] = {}
         roots = [self._root(number, parents, counted[number]) for number in range(len(self._visits))]
         self._named = [names.setdefault(self._visits[root].id, len(names)) for root in roots]
@@ -75,8 +81,8 @@ class Encounters:
 
     def resolve(
         self, owners: np.ndarray, keys: np.ndarray, table: Mapping[str, int]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Visit, end and offset of the encounter of many rows.
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Visit, end, offset and number of the encounter of many rows.
 
         Args:
             owners: int64 `[n]`, subject_id of each row.
@@ -85,7 +91,8 @@ class Encounters:
 
         Returns:
             int32 `[n]`, position of the visit in `names` or -1; int64 `[n]`, end of the encounter (UTC) or
-            `TIME_UNKNOWN`; int32 `[n]`, the UTC offset in minutes that it states or `NO_OFFSET`.
+            `TIME_UNKNOWN`; int32 `[n]`, the UTC offset in minutes that it states or `NO_OFFSET`; int64 `[n]`, its
+            number or -1.
         """
         number = np.full(len(table), -1, dtype=np.int64)
         contested = np.zeros(len(table), dtype=bool)
@@ -105,7 +112,50 @@ class Encounters:
         visit = np.array([*self._named, -1], dtype=np.int32)[encounter]
         end = np.array([*self._ends, TIME_UNKNOWN], dtype=np.int64)[encounter]
         stated = [NO_OFFSET if visit.offset is None else visit.offset for visit in self._visits]
-        return visit, end, np.array([*stated, NO_OFFSET], dtype=np.int32)[encounter]
+        return visit, end, np.array([*stated, NO_OFFSET], dtype=np.int32)[encounter], encounter
+
+    def within_others(self, boundaries: pl.DataFrame) -> set[int]:
+        """Numbers of the encounters whose rows say nothing that another one's of their visit does not say.
+
+        The levels of one stay (a hospital's, a department's, a ward's encounter) often begin or end at one instant.
+        Their rows would then be one row, and the end of the inner encounter that of the outer. Of those that begin
+        together the one that ends last stands for all (the outermost, where its end is not known), of those that end
+        together the one that begins first.
+
+        Args:
+            boundaries: encounter (number), subject_id, visit, code, time, start (whether it is a start or an end).
+        """
+        if all(parent < 0 for parent in self._parent):
+            return set()
+        roots = [number for number, parent in enumerate(self._parent) if parent < 0]
+        stays = (
+            boundaries.filter("start")
+            .unique("encounter", keep="last", maintain_order=True)
+            .join(
+                boundaries.filter(~pl.col("start"))
+                .unique("encounter", keep="last", maintain_order=True)
+                .select("encounter", pl.col("time").alias("end"), pl.col("code").alias("end_code")),
+                on="encounter",
+                how="left",
+            )
+            .with_columns((pl.col("end") != TIME_STATIC).fill_null(value=False).alias("ended"))
+            .with_columns(
+                pl.when("ended")
+                .then("end")
+                .when(pl.col("encounter").is_in(roots))
+                .then(np.iinfo(np.int64).max)
+                .otherwise(TIME_STATIC)
+                .alias("reach")
+            )
+        )
+        visit = ["subject_id", "visit", "code"]
+        first = stays.sort("reach", "encounter", descending=[True, False]).unique(
+            [*visit, "time"], keep="first", maintain_order=True
+        )
+        ended = first.filter("ended").sort("time", "encounter")
+        last = ended.unique([*visit, "end", "end_code"], keep="first", maintain_order=True)
+        kept = {*first.filter(~pl.col("ended"))["encounter"], *last["encounter"]}
+        return {number for number in stays["encounter"] if number not in kept}
 
     def zones(self) -> list[tuple[int, int, int]]:
         """Where wall clocks differ from UTC: (subject_id, position of the visit in `names` or -1, offset in minutes).

@@ -21,8 +21,7 @@ Where that is absent, the end of the resource's encounter; where that is absent 
 period without end stands for its start. What did not happen is left out and counted: `entered-in-error`, `not-done`,
 cancelled encounters and observations, declined dispenses, refuted conditions, `doNotPerform`, requests that are no
 orders, what a modifier extension changes in a way that we do not know, findings that are known to be absent. Other
-statuses are kept: they are often set long after the fact, so filtering by them would look into the future. Doses are
-not read.
+statuses are kept: they are often set long after the fact, so that filtering by them looks ahead. Doses are not read.
 """
 
 from __future__ import annotations
@@ -224,7 +223,8 @@ class Extractor(Lookups):
         facts, links = patient_facts(patient, self.times, self.counts), links_of(patient, self._server)
         subject = self.subjects[keys[0]]
         self.patients.append((keys, patient.get("id") or keys[0], links, len(self.names)))
-        self.rows += [(subject, 0, self.codes[code], time, NAN, self.texts[text], 0) for code, time, text in facts]
+        rows = [(subject, 0, self.codes[code], time, NAN, self.texts[text], 0) for code, time, text in facts]
+        self.rows += rows or [trace_of(subject)]  # that takes back what an earlier version said
 
     def _encounter(self, encounter: dict[str, Any], full_url: str | None) -> None:
         status = plain_status(encounter.get("status"))

@@ -58,6 +58,12 @@ SYSTEM_NAMES: dict[str, str] = {
     "urn:oid:2.16.840.1.113883.6.3": "ICD10",
     "urn:oid:2.16.840.1.113883.6.3.2": "ICD10NL",
     "urn:oid:2.16.840.1.113883.6.135": "ICD10AM",
+    "urn:oid:2.16.578.1.12.4.1.1.7110": "ICD10NO",  # Volven 7110
+    "urn:oid:1.2.246.537.6.1": "ICD10FI",  # THL, Tautiluokitus; also with its year
+    "urn:oid:1.2.246.537.6.1.1999": "ICD10FI",
+    "urn:oid:1.2.752.116.1.1.1.1.3": "ICD10SE",  # Socialstyrelsen
+    "urn:oid:1.2.752.116.1.1.1.1.8": "ICD10SE",
+    "urn:oid:1.2.752.116.1.1.1": "ICD10SE",
     "urn:oid:1.2.276.0.76.5.302": "ICD10GM",  # 2004
     "urn:oid:1.2.276.0.76.5.304": "ICD10GM",  # 2005
     "urn:oid:1.2.276.0.76.5.311": "ICD10GM",  # 2006
@@ -133,7 +139,8 @@ _NAMED_FAMILIES = (
 _OID = re.compile(r"(?:urn:oid:|oid:)?([0-2](?:\.\d+)+)", re.IGNORECASE)
 _SNOMED = re.compile(r"snomed\.info/(?:sct|xsct|id)(?:/.*)?")
 # A revision of ICD in the last part of an address or in a name: icd-10-gm, ICD10AM, icd9cm, icd-10-gm-2024.
-_ICD = re.compile(r"icd[-_ ]?(9|10|11)[-_ ]?([a-z]*)(?:[-_ ]?\d{4})?")
+# CIM, CIE and CID are its name in French, Spanish and Portuguese (terminologie-cim-10, cie10-es, BRCID10).
+_ICD = re.compile(r"(?:terminologie[-_ ])?(br)?(?:icd|cim|cie|cid)[-_ ]?(9|10|11)[-_ ]?([a-z]*)(?:[-_ ]?\d{4})?")
 # A release of ICD by the World Health Organization: its number is no version of one system.
 _WHO = re.compile(r"id\.who\.int/icd/release/(10|11)(?:/.*)?")
 # A year, a date or numbers with dots; `v2/0112` is a table.
@@ -177,11 +184,12 @@ _NAMES = {canonical_spelling(system): name for system, name in SYSTEM_NAMES.item
 def _known(system: str) -> str | None:
     """Short name of a system that the table, or the name of an edition of ICD, tells."""
     spelling = canonical_spelling(system)
-    name = _NAMES.get(spelling)
+    name = _NAMES.get(spelling) or _NAMES.get(_VERSION.sub("", spelling))  # loinc.org/2.74
     if name is None:
         icd = _ICD.fullmatch(spelling.rpartition("/")[2])
         if icd:
-            name = _ICD_FLAVOURS.get(icd[1] + icd[2]) or f"ICD{icd[1]}{icd[2].upper()}"
+            edition = icd[3] or icd[1] or ""
+            name = _ICD_FLAVOURS.get(icd[2] + edition) or f"ICD{icd[2]}{edition.upper()}"
     return name
 
 

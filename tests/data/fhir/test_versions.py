@@ -98,3 +98,15 @@ def test_an_encounter_of_another_patient_is_no_visit():
     events, report = events_from_bundle(bundle(patient(), patient("p2"), encounter(), strange))
     assert events.filter(events["code"].str.starts_with("LAB"))["visit_id"].to_list() == [None]
     assert report.unresolved_references == {"Encounter (rows kept, without a visit)": 1}
+
+
+@pytest.mark.parametrize("died", [{"deceasedBoolean": True}, {"deceasedDateTime": "2031-05-04"}])
+def test_a_patient_of_whom_the_later_version_says_nothing_more_is_not_dead(died, tmp_path):
+    bare = {"resourceType": "Patient", "id": "p1"}
+    versions = [{**bare, **died, "meta": {"lastUpdated": "2031-05-05T00:00:00Z"}}]
+    versions += [{**bare, "deceasedBoolean": False, "meta": {"lastUpdated": "2031-06-01T00:00:00Z"}}]
+    for order in (versions, versions[::-1]):
+        write_ndjson(tmp_path / "Patient.ndjson", *order)
+        write_ndjson(tmp_path / "Encounter.ndjson", encounter())
+        events, _ = read_fhir(tmp_path, progress=False)
+        assert events["code"].to_list() == ["VISIT_START//IMP", "VISIT_END//IMP"]
