@@ -17,7 +17,7 @@ _EXPORTS = {
     "Question": "questions",
     "explain": "methods",
     "methods_of": "methods",
-    "prefix_deltas": "prefix_deltas",
+    "prefix_deltas": "record_prefixes",
     "read_question": "questions",
 }
 
