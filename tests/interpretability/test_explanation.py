@@ -89,7 +89,7 @@ def test_sums(explanation: Explanation) -> None:
     assert by_code["display"][0] == "Heart failure"
     parents = dict(explanation.by("parent").select("parent", "contribution").iter_rows())
     assert parents["DIAGNOSIS//ICD10CM//I00-I99"] == 8.0
-    assert parents["DIAGNOSIS//ICD10CM//E00-E90"] == 1.0
+    assert parents["DIAGNOSIS//ICD10CM//E00-E99"] == 1.0
     assert parents["LAB//LOINC//2345-7"] == -2.0
     assert dict(explanation.by("visit").select("visit", "contribution").iter_rows()) == {
         1: 3.25,
