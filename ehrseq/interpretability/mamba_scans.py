@@ -73,7 +73,7 @@ def scan_terms(mixer: EhrMambaMixer, x: Tensor, real: Tensor | None, starts: Ten
             delta = delta.masked_fill(padding, float("-inf"))
         A = -torch.exp(at_least_float32(mixer.A_log))
         D = at_least_float32(mixer.D).detach()
-    return ScanTerms(u, z, delta, delta_bias, A, B, C, D)
+    return ScanTerms(u, z, delta, constant(delta_bias), A, B, C, D)
 
 
 __all__ = ["ScanTerms", "scan_terms"]

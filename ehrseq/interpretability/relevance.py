@@ -31,7 +31,7 @@ NETWORKS: dict[str, Callable[[Any, Mapping[str, Tensor]], RewrittenNetwork]] = {
     "cehrbert": cehrbert_network,
     "ehr_bigbird": bigbird_network,
 }
-"""Families that have relevance, by `config.model_type`. A bi-LSTM has no rules here: LSTM gates would need their own."""
+"""Families that have relevance, by `config.model_type`. A bi-LSTM has none: its gates would need rules of their own."""
 
 
 def token_relevance(model: Any, inputs: Mapping[str, Tensor]) -> Relevance:
@@ -64,8 +64,8 @@ def check_two_classes(method: str, model: Any) -> None:
     """Raise a ValueError unless the model has the two classes that log-odds are of."""
     if int(model.config.num_labels or 2) != 2:
         raise ValueError(
-            f"{method}: the model has {model.config.num_labels} classes, expected 2: the log-odds of class 1 are what is "
-            "explained."
+            f"{method}: the model has {model.config.num_labels} classes, expected 2: what is explained is the log-odds "
+            "of class 1."
         )
 
 

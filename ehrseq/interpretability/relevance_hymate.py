@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ehrseq.interpretability.relevance_mamba import mamba_block
+from ehrseq.interpretability.relevance_mamba import MambaLayer, ends_of
 from ehrseq.interpretability.relevance_network import RewrittenNetwork, log_odds_of
 from ehrseq.interpretability.relevance_rules import activation, attention, linear_layer, rms_norm
 from ehrseq.modeling.hymate_attention import FusionAttention, HyMaTEAttentionBlock, HyMaTESelfAttention
@@ -42,7 +42,7 @@ def self_attention(module: HyMaTESelfAttention, layout: TripletLayout, x: Tensor
 
 
 def attention_block(block: HyMaTEAttentionBlock, layout: TripletLayout, x: Tensor) -> Tensor:
-    """x + MHA(norm x), then x + FFN(norm x)."""
+    """A pre-norm block: x + MHA(norm x), then x + FFN(norm x)."""
     x = x + self_attention(block.attention, layout, rms_norm(block.attention_norm, x))
     wide = activation(linear_layer(block.up_proj, rms_norm(block.feed_forward_norm, x)), F.gelu)
     return x + linear_layer(block.down_proj, wide)
@@ -90,7 +90,7 @@ def hymate_network(model: HyMaTEForSequenceClassification, inputs: Mapping[str, 
 
     # 3. Mamba blocks, then attention blocks.
     mamba = [
-        partial(mamba_block, block.norm, block.mixer, None, layout.starts)
+        MambaLayer(block.norm, block.mixer, None, layout.starts)
         for block in repeat(encoder.mamba_layers, config.num_mamba_layers)
     ]
     attend = [
@@ -104,7 +104,9 @@ def hymate_network(model: HyMaTEForSequenceClassification, inputs: Mapping[str, 
         beside[STATIC] = encoder.static_embedding(static)
     summaries = None
     if config.variable_summaries or config.additive_summaries or config.forecast_from_last_value:
-        summaries = summarise_variables(**triplets, owner=owner, num_sequences=num_sequences, num_variables=config.num_variables)
+        summaries = summarise_variables(
+            **triplets, owner=owner, num_sequences=num_sequences, num_variables=config.num_variables
+        )
 
     def by_row(numbers: Tensor) -> Tensor:
         return numbers.unflatten(0, (-1, num_segments)) if packed else numbers
@@ -133,7 +135,8 @@ def hymate_network(model: HyMaTEForSequenceClassification, inputs: Mapping[str, 
         fused = fuse(encoder.fusion_attention, layout, rms_norm(encoder.norm_f, x))
         return log_odds(by_row(fused), beside) + additive
 
-    return RewrittenNetwork(embedded, (*mamba, *attend), head, layout.restore, segment_ids, parts)
+    ends = ends_of(layout.owner, layout.owner < num_sequences)
+    return RewrittenNetwork(embedded, (*mamba, *attend), head, layout.restore, ends, segment_ids, parts)
 
 
 __all__ = ["ADDITIVE", "LAST", "STATIC", "SUMMARIES", "attention_block", "hymate_network", "self_attention"]

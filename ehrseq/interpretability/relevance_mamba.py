@@ -6,13 +6,13 @@ Glossary: b batch, l length, d width, e channels inside a mixer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ehrseq.interpretability.mamba_scans import scan_terms
+from ehrseq.interpretability.mamba_scans import ScanTerms, scan_terms
 from ehrseq.interpretability.relevance_network import RewrittenNetwork, log_odds_of
 from ehrseq.interpretability.relevance_rules import gate, linear_layer, rms_norm, silu
 from ehrseq.modeling.event_classification import EventClassificationHead
@@ -28,29 +28,41 @@ EVENT_CHANNELS = (
 """Inputs of the models over events, in the order of their `forward`."""
 
 
-def mamba_mixer(mixer: EhrMambaMixer, x: Tensor, real: Tensor | None, starts: Tensor | None) -> Tensor:
-    """Mamba's mixer, [b, l, d] -> [b, l, d]; arguments as in `scan_terms`.
+@dataclass(frozen=True)
+class MambaLayer:
+    """x + mixer(norm(x)), of EhrMamba and HyMaTE.
 
     The scan is the model's own, by whatever kernel serves it: with [delta, B, C]_const and no gate inside it is linear
-    in u.
+    in what it mixes.
+
+    Attributes:
+        norm: The norm before the mixer.
+        mixer: The mixer.
+        real: bool [b, l], False at padding; None where there is none, or where it stands last.
+        starts: bool [b, l], True where a packed sequence starts; None without packing.
     """
-    # 1. Up to the scan.
-    terms = scan_terms(mixer, x, real, starts)
-    # 2. The scan, linear in u.
-    constants = (terms.delta, terms.A, terms.B, terms.C, terms.D)
-    options = {"delta_bias": terms.delta_bias, "delta_softplus": True, "reset_mask": starts}
-    y = cast(Tensor, selective_scan(terms.u, *constants, **options))
-    # 3. The gate: half of the relevance to either side, the SiLU by its own rule.
-    gated = gate(silu(terms.z), y)
-    # 4. Output projection.
-    return linear_layer(mixer.out_proj, gated)
 
+    norm: EhrMambaRMSNorm
+    mixer: EhrMambaMixer
+    real: Tensor | None
+    starts: Tensor | None
 
-def mamba_block(
-    norm: EhrMambaRMSNorm, mixer: EhrMambaMixer, real: Tensor | None, starts: Tensor | None, x: Tensor
-) -> Tensor:
-    """x + mixer(norm(x)), of EhrMamba and HyMaTE."""
-    return x + mamba_mixer(mixer, rms_norm(norm, x), real, starts)
+    def terms(self, x: Tensor) -> ScanTerms:
+        """What the layer's scan reads, x [b, l, d] being the residual stream."""
+        return scan_terms(self.mixer, rms_norm(self.norm, x), self.real, self.starts)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[b, l, d] -> [b, l, d]."""
+        # 1. Up to the scan: norm, input projection, convolution, SiLU.
+        terms = self.terms(x)
+        # 2. The scan, linear in u.
+        constants = (terms.delta, terms.A, terms.B, terms.C, terms.D)
+        options: dict[str, Any] = {"delta_bias": terms.delta_bias, "delta_softplus": True, "reset_mask": self.starts}
+        y = cast(Tensor, selective_scan(terms.u, *constants, **options))
+        # 3. The gate: half of the relevance to either side, the SiLU by its own rule.
+        gated = gate(silu(terms.z), y)
+        # 4. Output projection and residual.
+        return x + linear_layer(self.mixer.out_proj, gated)
 
 
 def event_head(head: EventClassificationHead, pooled: Tensor) -> Tensor:
@@ -72,9 +84,8 @@ def ehrmamba_network(model: EhrMambaForSequenceClassification, inputs: Mapping[s
     read = EventInputs.of(encoder.embeddings, model.config, *channels)
     embedded = read.embed(encoder.embeddings)
     # 2. Blocks.
-    layers = tuple(
-        partial(mamba_block, block.norm, block.mixer, read.real, read.starts) for block in encoder.layers
-    )
+    blocks: Any = encoder.layers
+    layers = tuple(MambaLayer(block.norm, block.mixer, read.real, read.starts) for block in blocks)
 
     # 3. Final norm, the last token of each row, the head.
     def head(x: Tensor) -> Tensor:
@@ -82,9 +93,20 @@ def ehrmamba_network(model: EhrMambaForSequenceClassification, inputs: Mapping[s
         return event_head(model.classifier, model.pool(rms_norm(encoder.norm_f, x), mask, segments, None))
 
     def restore(numbers: Tensor) -> Tensor:
-        return numbers if read.real is None else numbers.masked_fill(~read.real, 0.0)
+        if read.real is None:
+            return numbers
+        return numbers.masked_fill(~read.real.view(*read.real.shape, *[1] * (numbers.dim() - 2)), 0.0)
 
-    return RewrittenNetwork(embedded, layers, head, restore, inputs.get("segment_ids"))
+    real = torch.ones(embedded.shape[:2], dtype=torch.bool, device=embedded.device) if read.real is None else read.real
+    segments = inputs.get("segment_ids")
+    ends = ends_of(real.long() if segments is None else segments, real)
+    return RewrittenNetwork(embedded, layers, head, restore, ends, segments)
 
 
-__all__ = ["EVENT_CHANNELS", "ehrmamba_network", "event_head", "mamba_block", "mamba_mixer"]
+def ends_of(sequence: Tensor, real: Tensor) -> Tensor:
+    """Bool [b, l], True at the last token of each sequence: its numbers [b, l], and False at padding [b, l]."""
+    behind = torch.cat([sequence[:, 1:], torch.full_like(sequence[:, :1], -1)], dim=1)
+    return real & (sequence != behind)
+
+
+__all__ = ["EVENT_CHANNELS", "MambaLayer", "ehrmamba_network", "ends_of", "event_head"]

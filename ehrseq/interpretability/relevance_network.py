@@ -21,7 +21,9 @@ class RewrittenNetwork:
         embedded: x^0, what the embedding layer gives to the first layer, [..., T, d] in the layout of the family.
         layers: x^(k-1) -> x^k, the residual stream before and after each layer.
         head: x^K -> log-odds of class 1 (logit 1 - logit 0), [b] or [b, S].
-        restore: Numbers of tokens in the layout of the family [..., T] -> [b, l], 0 at padding.
+        restore: Numbers of tokens in the layout of the family [..., T] -> [b, l], 0 at padding (of Mamba's families
+            also [..., T, more] -> [b, l, more]).
+        ends: The last token of each sequence, bool [..., T].
         segment_ids: Of packed rows, [b, l], 0 = padding; None without packing.
         parts: What reaches the log-odds past the embedded tokens, by name, [b] or [b, S].
     """
@@ -30,6 +32,7 @@ class RewrittenNetwork:
     layers: tuple[Callable[[Tensor], Tensor], ...]
     head: Callable[[Tensor], Tensor]
     restore: Callable[[Tensor], Tensor]
+    ends: Tensor
     segment_ids: Tensor | None = None
     parts: dict[str, Tensor] = field(default_factory=dict)
 

@@ -119,7 +119,8 @@ def _network(
         return sequences.restore(numbers[:, :longest, None]).squeeze(-1)
 
     layers = tuple(partial(transformer_layer, layer, attend) for layer in model.model.layers)
-    return RewrittenNetwork(tokens, layers, head, restore, inputs.get("segment_ids"))
+    ends = torch.arange(tokens.shape[1]) == sequences.lengths[:, None] - 1
+    return RewrittenNetwork(tokens, layers, head, restore, ends.to(tokens.device), inputs.get("segment_ids"))
 
 
 __all__ = ["bigbird_network", "cehrbert_network", "transformer_layer"]

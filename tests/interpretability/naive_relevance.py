@@ -164,7 +164,9 @@ def hymate(weights, config, beside):
             ]
             xs = [x + _linear(p, "down_proj", y) for x, y in zip(xs, wide, strict=True)]
         xs = [rms_norm(const, x, w["model.norm_f.weight"], eps) for x in xs]
-        scores = [torch.tanh(_linear(w, "model.fusion_attention.projection", x)) @ w["model.fusion_attention.u"] for x in xs]
+        scores = [
+            torch.tanh(_linear(w, "model.fusion_attention.projection", x)) @ w["model.fusion_attention.u"] for x in xs
+        ]
         alpha = const(torch.softmax(torch.stack(scores), 0))
         fused = sum(a * x for a, x in zip(alpha, xs, strict=True))
         logits = _linear(w, "classifier", torch.cat([fused, *beside]))

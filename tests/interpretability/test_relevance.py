@@ -8,9 +8,9 @@ from torch.testing import assert_close
 
 from ehrseq.interpretability.relevance import NETWORKS, token_relevance
 from ehrseq.interpretability.relevance_rules import activation
+from ehrseq.modeling.configuration_ehr_lstm import EhrLstmConfig
 from ehrseq.modeling.modeling_ehr_bigbird import padded_length
 from ehrseq.modeling.modeling_ehr_lstm import EhrLstmForSequenceClassification
-from ehrseq.modeling.configuration_ehr_lstm import EhrLstmConfig
 from tests.interpretability import naive_relevance as naive
 from tests.interpretability.small_models import (
     FAMILIES,
@@ -138,7 +138,8 @@ def test_a_naive_twin_gives_the_same(family, length):
             a, b = i // 4, j // 4
             return a == 0 or b in (0, a - 1, a, a + 1) or b in plans[layer][head][a - 1]
 
-        assert blocks > 6 and not all(may_read(0, h, 10, j) for h in range(2) for j in range(length))
+        assert blocks > 6
+        assert not all(may_read(0, h, 10, j) for h in range(2) for j in range(length))
         network = naive.transformer(weights, config, may_read)
     else:
         static = model.model.static_embedding(inputs["static_values"])[0].detach()
@@ -178,7 +179,9 @@ def test_a_packed_row_with_fewer_sequences_is_not_given_those_of_others(family):
         parts = [part if part.shape[1] == short else pad_to(part, short) for part in (one[name], two[name])]
         inputs[name] = torch.cat(parts)
     found = token_relevance(model, inputs)
-    assert found.log_odds.shape == (2, 2) and float(found.log_odds[0, 1]) == 0.0 and float(found.remainder[0, 1]) == 0.0
+    assert found.log_odds.shape == (2, 2)
+    assert float(found.log_odds[0, 1]) == 0.0
+    assert float(found.remainder[0, 1]) == 0.0
     assert_close(found.tokens[0, :5], token_relevance(model, batch(family, rows[:1])).tokens[0], rtol=1e-9, atol=1e-11)
 
 
