@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ehrseq.interpretability.relevance import NETWORKS, token_relevance
+from ehrseq.interpretability.relevance_propagation import NETWORKS, token_relevance
 from ehrseq.interpretability.relevance_rules import activation
 from ehrseq.modeling.configuration_ehr_lstm import EhrLstmConfig
 from ehrseq.modeling.modeling_ehr_bigbird import padded_length
@@ -34,17 +34,9 @@ def static_size(changes):
 
 
 def exact_log_odds(model, inputs):
-    """The model's log-odds before it rounds its logits to float32: what its last layers return."""
-    caught = []
-    last = [model.classifier] if hasattr(model, "additive_head") else [model.classifier.out_proj]
-    if getattr(model, "additive_head", None) is not None:
-        last.append(model.additive_head)
-    hooks = [layer.register_forward_hook(lambda layer, given, out: caught.append(out)) for layer in last]
     with torch.no_grad():
-        model(**inputs)
-    for hook in hooks:
-        hook.remove()
-    logits = sum(caught)
+        logits = model(**inputs).logits
+    assert logits.dtype == torch.float64
     return logits[..., 1] - logits[..., 0]
 
 
