@@ -10,8 +10,9 @@ Glossary: b batch, n triplets, S packed sequences of a row, R sequences, d width
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,10 +35,11 @@ def self_attention(module: HyMaTESelfAttention, layout: TripletLayout, x: Tensor
     """HyMaTE's self-attention with constant weights, [1, T, d] or [b, n, d] -> the same shape."""
     projected = linear_layer(module.qkv_proj, x).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
     if layout.lengths is None:
-        mixed = attention(*projected, layout.mask)
+        query, key, value = projected
+        mixed = attention(query, key, value, layout.mask)
     else:  # one sequence after the other
         parts = projected.split([length for length in layout.lengths if length], dim=3)
-        mixed = torch.cat([attention(*part, None) for part in parts], dim=1)
+        mixed = torch.cat([attention(query, key, value, None) for query, key, value in parts], dim=1)
     return linear_layer(module.out_proj, mixed)
 
 
@@ -89,14 +91,10 @@ def hymate_network(model: HyMaTEForSequenceClassification, inputs: Mapping[str, 
     embedded = encoder.embeddings(**taken, layout=layout)
 
     # 3. Mamba blocks, then attention blocks.
-    mamba = [
-        MambaLayer(block.norm, block.mixer, None, layout.starts)
-        for block in repeat(encoder.mamba_layers, config.num_mamba_layers)
-    ]
-    attend = [
-        partial(attention_block, block, layout)
-        for block in repeat(encoder.attention_layers, config.num_attention_layers)
-    ]
+    mamba_blocks: Iterator[Any] = repeat(encoder.mamba_layers, config.num_mamba_layers)
+    mamba = [MambaLayer(block.norm, block.mixer, None, layout.starts) for block in mamba_blocks]
+    attention_blocks: Iterator[Any] = repeat(encoder.attention_layers, config.num_attention_layers)
+    attend = [partial(attention_block, block, layout) for block in attention_blocks]
 
     # 4. Beside the triplets: static values and summaries.
     beside: dict[str, Tensor] = {}

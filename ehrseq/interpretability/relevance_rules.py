@@ -58,7 +58,8 @@ def linear_halves(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def silu(x: Tensor) -> Tensor:
     """SiLU as x [sigmoid(x)]_const."""
-    return cast(Tensor, _SiLU.apply(x))
+    rule: Any = _SiLU
+    return cast(Tensor, rule.apply(x))
 
 
 class _SiLU(torch.autograd.Function):
@@ -88,7 +89,8 @@ def activation(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
 
 def gate(a: Tensor, b: Tensor) -> Tensor:
     """A product of two signals as a b / 2 + [a b]_const / 2: each gets half of its relevance, and none is doubled."""
-    return cast(Tensor, _Gate.apply(a, b))
+    rule: Any = _Gate
+    return cast(Tensor, rule.apply(a, b))
 
 
 class _Gate(torch.autograd.Function):

@@ -80,14 +80,11 @@ def bigbird_network(model: EhrBigBirdForSequenceClassification, inputs: Mapping[
 
     def attend(module: PlannedBlockSparseAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         length, batch = value.shape[2], value.shape[0]
-        mixed, _ = module.bigbird_block_sparse_attention(
-            *(query.detach(), key.detach(), value, *masks, blocks, blocks),
-            *(module.num_attention_heads, module.num_random_blocks, module.attention_head_size, size, size),
-            *(batch, length, length),
-            seed=module.seed,
-            plan_from_length=None,
-            plan_num_rand_blocks=None,
-        )
+        sparse: Any = module.bigbird_block_sparse_attention
+        sizes = (module.num_attention_heads, module.num_random_blocks, module.attention_head_size, size, size)
+        plan = {"seed": module.seed, "plan_from_length": None, "plan_num_rand_blocks": None}
+        values = (query.detach(), key.detach(), value, *masks, blocks, blocks)
+        mixed: Tensor = sparse(*values, *sizes, batch, length, length, **plan)[0]
         return mixed.reshape(batch, length, -1)
 
     return _network(model, inputs, sequences, tokens, attend)
