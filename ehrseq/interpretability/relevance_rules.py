@@ -13,8 +13,8 @@ loss: of y = J x without a bias, sum_i x_i (J^T g)_i = sum_o y_o g_o. [.]_const 
 
 MambaLRP: Jafari et al., NeurIPS 2024, arXiv:2406.07592, section 4. LN and AH rule: Ali et al., ICML 2022,
 arXiv:2202.07304. AttnLRP (arXiv:2402.05602) has another rule of attention, which also hands relevance to queries and
-keys. The AH rule is used here because it is what MambaLRP does to the scan (whose step sizes, B and C are weights of the
-same kind), so that HyMaTE's two kinds of layers are read alike; and because attention stays one call of the fast
+keys. The AH rule is used here because it is what MambaLRP does to the scan (whose step sizes, B and C are weights of
+the same kind), so that HyMaTE's two kinds of layers are read alike; and because attention stays one call of the fast
 kernels, whose memory is linear in length.
 
 Biases take part of the relevance with them: with biases the sum at a layer differs from the log-odds by what they add
