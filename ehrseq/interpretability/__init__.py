@@ -21,7 +21,7 @@ _EXPORTS = {
     "fusion_weights": "attention_weights",
     "hidden_attention": "mamba_attention",
     "methods_of": "methods",
-    "prefix_deltas": "prefix_deltas",
+    "prefix_deltas": "record_prefixes",
     "read_question": "questions",
     "relevance": "relevance_propagation",
     "scan_attention": "scan_weights",
