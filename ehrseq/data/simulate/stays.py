@@ -120,7 +120,8 @@ class SimulatedStays:
         start = self.shocks[self.rows["stay"].to_numpy()]
         hours = self.rows["minute"].to_numpy() // 60 - start
         moved = self.rows["parameter"].is_in(list(_SHOCK)).to_numpy()
-        return (start >= 0) & (hours >= 0) & (hours < SHOCK_HOURS) & moved
+        inside: NDArray[np.bool_] = (start >= 0) & (hours >= 0) & (hours < SHOCK_HOURS) & moved
+        return inside
 
     def write(self, folder: str | Path, name: str = "a") -> Path:
         """Write `set-<name>/<RecordID>.txt` and `Outcomes-<name>.txt`.
