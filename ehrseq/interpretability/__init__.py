@@ -16,8 +16,11 @@ _EXPORTS = {
     "Explanation": "explanation",
     "Question": "questions",
     "explain": "methods",
+    "gradient_times_input": "gradients",
+    "integrated_gradients": "integrated_gradients",
     "methods_of": "methods",
     "prefix_deltas": "prefix_deltas",
+    "random_contributions": "gradients",
     "read_question": "questions",
 }
 

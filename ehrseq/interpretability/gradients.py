@@ -1,44 +1,34 @@
-"""Integrated gradients, and what every explanation is held against: gradient x input, and numbers drawn by chance.
+"""Gradients of the log-odds by what was recorded, the baselines that they start from, and the two explanations that
+every other is held against: gradient x input, and numbers drawn by chance.
 
-    integrated_gradients(question)                                  # 64 nodes from [PAD] in the place of every event
-    integrated_gradients(question, ("padding", "mean"))             # the mean over two baselines
     gradient_times_input(question), random_contributions(question, seed=0)
 
-On the straight line from a baseline x' to the record x the log-odds of the risk F change by what each token's part of
-the line adds (Sundararajan 2017, arXiv:1703.01365):
-
-    IG_i = (x_i - x'_i) . integral over a in (0, 1) of dF/dx_i(x' + a (x - x')),       sum_i IG_i = F(x) - F(x')
-
-The integral is taken at Gauss-Legendre nodes, so that the sum is met up to a remainder which falls with the number of
-nodes; the remainder is told.
-
-What is moved and what is held. In the models of events x is the concept embedding of each token: what was recorded. Its
-time, age, visit and kind are other channels, which the line leaves alone, as it does marks of visits and intervals
-(unless `over` names them) and the task's token, the question itself. In HyMaTE x are the values of the triplets, and
-their times where `over` says so. Which variable was measured, and how often, is held: that something was measured at
-all is no part of the answer (occlusion has it). The summaries and the additive part of HyMaTE are computed from the
-same values inside of F, and so is their part of the contributions. Of times some features are steps (the last quarter
-of a window, an hour's bin), which no gradient sees; what they add is in the remainder.
+What is moved and what is held. In the models of events it is the concept embedding of each token: what was recorded.
+Its time, age, visit and kind are other channels and are held, as are marks of visits and intervals (unless `over` names
+them) and the task's token, the question itself. In HyMaTE it is the values of the triplets, and their times where
+`over` says so. Which variable was measured, and how often, is held: that something was measured at all is no part of
+the answer (occlusion has it). The summaries and the additive part of HyMaTE are computed from the same values inside
+of the model, and so is their part of the contributions. Of times some numbers are steps (the last quarter of a window,
+an hour's bin), which no gradient sees.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from ehrseq.batches.scoring import RiskModel
+from ehrseq.interpretability.explanation import Attribution, Explanation
+from ehrseq.interpretability.relevance import at_least_single, check_two_classes, without_dropout
+from ehrseq.tokenization.ehr_vocabulary import KIND_TYPES, UNK
 
-LogOdds = Callable[[dict[str, Tensor]], Tensor]
-"""Inputs of a model -> log-odds of the risk, [b], or [b, S] of packed rows."""
+if TYPE_CHECKING:
+    from ehrseq.interpretability.questions import Question
 
 EVENT_BASELINES = {
     "padding": "[PAD] in the place of every event",
@@ -46,202 +36,246 @@ EVENT_BASELINES = {
     "mean": "the mean code in the place of every event",
     "structure": "the same visits without codes: of every event its kind alone",
 }
-"""Baselines of the models of events, in words; `structure` is the mean code of the event's own kind."""
+"""Baselines of the models of events, in words."""
 STAY_BASELINES = {"mean": "every value at its variable's mean"}
-"""Baselines of HyMaTE: z-scores of 0 (and times in the middle of the window, where times are moved)."""
-
+"""Baselines of HyMaTE: z-scores of 0, and times in the middle of the window where times are moved."""
 EVENT_PARTS = ("events", "structure")
 STAY_PARTS = ("values", "times")
-TOKENS_AT_ONCE = 16_384
-"""Tokens of the points of a line that are computed together: bounds the memory, which is linear in the length."""
+
+_EVENT_TYPES = sorted(set(KIND_TYPES.values()))
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row as a point that can be moved.
+    """The straight way from a baseline to a record; what stands at its two ends is a row of the model.
 
     Attributes:
-        record: The channels that are moved, as the record has them: `inputs_embeds` [b, l, d], or `values` and perhaps
-            `times` [b, n], in the dtype of the weights.
+        start: Channels that are moved, at the baseline: `inputs_embeds` [b, l, d], or `values` and perhaps `times`
+            [b, l], in the dtype of the weights.
+        end: The same of the record.
         held: All other channels.
-        moves: bool [b, l], the tokens or triplets that are moved.
     """
 
-    record: dict[str, Tensor]
+    start: dict[str, Tensor]
+    end: dict[str, Tensor]
     held: dict[str, Tensor]
-    moves: Tensor
 
-    @classmethod
-    def of(cls, model: nn.Module, inputs: Mapping[str, Tensor], moves: Tensor, parts: Sequence[str]) -> Line:
-        """Split the inputs of a model.
-
-        Args:
-            model: A classifier, of events or of stays.
-            inputs: What its `forward` takes.
-            moves: bool [b, l].
-            parts: For a model of stays, the channels that are moved.
-        """
-        dtype = next(model.parameters()).dtype
-        if "input_ids" not in inputs:
-            record = {name: inputs[name].to(dtype) for name in parts}
-            return cls(record, {name: tensor for name, tensor in inputs.items() if name not in record}, moves)
-        embed = cast(Any, model).get_input_embeddings()
-        with torch.no_grad():
-            record = {"inputs_embeds": embed(inputs["input_ids"])}
-        return cls(record, {name: tensor for name, tensor in inputs.items() if name != "input_ids"}, moves)
-
-    def from_point(self, elsewhere: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The record with the moved tokens elsewhere: the start of the line."""
-        return {
-            name: torch.where(self.moves[..., None] if tensor.dim() == 3 else self.moves, elsewhere[name], tensor)
-            for name, tensor in self.record.items()
-        }
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, tokens)."""
+        rows, tokens = next(iter(self.end.values())).shape[:2]
+        return rows, tokens
 
 
-# -- numerics --------------------------------------------------------------------------------------------------------
-
-
-def integrate_gradients(
-    log_odds: LogOdds, line: Line, start: Mapping[str, Tensor], nodes: int, tokens_at_once: int = TOKENS_AT_ONCE
-) -> Tensor:
-    """Contribution of every token: the integral of the gradient along the line, by captum.
+def event_line(
+    model: Any, inputs: Mapping[str, Tensor], moves: Tensor, baseline: str, types: Sequence[int], unknown_id: int
+) -> Line:
+    """The way of a row of events from a baseline.
 
     Args:
-        log_odds: F.
-        line: The record.
-        start: The baseline, shapes as `line.record`.
-        nodes: Gauss-Legendre nodes.
-        tokens_at_once: Tokens of all points that are computed together.
-
-    Returns:
-        [b, l], exactly 0 where nothing moves.
+        model: A classifier of events.
+        inputs: Its channels, [b, l].
+        moves: bool [b, l], the tokens that are moved.
+        baseline: One of `EVENT_BASELINES`. The mean code is the mean over the vocabulary's events, each counted once
+            (a tokenizer does not keep how often it saw them); `structure` takes that of the token's own kind.
+        types: Token type of each id of the vocabulary.
+        unknown_id: Of [UNK].
     """
-    attribution = load_captum()
-    names, held = list(line.record), list(line.held)
-    batch, length = line.moves.shape
-    at_once = max(1, tokens_at_once // max(1, batch * length))
+    weight = model.get_input_embeddings().weight.detach()
+    record = weight[inputs["input_ids"]]
+    kinds = torch.as_tensor(types, device=weight.device)
+    is_event = torch.isin(kinds, torch.as_tensor(_EVENT_TYPES, device=weight.device))
+    is_event[unknown_id] = False
+    mean = weight[: len(kinds)][is_event].mean(0) if bool(is_event.any()) else weight[unknown_id]
+    if baseline == "structure":
+        rows = inputs["token_type_ids"]
+        table = mean.repeat(int(max(rows.max(), kinds.max())) + 1, 1)
+        for kind in kinds[is_event].unique().tolist():
+            table[kind] = weight[: len(kinds)][is_event & (kinds == kind)].mean(0)
+        elsewhere = table[rows]
+    else:
+        stands = {"padding": weight[model.config.pad_token_id], "unknown": weight[unknown_id], "mean": mean}
+        elsewhere = stands[baseline].expand_as(record)
+    start = torch.where(moves[..., None], elsewhere, record)
+    held = {name: channel for name, channel in inputs.items() if name != "input_ids"}
+    return Line({"inputs_embeds": start}, {"inputs_embeds": record}, held)
 
-    def forward(*tensors: Tensor) -> Tensor:
-        return total_of_rows(log_odds, dict(zip([*names, *held], tensors, strict=True)))
 
-    parts = attribution.IntegratedGradients(forward).attribute(
-        tuple(line.record[name] for name in names),
-        tuple(start[name] for name in names),
-        additional_forward_args=tuple(line.held[name] for name in held),
-        n_steps=nodes,
-        method="gausslegendre",
-        internal_batch_size=batch * min(at_once, nodes),
-    )
-    return sum_of_channels(parts)
+def stay_line(model: Any, inputs: Mapping[str, Tensor], parts: Sequence[str]) -> Line:
+    """The way of a stay from z-scores of 0 (`parts` has "values"), and times in the middle of the window ("times")."""
+    dtype = next(model.parameters()).dtype
+    end = {name: inputs[name].to(dtype) for name in STAY_PARTS if name in parts}
+    held = {name: channel for name, channel in inputs.items() if name not in end}
+    return Line({name: torch.zeros_like(channel) for name, channel in end.items()}, end, held)
 
 
-def gradient_times_difference(log_odds: LogOdds, line: Line, start: Mapping[str, Tensor]) -> Tensor:
-    """(x - x') . dF/dx(x) of every token, [b, l]."""
-    points = {name: tensor.clone().requires_grad_() for name, tensor in line.record.items()}
-    with torch.enable_grad():
-        total = total_of_rows(log_odds, {**points, **line.held}).sum()
+def row_log_odds(model: Any, inputs: Mapping[str, Tensor], task_id: int) -> Tensor:
+    """Log-odds of each row, [b]; of a packed row the sum of its patients', who do not see each other."""
+    logits = model(**inputs).logits
+    task_ids = torch.full(logits.shape[:-1], task_id, dtype=torch.int64, device=logits.device)
+    log_odds: Tensor = model.log_odds(logits, task_ids)
+    segments = inputs.get("segment_ids")
+    if segments is None:
+        return log_odds
+    numbers = torch.arange(1, log_odds.shape[-1] + 1, device=log_odds.device)
+    return torch.where(numbers <= segments.amax(1, keepdim=True), log_odds, 0.0).sum(1)
+
+
+def differentiable_log_odds(model: Any, inputs: Mapping[str, Tensor], task_id: int) -> Tensor:
+    """The same, in which every channel has a part: one that the model does not read, with a gradient of 0."""
+    log_odds = row_log_odds(model, inputs, task_id)
+    for channel in inputs.values():
+        if channel.requires_grad:
+            log_odds = log_odds + 0.0 * channel.flatten(1).sum(1)
+    return log_odds
+
+
+def gradient_times_way(model: Any, line: Line, task_id: int) -> Tensor:
+    """(x - x') . dF/dx(x) of every token, [b, l]: the way to the record by the gradient at its end."""
+    points = {name: channel.clone().requires_grad_() for name, channel in line.end.items()}
+    total = differentiable_log_odds(model, {**points, **line.held}, task_id).sum()
     gradients = torch.autograd.grad(total, list(points.values()))
     return sum_of_channels(
-        gradient * (line.record[name] - start[name]) for name, gradient in zip(points, gradients, strict=True)
+        gradient * (line.end[name] - line.start[name]) for name, gradient in zip(points, gradients, strict=True)
     )
 
 
-def total_of_rows(log_odds: LogOdds, inputs: dict[str, Tensor]) -> Tensor:
-    """Log-odds of each row, [b]; of a packed row the sum of its patients', who do not see each other.
-
-    Every moved channel is part of the sum, a channel that the model does not read with a gradient of 0.
-    """
-    values = log_odds(inputs)
-    segments = inputs.get("segment_ids")
-    if segments is not None:
-        numbers = torch.arange(1, values.shape[-1] + 1, device=values.device)
-        values = torch.where(numbers <= segments.amax(1, keepdim=True), values, 0.0).sum(1)
-    moved = [tensor for tensor in inputs.values() if tensor.requires_grad]
-    return values + sum((0.0 * tensor.flatten(1).sum(1) for tensor in moved), torch.zeros_like(values))
-
-
-def sum_of_channels(parts: Any) -> Tensor:
-    """Sum over channels and their widths: tensors [b, l, ...] -> [b, l]."""
-    total: Tensor = sum(part.flatten(2).sum(-1) if part.dim() > 2 else part for part in parts)  # type: ignore[assignment]
-    return total.detach()
-
-
-def concepts_elsewhere(
-    weight: Tensor, baseline: str, token_type_ids: Tensor, types: Tensor, pad_id: int, unknown_id: int
-) -> Tensor:
-    """The concept embedding that stands for each token at a baseline.
-
-    Args:
-        weight: Embeddings of the vocabulary, [V, d].
-        baseline: One of `EVENT_BASELINES`.
-        token_type_ids: Kind of each token, [b, l].
-        types: Kind of each id of the vocabulary, [V], negative where it is no event.
-        pad_id: Of [PAD].
-        unknown_id: Of [UNK].
-
-    Returns:
-        [b, l, d]. `mean` is the mean over the vocabulary's events, each counted once: a tokenizer does not keep how
-        often it saw them.
-    """
-    events = types >= 0
-    everything = weight[events].mean(0) if bool(events.any()) else weight[unknown_id]
-    if baseline == "structure":
-        table = weight.new_zeros(int(max(token_type_ids.max(), types.max())) + 1, weight.shape[1])
-        for kind in range(len(table)):
-            here = types == kind
-            table[kind] = weight[here].mean(0) if bool(here.any()) else everything
-        return table[token_type_ids]
-    stands = {"padding": weight[pad_id], "unknown": weight[unknown_id], "mean": everything}[baseline]
-    return stands.expand(*token_type_ids.shape, -1)
-
-
-def noisy(line: Line, start: Mapping[str, Tensor], share: float, generator: torch.Generator) -> Line:
-    """The record with noise on what is moved, of `share` times the root mean square of its way from the baseline."""
-    record = {}
-    for name, tensor in line.record.items():
-        moves = line.moves[..., None] if tensor.dim() == 3 else line.moves
-        way = (tensor - start[name])[moves.expand_as(tensor)]
-        scale = share * way.square().mean().sqrt() if len(way) else way.new_zeros(())
-        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
-        record[name] = tensor + scale * drawn * moves
-    return Line(record, line.held, line.moves)
+def sum_of_channels(parts: Iterator[Tensor] | Sequence[Tensor]) -> Tensor:
+    """Channels [b, l, ...] summed over their widths and over each other: [b, l]."""
+    sums = [part.detach().flatten(2).sum(2) if part.dim() > 2 else part.detach() for part in parts]
+    return torch.stack(sums).sum(0)
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode and without gradients of its weights, in float32 at least; as it was, afterwards.
+def ready_for_gradients(method: str, model: Any) -> Iterator[Any]:
+    """The model without dropout and without gradients of its weights, in float32 at least; as it was, afterwards.
 
     A model in half precision is copied: the mean of sixty rounded gradients would be off by more than many
-    contributions.
+    contributions are.
+
+    Raises:
+        ValueError: Another number of classes than two.
     """
-    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    if any(torch.finfo(dtype).bits < 32 for dtype in dtypes):
-        model = copy.deepcopy(model).float()
-    training = model.training
-    wanted = [p for p in model.parameters() if p.requires_grad]
+    check_two_classes(method, model)
+    model = at_least_single(model)
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # cuDNN has no backward pass of an LSTM in evaluation mode.
-    has_lstm = any(isinstance(module, nn.LSTM) for module in model.modules())
-    without_cudnn = torch.backends.cudnn.flags(enabled=False) if has_lstm and torch.cuda.is_available() else nullcontext()
-    model.eval()
+    is_recurrent = any(isinstance(module, nn.LSTM) for module in model.modules())
+    plain: Any = torch.backends.cudnn.flags(enabled=False) if is_recurrent else nullcontext()
     for parameter in wanted:
         parameter.requires_grad_(False)
     try:
-        with without_cudnn, torch.inference_mode(False):
+        with without_dropout(model), plain, torch.inference_mode(False), torch.enable_grad():
             yield model
     finally:
-        model.train(training)
         for parameter in wanted:
             parameter.requires_grad_(True)
 
 
-def load_captum() -> Any:
-    """`captum.attr`.
+# -- of a question ---------------------------------------------------------------------------------------------------
+
+
+def reads_stays(question: Question) -> bool:
+    """Whether the model reads triplets, not tokens."""
+    return "input_ids" not in question.inputs
+
+
+def checked_parts(question: Question, over: str | Sequence[str] | None) -> tuple[str, ...]:
+    """What is moved, in the one order of `EVENT_PARTS` or `STAY_PARTS`; by default the first of them.
 
     Raises:
-        ImportError: captum is not installed; the message names the extra.
+        ValueError: A part that the model does not have, or none.
     """
-    try:
-        import captum.attr
-    except ImportError as error:
-        raise ImportError('Integrated gradients need captum: pip install "ehrseq[explain]".') from error
-    return captum.attr
+    known = STAY_PARTS if reads_stays(question) else EVENT_PARTS
+    wanted = known[:1] if over is None else (over,) if isinstance(over, str) else tuple(over)
+    if not wanted or not set(wanted) <= set(known):
+        raise ValueError(f"over got {over!r}; a model of this family has {list(known)}, name at least one.")
+    return tuple(part for part in known if part in wanted)
+
+
+def moved_tokens(question: Question, parts: Sequence[str]) -> np.ndarray:
+    """Bool [l], the tokens that `parts` names; the task's token never."""
+    made = question.event_of >= 0
+    if reads_stays(question):
+        return np.ones_like(made)
+    encoder: Any = question.checkpoint.encoder
+    questions = encoder.convert_tokens_to_ids(list(encoder.task_tokens.values()))
+    asks = np.isin(question.inputs["input_ids"][0].cpu().numpy(), questions) & ~made
+    moved: np.ndarray = (made & ("events" in parts)) | (~made & ~asks & ("structure" in parts))
+    return moved
+
+
+def question_line(question: Question, model: Any, baseline: str, parts: Sequence[str]) -> Line:
+    """The way of a question's row from a baseline of this name."""
+    inputs = {name: channel.clone() for name, channel in question.inputs.items()}  # none of inference mode
+    if reads_stays(question):
+        return stay_line(model, inputs, parts)
+    encoder: Any = question.checkpoint.encoder
+    moves = torch.from_numpy(moved_tokens(question, parts))[None].to(model.device)
+    unknown = encoder.convert_tokens_to_ids(UNK)
+    return event_line(model, inputs, moves, baseline, encoder.token_types, unknown)
+
+
+def ends_of_line(model: Any, line: Line, task_id: int) -> tuple[float, float]:
+    """Log-odds at (the baseline, the record) of a single row."""
+    with torch.no_grad():
+        start, end = (float(row_log_odds(model, {**part, **line.held}, task_id)[0]) for part in (line.start, line.end))
+    return start, end
+
+
+def gradient_times_input(question: Question, over: str | Sequence[str] | None = None) -> Explanation:
+    """The gradient at the record by each token's embedding, times the embedding; of stays, times the z-score.
+
+    The embedding is taken from that of [PAD], which is 0 in the checkpoints of this package. The contributions sum to
+    nothing: what is left to the log-odds, from [PAD] in the place of every event on, is the remainder.
+
+    Args:
+        question: What is explained.
+        over: What has contributions, see the head of this module: "events" (default) and "structure", or of stays
+            "values" (default) and "times".
+
+    Raises:
+        ValueError: A part that the model does not have, or another number of classes than two.
+    """
+    parts = checked_parts(question, over)
+    baseline, words = next(iter((STAY_BASELINES if reads_stays(question) else EVENT_BASELINES).items()))
+    named: dict[str, Any] = {"method": "gradient_times_input", "baseline_name": words, "settings": {"over": parts}}
+    if not question.has_answer:
+        return Explanation.of(question, None, **named)
+    with ready_for_gradients("gradient_times_input", question.checkpoint.model) as model:
+        line = question_line(question, model, baseline, parts)
+        start, end = ends_of_line(model, line, question.task_id)
+        values = gradient_times_way(model, line, question.task_id)[0].double().cpu().numpy()
+    return Explanation.of(question, Attribution(values, end, start), **named)
+
+
+def random_contributions(question: Question, seed: int = 0) -> Explanation:
+    """Numbers drawn by chance that sum to the log-odds of the risk: what every method must beat.
+
+    Args:
+        question: What is explained.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: A seed that is no whole number of at least 0, or another number of classes than two.
+    """
+    check_whole_number("seed", seed, 0)
+    parts = checked_parts(question, None)
+    baseline, words = next(iter((STAY_BASELINES if reads_stays(question) else EVENT_BASELINES).items()))
+    named: dict[str, Any] = {"method": "random_contributions", "baseline_name": words, "settings": {"seed": seed}}
+    if not question.has_answer:
+        return Explanation.of(question, None, **named)
+    with ready_for_gradients("random_contributions", question.checkpoint.model) as model:
+        start, end = ends_of_line(model, question_line(question, model, baseline, parts), question.task_id)
+    moved = np.flatnonzero(moved_tokens(question, parts))
+    values = np.zeros(len(question.event_of))
+    if len(moved):
+        drawn = np.random.default_rng(seed).normal(size=len(moved))
+        values[moved] = (end - start) / len(moved) + drawn - drawn.mean()
+    return Explanation.of(question, Attribution(values, end, start), **named)
+
+
+def check_whole_number(name: str, value: object, least: int) -> None:
+    """Raise a ValueError unless it is one of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} got {value!r}; expected a whole number of at least {least}.")
