@@ -10,8 +10,9 @@ On the straight line from a baseline x' to the record x (Sundararajan 2017, arXi
 
 The integral is taken at Gauss-Legendre nodes: the sum is met up to a remainder that falls with their number and is
 told. Where F has a cliff on the way (a trained LSTM between [PAD] and a record), 64 nodes may miss a tenth of it: then
-their number is doubled until 1 % is left. What x is, and what is held, stands at the head of `gradients`. A step in F, such as a time that leaves the
-window's last quarter, is met by no node: where HyMaTE's times are moved, it stays in the remainder.
+their number is doubled until 1 % is left. What x is, and what is held, stands at the head of `gradients`. A step in F,
+such as a time that leaves the window's last quarter, is met by no node: where HyMaTE's times are moved, it stays in the
+remainder.
 """
 
 from __future__ import annotations
