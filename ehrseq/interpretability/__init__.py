@@ -19,7 +19,7 @@ _EXPORTS = {
     "gradient_times_input": "gradients",
     "integrated_gradients": "integrated_gradients",
     "methods_of": "methods",
-    "prefix_deltas": "prefix_deltas",
+    "prefix_deltas": "record_prefixes",
     "random_contributions": "gradients",
     "read_question": "questions",
 }

@@ -18,6 +18,7 @@ from ehrseq.hub.checkpoints import Checkpoint
 from ehrseq.tokenization.ehr_sequence import Event, patient_of_table
 
 if TYPE_CHECKING:
+    from ehrseq.batches.scoring import RiskModel
     from ehrseq.modeling.risk_tasks import RiskScoresMixin
     from ehrseq.tokenization.ehr_prefixes import RowPrefixes, SourcedRows
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
@@ -95,7 +96,7 @@ class Question:
 
 
 def read_question(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | tuple[Any, Any],
     patient: Any,
     task: str,
     prediction_time: Any = None,
@@ -104,7 +105,7 @@ def read_question(
     """The question that the pipeline asks about a patient.
 
     Args:
-        checkpoint: `load_checkpoint(...)`.
+        checkpoint: `load_checkpoint(...)`, or a model and its encoder.
         patient: `{"subject_id", "events": [...], "prediction_time"?}`, a table of one subject, or (models of stays) a
             stay of triplets.
         task: Name of a task of the model.
@@ -115,6 +116,7 @@ def read_question(
         ValueError: An unknown task, a patient that the encoder refuses, a model with another number of classes than
             two.
     """
+    checkpoint = Checkpoint(*checkpoint)
     model, encoder = checkpoint
     names = [entry["name"] for entry in model.config.tasks or []]
     if task not in names:
@@ -142,7 +144,7 @@ def read_question(
         task=entry,
         task_id=task_id,
         prediction_time=rows.prediction_time,
-        inputs={name: torch.as_tensor(channel, device=model.device)[None] for name, channel in channels.items()},
+        inputs={name: _as_input(channel, model) for name, channel in channels.items()},
         event_of=event_of,
         visit_of=np.asarray(channels.get("visit_orders", np.zeros(len(event_of), np.int64))),
         seen=rows.known(0),
@@ -150,3 +152,10 @@ def read_question(
         reason=reason,
         rows=rows,
     )
+
+
+def _as_input(channel: Any, model: RiskModel) -> Tensor:
+    """[1, l]; numbers as wide as the model computes with."""
+    tensor = torch.as_tensor(channel, device=model.device)[None]
+    wide = getattr(model, "dtype", torch.float32) == torch.float64
+    return tensor.double() if wide and tensor.is_floating_point() else tensor
