@@ -12,16 +12,23 @@ from ehrseq._lazy import lazy_exports
 
 # Name -> module of this package that defines it.
 _EXPORTS = {
+    "AttentionWeights": "attention_weights",
     "Attribution": "explanation",
     "Explanation": "explanation",
     "Question": "questions",
+    "attentions": "attention_weights",
     "explain": "methods",
+    "fusion_weights": "attention_weights",
     "gradient_times_input": "gradients",
+    "hidden_attention": "mamba_attention",
     "integrated_gradients": "integrated_gradients",
     "methods_of": "methods",
     "prefix_deltas": "record_prefixes",
     "random_contributions": "gradients",
     "read_question": "questions",
+    "relevance": "relevance_propagation",
+    "scan_attention": "scan_weights",
+    "token_relevance": "relevance_propagation",
 }
 
 __all__ = list(_EXPORTS)

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ehrseq.interpretability.relevance_rules import constant, linear_halves, silu
+from ehrseq.interpretability.relevance_rules import constant, linear_halves, silu_rule
 from ehrseq.modeling.causal_conv import causal_conv1d
-from ehrseq.modeling.fast_linear import linear
-from ehrseq.modeling.mamba_block import EhrMambaMixer, at_least_float32, step_sizes
+from ehrseq.modeling.mamba_block import EhrMambaMixer, at_least_float32
 
 
 @dataclass(frozen=True)
@@ -57,20 +56,15 @@ def scan_terms(mixer: EhrMambaMixer, x: Tensor, real: Tensor | None, starts: Ten
         real: bool [b, l], False at padding; None where there is none, or where it stands last.
         starts: bool [b, l], True where a packed sequence starts; None without packing.
     """
-    padding = None if real is None else ~real[..., None]
     # 1. Input projection and convolution, both linear; SiLU by its rule.
     inner, z = linear_halves(mixer.in_proj, x)
-    if padding is not None:
-        inner = inner.masked_fill(padding, 0.0)
+    if real is not None:
+        inner = inner.masked_fill(~real[..., None], 0.0)
     weight, bias = mixer.conv1d.weight.detach().squeeze(1), constant(mixer.conv1d.bias)
-    u = silu(cast(Tensor, causal_conv1d(inner, weight, bias, reset_mask=starts, activation=None)))
+    u = silu_rule(cast(Tensor, causal_conv1d(inner, weight, bias, reset_mask=starts, activation=None)))
     # 2. Step sizes, B and C: constants.
     with torch.no_grad():
-        r, n = int(mixer.config.time_step_rank), mixer.config.state_size
-        low_rank_step, B, C = linear(mixer.x_proj, u).split([r, n, n], dim=-1)
-        delta, delta_bias = step_sizes(mixer.dt_proj, low_rank_step)
-        if padding is not None:
-            delta = delta.masked_fill(padding, float("-inf"))
+        delta, B, C, delta_bias = mixer.select(u, real)
         A = -torch.exp(at_least_float32(mixer.A_log))
         D = at_least_float32(mixer.D).detach()
     return ScanTerms(u, z, delta, constant(delta_bias), A, B, C, D)

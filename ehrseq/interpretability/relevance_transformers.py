@@ -18,7 +18,7 @@ from transformers.models.big_bird.modeling_big_bird import BigBirdModel
 
 from ehrseq.interpretability.relevance_mamba import EVENT_CHANNELS, event_head
 from ehrseq.interpretability.relevance_network import RewrittenNetwork
-from ehrseq.interpretability.relevance_rules import activation, attention, layer_norm, linear_layer
+from ehrseq.interpretability.relevance_rules import activation_rule, attention_rule, layer_norm_rule, linear_layer
 from ehrseq.modeling.event_encoder import EventInputs, EventSequences
 from ehrseq.modeling.modeling_cehrbert import CehrBertForSequenceClassification, attention_bias
 from ehrseq.modeling.modeling_ehr_bigbird import (
@@ -47,10 +47,10 @@ def transformer_layer(layer: Any, attend: Attend, x: Tensor) -> Tensor:
     )
     # 2. Attention, residual, norm.
     mixed = linear_layer(layer.attention.output.dense, attend(module, query, key, value))
-    x = layer_norm(layer.attention.output.LayerNorm, mixed + x)
+    x = layer_norm_rule(layer.attention.output.LayerNorm, mixed + x)
     # 3. Feed-forward part, residual, norm.
-    wide = activation(linear_layer(layer.intermediate.dense, x), layer.intermediate.intermediate_act_fn)
-    return layer_norm(layer.output.LayerNorm, linear_layer(layer.output.dense, wide) + x)
+    wide = activation_rule(linear_layer(layer.intermediate.dense, x), layer.intermediate.intermediate_act_fn)
+    return layer_norm_rule(layer.output.LayerNorm, linear_layer(layer.output.dense, wide) + x)
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ def cehrbert_network(model: CehrBertForSequenceClassification, inputs: Mapping[s
     mask = attention_bias(sequences.lengths, tokens)
 
     def attend(module: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return attention(query, key, value, mask)
+        return attention_rule(query, key, value, mask)
 
     return _network(model, inputs, sequences, tokens, attend)
 
@@ -80,14 +80,11 @@ def bigbird_network(model: EhrBigBirdForSequenceClassification, inputs: Mapping[
 
     def attend(module: PlannedBlockSparseAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         length, batch = value.shape[2], value.shape[0]
-        mixed, _ = module.bigbird_block_sparse_attention(
-            *(query.detach(), key.detach(), value, *masks, blocks, blocks),
-            *(module.num_attention_heads, module.num_random_blocks, module.attention_head_size, size, size),
-            *(batch, length, length),
-            seed=module.seed,
-            plan_from_length=None,
-            plan_num_rand_blocks=None,
-        )
+        sparse: Any = module.bigbird_block_sparse_attention
+        sizes = (module.num_attention_heads, module.num_random_blocks, module.attention_head_size, size, size)
+        plan = {"seed": module.seed, "plan_from_length": None, "plan_num_rand_blocks": None}
+        values = (query.detach(), key.detach(), value, *masks, blocks, blocks)
+        mixed: Tensor = sparse(*values, *sizes, batch, length, length, **plan)[0]
         return mixed.reshape(batch, length, -1)
 
     return _network(model, inputs, sequences, tokens, attend)

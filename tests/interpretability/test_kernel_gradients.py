@@ -1,6 +1,4 @@
-"""Gradients by the embeddings flow through the compiled kernels, and are those of a plain loop: every method by gradients
-stands on it.
-"""
+"""Gradients by the embeddings flow through the compiled kernels, and are those of a plain loop."""
 
 import pytest
 import torch

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ehrseq.interpretability.relevance import NETWORKS, token_relevance
-from ehrseq.interpretability.relevance_rules import activation
+from ehrseq.interpretability.relevance_propagation import NETWORKS, token_relevance
+from ehrseq.interpretability.relevance_rules import activation_rule
 from ehrseq.modeling.configuration_ehr_lstm import EhrLstmConfig
 from ehrseq.modeling.modeling_ehr_bigbird import padded_length
 from ehrseq.modeling.modeling_ehr_lstm import EhrLstmForSequenceClassification
@@ -34,17 +34,9 @@ def static_size(changes):
 
 
 def exact_log_odds(model, inputs):
-    """The model's log-odds before it rounds its logits to float32: what its last layers return."""
-    caught = []
-    last = [model.classifier] if hasattr(model, "additive_head") else [model.classifier.out_proj]
-    if getattr(model, "additive_head", None) is not None:
-        last.append(model.additive_head)
-    hooks = [layer.register_forward_hook(lambda layer, given, out: caught.append(out)) for layer in last]
     with torch.no_grad():
-        model(**inputs)
-    for hook in hooks:
-        hook.remove()
-    logits = sum(caught)
+        logits = model(**inputs).logits
+    assert logits.dtype == torch.float64
     return logits[..., 1] - logits[..., 0]
 
 
@@ -228,7 +220,7 @@ def test_half_precision_is_computed_in_float32_and_dropout_is_off(family):
 @pytest.mark.parametrize("function", [torch.tanh, torch.nn.functional.gelu, torch.nn.functional.silu])
 def test_an_activation_keeps_its_value_and_has_a_factor_at_zero(function):
     x = torch.tensor([-3.0, -1e-12, 0.0, 1e-300, 2.0], dtype=torch.float64, requires_grad=True)
-    out = activation(x, function)
+    out = activation_rule(x, function)
     assert_close(out, function(x))
     (gradient,) = torch.autograd.grad(out.sum(), x)
     limit = {torch.tanh: 1.0}.get(function, 0.5)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ehrseq.interpretability import hidden_attention
-from ehrseq.interpretability.hidden_attention import mean_hidden_attention
-from ehrseq.interpretability.relevance import NETWORKS
+from ehrseq.interpretability import mamba_attention
+from ehrseq.interpretability.mamba_attention import mean_hidden_attention
 from ehrseq.interpretability.relevance_mamba import MambaLayer
-from ehrseq.interpretability.scan_attention import row_weights, scan_attention
+from ehrseq.interpretability.relevance_propagation import NETWORKS
+from ehrseq.interpretability.scan_weights import row_weights, scan_attention
 from ehrseq.modeling.selective_scan import selective_scan
 from tests.interpretability.small_models import (
     batch,
@@ -185,7 +185,7 @@ def models(name):
     ],
 )
 def test_bad_input_is_told(name, lengths, matrix, message, monkeypatch):
-    monkeypatch.setattr(hidden_attention, "LONGEST_MATRIX", 20)
+    monkeypatch.setattr(mamba_attention, "LONGEST_MATRIX", 20)
     family = "hymate" if name == "no Mamba" else "ehrmamba"
     inputs = batch(family, patients(family, lengths))
     with pytest.raises(ValueError, match=message):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ehrseq.interpretability.attentions import attention_matrices, fusion_row
+from ehrseq.interpretability.attention_weights import attention_matrices, fusion_row
 from tests.interpretability.small_models import (
     batch,
     lengths_of,
@@ -43,9 +43,10 @@ def test_the_first_layers_weights_are_those_of_a_loop():
     hook = model.model.positions.register_forward_hook(lambda layer, given, out: caught.append(out))
     found = attention_matrices(model, inputs)[0]
     hook.remove()
-    x, self_attention = caught[0][0], model.model.layers[0].attention.self
+    x, self_attention = caught[0][0].detach(), model.model.layers[0].attention.self
     query, key = (
-        [part.weight @ token + part.bias for token in x] for part in (self_attention.query, self_attention.key)
+        [(part.weight @ token + part.bias).detach() for token in x]
+        for part in (self_attention.query, self_attention.key)
     )
     for head in range(4):
         part = slice(head * 6, head * 6 + 6)
@@ -103,9 +104,9 @@ def bad_inputs():
     binned = small_model("hymate", embedding_mode="binned", num_bins=4)
     return [
         (attention_matrices, small_model("ehrmamba"), batch("ehrmamba", events[:1]), "attentions: 'ehrmamba' has none"),
-        (attention_matrices, small_model("cehrbert"), batch("cehrbert", events), "shows one patient"),
+        (attention_matrices, small_model("cehrbert"), batch("cehrbert", events), "of one patient"),
         (attention_matrices, small_model("cehrbert"), packed("cehrbert", events), "one row, not packed"),
-        (attention_matrices, small_model("cehrbert"), {}, "shows one patient, got inputs of shape None"),
+        (attention_matrices, small_model("cehrbert"), {}, "of one patient, got inputs of shape None"),
         (
             attention_matrices,
             small_model("hymate", num_attention_layers=0),

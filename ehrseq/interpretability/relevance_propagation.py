@@ -15,15 +15,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ehrseq.interpretability.explanation import Attribution, Explanation
 from ehrseq.interpretability.relevance_hymate import hymate_network
 from ehrseq.interpretability.relevance_mamba import ehrmamba_network
 from ehrseq.interpretability.relevance_network import Relevance, RewrittenNetwork, propagate
 from ehrseq.interpretability.relevance_transformers import bigbird_network, cehrbert_network
+
+if TYPE_CHECKING:
+    from ehrseq.interpretability.questions import Question
 
 NETWORKS: dict[str, Callable[[Any, Mapping[str, Tensor]], RewrittenNetwork]] = {
     "ehrmamba": ehrmamba_network,
@@ -32,6 +37,49 @@ NETWORKS: dict[str, Callable[[Any, Mapping[str, Tensor]], RewrittenNetwork]] = {
     "ehr_bigbird": bigbird_network,
 }
 """Families that have relevance, by `config.model_type`. A bi-LSTM has none: its gates would need rules of their own."""
+
+
+def relevance(question: Question, displays: Mapping[str, str] | None = None) -> Explanation:
+    """Explain a risk by relevance propagation: what each token (triplet) adds to its log-odds, in one backward pass.
+
+    The values start from 0, and from what training's sampling shifted the log-odds by: relevance compares with no other
+    record. Of HyMaTE they start from what reaches the log-odds past the triplets' embeddings (static values, summaries
+    of variables), told one by one in `settings["beside"]`. The remainder is what the network's biases add. A model in
+    half precision is read in float32; how its own rounding differs is in the remainder as well.
+
+    Args:
+        question: What is asked.
+        displays: Code -> description.
+
+    Raises:
+        ValueError: As in `token_relevance`.
+    """
+    model = question.checkpoint.model
+    check_has_rules(model)
+    name = "relevance"
+    if not question.has_answer:
+        return Explanation.of(question, None, method=name, baseline_name="")
+    found = token_relevance(model, question.inputs)
+    beside = {part: float(numbers[0]) for part, numbers in found.parts.items()}
+    shift = float(question.log_odds_of(found.log_odds.new_zeros(1, 2)))
+    if is_narrow(model):
+        with torch.no_grad():
+            log_odds = float(question.log_odds()[0])
+    else:
+        log_odds = shift + float(found.log_odds[0])
+    attribution = Attribution(
+        values=found.tokens[0].cpu().numpy().astype(np.float64),
+        log_odds=log_odds,
+        baseline=shift + sum(beside.values()),
+    )
+    return Explanation.of(
+        question,
+        attribution,
+        method=name,
+        baseline_name="the model without its triplets' embeddings" if beside else "the model without its tokens",
+        settings={"beside": beside} if beside else {},
+        displays=displays,
+    )
 
 
 def token_relevance(model: Any, inputs: Mapping[str, Tensor]) -> Relevance:
@@ -48,16 +96,21 @@ def token_relevance(model: Any, inputs: Mapping[str, Tensor]) -> Relevance:
     Raises:
         ValueError: A family without relevance, another number of classes than two, or inputs that the model refuses.
     """
+    check_has_rules(model)
+    check_two_classes("relevance", model)
+    model = at_least_single(model)
+    with without_dropout(model):
+        return propagate(NETWORKS[model.config.model_type](model, inputs))
+
+
+def check_has_rules(model: Any) -> None:
+    """Raise a ValueError unless relevance can be propagated through a model of this family."""
     family = getattr(model.config, "model_type", None)
     if family not in NETWORKS:
         raise ValueError(
             f"relevance: {family!r} has no rules of relevance propagation, which {', '.join(NETWORKS)} have: take "
             "prefix deltas, occlusion or integrated gradients."
         )
-    check_two_classes("relevance", model)
-    model = at_least_single(model)
-    with without_dropout(model):
-        return propagate(NETWORKS[family](model, inputs))
 
 
 def check_two_classes(method: str, model: Any) -> None:
@@ -69,10 +122,14 @@ def check_two_classes(method: str, model: Any) -> None:
         )
 
 
+def is_narrow(model: Any) -> bool:
+    """Whether any weights are in half precision."""
+    return any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters())
+
+
 def at_least_single(model: Any) -> Any:
     """The model, or a copy in float32 where weights are narrower."""
-    narrow = (torch.float16, torch.bfloat16)
-    return copy.deepcopy(model).float() if any(p.dtype in narrow for p in model.parameters()) else model
+    return copy.deepcopy(model).float() if is_narrow(model) else model
 
 
 @contextmanager
@@ -88,4 +145,13 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-__all__ = ["NETWORKS", "at_least_single", "check_two_classes", "token_relevance", "without_dropout"]
+__all__ = [
+    "NETWORKS",
+    "at_least_single",
+    "check_has_rules",
+    "check_two_classes",
+    "is_narrow",
+    "relevance",
+    "token_relevance",
+    "without_dropout",
+]
