@@ -84,7 +84,7 @@ def _outcome(outcome: str, table: pl.DataFrame) -> list[str]:
     drawn = drawn.sort("mean", "group", descending=[False, True])
     rows = [
         [
-            _named(row),
+            f"{row['display']} ({row['group']})" if row["display"] else _named(row),
             f"{row['patients']:,}",
             _share(row["frequency"]),
             _signed(row["mean"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ def save_picture(
     *,
     record: pl.DataFrame | None = None,
     most: int = 12,
+    panels: Sequence[tuple[float, Callable[[Any], object]]] = (),
 ) -> Path:
     """Draw what the page shows: the record's timeline, the risk after every event, the largest contributions.
 
@@ -45,6 +46,7 @@ def save_picture(
         file: PNG, replaced where it is there.
         record: The patient's events, for the class of every visit and for events that the model did not see.
         most: Contributions of each explanation.
+        panels: What else is drawn below, each its height in inches and what draws on its axes.
 
     Returns:
         The file.
@@ -67,8 +69,8 @@ def save_picture(
     columns = min(2, len(chosen))
     lines = -(-len(chosen) // columns)
     rows = [chosen[line * columns : (line + 1) * columns] for line in range(lines)]
-    panels = [0.7 + 0.2 * most if any(_is_explained(each) for each in row) else 0.6 for row in rows]
-    heights = [2.0, *([1.3] if curves else []), *panels]
+    rooms = [0.7 + 0.2 * most if any(_is_explained(each) for each in row) else 0.6 for row in rows]
+    heights = [2.0, *([1.3] if curves else []), *rooms, *(height for height, _ in panels)]
     style: Any = {"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "xtick.color": SOFT, "ytick.color": INK}
     with rc_context(style):
         figure = Figure(figsize=(10, 0.7 + sum(heights)), layout="constrained")
@@ -84,8 +86,11 @@ def save_picture(
         _date_axes(axes)
         for place, explanation in enumerate(chosen):
             line, column = divmod(place, columns)
-            axes.append(figure.add_subplot(grid[len(heights) - lines + line, column]))
+            axes.append(figure.add_subplot(grid[len(heights) - len(panels) - lines + line, column]))
             _draw_largest(axes[-1], explanation, most)
+        for place, (_, draw) in enumerate(panels):
+            axes.append(figure.add_subplot(grid[len(heights) - len(panels) + place, :]))
+            draw(axes[-1])
         for axis in axes:
             axis.spines[["top", "right", "left"]].set_visible(False)
             axis.spines["bottom"].set_color(GRID)
