@@ -232,23 +232,25 @@ def patient_rows(events: Sequence[Event], vocabulary: EventVocabulary, cut: int 
         cut: Rows later than this instant (microseconds) are left out, before anything else looks at them.
 
     Returns:
-        The rows of one patient, whose subject_id is 0.
+        The rows of one patient, whose subject_id is 0, with the position in `events` that each comes from.
     """
     static: list[int] = []
-    timed: list[tuple[int, int, Event, str, str | None]] = []
-    for event in events:
+    static_sources: list[int] = []
+    timed: list[tuple[int, int, int, Event, str, str | None]] = []
+    for position, event in enumerate(events):
         kind, encounter_class = vocabulary.kind(event.code)
         if event.time is not None:
             if cut is None or event.time <= cut:
-                timed.append((event.time, KIND_RANKS.get(kind, RANK_OTHER), event, kind, encounter_class))
+                timed.append((event.time, KIND_RANKS.get(kind, RANK_OTHER), position, event, kind, encounter_class))
         # A death or a visit of unknown time would tell the future.
         elif vocabulary.token_type(event.code) and kind not in ("death", "visit_start", "visit_end"):
             static.append(vocabulary.row_id(event.code, event.value, event.text, event.unit)[0])
+            static_sources.append(position)
     timed.sort(key=_TIME_AND_RANK)
     visits = _Visits()
-    times, ids, types = [], [], []
+    times, ids, types, sources = [], [], [], []
     opens, is_open = [], []
-    for time, _, event, kind, encounter_class in timed:
+    for time, _, position, event, kind, encounter_class in timed:
         token_type = vocabulary.token_type(event.code)
         if kind == "visit_start":
             starts_visit = visits.start(event.visit_id, encounter_class, time)
@@ -264,10 +266,11 @@ def patient_rows(events: Sequence[Event], vocabulary: EventVocabulary, cut: int 
         times.append(time)
         ids.append(vocabulary.row_id(event.code, event.value, event.text, event.unit)[0] if token_type else 0)
         types.append(token_type)
+        sources.append(position)
         opens.append(starts_visit)
         is_open.append(bool(visits.encounters))
-    births = (time for time, _, _, kind, _ in timed if kind == "birth")
-    others = (time for time, _, _, kind, _ in timed if kind != "birth")
+    births = (row[0] for row in timed if row[4] == "birth")
+    others = (row[0] for row in timed if row[4] != "birth")
     return HistoryRows(
         subject_ids=np.zeros(1, np.int64),
         first=np.asarray([next(others, 0)], np.int64),
@@ -280,6 +283,8 @@ def patient_rows(events: Sequence[Event], vocabulary: EventVocabulary, cut: int 
         types=np.asarray(types, np.int8),
         opens=np.asarray(opens, bool),
         is_open=np.asarray(is_open, bool),
+        static_sources=np.asarray(static_sources, np.int64),
+        sources=np.asarray(sources, np.int64),
     )
 
 

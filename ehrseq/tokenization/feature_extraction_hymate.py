@@ -20,7 +20,8 @@ from transformers import BatchFeature
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.utils import PaddingStrategy, logging
 
-from .ehr_sequence import parse_time, patient_of_table, read_patient, subjects_digest
+from .ehr_prefixes import StayRows
+from .ehr_sequence import Event, parse_time, patient_of_table, read_patient, subjects_digest
 from .triplet_stays import Stay, TripletSpec, in_order, read_stay
 
 logger = logging.get_logger(__name__)
@@ -294,7 +295,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
         unknown_rows: Counter[str] = Counter()
         rows = []
         for stay in stays if many else [stays]:
-            read = self._read(stay, prediction_time)
+            read, _, _ = self._read(stay, prediction_time)
             skipped.update(read.skipped)
             unknown_rows.update(read.unknown)
             kept = choose_triplets(
@@ -317,6 +318,22 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             pad_to_multiple_of=pad_to_multiple_of,
             return_tensors=return_tensors or "np",
         )
+
+    def sourced_rows(
+        self, patient: Any, tasks: Any = (), prediction_time: Any = None, max_length: int | None = None
+    ) -> StayRows:
+        """The row of one stay, the same for each task, which knows the event behind each of its triplets.
+
+        Arguments as in `__call__`. What was left out is told by its `notes`, not by a warning.
+        """
+        self._truncation(None, max_length, False)  # or says what is wrong with it
+        stay, events, cut = self._read(patient, prediction_time)
+        kept = choose_triplets(stay.variable_ids, max_length, "recent", 0.0, None)
+        if events is None:
+            numbers = np.asarray(patient["variables"]).tolist()
+            names = [self.variables[name] if isinstance(name, int) else name for name in numbers]
+            events = [Event(None, *pair) for pair in zip(names, map(float, patient["values"]), strict=True)]
+        return StayRows(events, cut, stay, kept, self._channels(stay, kept))
 
     def _truncation(self, truncation: bool | str | None, max_length: int | None, to_length: bool) -> str | None:
         if max_length is not None and (
@@ -344,8 +361,11 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             "static_values": self.normalise_static(stay.static),
         }
 
-    def _read(self, record: Any, prediction_time: Any) -> Stay:
-        """A stay of any form, triplets in order, those of variables never seen in training left out."""
+    def _read(self, record: Any, prediction_time: Any) -> tuple[Stay, list[Event] | None, int | None]:
+        """A stay of any form, triplets in order, those of variables never seen in training left out; and the events and
+        the prediction time of a patient.
+        """
+        events, cut = None, None
         if isinstance(record, Mapping) and "times" in record:
             if prediction_time is not None:
                 raise ValueError("a stay of triplets has no dates; give prediction_time with patients (events) only.")
@@ -353,12 +373,13 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
         else:
             events, own_time = read_patient(patient_of_table(record))
             cut = parse_time(prediction_time, "prediction_time")
-            stay = read_stay(events, self._spec, own_time if cut is None else cut)
+            cut = own_time if cut is None else cut
+            stay = read_stay(events, self._spec, cut)
         fitted = self.was_fitted(stay.variable_ids)
         for number in np.unique(stay.variable_ids[~fitted]):
             stay.unknown[self.variables[number]] += int((stay.variable_ids == number).sum())
-        stay.minutes, stay.variable_ids, stay.values = (
-            part[fitted] for part in (stay.minutes, stay.variable_ids, stay.values)
+        stay.minutes, stay.variable_ids, stay.values, stay.sources = (
+            part[fitted] for part in (stay.minutes, stay.variable_ids, stay.values, stay.sources)
         )
         if not len(stay.minutes):
             subject = record.get("subject_id", "?") if isinstance(record, Mapping) else "?"
@@ -366,7 +387,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
                 f"the stay of subject {subject} holds no triplet of a known variable "
                 f"({dict(stay.skipped) | {'of unknown variables': sum(stay.unknown.values())}}); leave such stays out."
             )
-        return stay
+        return stay, events, cut
 
     def _read_triplets(self, stay: Mapping[str, Any]) -> Stay:
         unread = sorted(map(str, set(stay) - STAY_KEYS))
@@ -409,13 +430,14 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             if count:
                 skipped[reason] += int(count)
         kept = finite & inside & (ids >= 0)
+        sources = kept.nonzero()[0]
         minutes, ids, values = minutes[kept], ids[kept], values[kept]
         order, repeated = in_order(minutes, ids, values)
         if repeated.any():
             skipped["repeated triplets"] += int(repeated.sum())
         order = order[~repeated]
         static = self._static_vector(stay.get("static"))
-        return Stay(minutes[order], ids[order], values[order], static, skipped, unknown)
+        return Stay(minutes[order], ids[order], values[order], static, skipped, unknown, sources[order])
 
     def _static_vector(self, values: Any) -> np.ndarray:
         """Static values `[D]`; of a mapping by column, what it lacks is unknown and flagged so."""

@@ -199,6 +199,9 @@ class Stay:
         static: `[D]` float64, NaN = unknown.
         skipped: Reason -> number of rows left out.
         unknown: Name or code -> number of its rows that no variable takes.
+        sources: `[n]` int64 position in the patient's events of what made each triplet (in the stay's own triplets
+            where it was given as such).
+        start: When the window starts (microseconds); None for a stay without dates.
     """
 
     minutes: np.ndarray
@@ -207,6 +210,8 @@ class Stay:
     static: np.ndarray
     skipped: Counter[str] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
+    sources: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    start: int | None = None
 
 
 def in_order(minutes: np.ndarray, variable_ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -237,7 +242,10 @@ def read_stay(events: Sequence[Event], spec: TripletSpec, prediction_time: int |
     Raises:
         ValueError: No timed row, or no window begins up to the prediction time.
     """
-    timed = sorted((event for event in events if event.time is not None), key=lambda event: event.time or 0)
+    positions = sorted(
+        (k for k, event in enumerate(events) if event.time is not None), key=lambda k: events[k].time or 0
+    )
+    timed = [events[k] for k in positions]
     if not timed:
         raise ValueError("a patient without timed events has no stay; give at least one event with a time.")
     cut = timed[-1].time if prediction_time is None else prediction_time
@@ -249,9 +257,10 @@ def read_stay(events: Sequence[Event], spec: TripletSpec, prediction_time: int |
     stay_minutes: list[float] = []
     stay_ids: list[int] = []
     stay_values: list[float] = []
+    stay_sources: list[int] = []
     skipped: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
-    for event in timed:
+    for position, event in zip(positions, timed, strict=True):
         if event.value is None or event.time is None or not start <= event.time <= end:
             continue
         if event.code not in ids:
@@ -262,6 +271,7 @@ def read_stay(events: Sequence[Event], spec: TripletSpec, prediction_time: int |
             stay_minutes.append((event.time - start) / MINUTE_US)
             stay_ids.append(ids[event.code])
             stay_values.append(float(np.float32(event.value)))
+            stay_sources.append(position)
     minutes = np.asarray(stay_minutes, np.float64)
     variable_ids = np.asarray(stay_ids, np.int64)
     values = np.asarray(stay_values, np.float64)
@@ -270,7 +280,8 @@ def read_stay(events: Sequence[Event], spec: TripletSpec, prediction_time: int |
         skipped["repeated triplets"] += int(repeated.sum())
     order = order[~repeated]
     static = _static_values(events, spec, start, int(cut or 0))
-    return Stay(minutes[order], variable_ids[order], values[order], static, skipped, +unknown)
+    sources = np.asarray(stay_sources, np.int64)[order]
+    return Stay(minutes[order], variable_ids[order], values[order], static, skipped, +unknown, sources, start)
 
 
 def _fits(value: float) -> bool:
