@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from ehrseq.interpretability.record_timeline import (
-    DEATH,
+    DEATH_COLOUR,
     GRID,
     INK,
     SOFT,
@@ -71,7 +71,15 @@ def draw_patient(
             axis.plot(times, risk, color=MODEL, lw=1.6, marker="o", ms=4.5, zorder=3)
             happened = rows["boolean_value"].to_numpy()[own]
             axis.plot(
-                times[happened], risk[happened], ls="none", marker="o", ms=10, mfc="none", mec=DEATH, mew=1.8, zorder=4
+                times[happened],
+                risk[happened],
+                ls="none",
+                marker="o",
+                ms=10,
+                mfc="none",
+                mec=DEATH_COLOUR,
+                mew=1.8,
+                zorder=4,
             )
             top = max(0.1, float(risk.max()), float(true_risk[own].max()) if true_risk is not None else 0.0)
             axis.set_ylim(-0.06 * top, 1.25 * top)
@@ -88,7 +96,7 @@ def draw_patient(
         axes[-1].xaxis.set_major_formatter(mdates.ConciseDateFormatter(axes[-1].xaxis.get_major_locator()))
         handles = [
             Line2D([], [], color=MODEL, marker="o", ms=4.5, label="model's risk"),
-            Line2D([], [], ls="none", marker="o", ms=9, mfc="none", mec=DEATH, mew=1.8, label="it happened"),
+            Line2D([], [], ls="none", marker="o", ms=9, mfc="none", mec=DEATH_COLOUR, mew=1.8, label="it happened"),
         ]
         if true_risk is not None:
             handles.insert(1, Line2D([], [], color=TRUTH, ls=(0, (3, 2)), label="true risk"))

@@ -89,4 +89,4 @@ def check_one_patient(explanations: Sequence[Explanation]) -> None:
 
 
 def _several(weights: AttentionWeights | Sequence[AttentionWeights]) -> Sequence[AttentionWeights]:
-    return weights if isinstance(weights, list | tuple) else [weights]  # type: ignore[list-item]
+    return weights if isinstance(weights, list | tuple) else [weights]

@@ -194,7 +194,7 @@ def _draw_largest(axis: Any, explanation: Explanation, most: int) -> None:
     axis.locator_params(axis="x", nbins=4)
     axis.grid(axis="x", color=GRID, lw=0.8)
     axis.set_ylim(len(values) - most - 0.6, len(values) - 0.4)  # bars of one height, from above, in all panels
-    score = "" if explanation.score is None or math.isnan(explanation.score) else f", risk {explanation.score:.1%}"
+    score = "" if math.isnan(explanation.score) else f", risk {explanation.score:.1%}"
     axis.set_title(
         f"{task}{score}\nby {explanation.method.replace('_', ' ')}", loc="left", fontsize=9, fontweight="bold", pad=3
     )

@@ -13,7 +13,7 @@ from ehrseq.tasks.encounters import encounters
 from ehrseq.tokenization.ehr_codes import INPATIENT_CLASSES, code_kinds, split_kind
 
 INK, SOFT, GRID = "#22303c", "#7b8794", "#e4e7eb"
-DEATH = "#d1495b"
+DEATH_COLOUR = "#d1495b"
 VISIT_COLOURS = {"admission": "#1f6feb", "emergency": "#e8a33d", "other visit": "#b8c4cf"}
 KIND_NAMES = {
     "diagnosis": "diagnoses",
@@ -121,8 +121,8 @@ def draw_record(axis: Any, known: pl.DataFrame, visits: pl.DataFrame, until: dat
         width = max(mdates.date2num(row["end"]) - start, span / 500)
         axis.broken_barh([(start, width)], (bar - 0.3, 0.6), facecolors=VISIT_COLOURS[row["name"]], linewidth=0)
     for death in timed.filter(pl.col("kind") == "death")["time"].to_list():
-        axis.axvline(mdates.date2num(death), color=DEATH, lw=1.5)
-        axis.annotate(" death", (mdates.date2num(death), bar + 0.55), color=DEATH, va="top")
+        axis.axvline(mdates.date2num(death), color=DEATH_COLOUR, lw=1.5)
+        axis.annotate(" death", (mdates.date2num(death), bar + 0.55), color=DEATH_COLOUR, va="top")
     axis.set_xlim(mdates.date2num(first) - 0.01 * span, mdates.date2num(last) + 0.03 * span)
 
 

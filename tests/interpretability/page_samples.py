@@ -2,28 +2,15 @@
 
 from dataclasses import replace
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 
+from ehrseq.interpretability.explanation import CONTRIBUTION_SCHEMA as SCHEMA
 from ehrseq.interpretability.explanation import Explanation
 
 KINDS = ("lab", "medication", "diagnosis", "vital", "procedure")
-SCHEMA = {
-    "position": pl.Int64,
-    "event": pl.Int64,
-    "time": pl.Datetime("us"),
-    "code": pl.String,
-    "value": pl.Float64,
-    "text": pl.String,
-    "unit": pl.String,
-    "visit": pl.Int64,
-    "kind": pl.String,
-    "display": pl.String,
-    "group": pl.String,
-    "contribution": pl.Float64,
-    "score_after": pl.Float64,
-}
 TASKS = [
     {"name": "mortality_30d", "definition": "At every discharge: death within 30 days.", "positive_label": "death"},
     {"name": "readmission_30d", "definition": "At every discharge: another admission.", "positive_label": "return"},
@@ -98,7 +85,7 @@ def explained(rows, task=TASKS[0], method="prefix_deltas", seed=0, baseline=-3.0
 
 def unanswered(task=TASKS[1], reason="died_before_prediction", **changes):
     """What a task that does not apply gives."""
-    nothing = {"score": None, "log_odds": None, "baseline": None, "baseline_name": "", "notes": {}, "reason": reason}
+    nothing = dict.fromkeys(("score", "log_odds", "baseline"), float("nan")) | {"notes": {}, "reason": reason}
     return replace(explained([], task), **(nothing | changes))
 
 
@@ -117,3 +104,8 @@ def record_of(rows):
     events = [row for row in rows if row["event"] is not None]
     table = pl.DataFrame(events, schema=SCHEMA).sort("event")
     return table.select("time", "code", pl.col("visit").cast(pl.String).alias("visit_id"))
+
+
+def weights_of(layers, what, tokens):
+    """Weights of a model's layers."""
+    return SimpleNamespace(layers=layers, what=what, tokens=tokens)

@@ -14,20 +14,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ehrseq.interpretability.attentions import AttentionWeights
 from ehrseq.interpretability.cohort_page import COHORT_COLUMNS, write_cohort_page
+from ehrseq.interpretability.explanation import CONTRIBUTION_SCHEMA as SCHEMA
 from ehrseq.interpretability.page import write_page
 from ehrseq.interpretability.page_data import MOST_ATTENTION
 from ehrseq.interpretability.picture import save_picture
-from tests.interpretability.page_samples import (
-    SCHEMA,
-    TASKS,
-    explained,
-    record_of,
-    rows_of,
-    several,
-    unanswered,
-)
+from tests.interpretability.page_samples import TASKS, explained, record_of, rows_of, several, unanswered, weights_of
 from tests.pages import Page, read_page
 
 HOSTILE = (
@@ -194,7 +186,7 @@ def test_a_task_that_does_not_apply_has_its_reason(tmp_path):
 def test_attention_that_is_too_much_is_averaged_and_cut_and_it_is_told(tmp_path):
     def weights(layers, heads, size):
         tokens = pl.DataFrame(rows_of(size, 1)[:size], schema=SCHEMA)
-        return AttentionWeights([np.full((heads, size, size), 1 / size) for _ in range(layers)], "attention", tokens)
+        return weights_of([np.full((heads, size, size), 1 / size) for _ in range(layers)], "attention", tokens)
 
     def shown(*shape):
         return data_of(page_of(tmp_path, several(), attention=weights(*shape)))["attention"][0]

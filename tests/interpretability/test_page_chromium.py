@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ehrseq.interpretability.attentions import AttentionWeights
+from ehrseq.interpretability.explanation import CONTRIBUTION_SCHEMA as SCHEMA
 from ehrseq.interpretability.page import write_page
 from tests.chromium import Chromium, find_chromium
-from tests.interpretability.page_samples import SCHEMA, TASKS, explained, record_of, rows_of, several, unanswered
+from tests.interpretability.page_samples import TASKS, explained, record_of, rows_of, several, unanswered, weights_of
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no headless browser on this machine")
 
@@ -219,7 +219,7 @@ def test_the_matrix_tells_the_pair_under_the_pointer_and_the_keys(look):
     tokens = pl.DataFrame(rows_of(60, 2)[:size], schema=SCHEMA)
     heads = np.zeros((2, size, size))
     heads[0, 3, 2], heads[1, size - 1, size - 2] = 0.5, 0.25
-    page = look(several(), attention=[AttentionWeights([heads, heads[::-1]], "attention", tokens)])
+    page = look(several(), attention=[weights_of([heads, heads[::-1]], "attention", tokens)])
     page.run("document.querySelector('#matrix').focus()")
     page.press("ArrowUp")
     page.press("ArrowLeft")
@@ -245,7 +245,7 @@ def test_weights_of_a_stay_are_bars_by_variable(look):
         [row | {"display": row["code"]} for row in rows_of(100, 1, visits_known=False)], schema=SCHEMA
     )
     weights = np.linspace(0, 1, tokens.height) / tokens.height
-    page = look(several(), fusion=AttentionWeights([weights], "fusion weights", tokens))
+    page = look(several(), fusion=weights_of([weights], "fusion weights", tokens))
     sums = tokens.with_columns(weight=weights).group_by("code").agg(pl.col("weight").sum())
     first = sums.sort("weight", descending=True).row(0)
     assert text(page, "#weights text[text-anchor=end]") == first[0]

@@ -70,7 +70,7 @@ const KINDS = {
   diagnosis: "diagnoses", procedure: "procedures", medication: "medications", lab: "labs", vital: "vitals",
   static: "facts of the patient", other: "other events", visit_start: "starts of visits", visit_end: "ends of visits",
   birth: "birth", death: "death", structure: "marks of visits and intervals", question: "the question itself",
-  visit: "visits", day: "days", hour: "hours", group: "groups",
+  time: "time that passes", visit: "visits", day: "days", hour: "hours", group: "groups",
 };
 const kindName = (kind) => KINDS[kind] || words(kind || "other");
 
