@@ -92,8 +92,9 @@ def methods_of(model: Any) -> dict[str, Method]:
 
 
 def default_method(model: Any) -> str:
-    """The method that a model is explained by where nobody says which: prefix deltas, which one pass gives, of EhrMamba;
-    integrated gradients of the others, where captum is installed.
+    """The method that a model is explained by where nobody says which.
+
+    Prefix deltas, which one pass gives, of EhrMamba; of the others integrated gradients where captum is installed.
     """
     family = model if isinstance(model, str) else model.config.model_type
     if family == "ehrmamba" or find_spec("captum") is None:

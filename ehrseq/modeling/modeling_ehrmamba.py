@@ -67,7 +67,8 @@ class EhrMambaSequenceClassifierOutput(ModelOutput):
 
     Attributes:
         loss: When `labels` are given.
-        logits: [b, num_labels], or [b, S, num_labels] for packed rows; at least float32. Class 1 is the positive outcome.
+        logits: [b, num_labels], or [b, S, num_labels] for packed rows, at least float32. Class 1 is the positive
+            outcome.
         cache_params: As in `EhrMambaOutput`.
         hidden_states: As in `EhrMambaOutput`.
     """
