@@ -200,6 +200,7 @@ def _weights(weights: AttentionWeights, strings: _Strings) -> dict[str, Any]:
     remarks = []
     tokens = weights.tokens
     matrix = layers[0].ndim > 1
+    shares = all(np.allclose(layer.sum(-1), 1.0, atol=0.01) for layer in layers)
     if matrix:
         layers = [layer if layer.ndim == 3 else layer[None] for layer in layers]
         if sum(layer.size for layer in layers) > MOST_ATTENTION and any(len(layer) > 1 for layer in layers):
@@ -217,6 +218,7 @@ def _weights(weights: AttentionWeights, strings: _Strings) -> dict[str, Any]:
         "what": weights.what,
         "remarks": remarks,
         "matrix": matrix,
+        "shares": shares,
         "time": _differences([_milliseconds(time) for time in tokens["time"].to_list()]),
         "code": [strings.place(code) for code in tokens["code"].to_list()],
         "display": [strings.place(name) for name in _column(tokens, "display")],

@@ -202,6 +202,18 @@ def test_attention_that_is_too_much_is_averaged_and_cut_and_it_is_told(tmp_path)
     assert sum(len(base64.b64decode(head)) for layer in cut["bytes"] for head in layer) <= MOST_ATTENTION
 
 
+def test_shares_of_attention_are_told_from_other_weights(tmp_path):
+    tokens = pl.DataFrame(rows_of(8, 1)[:8], schema=SCHEMA)
+    shares, weights = np.full((8, 8), 1 / 8), np.linspace(0, 3, 8)
+    given = {"attention": weights_of([shares], "attention", tokens), "fusion": weights_of([weights], "scan", tokens)}
+    data = data_of(page_of(tmp_path, several(), **given))
+    assert data["attention"][0]["shares"]
+    assert data["attention"][0]["matrix"]
+    assert not data["fusion"][0]["shares"]
+    assert not data["fusion"][0]["matrix"]
+    assert data["fusion"][0]["scale"] == [[3]]
+
+
 @pytest.mark.parametrize("write", [write_page, save_picture])
 @pytest.mark.parametrize(
     ("explanations", "message"),

@@ -8,6 +8,8 @@ function decoded(weights) {
   weights.ready = true;
   return weights;
 }
+// Shares of attention are percentages; other weights are numbers that sum to nothing.
+const weightWords = (weights, number) => (weights.shares ? percent(number) : String(Number(number.toPrecision(3))));
 const tokenName = (weights, place) => text(weights.display[place]) || text(weights.code[place]) || "token";
 function tokenWords(weights, place) {
   const value = measured(weights.value[place], text(weights.unit[place]));
@@ -69,7 +71,7 @@ function startMatrix(all) {
       return;
     }
     const share = (weights.cells[state.layer][state.head][at[0] * weights.size + at[1]] / 255) * scale();
-    readout.textContent = `${at[0] + 1} · ${tokenWords(weights, at[0])} looks at ${at[1] + 1} · ${tokenWords(weights, at[1])}: ${percent(share)}`;
+    readout.textContent = `${at[0] + 1} · ${tokenWords(weights, at[0])} looks at ${at[1] + 1} · ${tokenWords(weights, at[1])}: ${weightWords(weights, share)}`;
   };
   const show = (...given) => {
     [weights, state] = given;
@@ -91,7 +93,7 @@ function startMatrix(all) {
     pen.putImageData(pixels, 0, 0);
     canvas.setAttribute("aria-label", `${weights.what}: ${size} × ${size} tokens, layer ${state.layer + 1}`);
     byId("attention-note").textContent = [weights.what + ".", ...weights.remarks,
-      `Darkest: ${percent(scale())}; the square root of a weight is drawn. Attention says where a layer looks, not what the risk is made of.`].join(" ");
+      `Darkest: ${weightWords(weights, scale())}; the square root of a weight is drawn. Attention says where a layer looks, not what the risk is made of.`].join(" ");
     paint();
     tell();
   };
@@ -156,9 +158,9 @@ function drawWeights(weights, state) {
     for (const at of line.places) {
       const time = weights.at[at], high = Math.max(0.5, (cells[at] / most) * (row - 5));
       picture.append(draw("rect", { x: (time === null ? left : x(time)) - 1.5, y: base - high, width: 3, height: high, class: "weight" },
-        title(`${tokenWords(weights, at)}: ${percent(cells[at] * scale)}`)));
+        title(`${tokenWords(weights, at)}: ${weightWords(weights, cells[at] * scale)}`)));
     }
-    picture.append(label(wide - right + 8, base - 4, percent(line.sum), {}));
+    picture.append(label(wide - right + 8, base - 4, weightWords(weights, line.sum), {}));
   });
   byId("fusion-note").textContent = [weights.what + ".", ...weights.remarks, "A bar is a measurement, its height the weight; at the right the sum of the variable.",
     all.length > lines.length ? `${count(all.length - lines.length, "variable")} of smaller weight not drawn.` : "",
