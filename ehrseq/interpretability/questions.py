@@ -18,6 +18,7 @@ from ehrseq.hub.checkpoints import Checkpoint
 from ehrseq.tokenization.ehr_sequence import Event, patient_of_table
 
 if TYPE_CHECKING:
+    from ehrseq.batches.scoring import RiskModel
     from ehrseq.modeling.risk_tasks import RiskScoresMixin
     from ehrseq.tokenization.ehr_prefixes import RowPrefixes, SourcedRows
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
@@ -142,7 +143,7 @@ def read_question(
         task=entry,
         task_id=task_id,
         prediction_time=rows.prediction_time,
-        inputs={name: torch.as_tensor(channel, device=model.device)[None] for name, channel in channels.items()},
+        inputs={name: _as_input(channel, model) for name, channel in channels.items()},
         event_of=event_of,
         visit_of=np.asarray(channels.get("visit_orders", np.zeros(len(event_of), np.int64))),
         seen=rows.known(0),
@@ -150,3 +151,10 @@ def read_question(
         reason=reason,
         rows=rows,
     )
+
+
+def _as_input(channel: Any, model: RiskModel) -> Tensor:
+    """[1, l]; numbers as wide as the model computes with."""
+    tensor = torch.as_tensor(channel, device=model.device)[None]
+    wide = getattr(model, "dtype", torch.float32) == torch.float64
+    return tensor.double() if wide and tensor.is_floating_point() else tensor

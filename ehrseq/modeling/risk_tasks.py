@@ -7,10 +7,13 @@ log-odds that this causes is known, stays in the config, and is taken back in on
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+
+from .risk_prefixes import check_prefixes, whole_prefix_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _ModelBase
@@ -109,6 +112,29 @@ class RiskScoresMixin(_ModelBase):
         if config.tasks and task_ids.numel() and int(task_ids.max()) >= len(config.tasks):
             raise ValueError(f"risk_scores: task id {int(task_ids.max())}, but config.tasks has {len(config.tasks)}.")
         return log_odds - table[task_ids.clamp(min=0, max=len(shifts) - 1)]
+
+    def prefix_logits(
+        self, inputs: Mapping[str, Tensor], ends: Tensor, tails: Mapping[str, Tensor], tail_lengths: Tensor
+    ) -> Tensor:
+        """Logits after each of some prefixes of one row: its first tokens, and a question behind them.
+
+        Here each prefix is a row of its own, several in a pass: k prefixes cost k rows of their length. EhrMamba has
+        one pass for all.
+
+        Args:
+            inputs: Channels of the row, [1, l], unpadded, and what belongs to it as a whole (`static_values`).
+            ends: First tokens (triplets) that each prefix keeps, [k], ascending.
+            tails: Channel -> [k, 2], what follows them; none where nothing does.
+            tail_lengths: How much of the two that is, [k].
+
+        Returns:
+            [k, classes], at least float32, without gradients.
+
+        Raises:
+            ValueError: These are no prefixes of one row.
+        """
+        check_prefixes(inputs, ends, tails, tail_lengths)
+        return whole_prefix_logits(self, inputs, ends, tails, tail_lengths)
 
 
 __all__ = ["IGNORED_LABEL", "RiskConfigMixin", "RiskScoresMixin"]
