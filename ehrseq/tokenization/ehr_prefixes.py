@@ -117,6 +117,33 @@ class SourcedRows(Protocol):
     def prefixes(self, number: int) -> RowPrefixes:
         """The steps by which a task's row came to be."""
 
+    def row_without(self, number: int, removed: np.ndarray, max_length: int | None = None) -> Mapping[str, Any] | None:
+        """A task's row if some events had never been recorded: the record without them, read again from the start and
+        asked at the same time.
+
+        What the row has not seen stays unseen: nothing from before the context comes into the place that is left, and
+        events that the row does not show cannot be taken out.
+
+        Args:
+            number: The row.
+            removed: Bool [events], what is taken out.
+            max_length: Context length, for a record that grows by what is taken out (a visit without its start falls
+                apart into days); None = any.
+
+        Returns:
+            Its channels; None where nothing is left that the model could read.
+        """
+
+
+class StayReader(Protocol):
+    """What reads a stay again (`HyMaTEFeatureExtractor`)."""
+
+    def stay_channels(self, stay: Stay, kept: np.ndarray) -> dict[str, np.ndarray]:
+        """Channels of some of a stay's triplets (positions)."""
+
+    def stay_of_events(self, events: Sequence[Event], cut: int | None) -> Stay:
+        """The stay of a record, its triplets of known variables."""
+
 
 @dataclass
 class StayRows:
@@ -128,6 +155,7 @@ class StayRows:
         stay: Their stay.
         kept: Triplets of the stay that are in the row, [l].
         channels: The row.
+        reader: What read it.
     """
 
     events: list[Event]
@@ -135,6 +163,7 @@ class StayRows:
     stay: Stay
     kept: np.ndarray
     channels: dict[str, np.ndarray]
+    reader: StayReader
 
     @property
     def prediction_time(self) -> int | None:
@@ -192,3 +221,21 @@ class StayRows:
             visits=np.zeros(count, np.int64),
             dated=self.stay.start is not None,
         )
+
+    def row_without(
+        self, number: int, removed: np.ndarray, max_length: int | None = None
+    ) -> dict[str, np.ndarray] | None:
+        """See `SourcedRows`; a triplet that repeats one of these goes with it."""
+        stays: np.ndarray = self.known(number) & ~removed
+        if not stays.any():
+            return None
+        stay = self.stay
+        if self.stay.start is not None:  # of a record; static values may be made of the same events
+            left = np.flatnonzero(stays | ~self.known(number))
+            try:
+                stay = self.reader.stay_of_events([self.events[k] for k in left.tolist()], self.cut)
+            except ValueError:  # what its window began with is gone
+                return None
+            stays = stays[left]
+        kept = np.flatnonzero(stays[stay.sources])
+        return self.reader.stay_channels(stay, kept) if len(kept) else None
