@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 GROUPINGS = ("visit", "code", "parent", "kind", "month", "event")
 """What events can be taken out by."""
 
-STATIC = "static facts"
+STATIC_FACTS = "static facts"
 """Group of the events without time, where visits or months are taken out."""
 
 Row = Mapping[str, NDArray[Any]]
@@ -166,10 +166,10 @@ def _keys(question: Question, grouping: str, visit_of: NDArray[np.int64]) -> lis
     if grouping == "event":
         return [str(place) for place in range(len(events))]
     if grouping == "visit":
-        return [f"visit {visit}" if visit else STATIC for visit in visit_of.tolist()]
+        return [f"visit {visit}" if visit else STATIC_FACTS for visit in visit_of.tolist()]
     if grouping == "month":
         dates = [date_of(event.time) for event in events]
-        return [STATIC if date is None else f"{date:%Y-%m}" for date in dates]
+        return [STATIC_FACTS if date is None else f"{date:%Y-%m}" for date in dates]
     if grouping == "kind":
         kind_of = kind_finder(question.checkpoint.encoder)
         return [kind_of(event.code) for event in events]

@@ -135,7 +135,7 @@ class SourcedRows(Protocol):
         """
 
 
-class StayReader(Protocol):
+class ReadsStays(Protocol):
     """What reads a stay again (`HyMaTEFeatureExtractor`)."""
 
     def stay_channels(self, stay: Stay, kept: np.ndarray) -> dict[str, np.ndarray]:
@@ -163,7 +163,7 @@ class StayRows:
     stay: Stay
     kept: np.ndarray
     channels: dict[str, np.ndarray]
-    reader: StayReader
+    reader: ReadsStays
 
     @property
     def prediction_time(self) -> int | None:
