@@ -9,14 +9,9 @@ import pytest
 import torch
 from transformers import pipeline
 
-from ehrseq.data.simulate.cohort import simulate
 from ehrseq.hub.checkpoints import Checkpoint, load_checkpoint
-from ehrseq.interpretability.occlusion import GROUPINGS, occlusion
+from ehrseq.interpretability.occlusion import occlusion
 from ehrseq.interpretability.questions import read_question
-from ehrseq.modeling.modeling_ehrmamba import EhrMambaForSequenceClassification
-from ehrseq.tasks import load_task
-from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
-from ehrseq.training.trainer import model_config
 from tests.checkpoints.patients import make_patient
 from tests.checkpoints.stays import make_stay
 
@@ -289,9 +284,7 @@ def test_bare_triplets_have_no_dates(hymate):
     whole = log_odds_of(hymate, stay, "in_hospital_mortality")
     for event, contribution in explanation.contributions.select("event", "contribution").iter_rows():
         reduced = {name: [value for k, value in enumerate(column) if k != event] for name, column in stay.items()}
-        assert contribution == pytest.approx(
-            whole - log_odds_of(hymate, reduced, "in_hospital_mortality"), abs=1e-6
-        )
+        assert contribution == pytest.approx(whole - log_odds_of(hymate, reduced, "in_hospital_mortality"), abs=1e-6)
     with pytest.raises(ValueError, match="needs dates"):
         occlusion(question, "month")
 
