@@ -23,6 +23,7 @@ _EXPORTS = {
     "hidden_attention": "mamba_attention",
     "integrated_gradients": "integrated_gradients",
     "methods_of": "methods",
+    "occlusion": "occlusion",
     "prefix_deltas": "record_prefixes",
     "random_contributions": "gradients",
     "read_question": "questions",
