@@ -258,9 +258,9 @@ def _risk(log_odds: Any) -> Any:
 def _checked(values: ArrayLike, count: int) -> FloatArray:
     array = np.asarray(values, np.float64)
     if array.shape != (count,) or not np.isfinite(array).all():
-        bad = int((~np.isfinite(array)).sum())
+        wrong = int((~np.isfinite(array)).sum())
         raise ValueError(
-            f"got numbers of shape {list(array.shape)}, {bad} of them not finite; expected {count} finite ones, one for "
-            "each event."
+            f"got numbers of shape {list(array.shape)}, {wrong} of them not finite; expected {count} finite ones, one "
+            "for each event."
         )
     return array
