@@ -247,7 +247,7 @@ def run_model(name: str, questions: list[Asked], rows: list[str], checked: int) 
     return pl.DataFrame(lines, infer_schema_length=None)
 
 
-# -- the table -----------------------------------------------------------------------------------------------------------
+# -- the table --------------------------------------------------------------------------------------------------------
 
 
 def interval_of(values: np.ndarray, subjects: np.ndarray) -> Interval | None:

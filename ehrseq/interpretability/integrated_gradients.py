@@ -43,7 +43,7 @@ from ehrseq.interpretability.gradients import (
 if TYPE_CHECKING:
     from ehrseq.interpretability.questions import Question
 
-TOKENS_AT_ONCE = 16_384
+POINT_TOKENS = 16_384
 """Tokens of the points that are computed together: bounds the memory, which is linear in the length of a row."""
 MOST_REFINEMENT = 16
 LEAST_REMAINDER = 1e-5
@@ -51,7 +51,7 @@ LEAST_REMAINDER = 1e-5
 
 
 def integrate_gradients(
-    model: Any, line: Line, task_id: int, nodes: int, tokens_at_once: int = TOKENS_AT_ONCE
+    model: Any, line: Line, task_id: int, nodes: int, tokens_at_once: int = POINT_TOKENS
 ) -> Tensor:
     """Contribution of every token.
 
