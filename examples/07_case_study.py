@@ -52,7 +52,8 @@ def main() -> None:
     subject, at = choose_patient(dataset, checkpoint, arguments)
     record = dataset.events().filter(pl.col("subject_id") == subject)
     patient = {"subject_id": subject, "events": record.to_dicts(), "prediction_time": at}
-    explanations = [explain(checkpoint, patient, arguments.task, method) for method in arguments.method]
+    names = dict(dataset.codes.select("code", "description").drop_nulls().iter_rows())
+    explanations = [explain(checkpoint, patient, arguments.task, method).named(names) for method in arguments.method]
     forecast = forecast_events(arguments.forecaster, record, arguments.events)
 
     output = Path(arguments.output)

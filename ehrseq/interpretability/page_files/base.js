@@ -87,8 +87,16 @@ for (const answer of data.answers) {
 const kindOf = (item) => text(items.kind[item]);
 function nameOf(item) {
   if (items.group[item] >= 0) return words(text(items.group[item]));
-  return text(items.display[item]) || text(items.code[item]);
+  const code = text(items.code[item]);
+  if (items.display[item] >= 0) return text(items.display[item]);
+  const edge = { visit_start: "start of visit", visit_end: "end of visit" }[kindOf(item)];
+  return edge ? `${edge} (${classOf(code)})` : code;
 }
+const CLASSES = {
+  IMP: "admission", ACUTE: "admission", NONAC: "admission", EMER: "emergency", AMB: "outpatient", ICU: "intensive care",
+  OBSENC: "observation", HH: "at home", VR: "virtual",
+};
+const classOf = (code) => CLASSES[code.split("//").pop()] || code.split("//").pop();
 const valueOf = (item) => measured(items.value[item], text(items.unit[item])) || text(items.text[item]);
 
 // A group of buttons of which one is pressed.

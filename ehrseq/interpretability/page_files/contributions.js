@@ -129,6 +129,7 @@ function sectionsOf(answer) {
   const key = (item) => {
     const kind = kindOf(item), time = items.time[item];
     if (kind === "question") return QUESTION;
+    if (kind === "time") return kindName(kind);
     if (items.visit[item] > 0) return items.visit[item];
     if (items.event[item] >= 0 && time === null) return "facts without a time";
     if (visits) return items.event[item] >= 0 ? "outside visits" : "marks of visits and intervals";
@@ -145,22 +146,24 @@ function sectionsOf(answer) {
     }
     const isVisit = typeof name === "number";
     const heading = isVisit ? `Visit ${name}` : !visits && start !== null && step < DAY && !byMonth && /^\d/.test(name) ? `from ${name}` : name;
-    return { name: heading, about: isVisit || name === "outside visits" ? [visitClass(members), span(start, end)].filter(Boolean) : [],
+    return { name: heading, about: isVisit || name === "outside visits" ? [visitClass(members, start, end), span(start, end)].filter(Boolean) : [],
       value: total(members), members, start, end, isVisit };
   });
 }
 const leaf = (row) => ({ name: nameOf(row.item), about: moment(items.time[row.item]), value: row.value, members: null, start: items.time[row.item] });
 
-const CLASSES = { IMP: "admission", ACUTE: "admission", NONAC: "admission", EMER: "emergency", AMB: "outpatient", ICU: "intensive care", HH: "at home", VR: "virtual" };
-function visitClass(members) {
-  const start = members.find(({ item }) => kindOf(item) === "visit_start");
-  if (!start) return "";
-  const code = text(items.code[start.item]).split("//").pop();
-  return CLASSES[code] || "";
+// What the visit's starts say; where its start was not seen, what the record says of that time.
+function visitClass(members, start, end) {
+  const classes = members.filter(({ item }) => kindOf(item) === "visit_start").map(({ item }) => classOf(text(items.code[item])));
+  if (!classes.length && data.record && start !== null) {
+    const meant = data.record.visits.filter(([from, to]) => from <= end && to >= start).map(([, , name]) => name);
+    classes.push(...meant.filter((name) => name !== "other visit"));
+  }
+  return [...new Set(classes)].join(" and ");
 }
 
 function sorted(list, order) {
-  const early = (each) => (each.name === QUESTION ? Infinity : each.start === null ? -Infinity : each.start);
+  const early = (each) => ([QUESTION, kindName("time")].includes(each.name) ? Infinity : each.start === null ? -Infinity : each.start);
   return [...list].sort(order === "size" ? bySize : (one, other) => early(one) - early(other));
 }
 
