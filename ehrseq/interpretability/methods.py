@@ -120,7 +120,7 @@ def choose_method(model: Any, name: str | None = None) -> Method:
 
 
 def explain(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | tuple[Any, Any],
     patient: Any,
     task: str,
     method: str | None = None,
@@ -131,7 +131,7 @@ def explain(
     """Explain the risk of one patient.
 
     Args:
-        checkpoint: `load_checkpoint(...)`.
+        checkpoint: `load_checkpoint(...)`, or a model and its encoder.
         patient: As in `read_question`.
         task: Name of a task of the model.
         method: Name of a method; default: the model's recommended one.
@@ -146,7 +146,7 @@ def explain(
     Raises:
         ValueError: A method that the model lacks, a setting that the method lacks, and what `read_question` refuses.
     """
-    function = choose_method(checkpoint.model, method).load()
+    function = choose_method(checkpoint[0], method).load()
     question = read_question(checkpoint, patient, task, prediction_time, max_length)
     result: Explanation = function(question, **settings)
     return result

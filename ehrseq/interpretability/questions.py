@@ -96,7 +96,7 @@ class Question:
 
 
 def read_question(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | tuple[Any, Any],
     patient: Any,
     task: str,
     prediction_time: Any = None,
@@ -105,7 +105,7 @@ def read_question(
     """The question that the pipeline asks about a patient.
 
     Args:
-        checkpoint: `load_checkpoint(...)`.
+        checkpoint: `load_checkpoint(...)`, or a model and its encoder.
         patient: `{"subject_id", "events": [...], "prediction_time"?}`, a table of one subject, or (models of stays) a
             stay of triplets.
         task: Name of a task of the model.
@@ -116,6 +116,7 @@ def read_question(
         ValueError: An unknown task, a patient that the encoder refuses, a model with another number of classes than
             two.
     """
+    checkpoint = Checkpoint(*checkpoint)
     model, encoder = checkpoint
     names = [entry["name"] for entry in model.config.tasks or []]
     if task not in names:

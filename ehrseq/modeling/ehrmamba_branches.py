@@ -64,14 +64,14 @@ def branch_states(
     last = int(ends[-1])
     row = _embed(model, {name: channel[:, :last] for name, channel in inputs.items()}, None, None)
     real = torch.arange(2, device=tail_lengths.device) < tail_lengths[:, None]
-    before = inputs["times"][0, ends - 1]
+    before = inputs["times"][0, ends - 1] if "times" in inputs else None
     branches = torch.cat(
         [
             _embed(
                 model,
-                {name: tail[part].to(inputs[name].dtype) for name, tail in tails.items()},
+                {name: tail[part].to(inputs[name].dtype) for name, tail in tails.items() if name in inputs},
                 real[part],
-                before[part],
+                None if before is None else before[part],
             )
             for part in torch.arange(len(ends), device=ends.device).split(CHUNK_TOKENS)
         ]

@@ -20,8 +20,8 @@ from transformers import BatchFeature
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.utils import PaddingStrategy, logging
 
-from .ehr_prefixes import StayRows
 from .ehr_sequence import Event, parse_time, patient_of_table, read_patient, subjects_digest
+from .triplet_sources import StayRows
 from .triplet_stays import Stay, TripletSpec, in_order, read_stay
 
 logger = logging.get_logger(__name__)
