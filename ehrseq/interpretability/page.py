@@ -19,7 +19,7 @@ from ehrseq.interpretability.page_data import as_json, page_data
 from ehrseq.work.files import write_text
 
 if TYPE_CHECKING:
-    from ehrseq.interpretability.attentions import AttentionWeights
+    from ehrseq.interpretability.attention_weights import AttentionWeights
     from ehrseq.interpretability.explanation import Explanation
 
 _FILES = Path(__file__).with_name("page_files")

@@ -22,7 +22,7 @@ from ehrseq.interpretability.methods import METHODS
 from ehrseq.interpretability.record_timeline import record_before, record_visits
 
 if TYPE_CHECKING:
-    from ehrseq.interpretability.attentions import AttentionWeights
+    from ehrseq.interpretability.attention_weights import AttentionWeights
     from ehrseq.interpretability.explanation import Explanation
 
 _EPOCH = datetime(1970, 1, 1)
@@ -61,8 +61,8 @@ def page_data(
         "answers": answers,
         "items": items.columns(),
         "record": None if record is None else _record(record, first, explanations, strings),
-        "attention": [_weights(each, strings) for each in attention],
-        "fusion": [_weights(each, strings) for each in fusion],
+        "attention": [_weights(each, strings) for each in attention if each.layers],
+        "fusion": [_weights(each, strings) for each in fusion if each.layers],
         "strings": strings.texts,
     }
 
@@ -220,6 +220,7 @@ def _weights(weights: AttentionWeights, strings: _Strings) -> dict[str, Any]:
         "remarks": remarks,
         "matrix": matrix,
         "shares": shares,
+        "numbers": [number + 1 for number in weights.numbers],
         "time": _differences([_milliseconds(time) for time in tokens["time"].to_list()]),
         "code": [strings.place(code) for code in tokens["code"].to_list()],
         "display": [strings.place(name) for name in _column(tokens, "display")],

@@ -48,10 +48,13 @@ function signed(number) {
   if (Number(shown) === 0) return size === 0 ? "0" : "≈ 0";
   return (number < 0 ? MINUS : "+") + shown;
 }
-const factor = (number) => {
+// What a contribution does to the odds, as far as anybody would say it.
+function factor(number) {
   const odds = Math.exp(number);
-  return `×${NARROW}${odds >= 100 ? grouped(Math.round(odds)) : odds.toPrecision(odds >= 1 ? 3 : 2)}`;
-};
+  if (odds > 1000) return `> ×${NARROW}1,000`;
+  if (odds < 0.001) return `< ×${NARROW}0.001`;
+  return `×${NARROW}${odds >= 100 ? Math.round(odds) : odds.toPrecision(odds >= 0.1 ? 3 : 2)}`;
+}
 const risk = (logOdds) => 1 / (1 + Math.exp(-logOdds));
 function percent(share) {
   const value = 100 * share;
