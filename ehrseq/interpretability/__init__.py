@@ -12,13 +12,20 @@ from ehrseq._lazy import lazy_exports
 
 # Name -> module of this package that defines it.
 _EXPORTS = {
+    "AttentionWeights": "attention_weights",
     "Attribution": "explanation",
     "Explanation": "explanation",
     "Question": "questions",
+    "attentions": "attention_weights",
     "explain": "methods",
+    "fusion_weights": "attention_weights",
+    "hidden_attention": "mamba_attention",
     "methods_of": "methods",
     "prefix_deltas": "prefix_deltas",
     "read_question": "questions",
+    "relevance": "relevance_propagation",
+    "scan_attention": "scan_weights",
+    "token_relevance": "relevance_propagation",
 }
 
 __all__ = list(_EXPORTS)

@@ -51,7 +51,9 @@ METHODS: dict[str, Method] = {
         "occlusion:occlusion", ALL_FAMILIES, "The risk of the same record without some events: the counterfactual."
     ),
     "relevance": Method(
-        "relevance:relevance", ALL_FAMILIES, "Relevance propagation (MambaLRP, AttnLRP): one backward pass."
+        "relevance_propagation:relevance",
+        ("ehrmamba", "cehrbert", "ehr_bigbird", "hymate"),
+        "Relevance propagation (MambaLRP; attention weights constant): one backward pass.",
     ),
     "integrated_gradients": Method(
         "integrated_gradients:integrated_gradients",
@@ -66,16 +68,16 @@ METHODS: dict[str, Method] = {
         "gradients:random_contributions", ALL_FAMILIES, "Noise that sums to the risk: what a method must beat."
     ),
     "hidden_attention": Method(
-        "hidden_attention:hidden_attention",
+        "mamba_attention:hidden_attention",
         ("ehrmamba", "hymate"),
         "Weights with which the selective scan reads earlier tokens.",
         explains=False,
     ),
     "attentions": Method(
-        "attentions:attentions", ("cehrbert", "ehr_bigbird", "hymate"), "Attention weights.", explains=False
+        "attention_weights:attentions", ("cehrbert", "ehr_bigbird", "hymate"), "Attention weights.", explains=False
     ),
     "fusion_weights": Method(
-        "attentions:fusion_weights", ("hymate",), "Weights with which HyMaTE pools a stay.", explains=False
+        "attention_weights:fusion_weights", ("hymate",), "Weights with which HyMaTE pools a stay.", explains=False
     ),
 }
 """Name -> method."""

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from ehrseq.interpretability.methods import METHODS
 from ehrseq.interpretability.record_timeline import record_before, record_visits
 
 if TYPE_CHECKING:
-    from ehrseq.interpretability.attentions import AttentionWeights
+    from ehrseq.interpretability.attention_weights import AttentionWeights
     from ehrseq.interpretability.explanation import Explanation
 
 _EPOCH = datetime(1970, 1, 1)
@@ -60,8 +61,8 @@ def page_data(
         "answers": answers,
         "items": items.columns(),
         "record": None if record is None else _record(record, first, explanations, strings),
-        "attention": [_weights(each, strings) for each in attention],
-        "fusion": [_weights(each, strings) for each in fusion],
+        "attention": [_weights(each, strings) for each in attention if each.layers],
+        "fusion": [_weights(each, strings) for each in fusion if each.layers],
         "strings": strings.texts,
     }
 
@@ -140,7 +141,9 @@ def _answer(explanation: Explanation, definition: str, items: _Items) -> dict[st
     """One explanation: what it says of itself, and its numbers."""
     table = explanation.contributions
     after = table["score_after"].to_list()
-    settings = {**explanation.settings, "model": explanation.model}
+    # Where a model lies on somebody's disk is nobody's business.
+    model = Path(explanation.model).name if Path(explanation.model).is_absolute() else explanation.model
+    settings = {**explanation.settings, "model": model}
     return {
         "task": explanation.task,
         "label": explanation.label,
@@ -175,13 +178,11 @@ def _record(
     record: pl.DataFrame, first: Explanation, explanations: Sequence[Explanation], strings: _Strings
 ) -> dict[str, Any]:
     """The record up to the prediction time: its visits, and the events of it that the model did not see."""
-    known, later = record_before(record, first.prediction_time)
-    tables = [each.contributions for each in explanations if each.reason is None]
-    seen = {event for table in tables for event in table["event"].drop_nulls().to_list()}
+    known = record_before(record, first.prediction_time)
+    seen = {event for each in explanations for event in each.contributions["event"].drop_nulls().to_list()}
     unseen = known.filter(~pl.col("event").is_in(seen), pl.col("time").is_not_null()) if seen else known.head(0)
     visits = record_visits(known, first.prediction_time)
     return {
-        "later": later,
         "visits": [
             [_milliseconds(row["start"]), _milliseconds(row["end"]), row["name"]]
             for row in visits.iter_rows(named=True)
@@ -219,6 +220,7 @@ def _weights(weights: AttentionWeights, strings: _Strings) -> dict[str, Any]:
         "remarks": remarks,
         "matrix": matrix,
         "shares": shares,
+        "numbers": [number + 1 for number in weights.numbers],
         "time": _differences([_milliseconds(time) for time in tokens["time"].to_list()]),
         "code": [strings.place(code) for code in tokens["code"].to_list()],
         "display": [strings.place(name) for name in _column(tokens, "display")],

@@ -48,10 +48,13 @@ function signed(number) {
   if (Number(shown) === 0) return size === 0 ? "0" : "≈ 0";
   return (number < 0 ? MINUS : "+") + shown;
 }
-const factor = (number) => {
+// What a contribution does to the odds, as far as anybody would say it.
+function factor(number) {
   const odds = Math.exp(number);
-  return `×${NARROW}${odds >= 100 ? grouped(Math.round(odds)) : odds.toPrecision(odds >= 1 ? 3 : 2)}`;
-};
+  if (odds > 1000) return `> ×${NARROW}1,000`;
+  if (odds < 0.001) return `< ×${NARROW}0.001`;
+  return `×${NARROW}${odds >= 100 ? Math.round(odds) : odds.toPrecision(odds >= 0.1 ? 3 : 2)}`;
+}
 const risk = (logOdds) => 1 / (1 + Math.exp(-logOdds));
 function percent(share) {
   const value = 100 * share;
@@ -87,8 +90,16 @@ for (const answer of data.answers) {
 const kindOf = (item) => text(items.kind[item]);
 function nameOf(item) {
   if (items.group[item] >= 0) return words(text(items.group[item]));
-  return text(items.display[item]) || text(items.code[item]);
+  const code = text(items.code[item]);
+  if (items.display[item] >= 0) return text(items.display[item]);
+  const edge = { visit_start: "start of visit", visit_end: "end of visit" }[kindOf(item)];
+  return edge ? `${edge} (${classOf(code)})` : code;
 }
+const CLASSES = {
+  IMP: "admission", ACUTE: "admission", NONAC: "admission", EMER: "emergency", AMB: "outpatient", ICU: "intensive care",
+  OBSENC: "observation", HH: "at home", VR: "virtual",
+};
+const classOf = (code) => CLASSES[code.split("//").pop()] || code.split("//").pop();
 const valueOf = (item) => measured(items.value[item], text(items.unit[item])) || text(items.text[item]);
 
 // A group of buttons of which one is pressed.

@@ -59,16 +59,20 @@ function drawWaterfall(answer) {
   const high = (steps.length + 2) * row + 34, bottom = (steps.length + 2) * row + 4;
   const picture = canvasOf(holder, wide, high, `From ${percent(risk(answer.baseline))} to ${percent(answer.score)}: ` +
     steps.map((step) => `${step.name} ${signed(step.value)}`).join(", "));
-  const taken = [];
-  for (const share of RISKS) {
-    const place = x(Math.log(share / (1 - share)));
-    if (place < left || place > wide - right || taken.some((other) => Math.abs(place - other) < 46)) continue;
+  const taken = [], logit = (share) => Math.log(share / (1 - share));
+  const free = (place) => place >= left && place <= wide - right && taken.every((other) => Math.abs(place - other) >= 46);
+  // Where no round risk lies, those that lie there.
+  const there = [0.1, 0.5, 0.9].map((part) => risk(low + part * (top - low)));
+  const round = RISKS.filter((share) => x(logit(share)) >= left && x(logit(share)) <= wide - right);
+  for (const share of round.length > 1 ? round : there) {
+    const place = x(logit(share));
+    if (!free(place)) continue;
     taken.push(place);
     picture.append(draw("line", { x1: place, x2: place, y1: 0, y2: bottom, class: "grid" }),
-      label(place, bottom + 16, `${Number((share * 100).toPrecision(3))} %`, { "text-anchor": "middle", class: "soft" }));
+      label(place, bottom + 16, round.length > 1 ? `${Number((share * 100).toPrecision(3))} %` : percent(share), { "text-anchor": "middle", class: "soft" }));
   }
   picture.append(label(left - 10, bottom + 16, "risk", { "text-anchor": "end", class: "soft" }));
-  const short = (name) => (wide < 560 && name.length > 17 ? `${name.slice(0, 16)}…` : name.length > 34 ? `${name.slice(0, 33)}…` : name);
+  const short = (name) => (wide < 560 && name.length > 17 ? `${name.slice(0, 16)}…` : name.length > 28 ? `${name.slice(0, 27)}…` : name);
   const whole = (y, name, value, share) => picture.append(
     label(left - 10, y + 16, name, { "text-anchor": "end", "font-weight": 600 }),
     draw("line", { x1: x(value), x2: x(value), y1: y + 2, y2: y + row - 2, class: "whole" }),
@@ -129,6 +133,7 @@ function sectionsOf(answer) {
   const key = (item) => {
     const kind = kindOf(item), time = items.time[item];
     if (kind === "question") return QUESTION;
+    if (kind === "time") return kindName(kind);
     if (items.visit[item] > 0) return items.visit[item];
     if (items.event[item] >= 0 && time === null) return "facts without a time";
     if (visits) return items.event[item] >= 0 ? "outside visits" : "marks of visits and intervals";
@@ -145,22 +150,24 @@ function sectionsOf(answer) {
     }
     const isVisit = typeof name === "number";
     const heading = isVisit ? `Visit ${name}` : !visits && start !== null && step < DAY && !byMonth && /^\d/.test(name) ? `from ${name}` : name;
-    return { name: heading, about: isVisit || name === "outside visits" ? [visitClass(members), span(start, end)].filter(Boolean) : [],
+    return { name: heading, about: isVisit || name === "outside visits" ? [visitClass(members, start, end), span(start, end)].filter(Boolean) : [],
       value: total(members), members, start, end, isVisit };
   });
 }
 const leaf = (row) => ({ name: nameOf(row.item), about: moment(items.time[row.item]), value: row.value, members: null, start: items.time[row.item] });
 
-const CLASSES = { IMP: "admission", ACUTE: "admission", NONAC: "admission", EMER: "emergency", AMB: "outpatient", ICU: "intensive care", HH: "at home", VR: "virtual" };
-function visitClass(members) {
-  const start = members.find(({ item }) => kindOf(item) === "visit_start");
-  if (!start) return "";
-  const code = text(items.code[start.item]).split("//").pop();
-  return CLASSES[code] || "";
+// What the visit's starts say; where its start was not seen, what the record says of that time.
+function visitClass(members, start, end) {
+  const classes = members.filter(({ item }) => kindOf(item) === "visit_start").map(({ item }) => classOf(text(items.code[item])));
+  if (!classes.length && data.record && start !== null) {
+    const meant = data.record.visits.filter(([from, to]) => from <= end && to >= start).map(([, , name]) => name);
+    classes.push(...meant.filter((name) => name !== "other visit"));
+  }
+  return [...new Set(classes)].join(" and ");
 }
 
 function sorted(list, order) {
-  const early = (each) => (each.name === QUESTION ? Infinity : each.start === null ? -Infinity : each.start);
+  const early = (each) => ([QUESTION, kindName("time")].includes(each.name) ? Infinity : each.start === null ? -Infinity : each.start);
   return [...list].sort(order === "size" ? bySize : (one, other) => early(one) - early(other));
 }
 

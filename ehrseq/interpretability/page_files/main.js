@@ -19,8 +19,10 @@ function show() {
     `${words(answer.task)}: log-odds ${signed(answer.logOdds)}` +
     (answer.baseline === null ? "." : `; from a baseline of ${percent(risk(answer.baseline))} the contributions make the odds ${factor(answer.logOdds - answer.baseline)}.`);
   byId("definition").textContent = answer.definition;
-  byId("method").textContent = `Explained by ${words(answer.method)}${answer.methodWords ? `: ${answer.methodWords}` : ""}.`.replace("..", ".");
-  byId("reason").textContent = answer.reason ? `There is no explanation: ${words(answer.reason)}.` : "";
+  byId("method").textContent = `Explained by ${words(answer.method)}. ${answer.methodWords}`;
+  const reason = words(answer.reason || "");
+  byId("reason").textContent = !reason ? "" : answer.rows.length
+    ? `To be read with care: the question is asked where the model did not learn it (${reason}).` : `There is no explanation: ${reason}.`;
   byId("settings").textContent = answer.settings.map(([name, value]) => `${words(name)}: ${value}`).join(" · ");
 
   const explained = answer.rows.length > 0;
@@ -32,9 +34,7 @@ function show() {
 }
 
 function showNotes(answer) {
-  const later = data.record ? data.record.later : 0;
-  const notes = answer.notes.map(([name, number]) => (typeof number === "number" ? `${grouped(number)} ${name}` : `${name}: ${number}`));
-  if (later) notes.push(`${count(later, "event")} after the prediction time, not read and not shown`);
+  const notes = answer.notes.map(([name, number]) => `${name}: ${grouped(number)}`);
   byId("notes").replaceChildren(...(notes.length ? notes : ["Nothing of the record up to the prediction time was left out."]).map((note) => make("li", {}, note)));
 }
 

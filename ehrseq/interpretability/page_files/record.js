@@ -19,7 +19,7 @@ function visitsOf(answer) {
 
 // The answer whose scores tell the risk on the way: this one, or another method's to the same question.
 function courseOf(answer) {
-  return [answer, ...data.answers].find((each) => each.task === answer.task && each.after && !each.reason) || null;
+  return [answer, ...data.answers].find((each) => each.task === answer.task && each.after) || null;
 }
 
 function extent(answer) {

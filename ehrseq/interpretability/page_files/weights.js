@@ -33,7 +33,7 @@ function choosers(holder, all, show) {
       parts[0].lastChild.value = state.of;
     }
     if (weights.cells.length > 1) {
-      const layers = selection("Layer", weights.cells.map((_, place) => String(place + 1)), (layer) => { Object.assign(state, { layer, head: 0 }); build(); });
+      const layers = selection("Layer", weights.numbers.map(String), (layer) => { Object.assign(state, { layer, head: 0 }); build(); });
       layers.lastChild.value = state.layer;
       parts.push(layers);
     }
@@ -91,7 +91,7 @@ function startMatrix(all) {
       pixels.data[4 * place + 3] = 255 * Math.sqrt(cells[place] / 255);
     }
     pen.putImageData(pixels, 0, 0);
-    canvas.setAttribute("aria-label", `${weights.what}: ${size} × ${size} tokens, layer ${state.layer + 1}`);
+    canvas.setAttribute("aria-label", `${weights.what}: ${size} × ${size} tokens, layer ${weights.numbers[state.layer]}`);
     byId("attention-note").textContent = [weights.what + ".", ...weights.remarks,
       `Darkest: ${weightWords(weights, scale())}; the square root of a weight is drawn. Attention says where a layer looks, not what the risk is made of.`].join(" ");
     paint();
@@ -150,7 +150,7 @@ function drawWeights(weights, state) {
     }
   }
   const most = cells.reduce((found, value) => Math.max(found, value), 0) || 1;
-  const mostLetters = wide < 560 ? 16 : 30;
+  const mostLetters = wide < 560 ? 15 : 25;
   lines.forEach((line, place) => {
     const base = place * row + row - 3;
     const short = line.name.length > mostLetters ? `${line.name.slice(0, mostLetters - 1)}…` : line.name;
@@ -163,6 +163,7 @@ function drawWeights(weights, state) {
     picture.append(label(wide - right + 8, base - 4, weightWords(weights, line.sum), {}));
   });
   byId("fusion-note").textContent = [weights.what + ".", ...weights.remarks, "A bar is a measurement, its height the weight; at the right the sum of the variable.",
+    timed.length < weights.size ? "What has no time stands at the left." : "",
     all.length > lines.length ? `${count(all.length - lines.length, "variable")} of smaller weight not drawn.` : "",
     "Weights say what the model mixes, not whether it raises or lowers the risk."].filter(Boolean).join(" ");
 }
