@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -205,6 +206,13 @@ def test_a_task_that_does_not_apply_tells_why(look):
     assert "died before prediction" in text(page, "#reason")
     assert page.run("document.querySelector('#sum').hidden && document.querySelector('#all').hidden")
     page.click("#tasks button:nth-child(1)")
+    assert not page.run("document.querySelector('#sum').hidden")
+
+
+def test_a_question_outside_of_what_was_learnt_is_told_beside_its_explanation(look):
+    page = look(replace(several()[0], reason="no_admission"))
+    assert "with care" in text(page, "#reason")
+    assert "no admission" in text(page, "#reason")
     assert not page.run("document.querySelector('#sum').hidden")
 
 
