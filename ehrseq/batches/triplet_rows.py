@@ -21,7 +21,8 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from ehrseq.encode.triplets import TripletTable
-from ehrseq.tokenization.feature_extraction_hymate import TRUNCATIONS, HyMaTEFeatureExtractor, choose_triplets
+from ehrseq.tokenization.feature_extraction_hymate import TRUNCATIONS, HyMaTEFeatureExtractor
+from ehrseq.tokenization.triplet_stays import choose_triplets
 
 FIRST_MINUTE = 720.0
 """Earliest end of a forecast's input (HyMaTE, section 3.3.1, as in STraTS: 12 hours)."""

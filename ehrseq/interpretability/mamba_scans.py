@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ehrseq.interpretability.relevance_rules import constant, linear_halves, silu
+from ehrseq.interpretability.relevance_rules import constant, linear_halves, silu_rule
 from ehrseq.modeling.causal_conv import causal_conv1d
 from ehrseq.modeling.mamba_block import EhrMambaMixer, at_least_float32
 
@@ -61,7 +61,7 @@ def scan_terms(mixer: EhrMambaMixer, x: Tensor, real: Tensor | None, starts: Ten
     if real is not None:
         inner = inner.masked_fill(~real[..., None], 0.0)
     weight, bias = mixer.conv1d.weight.detach().squeeze(1), constant(mixer.conv1d.bias)
-    u = silu(cast(Tensor, causal_conv1d(inner, weight, bias, reset_mask=starts, activation=None)))
+    u = silu_rule(cast(Tensor, causal_conv1d(inner, weight, bias, reset_mask=starts, activation=None)))
     # 2. Step sizes, B and C: constants.
     with torch.no_grad():
         delta, B, C, delta_bias = mixer.select(u, real)

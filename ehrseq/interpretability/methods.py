@@ -45,7 +45,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "prefix_deltas": Method(
-        "prefix_deltas:prefix_deltas", ALL_FAMILIES, "The change of the risk with each event, visit or day: exact sums."
+        "record_prefixes:prefix_deltas", ALL_FAMILIES, "The change of the risk with each event, visit or day: exact sums."
     ),
     "occlusion": Method(
         "occlusion:occlusion", ALL_FAMILIES, "The risk of the same record without some events: the counterfactual."
@@ -117,7 +117,7 @@ def choose_method(model: Any, name: str | None = None) -> Method:
         raise ValueError(f"method got {name!r}; a model of the family {family!r} has {list(available)}.")
     method = available[name]
     if method.needs is not None and find_spec(method.needs) is None:
-        raise ValueError(f"{name} needs {method.needs}, which is not installed: pip install {method.needs}.")
+        raise ValueError(f'{name} needs {method.needs}, which is not installed: pip install "ehrseq[explain]".')
     return method
 
 

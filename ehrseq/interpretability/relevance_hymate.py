@@ -20,15 +20,18 @@ from torch import Tensor
 
 from ehrseq.interpretability.relevance_mamba import MambaLayer, ends_of
 from ehrseq.interpretability.relevance_network import RewrittenNetwork, log_odds_of
-from ehrseq.interpretability.relevance_rules import activation, attention, linear_layer, rms_norm
+from ehrseq.interpretability.relevance_rules import activation_rule, attention_rule, linear_layer, rms_norm_rule
 from ehrseq.modeling.hymate_attention import FusionAttention, HyMaTEAttentionBlock, HyMaTESelfAttention
 from ehrseq.modeling.hymate_inputs import check_inputs, check_rows, num_segments_of, real_triplets
 from ehrseq.modeling.hymate_layout import TripletLayout, owners, sum_by_sequence
 from ehrseq.modeling.hymate_summaries import summarise_variables
 from ehrseq.modeling.modeling_hymate import HyMaTEForSequenceClassification, choose_layout, repeat
 
-STATIC, SUMMARIES, ADDITIVE, LAST = "static values", "variable summaries", "additive part", "last values"
-"""What reaches HyMaTE's log-odds past the embedded triplets."""
+# What reaches HyMaTE's log-odds past the embedded triplets.
+STATIC_PART = "static values"
+SUMMARY_PART = "variable summaries"
+LAST_VALUE_PART = "last values"
+ADDITIVE_PART = "additive part"
 
 
 def self_attention(module: HyMaTESelfAttention, layout: TripletLayout, x: Tensor) -> Tensor:
@@ -36,17 +39,17 @@ def self_attention(module: HyMaTESelfAttention, layout: TripletLayout, x: Tensor
     projected = linear_layer(module.qkv_proj, x).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
     if layout.lengths is None:
         query, key, value = projected
-        mixed = attention(query, key, value, layout.mask)
+        mixed = attention_rule(query, key, value, layout.mask)
     else:  # one sequence after the other
         parts = projected.split([length for length in layout.lengths if length], dim=3)
-        mixed = torch.cat([attention(query, key, value, None) for query, key, value in parts], dim=1)
+        mixed = torch.cat([attention_rule(query, key, value, None) for query, key, value in parts], dim=1)
     return linear_layer(module.out_proj, mixed)
 
 
 def attention_block(block: HyMaTEAttentionBlock, layout: TripletLayout, x: Tensor) -> Tensor:
     """A pre-norm block: x + MHA(norm x), then x + FFN(norm x)."""
-    x = x + self_attention(block.attention, layout, rms_norm(block.attention_norm, x))
-    wide = activation(linear_layer(block.up_proj, rms_norm(block.feed_forward_norm, x)), F.gelu)
+    x = x + self_attention(block.attention, layout, rms_norm_rule(block.attention_norm, x))
+    wide = activation_rule(linear_layer(block.up_proj, rms_norm_rule(block.feed_forward_norm, x)), F.gelu)
     return x + linear_layer(block.down_proj, wide)
 
 
@@ -99,7 +102,7 @@ def hymate_network(model: HyMaTEForSequenceClassification, inputs: Mapping[str, 
     # 4. Beside the triplets: static values and summaries.
     beside: dict[str, Tensor] = {}
     if encoder.static_embedding is not None and static is not None:
-        beside[STATIC] = encoder.static_embedding(static)
+        beside[STATIC_PART] = encoder.static_embedding(static)
     summaries = None
     if config.variable_summaries or config.additive_summaries or config.forecast_from_last_value:
         summaries = summarise_variables(
@@ -110,14 +113,14 @@ def hymate_network(model: HyMaTEForSequenceClassification, inputs: Mapping[str, 
         return numbers.unflatten(0, (-1, num_segments)) if packed else numbers
 
     if summaries is not None and encoder.summary_embedding is not None:
-        beside[SUMMARIES] = encoder.summary_embedding(by_row(summaries.features))
+        beside[SUMMARY_PART] = encoder.summary_embedding(by_row(summaries.features))
     if summaries is not None and model.forecast_head is not None and model.forecast_head.persistence is not None:
-        beside[LAST] = by_row(summaries.last_values)
+        beside[LAST_VALUE_PART] = by_row(summaries.last_values)
 
     # 5. The head is affine in the fused triplets and in what stands beside them.
     def log_odds(fused: Tensor, others: Mapping[str, Tensor]) -> Tensor:
-        pooled = torch.cat([fused, *(others[name] for name in (STATIC, SUMMARIES) if name in others)], dim=-1)
-        read = pooled if model.forecast_head is None else model.forecast_head(pooled, others.get(LAST))
+        pooled = torch.cat([fused, *(others[name] for name in (STATIC_PART, SUMMARY_PART) if name in others)], dim=-1)
+        read = pooled if model.forecast_head is None else model.forecast_head(pooled, others.get(LAST_VALUE_PART))
         return log_odds_of(linear_layer(model.classifier, read))
 
     nothing = by_row(embedded.new_zeros(num_sequences, config.hidden_size))
@@ -127,14 +130,22 @@ def hymate_network(model: HyMaTEForSequenceClassification, inputs: Mapping[str, 
     parts = {name: (beside[name] * grad).sum(-1) for name, grad in zip(beside, gradients, strict=True)}
     additive: Tensor | float = 0.0
     if summaries is not None and model.additive_head is not None:
-        additive = parts[ADDITIVE] = log_odds_of(model.additive_head(by_row(summaries.features), static))
+        additive = parts[ADDITIVE_PART] = log_odds_of(model.additive_head(by_row(summaries.features), static))
 
     def head(x: Tensor) -> Tensor:
-        fused = fuse(encoder.fusion_attention, layout, rms_norm(encoder.norm_f, x))
+        fused = fuse(encoder.fusion_attention, layout, rms_norm_rule(encoder.norm_f, x))
         return log_odds(by_row(fused), beside) + additive
 
     ends = ends_of(layout.owner, layout.owner < num_sequences)
     return RewrittenNetwork(embedded, (*mamba, *attend), head, layout.restore, ends, segment_ids, parts)
 
 
-__all__ = ["ADDITIVE", "LAST", "STATIC", "SUMMARIES", "attention_block", "hymate_network", "self_attention"]
+__all__ = [
+    "ADDITIVE_PART",
+    "LAST_VALUE_PART",
+    "STATIC_PART",
+    "SUMMARY_PART",
+    "attention_block",
+    "hymate_network",
+    "self_attention",
+]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ehrseq.interpretability.mamba_scans import ScanTerms, scan_terms
 from ehrseq.interpretability.relevance_network import RewrittenNetwork, log_odds_of
-from ehrseq.interpretability.relevance_rules import gate, linear_layer, rms_norm, silu
+from ehrseq.interpretability.relevance_rules import gate_rule, linear_layer, rms_norm_rule, silu_rule
 from ehrseq.modeling.event_classification import EventClassificationHead
 from ehrseq.modeling.event_encoder import EventInputs
 from ehrseq.modeling.mamba_block import EhrMambaMixer, EhrMambaRMSNorm
@@ -49,7 +49,7 @@ class MambaLayer:
 
     def terms(self, x: Tensor) -> ScanTerms:
         """What the layer's scan reads, x [b, l, d] being the residual stream."""
-        return scan_terms(self.mixer, rms_norm(self.norm, x), self.real, self.starts)
+        return scan_terms(self.mixer, rms_norm_rule(self.norm, x), self.real, self.starts)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[b, l, d] -> [b, l, d]."""
@@ -60,14 +60,14 @@ class MambaLayer:
         options: dict[str, Any] = {"delta_bias": terms.delta_bias, "delta_softplus": True, "reset_mask": self.starts}
         y = cast(Tensor, selective_scan(terms.u, *constants, **options))
         # 3. The gate: half of the relevance to either side, the SiLU by its own rule.
-        gated = gate(silu(terms.z), y)
+        gated = gate_rule(silu_rule(terms.z), y)
         # 4. Output projection and residual.
         return x + linear_layer(self.mixer.out_proj, gated)
 
 
 def event_head(head: EventClassificationHead, pooled: Tensor) -> Tensor:
     """The head of the models over events: dense, SiLU, classes; [..., d] -> log-odds [...]."""
-    return log_odds_of(linear_layer(head.out_proj, silu(linear_layer(head.dense, pooled))))
+    return log_odds_of(linear_layer(head.out_proj, silu_rule(linear_layer(head.dense, pooled))))
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def ehrmamba_network(model: EhrMambaForSequenceClassification, inputs: Mapping[s
     # 3. Final norm, the last token of each row, the head.
     def head(x: Tensor) -> Tensor:
         mask, segments = inputs.get("attention_mask"), inputs.get("segment_ids")
-        return event_head(model.classifier, model.pool(rms_norm(encoder.norm_f, x), mask, segments, None))
+        return event_head(model.classifier, model.pool(rms_norm_rule(encoder.norm_f, x), mask, segments, None))
 
     def restore(numbers: Tensor) -> Tensor:
         if read.real is None:

@@ -56,7 +56,7 @@ def linear_halves(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return fast_linear(x, weights[0], biases[0]), fast_linear(x, weights[1], biases[1])
 
 
-def silu(x: Tensor) -> Tensor:
+def silu_rule(x: Tensor) -> Tensor:
     """SiLU as x [sigmoid(x)]_const."""
     rule: Any = _SiLU
     return cast(Tensor, rule.apply(x))
@@ -76,7 +76,7 @@ class _SiLU(torch.autograd.Function):
         return torch.sigmoid(x).mul_(gradient)
 
 
-def activation(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+def activation_rule(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Any activation f with f(0) = 0 as x [f(x) / x]_const: GELU's factor is Phi(x), that of tanh goes to 1 at 0.
 
     At 0 itself, where it makes no difference to y and hardly ever occurs, the factor is f' by a small step.
@@ -87,7 +87,7 @@ def activation(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     return x * factor
 
 
-def gate(a: Tensor, b: Tensor) -> Tensor:
+def gate_rule(a: Tensor, b: Tensor) -> Tensor:
     """A product of two signals as a b / 2 + [a b]_const / 2: each gets half of its relevance, and none is doubled."""
     rule: Any = _Gate
     return cast(Tensor, rule.apply(a, b))
@@ -108,14 +108,14 @@ class _Gate(torch.autograd.Function):
         return half * b, half.mul_(a)
 
 
-def rms_norm(norm: EhrMambaRMSNorm, x: Tensor) -> Tensor:
+def rms_norm_rule(norm: EhrMambaRMSNorm, x: Tensor) -> Tensor:
     """The RMS norm as x [1 / rms(x)]_const weight; [..., d] -> [..., d]."""
     with torch.no_grad():
         scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps) * norm.weight
     return x * scale
 
 
-def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+def layer_norm_rule(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     """LayerNorm as (x - mean(x)) [1 / std(x)]_const weight + bias; [..., d] -> [..., d]."""
     centred = x - x.mean(-1, keepdim=True)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return torch.addcmul(norm.bias.detach(), centred, scale) if norm.bias is not None else centred * scale
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def attention_rule(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax attention as [softmax(q k / sqrt(d / h))]_const v, by torch's fastest kernel.
 
     Args:
@@ -138,13 +138,13 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
 
 
 __all__ = [
-    "activation",
-    "attention",
+    "activation_rule",
+    "attention_rule",
     "constant",
-    "gate",
-    "layer_norm",
+    "gate_rule",
+    "layer_norm_rule",
     "linear_halves",
     "linear_layer",
-    "rms_norm",
-    "silu",
+    "rms_norm_rule",
+    "silu_rule",
 ]

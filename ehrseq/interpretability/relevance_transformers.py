@@ -18,7 +18,7 @@ from transformers.models.big_bird.modeling_big_bird import BigBirdModel
 
 from ehrseq.interpretability.relevance_mamba import EVENT_CHANNELS, event_head
 from ehrseq.interpretability.relevance_network import RewrittenNetwork
-from ehrseq.interpretability.relevance_rules import activation, attention, layer_norm, linear_layer
+from ehrseq.interpretability.relevance_rules import activation_rule, attention_rule, layer_norm_rule, linear_layer
 from ehrseq.modeling.event_encoder import EventInputs, EventSequences
 from ehrseq.modeling.modeling_cehrbert import CehrBertForSequenceClassification, attention_bias
 from ehrseq.modeling.modeling_ehr_bigbird import (
@@ -47,10 +47,10 @@ def transformer_layer(layer: Any, attend: Attend, x: Tensor) -> Tensor:
     )
     # 2. Attention, residual, norm.
     mixed = linear_layer(layer.attention.output.dense, attend(module, query, key, value))
-    x = layer_norm(layer.attention.output.LayerNorm, mixed + x)
+    x = layer_norm_rule(layer.attention.output.LayerNorm, mixed + x)
     # 3. Feed-forward part, residual, norm.
-    wide = activation(linear_layer(layer.intermediate.dense, x), layer.intermediate.intermediate_act_fn)
-    return layer_norm(layer.output.LayerNorm, linear_layer(layer.output.dense, wide) + x)
+    wide = activation_rule(linear_layer(layer.intermediate.dense, x), layer.intermediate.intermediate_act_fn)
+    return layer_norm_rule(layer.output.LayerNorm, linear_layer(layer.output.dense, wide) + x)
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ def cehrbert_network(model: CehrBertForSequenceClassification, inputs: Mapping[s
     mask = attention_bias(sequences.lengths, tokens)
 
     def attend(module: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return attention(query, key, value, mask)
+        return attention_rule(query, key, value, mask)
 
     return _network(model, inputs, sequences, tokens, attend)
 

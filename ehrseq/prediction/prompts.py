@@ -14,11 +14,12 @@ import polars as pl
 
 from ehrseq.batches.collation import DataCollatorForPrompts
 from ehrseq.batches.prompts import prompted_dataset
+from ehrseq.batches.requests import TaskConfigs
 from ehrseq.batches.scoring import config_task_ids
 from ehrseq.data.schema import LABEL_KEYS
 from ehrseq.hub.checkpoints import Checkpoint
-from ehrseq.prediction.questions import Questions, TaskConfigs
-from ehrseq.prediction.times import last_times, moments_of_all
+from ehrseq.prediction.questions import Questions
+from ehrseq.tasks.moments import last_times, moments_of_all
 from ehrseq.tokenization.ehr_anchors import matters, reasons_against
 from ehrseq.tokenization.ehr_sequence import Event
 

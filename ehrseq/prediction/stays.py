@@ -15,22 +15,17 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import polars as pl
 
+from ehrseq.batches.requests import TaskConfigs
 from ehrseq.batches.triplet_collation import DataCollatorForTriplets
 from ehrseq.batches.triplet_rows import TripletRows
 from ehrseq.data.schema import LABEL_KEYS
-from ehrseq.encode.triplets import NoStayError, TripletTable, build_triplets
+from ehrseq.encode.triplets import STAY_REASONS, NoStayError, TripletTable, build_triplets
 from ehrseq.hub.checkpoints import Checkpoint
-from ehrseq.prediction.questions import Questions, TaskConfigs
-from ehrseq.prediction.times import last_times, moments_of_all
+from ehrseq.prediction.questions import Questions
+from ehrseq.tasks.moments import last_times, moments_of_all
 
 if TYPE_CHECKING:
     from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
-
-STAY_REASONS = {
-    "no_stay": "no window that the model reads begins before the prediction time",
-    "no_triplet": "the stay holds no value of a variable that the model knows",
-}
-"""Why a stay has no score."""
 
 
 class StayReader:

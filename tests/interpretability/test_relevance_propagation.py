@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from ehrseq.interpretability.relevance_propagation import NETWORKS, token_relevance
-from ehrseq.interpretability.relevance_rules import activation
+from ehrseq.interpretability.relevance_rules import activation_rule
 from ehrseq.modeling.configuration_ehr_lstm import EhrLstmConfig
 from ehrseq.modeling.modeling_ehr_bigbird import padded_length
 from ehrseq.modeling.modeling_ehr_lstm import EhrLstmForSequenceClassification
@@ -220,7 +220,7 @@ def test_half_precision_is_computed_in_float32_and_dropout_is_off(family):
 @pytest.mark.parametrize("function", [torch.tanh, torch.nn.functional.gelu, torch.nn.functional.silu])
 def test_an_activation_keeps_its_value_and_has_a_factor_at_zero(function):
     x = torch.tensor([-3.0, -1e-12, 0.0, 1e-300, 2.0], dtype=torch.float64, requires_grad=True)
-    out = activation(x, function)
+    out = activation_rule(x, function)
     assert_close(out, function(x))
     (gradient,) = torch.autograd.grad(out.sum(), x)
     limit = {torch.tanh: 1.0}.get(function, 0.5)

@@ -100,7 +100,7 @@ function drawRecord(answer, spanLength, openVisit) {
     first = Math.max(whole[0], last - spanLength);
   const wide = width(holder),
     left = wide < 560 ? 86 : 110,
-    right = 14;
+    right = 26;
   const long = Math.max(last - first, DAY / 24);
   const x = (time) => left + ((time - first) / long) * (wide - left - right);
   const shown = (time) => time !== null && time >= first && time <= last;

@@ -181,7 +181,7 @@ function drawWeights(weights, state) {
     group.sum += cells[place] * scale;
     group.places.push(place);
   }
-  const all = [...byName.values()].sort((one, other) => other.sum - one.sum),
+  const all = [...byName.values()].filter((line) => line.sum > 0).sort((one, other) => other.sum - one.sum),
     lines = all.slice(0, MOST_VARIABLES);
   const timed = weights.at.filter((time) => time !== null);
   const first = timed.reduce((least, time) => Math.min(least, time), Infinity);
