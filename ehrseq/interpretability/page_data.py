@@ -177,18 +177,22 @@ def _setting(value: object) -> str:
 def _record(
     record: pl.DataFrame, first: Explanation, explanations: Sequence[Explanation], strings: _Strings
 ) -> dict[str, Any]:
-    """The record up to the prediction time: its visits, and the events of it that the model did not see."""
+    """The record up to the prediction time: its visits, and the events of it that no explanation speaks of.
+
+    Where explanations speak of events at all, and not of groups alone, the model has not seen those others.
+    """
     known = record_before(record, first.prediction_time)
     seen = {event for each in explanations for event in each.contributions["event"].drop_nulls().to_list()}
-    unseen = known.filter(~pl.col("event").is_in(seen), pl.col("time").is_not_null()) if seen else known.head(0)
+    others = known.filter(~pl.col("event").is_in(seen), pl.col("time").is_not_null())
     visits = record_visits(known, first.prediction_time)
     return {
         "visits": [
             [_milliseconds(row["start"]), _milliseconds(row["end"]), row["name"]]
             for row in visits.iter_rows(named=True)
         ],
-        "unseenTime": _differences([_milliseconds(time) for time in unseen["time"].to_list()]),
-        "unseenKind": [strings.place(kind) for kind in unseen["kind"].to_list()],
+        "seenIsKnown": bool(seen),
+        "otherTime": _differences([_milliseconds(time) for time in others["time"].to_list()]),
+        "otherKind": [strings.place(kind) for kind in others["kind"].to_list()],
     }
 
 

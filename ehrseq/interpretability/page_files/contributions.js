@@ -396,7 +396,10 @@ function drawGroups(answer, order) {
   });
   byId("groups").replaceChildren(...shown);
   byId("key").textContent =
-    "Each line: what it is, its bar, and its contribution in log-odds. A line opens to kinds, a kind to events; " +
+    "Each line: what it is, its bar, and its contribution in log-odds. " +
+    (sections.length
+      ? "A line opens to kinds, a kind to events; "
+      : "This method has groups of events, which do not open; ") +
     "bars are drawn against the largest of their own list.";
   byId("open-all").hidden = !sections.length;
 }

@@ -28,15 +28,14 @@ function courseOf(answer) {
 
 function extent(answer) {
   const all = [];
-  for (const item of answer.rows) {
+  for (let item = 0; item < items.time.length; item++) {
     const time = items.time[item];
     if (time !== null && kindOf(item) !== "birth" && kindOf(item) !== "static") all.push(time);
   }
   for (const visit of visitsOf(answer)) all.push(visit.start, visit.end);
   if (data.record) {
-    const unseen = times(data.record.unseenTime);
-    unseen.forEach((time, place) => {
-      if (text(data.record.unseenKind[place]) !== "birth") all.push(time);
+    times(data.record.otherTime).forEach((time, place) => {
+      if (text(data.record.otherKind[place]) !== "birth") all.push(time);
     });
   }
   if (data.time !== null) all.push(data.time);
@@ -105,21 +104,19 @@ function drawRecord(answer, spanLength, openVisit) {
   const x = (time) => left + ((time - first) / long) * (wide - left - right);
   const shown = (time) => time !== null && time >= first && time <= last;
 
+  // Events of all explanations: one of groups has none of its own.
   const byKind = new Map();
-  for (const item of answer.rows) {
-    if (items.group[item] >= 0 || !shown(items.time[item])) continue;
-    const kind = kindOf(item);
-    if (!LINES.includes(kind)) continue;
+  const tick = (kind, time, how) => {
+    if (!LINES.includes(kind) || !shown(time)) return;
     if (!byKind.has(kind)) byKind.set(kind, { seen: new Set(), unseen: new Set() });
-    byKind.get(kind).seen.add(Math.round(2 * x(items.time[item])) / 2);
-  }
+    byKind.get(kind)[how].add(Math.round(2 * x(time)) / 2);
+  };
+  items.time.forEach(
+    (time, item) => items.event[item] >= 0 && items.group[item] < 0 && tick(kindOf(item), time, "seen"),
+  );
   if (data.record) {
-    times(data.record.unseenTime).forEach((time, place) => {
-      const kind = text(data.record.unseenKind[place]);
-      if (!LINES.includes(kind) || !shown(time)) return;
-      if (!byKind.has(kind)) byKind.set(kind, { seen: new Set(), unseen: new Set() });
-      byKind.get(kind).unseen.add(Math.round(2 * x(time)) / 2);
-    });
+    const how = data.record.seenIsKnown ? "unseen" : "seen";
+    times(data.record.otherTime).forEach((time, place) => tick(text(data.record.otherKind[place]), time, how));
   }
   const lines = LINES.filter((kind) => byKind.has(kind));
   const visits = visitsOf(answer).filter((visit) => visit.end >= first && visit.start <= last);
@@ -203,12 +200,12 @@ function drawRecord(answer, spanLength, openVisit) {
   }
   // 5. The risk, as it went.
   if (course) drawCourse(picture, course, x, shown, [left, wide - right, riskTop, riskHigh], [first, last]);
-  const remarks = ["Triangles mark the largest contributions: up raises the risk, down lowers it."];
+  const remarks = order.length ? ["Triangles mark the largest contributions: up raises the risk, down lowers it."] : [];
   if (visits.length)
     remarks.push(data.record ? "Dark bars are admissions, hatched ones emergencies, light ones other visits." : "");
   if (course && course.method !== answer.method) remarks.push(`The risk on the way is by ${words(course.method)}.`);
-  if (data.record && data.record.unseenTime.length) {
-    remarks.push(`Short ticks: ${count(data.record.unseenTime.length, "event")} that the model did not see.`);
+  if (data.record && data.record.seenIsKnown && data.record.otherTime.length) {
+    remarks.push("Short ticks are events that the model did not see.");
   }
   byId("record-note").textContent = remarks.filter(Boolean).join(" ");
 }
