@@ -88,5 +88,7 @@ def check_one_patient(explanations: Sequence[Explanation]) -> None:
         raise ValueError(f"got several explanations of {twice[0]}; give one of each task and method.")
 
 
-def _several(weights: AttentionWeights | Sequence[AttentionWeights]) -> Sequence[AttentionWeights]:
-    return weights if isinstance(weights, list | tuple) else [weights]
+def _several(weights: AttentionWeights | Sequence[AttentionWeights]) -> list[AttentionWeights]:
+    from ehrseq.interpretability.attention_weights import AttentionWeights
+
+    return [weights] if isinstance(weights, AttentionWeights) else list(weights)

@@ -165,7 +165,8 @@ def test_a_record_tells_its_visits_and_what_was_not_seen(tmp_path):
     later = record.tail(1).with_columns(time=pl.lit(datetime(2099, 1, 1), pl.Datetime("us")))
     data = data_of(page_of(tmp_path, explanation, record=pl.concat([record, later])))
     hidden = [row for row in rows[:10] if row["event"] is not None and row["time"] is not None]
-    assert len(data["record"]["unseenTime"]) == len(hidden)
+    assert data["record"]["seenIsKnown"]
+    assert len(data["record"]["otherTime"]) == len(hidden)
     assert [name for *_, name in data["record"]["visits"]] == ["other visit", "emergency", "admission"]
     last = explanation.prediction_time
     assert max(end for _, end, _ in data["record"]["visits"]) <= (last - datetime(1970, 1, 1)).total_seconds() * 1000

@@ -35,10 +35,12 @@ function span(first, last) {
   if (first === last) return moment(first);
   const [from, to] = [day(first), day(last)];
   if (from === to) return `${moment(first)} to ${clock(last)}`;
-  return `${from} to ${from.slice(0, 7) === to.slice(0, 7) ? to.slice(8) : from.slice(0, 4) === to.slice(0, 4) ? to.slice(5) : to}`;
+  const shared = from.slice(0, 7) === to.slice(0, 7) ? 8 : from.slice(0, 4) === to.slice(0, 4) ? 5 : 0;
+  return `${from} to ${to.slice(shared)}`;
 }
 
-const MINUS = "\u2212", NARROW = "\u00a0";
+const MINUS = "\u2212",
+  NARROW = "\u00a0";
 const grouped = (number) => number.toLocaleString("en");
 const count = (number, one, many) => `${grouped(number)} ${number === 1 ? one : many || `${one}s`}`;
 function signed(number) {
@@ -60,7 +62,7 @@ function percent(share) {
   const value = 100 * share;
   if (value > 0 && value < 0.01) return `< 0.01${NARROW}%`;
   if (value < 100 && value > 99.99) return `> 99.99${NARROW}%`;
-  return `${value >= 10 && value < 99 ? value.toFixed(1) : value >= 1 && value < 99.9 ? value.toFixed(1) : value.toFixed(2)}${NARROW}%`;
+  return `${value.toFixed(value >= 1 && value < 99.9 ? 1 : 2)}${NARROW}%`;
 }
 const words = (name) => name.replaceAll("_", " ");
 function measured(value, unit) {
@@ -70,10 +72,24 @@ function measured(value, unit) {
 }
 
 const KINDS = {
-  diagnosis: "diagnoses", procedure: "procedures", medication: "medications", lab: "labs", vital: "vitals",
-  static: "facts of the patient", other: "other events", visit_start: "starts of visits", visit_end: "ends of visits",
-  birth: "birth", death: "death", structure: "marks of visits and intervals", question: "the question itself",
-  time: "time that passes", visit: "visits", day: "days", hour: "hours", group: "groups",
+  diagnosis: "diagnoses",
+  procedure: "procedures",
+  medication: "medications",
+  lab: "labs",
+  vital: "vitals",
+  static: "facts of the patient",
+  other: "other events",
+  visit_start: "starts of visits",
+  visit_end: "ends of visits",
+  birth: "birth",
+  death: "death",
+  structure: "marks of visits and intervals",
+  question: "the question itself",
+  time: "time that passes",
+  visit: "visits",
+  day: "days",
+  hour: "hours",
+  group: "groups",
 };
 const kindName = (kind) => KINDS[kind] || words(kind || "other");
 
@@ -96,8 +112,15 @@ function nameOf(item) {
   return edge ? `${edge} (${classOf(code)})` : code;
 }
 const CLASSES = {
-  IMP: "admission", ACUTE: "admission", NONAC: "admission", EMER: "emergency", AMB: "outpatient", ICU: "intensive care",
-  OBSENC: "observation", HH: "at home", VR: "virtual",
+  IMP: "admission",
+  ACUTE: "admission",
+  NONAC: "admission",
+  EMER: "emergency",
+  AMB: "outpatient",
+  ICU: "intensive care",
+  OBSENC: "observation",
+  HH: "at home",
+  VR: "virtual",
 };
 const classOf = (code) => CLASSES[code.split("//").pop()] || code.split("//").pop();
 const valueOf = (item) => measured(items.value[item], text(items.unit[item])) || text(items.text[item]);
@@ -105,9 +128,12 @@ const valueOf = (item) => measured(items.value[item], text(items.unit[item])) ||
 // A group of buttons of which one is pressed.
 function choices(holder, names, pressed, choose) {
   const buttons = names.map((name, place) =>
-    make("button", { type: "button", "aria-pressed": String(place === pressed), onclick: () => choose(place) }, name));
-  const held = document.activeElement && holder.contains(document.activeElement)
-    ? [...holder.children].indexOf(document.activeElement) : -1;
+    make("button", { type: "button", "aria-pressed": String(place === pressed), onclick: () => choose(place) }, name),
+  );
+  const held =
+    document.activeElement && holder.contains(document.activeElement)
+      ? [...holder.children].indexOf(document.activeElement)
+      : -1;
   holder.replaceChildren(...buttons);
   if (held >= 0 && buttons[held]) buttons[held].focus();
 }
@@ -126,7 +152,13 @@ function width(holder) {
   return paper ? PAPER : Math.max(300, Math.min(1100, Math.round(holder.clientWidth) || PAPER));
 }
 function canvasOf(holder, wide, high, label) {
-  const picture = draw("svg", { viewBox: `0 0 ${wide} ${high}`, width: wide, height: high, role: "img", "aria-label": label });
+  const picture = draw("svg", {
+    viewBox: `0 0 ${wide} ${high}`,
+    width: wide,
+    height: high,
+    role: "img",
+    "aria-label": label,
+  });
   holder.replaceChildren(picture);
   return picture;
 }
