@@ -20,6 +20,7 @@ import ehrseq  # noqa: F401  # isort: skip
 
 import polars as pl
 import torch
+from matplotlib.transforms import blended_transform_factory
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from ehrseq.data.dataset import EventDataset
@@ -52,7 +53,8 @@ def main() -> None:
     subject, at = choose_patient(dataset, checkpoint, arguments)
     record = dataset.events().filter(pl.col("subject_id") == subject)
     patient = {"subject_id": subject, "events": record.to_dicts(), "prediction_time": at}
-    explanations = [explain(checkpoint, patient, arguments.task, method) for method in arguments.method]
+    names = dict(dataset.codes.select("code", "description").drop_nulls().iter_rows())
+    explanations = [explain(checkpoint, patient, arguments.task, method).named(names) for method in arguments.method]
     forecast = forecast_events(arguments.forecaster, record, arguments.events)
 
     output = Path(arguments.output)
@@ -113,7 +115,7 @@ def forecast_events(forecaster: str, record: pl.DataFrame, count: int) -> pl.Dat
                 "token": tokenizer.convert_ids_to_tokens(ids[place]),
                 "probability": float(before[ids[place]]),
                 "rank": int((before > before[ids[place]]).sum()) + 1,
-                "guesses": ", ".join(f"{token} {share:.0%}" for token, share in guesses),
+                "guesses": ", ".join(f"{token[:26]} {share:.0%}" for token, share in guesses),
             }
         )
     return pl.DataFrame(lines[-count:])
@@ -124,22 +126,18 @@ def draw_forecast(forecast: pl.DataFrame) -> Callable[[Any], None]:
 
     def draw(axis: Any) -> None:
         axis.set_axis_off()
-        axis.set(xlim=(0, 1), ylim=(len(forecast), -1))
-        head = ("what happened", "", "probability, rank", "what the model expected")
-        columns = (0.0, 0.09, 0.42, 0.56)
-        for x, text in zip(columns, head, strict=True):
-            axis.text(x, -0.9, text, fontsize=9, fontweight="bold", va="center")
+        axis.set_ylim(len(forecast), -1)
+        # The whole width of the picture, where the panels above leave room for names.
+        across = blended_transform_factory(axis.get_figure().transFigure, axis.transData)
+        style = {"transform": across, "va": "center", "in_layout": False}
+        columns = {"date": 0.02, "what happened": 0.09, "probability": 0.32, "rank": 0.40, "most probable next": 0.44}
+        for name, x in columns.items():
+            axis.text(x, -0.9, name, fontsize=8, fontweight="bold", **style)
         for line, row in enumerate(forecast.iter_rows(named=True)):
-            first = row["rank"] <= 5
-            cells = (
-                f"{row['time']:%Y-%m-%d}",
-                row["token"],
-                f"{row['probability']:.1%}  #{row['rank']}",
-                row["guesses"],
-            )
-            for x, text in zip(columns, cells, strict=True):
-                weight = "bold" if first and x == columns[1] else "normal"
-                axis.text(x, line, text.replace("$", r"\$"), fontsize=7, va="center", fontweight=weight, clip_on=True)
+            cells = (f"{row['time']:%Y-%m-%d}", row["token"], f"{row['probability']:.1%}", row["rank"], row["guesses"])
+            for x, cell in zip(columns.values(), cells, strict=True):
+                weight = "bold" if row["rank"] <= 5 and cell is row["token"] else "normal"
+                axis.text(x, line, str(cell).replace("$", r"\$"), fontsize=6.5, fontweight=weight, **style)
 
     return draw
 

@@ -87,7 +87,7 @@ def draw_patient(
             axis.locator_params(axis="y", nbins=3)
             axis.set_title(name.replace("_", " "), loc="left", fontsize=9, fontweight="bold", pad=3)
             axis.grid(axis="y", color=GRID, lw=0.8)
-        known, _ = record_before(events, None)
+        known = record_before(events, None)
         draw_record(axes[-1], known, record_visits(known))
         for axis in axes:
             axis.spines[["top", "right", "left"]].set_visible(False)

@@ -169,13 +169,6 @@ def select_variables(
     return tuple((code, (code,)) for code in sorted(kept["code"].to_list()))
 
 
-STAY_REASONS = {
-    "no_stay": "no window that the model reads begins before the prediction time",
-    "no_triplet": "the stay holds no value of a variable that the model knows",
-}
-"""Why a stay has no score."""
-
-
 class NoStayError(ValueError):
     """No stay begins in the events: an error of a whole dataset, nothing special in a part of one."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -212,6 +212,15 @@ class Explanation:
             baseline=attribution.baseline,
             contributions=table,
         )
+
+    def named(self, displays: Mapping[str, str]) -> Explanation:
+        """The same with names of codes, such as `metadata/codes.parquet` of a dataset has, where there is none yet.
+
+        Args:
+            displays: Code -> description.
+        """
+        name = pl.col("code").replace_strict(dict(displays), default=None, return_dtype=pl.String)
+        return replace(self, contributions=self.contributions.with_columns(pl.coalesce("display", name)))
 
     @property
     def total(self) -> float:

@@ -45,7 +45,9 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "prefix_deltas": Method(
-        "record_prefixes:prefix_deltas", ALL_FAMILIES, "The change of the risk with each event, visit or day: exact sums."
+        "record_prefixes:prefix_deltas",
+        ALL_FAMILIES,
+        "The change of the risk with each event, visit or day: exact sums.",
     ),
     "occlusion": Method(
         "occlusion:occlusion", ALL_FAMILIES, "The risk of the same record without some events: the counterfactual."

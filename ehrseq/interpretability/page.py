@@ -19,7 +19,7 @@ from ehrseq.interpretability.page_data import as_json, page_data
 from ehrseq.work.files import write_text
 
 if TYPE_CHECKING:
-    from ehrseq.interpretability.attentions import AttentionWeights
+    from ehrseq.interpretability.attention_weights import AttentionWeights
     from ehrseq.interpretability.explanation import Explanation
 
 _FILES = Path(__file__).with_name("page_files")
@@ -43,7 +43,7 @@ def write_page(
         tasks: Entries of `config.tasks`, whose definitions the page tells.
         record: The patient's events (time, code, and visit_id where there is one), in the order in which they were
             explained: the timeline then has the class of every visit and the events that the model did not see. Events
-            after the prediction time are left out, and counted.
+            after the prediction time are left out.
         attention: Matrices of attention over tokens, each with its name.
         fusion: Weights of a stay's triplets.
 
@@ -88,5 +88,7 @@ def check_one_patient(explanations: Sequence[Explanation]) -> None:
         raise ValueError(f"got several explanations of {twice[0]}; give one of each task and method.")
 
 
-def _several(weights: AttentionWeights | Sequence[AttentionWeights]) -> Sequence[AttentionWeights]:
-    return weights if isinstance(weights, list | tuple) else [weights]
+def _several(weights: AttentionWeights | Sequence[AttentionWeights]) -> list[AttentionWeights]:
+    from ehrseq.interpretability.attention_weights import AttentionWeights
+
+    return [weights] if isinstance(weights, AttentionWeights) else list(weights)

@@ -1,7 +1,7 @@
 """What the page of a patient shows, as compact JSON: columns, each text once, each event once for all explanations.
 
-A record of ten thousand events under twelve explanations is some three megabytes: the events stand once, an explanation
-refers to them by runs of places and adds its contributions. Every untrusted text (codes, names, values) is a JSON
+A record of ten thousand events under twelve explanations is 2.4 megabytes: the events stand once, an explanation refers
+to them by runs of places and adds its contributions. Every untrusted text (codes, names, values) is a JSON
 string, and nothing in it can end the element that it stands in.
 """
 
@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +20,12 @@ import polars as pl
 
 from ehrseq.interpretability.methods import METHODS
 from ehrseq.interpretability.record_timeline import record_before, record_visits
+from ehrseq.tokenization.ehr_sequence import EPOCH
 
 if TYPE_CHECKING:
-    from ehrseq.interpretability.attentions import AttentionWeights
+    from ehrseq.interpretability.attention_weights import AttentionWeights
     from ehrseq.interpretability.explanation import Explanation
 
-_EPOCH = datetime(1970, 1, 1)
 _MOST_TEXT = 160  # characters of one text of an event; a note of a ward round is no label of a bar
 _DIGITS = 6  # significant ones of a contribution
 MOST_ATTENTION = 1_500_000
@@ -60,8 +61,8 @@ def page_data(
         "answers": answers,
         "items": items.columns(),
         "record": None if record is None else _record(record, first, explanations, strings),
-        "attention": [_weights(each, strings) for each in attention],
-        "fusion": [_weights(each, strings) for each in fusion],
+        "attention": [_weights(each, strings) for each in attention if each.layers],
+        "fusion": [_weights(each, strings) for each in fusion if each.layers],
         "strings": strings.texts,
     }
 
@@ -140,7 +141,9 @@ def _answer(explanation: Explanation, definition: str, items: _Items) -> dict[st
     """One explanation: what it says of itself, and its numbers."""
     table = explanation.contributions
     after = table["score_after"].to_list()
-    settings = {**explanation.settings, "model": explanation.model}
+    # Where a model lies on somebody's disk is nobody's business.
+    model = Path(explanation.model).name if Path(explanation.model).is_absolute() else explanation.model
+    settings = {**explanation.settings, "model": model}
     return {
         "task": explanation.task,
         "label": explanation.label,
@@ -151,7 +154,7 @@ def _answer(explanation: Explanation, definition: str, items: _Items) -> dict[st
         "baselineName": explanation.baseline_name,
         "remainder": _number(explanation.remainder) if table.height else None,
         "method": explanation.method,
-        "methodWords": method_words(explanation.method),
+        "methodWords": _method_words(explanation.method),
         "settings": [[name, _setting(value)] for name, value in settings.items() if value is not None],
         "notes": [[name, count] for name, count in sorted(explanation.notes.items())],
         "reason": explanation.reason,
@@ -161,7 +164,7 @@ def _answer(explanation: Explanation, definition: str, items: _Items) -> dict[st
     }
 
 
-def method_words(name: str) -> str:
+def _method_words(name: str) -> str:
     """A method in a sentence, empty where it is none of ours."""
     method = METHODS.get(name)
     return "" if method is None else method.summary
@@ -174,20 +177,22 @@ def _setting(value: object) -> str:
 def _record(
     record: pl.DataFrame, first: Explanation, explanations: Sequence[Explanation], strings: _Strings
 ) -> dict[str, Any]:
-    """The record up to the prediction time: its visits, and the events of it that the model did not see."""
-    known, later = record_before(record, first.prediction_time)
-    tables = [each.contributions for each in explanations if each.reason is None]
-    seen = {event for table in tables for event in table["event"].drop_nulls().to_list()}
-    unseen = known.filter(~pl.col("event").is_in(seen), pl.col("time").is_not_null()) if seen else known.head(0)
+    """The record up to the prediction time: its visits, and the events of it that no explanation speaks of.
+
+    Where explanations speak of events at all, and not of groups alone, the model has not seen those others.
+    """
+    known = record_before(record, first.prediction_time)
+    seen = {event for each in explanations for event in each.contributions["event"].drop_nulls().to_list()}
+    others = known.filter(~pl.col("event").is_in(seen), pl.col("time").is_not_null())
     visits = record_visits(known, first.prediction_time)
     return {
-        "later": later,
         "visits": [
             [_milliseconds(row["start"]), _milliseconds(row["end"]), row["name"]]
             for row in visits.iter_rows(named=True)
         ],
-        "unseenTime": _differences([_milliseconds(time) for time in unseen["time"].to_list()]),
-        "unseenKind": [strings.place(kind) for kind in unseen["kind"].to_list()],
+        "seenIsKnown": bool(seen),
+        "otherTime": _differences([_milliseconds(time) for time in others["time"].to_list()]),
+        "otherKind": [strings.place(kind) for kind in others["kind"].to_list()],
     }
 
 
@@ -219,6 +224,7 @@ def _weights(weights: AttentionWeights, strings: _Strings) -> dict[str, Any]:
         "remarks": remarks,
         "matrix": matrix,
         "shares": shares,
+        "numbers": [number + 1 for number in weights.numbers],
         "time": _differences([_milliseconds(time) for time in tokens["time"].to_list()]),
         "code": [strings.place(code) for code in tokens["code"].to_list()],
         "display": [strings.place(name) for name in _column(tokens, "display")],
@@ -248,7 +254,7 @@ def _milliseconds(time: datetime | None) -> int | None:
     """Since 1970, as the page's scripts count."""
     if time is None:
         return None
-    span = time.replace(tzinfo=None) - _EPOCH
+    span = time.replace(tzinfo=None) - EPOCH
     return span.days * 86_400_000 + span.seconds * 1000 + span.microseconds // 1000
 
 

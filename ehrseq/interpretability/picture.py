@@ -107,13 +107,13 @@ def _title(first: Explanation) -> str:
 
 
 def _is_explained(explanation: Explanation) -> bool:
-    return explanation.reason is None and not explanation.contributions.is_empty()
+    return not explanation.contributions.is_empty()
 
 
 def _known(chosen: Sequence[Explanation], record: pl.DataFrame | None) -> tuple[pl.DataFrame, pl.DataFrame]:
     if record is None:
         return explained_record(max((each.contributions for each in chosen), key=len))
-    known, _ = record_before(record, chosen[0].prediction_time)
+    known = record_before(record, chosen[0].prediction_time)
     return known, record_visits(known, chosen[0].prediction_time)
 
 

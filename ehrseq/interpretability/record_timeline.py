@@ -25,7 +25,7 @@ KIND_NAMES = {
 """Kinds that have a line, from below."""
 
 
-def record_before(record: pl.DataFrame, until: datetime | None) -> tuple[pl.DataFrame, int]:
+def record_before(record: pl.DataFrame, until: datetime | None) -> pl.DataFrame:
     """What of a record is known at a time.
 
     Args:
@@ -33,7 +33,7 @@ def record_before(record: pl.DataFrame, until: datetime | None) -> tuple[pl.Data
         until: The time; None: all of it.
 
     Returns:
-        `event` (place in the record), `time`, `code`, `kind`, `visit_id`; and the number of later events, left out.
+        `event` (place in the record), `time`, `code`, `kind`, `visit_id`; later events are left out.
 
     Raises:
         ValueError: A column is missing.
@@ -47,8 +47,7 @@ def record_before(record: pl.DataFrame, until: datetime | None) -> tuple[pl.Data
         as_column(record, "code", pl.String, "the patient's record"),
         as_column(record, "visit_id", pl.String, "the patient's record"),
     ).with_columns(kind=pl.col("code").replace_strict(kinds, return_dtype=pl.String, default=None))
-    known = table if until is None else table.filter(pl.col("time").is_null() | (pl.col("time") <= until))
-    return known, table.height - known.height
+    return table if until is None else table.filter(pl.col("time").is_null() | (pl.col("time") <= until))
 
 
 def record_visits(known: pl.DataFrame, until: datetime | None = None) -> pl.DataFrame:

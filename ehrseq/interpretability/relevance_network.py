@@ -63,25 +63,29 @@ class Relevance:
 def propagate(network: RewrittenNetwork) -> Relevance:
     """Gradient x input at every layer, by one backward pass from the log-odds to the embedded tokens.
 
-    The forward keeps the residual stream alone; the backward computes each layer once more. Memory is that of K + 1
-    residual streams and of one layer's activations, linear in length, and rows that do not see each other (a batch,
-    packed sequences) share the pass.
+    The forward keeps the residual stream alone; the backward computes each layer once more, but for the last, whose
+    graph is still there. Memory is that of K residual streams and of one layer's activations, linear in length, and
+    rows that do not see each other (a batch, packed sequences) share the pass.
     """
-    # 1. Forward: the residual stream, x^0 .. x^K.
+    # 1. Forward: the residual stream, x^0 .. x^(K-1).
     streams = [network.embedded.detach()]
     with torch.no_grad():
-        for layer in network.layers:
+        for layer in network.layers[:-1]:
             streams.append(layer(streams[-1]))
 
-    # 2. From the log-odds to x^K. A row's log-odds depends on its own tokens only: their sum is differentiated.
+    # 2. The last layer and the head, and from the log-odds to x^K and x^(K-1). A row's log-odds depends on its own
+    # tokens only, so that their sum may be differentiated.
     with torch.enable_grad():
-        top = streams.pop().requires_grad_()
+        below = streams.pop().requires_grad_()
+        top = network.layers[-1](below) if network.layers else below
         log_odds = _present(network.head(top), network.segment_ids)
-        (gradient,) = torch.autograd.grad(log_odds.sum(), top)
-    relevance = [(top.detach() * gradient).sum(-1)]
+        gradients = torch.autograd.grad(log_odds.sum(), [top, below] if network.layers else [top])
+    relevance = [(x.detach() * grad).sum(-1) for x, grad in zip((top, below), gradients, strict=False)]
+    gradient = gradients[-1]
+    del top  # and with it the graph
 
     # 3. From x^k to x^(k-1), layer by layer.
-    for layer in reversed(network.layers):
+    for layer in reversed(network.layers[:-1]):
         with torch.enable_grad():
             below = streams.pop().requires_grad_()
             (gradient,) = torch.autograd.grad(layer(below), below, gradient)

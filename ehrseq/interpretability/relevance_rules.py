@@ -4,17 +4,18 @@ A layer y = f(x) is written as y = J(x) x with J(x) held constant in the gradien
 digits, and gradient x input of the whole network then hands the output's relevance down from layer to layer without
 loss: of y = J x without a bias, sum_i x_i (J^T g)_i = sum_o y_o g_o. [.]_const is what no gradient goes through.
 
-    SiLU, GELU, tanh     x [f(x) / x]_const                       SiLU: [sigmoid(x)]_const (MambaLRP, section 4.1)
-    selective scan       linear in u, [delta, B, C]_const         MambaLRP, section 4.2
-    gate                 z y / 2 + [z y]_const / 2                MambaLRP, section 4.3
-    RMS norm             x [1 / rms(x)]_const weight              MambaLRP, appendix
-    LayerNorm            (x - mean(x)) [1 / std(x)]_const         Ali et al. 2022, section 4 (LN rule)
-    softmax attention    [weights]_const values                   Ali et al. 2022, section 4 (AH rule)
+    SiLU, GELU, tanh     x [f(x) / x]_const                       SiLU: [sigmoid(x)]_const        MambaLRP
+    selective scan       linear in u, [delta, B, C]_const                                         MambaLRP
+    gate                 z y / 2 + [z y]_const / 2                                                MambaLRP
+    RMS norm             x [1 / rms(x)]_const weight                                              MambaLRP
+    LayerNorm            (x - mean(x)) [1 / std(x)]_const weight                                  LN rule
+    softmax attention    [weights]_const values                                                   AH rule
 
-MambaLRP: Jafari et al. 2024, arXiv:2406.07592. Ali et al. 2022: arXiv:2202.07304. Attention has another rule in
-AttnLRP (arXiv:2402.05602), which also hands relevance to queries and keys. The AH rule is used here because it is what
-MambaLRP does to the scan (whose step sizes, B and C are weights of the same kind), so that HyMaTE's two kinds of layers
-are read alike; and because attention stays one call of the fast kernels, whose memory is linear in length.
+MambaLRP: Jafari et al., NeurIPS 2024, arXiv:2406.07592, section 4. LN and AH rule: Ali et al., ICML 2022,
+arXiv:2202.07304. AttnLRP (arXiv:2402.05602) has another rule of attention, which also hands relevance to queries and
+keys. The AH rule is used here because it is what MambaLRP does to the scan (whose step sizes, B and C are weights of
+the same kind), so that HyMaTE's two kinds of layers are read alike; and because attention stays one call of the fast
+kernels, whose memory is linear in length.
 
 Biases take part of the relevance with them: with biases the sum at a layer differs from the log-odds by what they add
 above it. That remainder is told, and never spread over the tokens.

@@ -1,4 +1,4 @@
-"""Hidden attention of a selective scan: what each step takes from every step before it (arXiv:2403.01590, section 3).
+"""Hidden attention of a selective scan: what each step takes from every step before it (arXiv:2403.01590).
 
     h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t,    y_t = C_t h_t + D u_t
 
@@ -6,9 +6,9 @@ is, written out, an attention of each channel of its own:
 
     y_t = sum_(j <= t) a_(t,j) u_j + D u_t,    a_(t,j) = sum_n C_(t,n) exp(A_n sum_(k=j+1..t) delta_k) delta_j B_(j,n)
 
-(Ali, Zimerman & Wolf, equations 10 to 13.) With step sizes, B and C given, y is linear in u, so that a_(t,j) is the
-derivative of y_t by u_j: the backward of the scan's own kernel gives a whole row t of all channels in O(l d n) time and
-the memory of an activation. No matrix l x l is made, and no exponential is kept.
+(Ali, Zimerman & Wolf, ACL 2025, with the step sizes summed in one exponential.) With step sizes, B and C given, y is
+linear in u, so that a_(t,j) is the derivative of y_t by u_j: the backward of the scan's own kernel gives a whole row t
+of all channels in O(l d n) time and the memory of an activation. No matrix l x l is made, and no exponential is kept.
 
 Glossary: b batch, l length, d channels, n state size, m rows that are asked for.
 """

@@ -140,17 +140,18 @@ def _through_block(
         if not is_last:
             new_row.append(_residual(block, chunk) + linear(mixer.out_proj, torch.cat(outputs, dim=1)))
         # 3. The branches that leave it here.
-        kept_states = torch.cat(states[: len(kept_at)]) if len(kept_at) else None
-        for part_of_cuts in torch.arange(len(cuts)).split(CHUNK_BRANCHES):
-            members = slice(first + int(part_of_cuts[0]), first + int(part_of_cuts[-1]) + 1)
+        for low in range(0, len(cuts), CHUNK_BRANCHES):
+            part = slice(low, min(low + CHUNK_BRANCHES, len(cuts)))
+            members = slice(first + part.start, first + part.stop)
+            serving = torch.cat([states[number] for number in kept_of[part].tolist()])
             new_branches.append(
                 _branch_off(
                     block,
                     branches[members],
                     where.real[members],
-                    cuts[part_of_cuts],
-                    kept_at[kept_of[part_of_cuts]],
-                    cast(Tensor, kept_states)[kept_of[part_of_cuts].to(row.device)],
+                    cuts[part],
+                    kept_at[kept_of[part]],
+                    serving,
                     inputs,
                     u,
                     selection,

@@ -26,12 +26,13 @@ class Constants:
         self.recording, self.place = False, 0
 
 
-def naive_relevance(network, tokens, step=1e-5):
-    """(log-odds, relevance of each token) of network(const, tokens) -> float; tokens float64 [l, d]."""
+def naive_relevance(network, tokens, of=None, step=1e-5):
+    """(log-odds, relevance of these tokens, or of all) of network(const, tokens) -> float; tokens float64 [l, d]."""
     const = Constants()
     log_odds = network(const, tokens)
-    relevance = torch.zeros(len(tokens), dtype=torch.float64)
-    for i in range(tokens.shape[0]):
+    of = list(range(len(tokens))) if of is None else of
+    relevance = torch.zeros(len(of), dtype=torch.float64)
+    for place, i in enumerate(of):
         for j in range(tokens.shape[1]):
             sides = []
             for sign in (1, -1):
@@ -39,7 +40,7 @@ def naive_relevance(network, tokens, step=1e-5):
                 moved[i, j] += sign * step
                 const.play()
                 sides.append(network(const, moved))
-            relevance[i] += tokens[i, j] * (sides[0] - sides[1]) / (2 * step)
+            relevance[place] += tokens[i, j] * (sides[0] - sides[1]) / (2 * step)
     return float(log_odds), relevance
 
 

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 
+from ehrseq.interpretability.attention_weights import AttentionWeights
 from ehrseq.interpretability.explanation import CONTRIBUTION_SCHEMA as SCHEMA
 from ehrseq.interpretability.explanation import Explanation
 
@@ -108,4 +108,4 @@ def record_of(rows):
 
 def weights_of(layers, what, tokens):
     """Weights of a model's layers."""
-    return SimpleNamespace(layers=layers, what=what, tokens=tokens)
+    return AttentionWeights(layers, what, tokens, tuple(range(len(layers))))

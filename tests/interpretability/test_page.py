@@ -9,19 +9,25 @@ import re
 import time
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
+from ehrseq.hub.checkpoints import load_checkpoint
+from ehrseq.interpretability import explain, methods_of
 from ehrseq.interpretability.cohort_page import COHORT_COLUMNS, write_cohort_page
 from ehrseq.interpretability.explanation import CONTRIBUTION_SCHEMA as SCHEMA
 from ehrseq.interpretability.page import write_page
 from ehrseq.interpretability.page_data import MOST_ATTENTION
 from ehrseq.interpretability.picture import save_picture
+from tests.checkpoints.patients import make_patient
+from tests.checkpoints.stays import make_stay
 from tests.interpretability.page_samples import TASKS, explained, record_of, rows_of, several, unanswered, weights_of
 from tests.pages import Page, read_page
 
+CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 HOSTILE = (
     "</script><img src=x onerror=\"document.title='hit'\">",
     "<!--<script>",
@@ -158,9 +164,9 @@ def test_a_record_tells_its_visits_and_what_was_not_seen(tmp_path):
     explanation = explained(rows[10:])  # the context began later
     later = record.tail(1).with_columns(time=pl.lit(datetime(2099, 1, 1), pl.Datetime("us")))
     data = data_of(page_of(tmp_path, explanation, record=pl.concat([record, later])))
-    assert data["record"]["later"] == 1
     hidden = [row for row in rows[:10] if row["event"] is not None and row["time"] is not None]
-    assert len(data["record"]["unseenTime"]) == len(hidden)
+    assert data["record"]["seenIsKnown"]
+    assert len(data["record"]["otherTime"]) == len(hidden)
     assert [name for *_, name in data["record"]["visits"]] == ["other visit", "emergency", "admission"]
     last = explanation.prediction_time
     assert max(end for _, end, _ in data["record"]["visits"]) <= (last - datetime(1970, 1, 1)).total_seconds() * 1000
@@ -233,6 +239,31 @@ def test_bad_input_is_told(tmp_path, write, explanations, message):
 def test_a_record_without_codes_is_told(tmp_path):
     with pytest.raises(ValueError, match="lacks the columns"):
         write_page(several(), tmp_path / "page.html", record=pl.DataFrame({"time": [datetime(2020, 1, 1)]}))
+
+
+FAMILIES = ("ehrmamba", "ehr_lstm", "cehrbert", "ehr_bigbird", "hymate")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_every_family_has_is_on_its_page(tmp_path, family):
+    checkpoint = load_checkpoint(CHECKPOINTS / family)
+    patient = make_stay(7) if family == "hymate" else make_patient(7)
+    task = checkpoint.model.config.tasks[0]
+    explanation = explain(checkpoint, patient, task["name"], "prefix_deltas")
+    weights = [name for name, method in methods_of(checkpoint.model).items() if not method.explains]
+    shown = [explain(checkpoint, patient, task["name"], name) for name in weights]
+    data = data_of(page_of(tmp_path, explanation, tasks=[task], attention=shown))
+    assert [each["what"] for each in data["attention"]] == [each.what for each in shown]
+    assert data["answers"][0]["definition"] == task["definition"]
+    assert data["answers"][0]["methodWords"]
+    assert save_picture(explanation, tmp_path / "patient.png").is_file()
+
+
+def test_a_question_outside_of_what_was_learnt_keeps_its_explanation(tmp_path):
+    given = several()[0]
+    data = data_of(page_of(tmp_path, replace(given, reason="no_admission")))
+    assert data["answers"][0]["reason"] == "no_admission"
+    assert len(rows_shown(data, data["answers"][0])) == given.contributions.height
 
 
 # -- the picture -------------------------------------------------------------------------------------------------------
@@ -314,3 +345,13 @@ def test_few_patients_are_left_out_and_counted(tmp_path):
 def test_bad_cohorts_are_told(tmp_path, table, options, message):
     with pytest.raises(ValueError, match=message):
         write_cohort_page(table, tmp_path / "cohort.html", task="t", **options)
+
+
+def test_names_of_codes_are_filled_in_where_there_is_none():
+    explanation = explained(rows_of(30, 2))
+    table = explanation.contributions
+    code = table.filter(pl.col("display").is_null(), pl.col("event").is_not_null())["code"][0]
+    named = explanation.named({code: "a name", table["code"][0]: "another"}).contributions
+    assert set(named.filter(pl.col("code") == code)["display"]) == {"a name"}
+    assert named["display"][0] == "female"  # it had one
+    assert named.drop("display").equals(table.drop("display"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -198,6 +199,23 @@ def test_a_stay_without_visits_is_cut_by_time(look):
     assert "Visit" not in text(page, "#groups")
 
 
+@pytest.mark.parametrize("with_events", [False, True])
+def test_groups_are_lines_that_do_not_open(look, with_events):
+    rows = rows_of(100, 3)
+    groups = [
+        dict.fromkeys(SCHEMA) | {"group": f"visit {number}", "kind": "visit", "visit": number, "contribution": value}
+        for number, value in ((1, 0.5), (2, -0.25))
+    ]
+    by_visit = explained(rows, method="occlusion", contributions=pl.DataFrame(groups, schema=SCHEMA))
+    page = look([by_visit, *([explained(rows)] if with_events else [])], record=record_of(rows))
+    assert text(page, "#groups") == "visit 1+0.50visit 2−0.25"
+    assert text(page, "#top tbody") == "visit 1+0.50×\u00a01.65visit 2−0.25×\u00a00.779"
+    assert page.run("document.querySelector('#open-all').hidden")
+    # The record is drawn all the same.
+    assert number(page, "#record .visit") == 3
+    assert page.run("document.querySelector('#record .tick').getAttribute('d').length") > 10
+
+
 def test_a_task_that_does_not_apply_tells_why(look):
     both = [several()[0], unanswered(prediction_time=several()[0].prediction_time)]
     page = look(both)
@@ -205,6 +223,13 @@ def test_a_task_that_does_not_apply_tells_why(look):
     assert "died before prediction" in text(page, "#reason")
     assert page.run("document.querySelector('#sum').hidden && document.querySelector('#all').hidden")
     page.click("#tasks button:nth-child(1)")
+    assert not page.run("document.querySelector('#sum').hidden")
+
+
+def test_a_question_outside_of_what_was_learnt_is_told_beside_its_explanation(look):
+    page = look(replace(several()[0], reason="no_admission"))
+    assert "with care" in text(page, "#reason")
+    assert "no admission" in text(page, "#reason")
     assert not page.run("document.querySelector('#sum').hidden")
 
 

@@ -35,10 +35,12 @@ function span(first, last) {
   if (first === last) return moment(first);
   const [from, to] = [day(first), day(last)];
   if (from === to) return `${moment(first)} to ${clock(last)}`;
-  return `${from} to ${from.slice(0, 7) === to.slice(0, 7) ? to.slice(8) : from.slice(0, 4) === to.slice(0, 4) ? to.slice(5) : to}`;
+  const shared = from.slice(0, 7) === to.slice(0, 7) ? 8 : from.slice(0, 4) === to.slice(0, 4) ? 5 : 0;
+  return `${from} to ${to.slice(shared)}`;
 }
 
-const MINUS = "\u2212", NARROW = "\u00a0";
+const MINUS = "\u2212",
+  NARROW = "\u00a0";
 const grouped = (number) => number.toLocaleString("en");
 const count = (number, one, many) => `${grouped(number)} ${number === 1 ? one : many || `${one}s`}`;
 function signed(number) {
@@ -48,16 +50,19 @@ function signed(number) {
   if (Number(shown) === 0) return size === 0 ? "0" : "≈ 0";
   return (number < 0 ? MINUS : "+") + shown;
 }
-const factor = (number) => {
+// What a contribution does to the odds, as far as anybody would say it.
+function factor(number) {
   const odds = Math.exp(number);
-  return `×${NARROW}${odds >= 100 ? grouped(Math.round(odds)) : odds.toPrecision(odds >= 1 ? 3 : 2)}`;
-};
+  if (odds > 1000) return `> ×${NARROW}1,000`;
+  if (odds < 0.001) return `< ×${NARROW}0.001`;
+  return `×${NARROW}${odds >= 100 ? Math.round(odds) : odds.toPrecision(odds >= 0.1 ? 3 : 2)}`;
+}
 const risk = (logOdds) => 1 / (1 + Math.exp(-logOdds));
 function percent(share) {
   const value = 100 * share;
   if (value > 0 && value < 0.01) return `< 0.01${NARROW}%`;
   if (value < 100 && value > 99.99) return `> 99.99${NARROW}%`;
-  return `${value >= 10 && value < 99 ? value.toFixed(1) : value >= 1 && value < 99.9 ? value.toFixed(1) : value.toFixed(2)}${NARROW}%`;
+  return `${value.toFixed(value >= 1 && value < 99.9 ? 1 : 2)}${NARROW}%`;
 }
 const words = (name) => name.replaceAll("_", " ");
 function measured(value, unit) {
@@ -67,10 +72,24 @@ function measured(value, unit) {
 }
 
 const KINDS = {
-  diagnosis: "diagnoses", procedure: "procedures", medication: "medications", lab: "labs", vital: "vitals",
-  static: "facts of the patient", other: "other events", visit_start: "starts of visits", visit_end: "ends of visits",
-  birth: "birth", death: "death", structure: "marks of visits and intervals", question: "the question itself",
-  time: "time that passes", visit: "visits", day: "days", hour: "hours", group: "groups",
+  diagnosis: "diagnoses",
+  procedure: "procedures",
+  medication: "medications",
+  lab: "labs",
+  vital: "vitals",
+  static: "facts of the patient",
+  other: "other events",
+  visit_start: "starts of visits",
+  visit_end: "ends of visits",
+  birth: "birth",
+  death: "death",
+  structure: "marks of visits and intervals",
+  question: "the question itself",
+  time: "time that passes",
+  visit: "visits",
+  day: "days",
+  hour: "hours",
+  group: "groups",
 };
 const kindName = (kind) => KINDS[kind] || words(kind || "other");
 
@@ -87,16 +106,34 @@ for (const answer of data.answers) {
 const kindOf = (item) => text(items.kind[item]);
 function nameOf(item) {
   if (items.group[item] >= 0) return words(text(items.group[item]));
-  return text(items.display[item]) || text(items.code[item]);
+  const code = text(items.code[item]);
+  if (items.display[item] >= 0) return text(items.display[item]);
+  const edge = { visit_start: "start of visit", visit_end: "end of visit" }[kindOf(item)];
+  return edge ? `${edge} (${classOf(code)})` : code;
 }
+const CLASSES = {
+  IMP: "admission",
+  ACUTE: "admission",
+  NONAC: "admission",
+  EMER: "emergency",
+  AMB: "outpatient",
+  ICU: "intensive care",
+  OBSENC: "observation",
+  HH: "at home",
+  VR: "virtual",
+};
+const classOf = (code) => CLASSES[code.split("//").pop()] || code.split("//").pop();
 const valueOf = (item) => measured(items.value[item], text(items.unit[item])) || text(items.text[item]);
 
 // A group of buttons of which one is pressed.
 function choices(holder, names, pressed, choose) {
   const buttons = names.map((name, place) =>
-    make("button", { type: "button", "aria-pressed": String(place === pressed), onclick: () => choose(place) }, name));
-  const held = document.activeElement && holder.contains(document.activeElement)
-    ? [...holder.children].indexOf(document.activeElement) : -1;
+    make("button", { type: "button", "aria-pressed": String(place === pressed), onclick: () => choose(place) }, name),
+  );
+  const held =
+    document.activeElement && holder.contains(document.activeElement)
+      ? [...holder.children].indexOf(document.activeElement)
+      : -1;
   holder.replaceChildren(...buttons);
   if (held >= 0 && buttons[held]) buttons[held].focus();
 }
@@ -115,7 +152,13 @@ function width(holder) {
   return paper ? PAPER : Math.max(300, Math.min(1100, Math.round(holder.clientWidth) || PAPER));
 }
 function canvasOf(holder, wide, high, label) {
-  const picture = draw("svg", { viewBox: `0 0 ${wide} ${high}`, width: wide, height: high, role: "img", "aria-label": label });
+  const picture = draw("svg", {
+    viewBox: `0 0 ${wide} ${high}`,
+    width: wide,
+    height: high,
+    role: "img",
+    "aria-label": label,
+  });
   holder.replaceChildren(picture);
   return picture;
 }
