@@ -6,9 +6,10 @@ baseline + contributions + remainder = log-odds of the score
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -180,7 +181,7 @@ class Explanation:
         nan = math.nan
         named: dict[str, Any] = {
             "subject_id": question.subject_id,
-            "prediction_time": _date(question.prediction_time),
+            "prediction_time": date_of(question.prediction_time),
             "task": task["name"],
             "label": task.get("positive_label") or task["name"],
             "baseline_name": baseline_name,
@@ -211,6 +212,15 @@ class Explanation:
             baseline=attribution.baseline,
             contributions=table,
         )
+
+    def named(self, displays: Mapping[str, str]) -> Explanation:
+        """The same with names of codes, such as `metadata/codes.parquet` of a dataset has, where there is none yet.
+
+        Args:
+            displays: Code -> description.
+        """
+        name = pl.col("code").replace_strict(dict(displays), default=None, return_dtype=pl.String)
+        return replace(self, contributions=self.contributions.with_columns(pl.coalesce("display", name)))
 
     @property
     def total(self) -> float:
@@ -245,7 +255,12 @@ class Explanation:
         keys: dict[str, list[pl.Expr]] = {
             "event": [pl.col(name) for name in ("event", "time", "code", "value", "text", "unit", "kind", "display")],
             "code": [pl.col("code"), pl.col("kind"), pl.col("display")],
-            "parent": [pl.col("code").replace_strict(_parents(table), default=None).alias("parent"), pl.col("kind")],
+            "parent": [
+                pl.col("code")
+                .replace_strict(parents_of(table["code"].unique().drop_nulls()), default=None)
+                .alias("parent"),
+                pl.col("kind"),
+            ],
             "visit": [pl.col("visit")],
             "kind": [pl.col("kind")],
             "day": [pl.col("time").dt.truncate("1d").alias("day")],
@@ -272,13 +287,13 @@ class Explanation:
         return records
 
 
-def _date(time: int | None) -> datetime | None:
+def date_of(time: int | None) -> datetime | None:
+    """An instant (microseconds) as a date; None where there is none."""
     return None if time is None or time == NO_TIME else EPOCH + timedelta(microseconds=int(time))
 
 
-def _parents(table: pl.DataFrame) -> dict[str, str]:
+def parents_of(codes: Iterable[str]) -> dict[str, str]:
     """Code -> the next broader one, or itself; the same code in another spelling (E87.1, E871) is no broader one."""
-    codes = table["code"].unique().drop_nulls()
     return {code: next((p for p in code_parents(code) if _plain(p) != _plain(code)), code) for code in codes}
 
 
@@ -286,20 +301,25 @@ def _plain(code: str) -> str:
     return code.replace(".", "")
 
 
+def kind_finder(encoder: object) -> Callable[[str], str]:
+    """What says the kind of a code: the encoder's vocabulary where it has one."""
+    vocabulary = getattr(encoder, "vocabulary", None)
+
+    @cache
+    def kind_of(code: str) -> str:
+        kind: str = split_kind(code_kinds([code])[0])[0] if vocabulary is None else vocabulary.kind(code)[0]
+        return kind
+
+    return kind_of
+
+
 def _table(question: Question, places: Places, displays: Mapping[str, str]) -> pl.DataFrame:
     """The columns of `CONTRIBUTION_SCHEMA` up to `group`."""
     encoder, events = question.checkpoint.encoder, question.events
-    vocabulary = getattr(encoder, "vocabulary", None)
     token_ids = question.inputs["input_ids"][0].tolist() if "input_ids" in question.inputs else None
     names = None if token_ids is None else encoder.convert_ids_to_tokens(token_ids)  # type: ignore[union-attr]
     questions = set(encoder.task_tokens.values()) if hasattr(encoder, "task_tokens") else set()
-    kinds: dict[str, str] = {}
-
-    def kind_of(code: str) -> str:
-        if code not in kinds:
-            kinds[code] = split_kind(code_kinds([code])[0])[0] if vocabulary is None else vocabulary.kind(code)[0]
-        return kinds[code]
-
+    kind_of = kind_finder(encoder)
     columns: dict[str, list[Any]] = {name: [] for name in CONTRIBUTION_SCHEMA if name not in _NUMBERS}
     for number, (position, source) in enumerate(zip(places.positions.tolist(), places.events.tolist(), strict=True)):
         event = None if source == NO_EVENT else events[source]

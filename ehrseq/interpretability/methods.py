@@ -119,7 +119,7 @@ def choose_method(model: Any, name: str | None = None) -> Method:
         raise ValueError(f"method got {name!r}; a model of the family {family!r} has {list(available)}.")
     method = available[name]
     if method.needs is not None and find_spec(method.needs) is None:
-        raise ValueError(f"{name} needs {method.needs}, which is not installed: pip install {method.needs}.")
+        raise ValueError(f'{name} needs {method.needs}, which is not installed: pip install "ehrseq[explain]".')
     return method
 
 

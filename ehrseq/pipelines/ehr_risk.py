@@ -221,7 +221,7 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
                 "task_ids": torch.tensor([self._task_ids[name]]),
                 "subject_id": _subject_of(patient),
                 "reason": reason or "",
-                "to_explain": None if reason and self._is_unanswerable(reason) else explained,
+                "to_explain": None if reason and reason in encoder.unanswerable_reasons else explained,
                 "is_last": name == names[-1],
             }
 

@@ -115,3 +115,20 @@ class SourcedRows(Protocol):
 
     def prefixes(self, number: int) -> RowPrefixes:
         """The steps by which a task's row came to be."""
+
+    def row_without(self, number: int, removed: np.ndarray, max_length: int | None = None) -> Mapping[str, Any] | None:
+        """A task's row if some events had never been recorded: the record without them, read again from the start and
+        asked at the same time.
+
+        What the row has not seen stays unseen: nothing from before the context comes into the place that is left, and
+        events that the row does not show cannot be taken out.
+
+        Args:
+            number: The row.
+            removed: Bool [events], what is taken out.
+            max_length: Context length, for a record that grows by what is taken out (a visit without its start falls
+                apart into days); None = any.
+
+        Returns:
+            Its channels; None where nothing is left that the model could read.
+        """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,8 +12,8 @@ import numpy as np
 from .ehr_histories import EncodedHistories
 from .ehr_plans import CHANNELS, RowPlan
 from .ehr_prefixes import NO_EVENT, RowPrefixes
-from .ehr_rows import HistoryRows
-from .ehr_sequence import Event
+from .ehr_rows import HistoryRows, lay_out
+from .ehr_sequence import Event, patient_rows
 from .ehr_vocabulary import UNK
 
 
@@ -140,6 +140,27 @@ class PatientPrompts:
             visits=np.concatenate([[0], (order - shift)[steps]]),
             passes=bool(passes),
         )
+
+    def row_without(self, number: int, removed: np.ndarray, max_length: int | None = None) -> dict[str, Any] | None:
+        """See `SourcedRows`.
+
+        A visit of which nothing is left leaves no mark: the interval between its neighbours is that between them, and
+        later visits move up by one. A visit whose start is taken out alone is made of the days of its other events; one
+        whose end is taken out alone stays open until it lapses (`ehr_visits.py`). Events before the context are read,
+        so that visits and the first time are what they were, and then cut away at the same event as in the row.
+        """
+        _, statics, first_id, start, _, _, _, _, last_id, last_time, _, _ = self.plan.row(number)
+        kept = np.flatnonzero(~(removed & self.known(number))).tolist()
+        rows = patient_rows([self.events[k] for k in kept], self.history.vocabulary, self.cut)
+        if not statics:  # there are none, or the context had no room for them
+            rows.static_offsets, rows.static_ids = np.zeros(2, np.int64), rows.static_ids[:0]
+        history = replace(self.history, **lay_out(rows, self.history.vocabulary))
+        unseen = int((self.history.row_end <= start).sum())  # a prefix, which is read as before
+        if unseen:
+            start = int(history.row_end[unseen - 1])
+            start = int(history.next_content[start]) if start < len(history.ids) else start
+        row: dict[str, Any] = history.row(history.plan_cut(start, first_id, last_id, last_time, max_length), 0)
+        return row
 
     def _tails(
         self, *, first_id: int, last_id: int, shift: int, **columns: np.ndarray

@@ -340,7 +340,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             kept = choose_triplets(
                 read.variable_ids, max_length if how else None, how or "recent", variable_dropout, rng
             )
-            rows.append(self._channels(read, kept))
+            rows.append(self.stay_channels(read, kept))
         self._report(skipped, unknown_rows, sum(len(row["times"]) for row in rows))
         if not many and not pads and return_tensors is None:
             return BatchFeature(rows[0])
@@ -372,7 +372,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             numbers = np.asarray(patient["variables"]).tolist()
             names = [self.variables[name] if isinstance(name, int) else name for name in numbers]
             events = [Event(None, *pair) for pair in zip(names, map(float, patient["values"]), strict=True)]
-        return StayRows(events, cut, stay, kept, self._channels(stay, kept))
+        return StayRows(events, cut, stay, kept, self.stay_channels(stay, kept), self)
 
     def _truncation(self, truncation: bool | str | None, max_length: int | None, to_length: bool) -> str | None:
         if max_length is not None and (
@@ -390,7 +390,8 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"truncation={truncation!r} needs max_length; give the number of triplets that stay.")
         return how
 
-    def _channels(self, stay: Stay, kept: np.ndarray) -> dict[str, np.ndarray]:
+    def stay_channels(self, stay: Stay, kept: np.ndarray) -> dict[str, np.ndarray]:
+        """Channels of some of a stay's triplets (positions)."""
         ids = stay.variable_ids[kept]
         return {
             "variable_ids": ids,
@@ -400,26 +401,30 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             "static_values": self.normalise_static(stay.static),
         }
 
-    def _read(self, record: Any, prediction_time: Any) -> tuple[Stay, list[Event] | None, int | None]:
-        """A stay of any form, triplets in order, those of variables never seen in training left out; and the events and
-        the prediction time of a patient.
+    def stay_of_events(self, events: Sequence[Event], cut: int | None) -> Stay:
+        """The stay of a record: triplets in order, those of variables never seen in training left out.
+
+        Args:
+            events: The patient's events.
+            cut: Nothing later than this instant (microseconds) is read; None = the whole record.
+
+        Raises:
+            ValueError: No window begins in it.
         """
+        return self._fitted_part(read_stay(events, self._spec, cut))
+
+    def _read(self, record: Any, prediction_time: Any) -> tuple[Stay, list[Event] | None, int | None]:
+        """A stay of any form, as `stay_of_events` makes it; and the events and the prediction time of a patient."""
         events, cut = None, None
         if _is_stay(record):
             if prediction_time is not None:
                 raise ValueError("a stay of triplets has no dates; give prediction_time with patients (events) only.")
-            stay = self._read_triplets(record)
+            stay = self._fitted_part(self._read_triplets(record))
         else:
             events, own_time = read_patient(patient_of_table(record))
             cut = parse_time(prediction_time, "prediction_time")
             cut = own_time if cut is None else cut
-            stay = read_stay(events, self._spec, cut)
-        fitted = self.was_fitted(stay.variable_ids)
-        for number in np.unique(stay.variable_ids[~fitted]):
-            stay.unknown[self.variables[number]] += int((stay.variable_ids == number).sum())
-        stay.minutes, stay.variable_ids, stay.values, stay.sources = (
-            part[fitted] for part in (stay.minutes, stay.variable_ids, stay.values, stay.sources)
-        )
+            stay = self.stay_of_events(events, cut)
         if not len(stay.minutes):
             subject = record.get("subject_id", "?") if isinstance(record, Mapping) else "?"
             raise ValueError(
@@ -427,6 +432,16 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
                 f"({dict(stay.skipped) | {'of unknown variables': sum(stay.unknown.values())}}); leave such stays out."
             )
         return stay, events, cut
+
+    def _fitted_part(self, stay: Stay) -> Stay:
+        """The same stay without triplets of variables that were never seen in training; they are counted in it."""
+        fitted = self.was_fitted(stay.variable_ids)
+        for number in np.unique(stay.variable_ids[~fitted]):
+            stay.unknown[self.variables[number]] += int((stay.variable_ids == number).sum())
+        stay.minutes, stay.variable_ids, stay.values, stay.sources = (
+            part[fitted] for part in (stay.minutes, stay.variable_ids, stay.values, stay.sources)
+        )
+        return stay
 
     def _read_triplets(self, stay: Mapping[str, Any]) -> Stay:
         unread = sorted(map(str, set(stay) - STAY_KEYS))

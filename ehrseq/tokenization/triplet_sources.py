@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -11,6 +13,16 @@ from .ehr_codes import MINUTE_US
 from .ehr_prefixes import NO_EVENT, RowPrefixes
 from .ehr_sequence import Event
 from .triplet_stays import Stay
+
+
+class ReadsStays(Protocol):
+    """What reads a stay again (`HyMaTEFeatureExtractor`)."""
+
+    def stay_channels(self, stay: Stay, kept: np.ndarray) -> dict[str, np.ndarray]:
+        """Channels of some of a stay's triplets (positions)."""
+
+    def stay_of_events(self, events: Sequence[Event], cut: int | None) -> Stay:
+        """The stay of a record, its triplets of known variables."""
 
 
 @dataclass
@@ -23,6 +35,7 @@ class StayRows:
         stay: Their stay.
         kept: Triplets of the stay that are in the row, [l].
         channels: The row.
+        reader: What read it.
     """
 
     events: list[Event]
@@ -30,6 +43,7 @@ class StayRows:
     stay: Stay
     kept: np.ndarray
     channels: dict[str, np.ndarray]
+    reader: ReadsStays
 
     @property
     def prediction_time(self) -> int | None:
@@ -87,3 +101,21 @@ class StayRows:
             visits=np.zeros(count, np.int64),
             dated=self.stay.start is not None,
         )
+
+    def row_without(
+        self, number: int, removed: np.ndarray, max_length: int | None = None
+    ) -> dict[str, np.ndarray] | None:
+        """See `SourcedRows`; a triplet that repeats one of these goes with it."""
+        stays: np.ndarray = self.known(number) & ~removed
+        if not stays.any():
+            return None
+        stay = self.stay
+        if self.stay.start is not None:  # of a record; static values may be made of the same events
+            left = np.flatnonzero(stays | ~self.known(number))
+            try:
+                stay = self.reader.stay_of_events([self.events[k] for k in left.tolist()], self.prediction_time)
+            except ValueError:  # what its window began with is gone
+                return None
+            stays = stays[left]
+        kept = np.flatnonzero(stays[stay.sources])
+        return self.reader.stay_channels(stay, kept) if len(kept) else None

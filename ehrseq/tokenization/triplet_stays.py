@@ -231,6 +231,45 @@ def in_order(minutes: np.ndarray, variable_ids: np.ndarray, values: np.ndarray) 
     return order, repeated
 
 
+def choose_triplets(
+    variable_ids: np.ndarray,
+    max_length: int | None,
+    truncation: str,
+    variable_dropout: float,
+    rng: np.random.Generator | None,
+) -> np.ndarray:
+    """Positions of the triplets that stay, ascending.
+
+    Args:
+        variable_ids: `[n]` in order of time.
+        max_length: Triplets that stay at most; None = all.
+        truncation: "recent": the last ones; "random": a random choice.
+        variable_dropout: Probability that a variable's triplets are removed. Masking attention alone would leave
+            Mamba reading them. Where every variable would go, all stay.
+        rng: Needed where something is random.
+    """
+    kept = np.arange(len(variable_ids))
+    if not 0 <= variable_dropout < 1:
+        raise ValueError(f"variable_dropout got {variable_dropout!r}; expected a probability from 0 to below 1.")
+    if variable_dropout:
+        present = np.unique(variable_ids)
+        dropped = present[_needed(rng).random(len(present)) < variable_dropout]
+        stays = ~np.isin(variable_ids, dropped)
+        if stays.any():
+            kept = kept[stays]
+    if max_length is None or len(kept) <= max_length:
+        return kept
+    if truncation == "random":
+        return np.sort(_needed(rng).choice(kept, max_length, replace=False))
+    return kept[-max_length:]
+
+
+def _needed(rng: np.random.Generator | None) -> np.random.Generator:
+    if rng is None:
+        raise ValueError("random truncation and variable dropout need a random generator.")
+    return rng
+
+
 def read_stay(events: Sequence[Event], spec: TripletSpec, prediction_time: int | None = None) -> Stay:
     """Triplets and static values of one patient.
 
