@@ -272,6 +272,20 @@ def test_a_hundred_thousand_tokens_take_one_pass(family):
     assert_close(found.tokens.double().sum(1), whole.double(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_that_a_library_has_changed_are_called(family):
+    """An adapter or quantised weights are not read as weights: the layer itself is called."""
+    model, inputs = small_model(family), batch(family, patients(family))
+    expected, called = token_relevance(model, inputs), []
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(lambda layer, given, out: called.append(layer))
+    found = token_relevance(model, inputs)
+    assert len(set(called)) > 5
+    assert_close(found.tokens, expected.tokens)
+    assert_close(found.log_odds, expected.log_odds)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_can_be_asked_where_gradients_are_off(family, mode):
