@@ -50,9 +50,7 @@ LEAST_REMAINDER = 1e-5
 """Log-odds that no further node is worth."""
 
 
-def integrate_gradients(
-    model: Any, line: Line, task_id: int, nodes: int, tokens_at_once: int = POINT_TOKENS
-) -> Tensor:
+def integrate_gradients(model: Any, line: Line, task_id: int, nodes: int, tokens_at_once: int = POINT_TOKENS) -> Tensor:
     """Contribution of every token.
 
     Args:
