@@ -15,12 +15,7 @@ import polars as pl
 
 from ehrseq.data.fhir.assemble import Assembler
 from ehrseq.data.fhir.blocks import Block, block_of, read_task
-<<<<<<< HEAD
-from ehrseq.data.fhir.elements import MALFORMED, explain
-=======
-from ehrseq.data.fhir.classes import warn_of_classes_without_admissions
 from ehrseq.data.fhir.elements import MALFORMED, what_is_wrong
->>>>>>> i21_a
 from ehrseq.data.fhir.plan import ENDINGS, count_unread, fhir_files, plan_reading, size_of, sort_files
 from ehrseq.data.fhir.resources import Extractor
 from ehrseq.data.fhir.subjects import JOINED

@@ -32,14 +32,9 @@ from typing import Any
 from ehrseq.data.fhir.classes import ClassReader
 from ehrseq.data.fhir.concepts import modifier_of
 from ehrseq.data.fhir.dispositions import DispositionReader
-<<<<<<< HEAD
-from ehrseq.data.fhir.elements import MALFORMED, describe, explain, read_flag
+from ehrseq.data.fhir.elements import MALFORMED, describe, read_flag, what_is_wrong
 from ehrseq.data.fhir.lookups import LEFT_OUT_STATUSES, NAN, Lookups, stated_times
 from ehrseq.data.fhir.medications import MedicationReader, is_no_order
-=======
-from ehrseq.data.fhir.elements import MALFORMED, describe, observation_kind, one_line, read_flag, what_is_wrong
-from ehrseq.data.fhir.medications import MedicationReader, contained_in, is_no_order
->>>>>>> i21_a
 from ehrseq.data.fhir.patients import links_of, patient_facts
 from ehrseq.data.fhir.periods import ONGOING, OVER, STILL_THERE, plain_status, span_of
 from ehrseq.data.fhir.references import (
@@ -183,7 +178,6 @@ class Extractor(Lookups):
         entries = bundle.get("entry")
         if entries is not None and not isinstance(entries, list):
             raise ValueError(f"Bundle.entry is {type(entries).__name__}; expected a list of objects with a resource")
-<<<<<<< HEAD
         self._depth += 1
         try:
             for number, entry in enumerate(entries or ()):
@@ -191,7 +185,7 @@ class Extractor(Lookups):
                     self._entry(entry, bundle)
                 except MALFORMED as error:
                     resource = entry.get("resource") if isinstance(entry, dict) else entry
-                    message = f"entry {number} ({describe(resource)}): {explain(error)}"
+                    message = f"entry {number} ({describe(resource)}): {what_is_wrong(error)}"
                     if not self.skip_errors:
                         raise ValueError(message) from error
                     self.errors.append(message)
@@ -200,22 +194,6 @@ class Extractor(Lookups):
             self._depth -= 1
         if self._server:
             self._enter_server("")
-=======
-        for number, entry in enumerate(entries or ()):
-            try:
-                self._depth += 1
-                self._entry(entry, bundle)
-            except MALFORMED as error:
-                resource = entry.get("resource") if isinstance(entry, dict) else entry
-                message = f"entry {number} ({describe(resource)}): {what_is_wrong(error)}"
-                if not self.skip_errors:
-                    raise ValueError(message) from error
-                self.errors.append(message)
-                self.counts["skipped", "malformed resource"] += 1
-            finally:
-                self._depth -= 1
-        self._enter_server("")
->>>>>>> i21_a
 
     def _entry(self, entry: Any, bundle: dict[str, Any]) -> None:
         """Read the resource of a Bundle's entry, or what it deletes; one without both (a search outcome) is counted."""
