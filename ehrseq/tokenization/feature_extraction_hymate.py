@@ -23,6 +23,7 @@ from transformers.utils import PaddingStrategy, logging
 from .ehr_anchors import REASONS_AGAINST, UNANSWERABLE, reasons_against
 from .ehr_codes import kind_reader
 from .ehr_sequence import Event, parse_time, patient_of_table, read_patient, subjects_digest
+from .triplet_numbers import checked_numbers, checked_percentiles, clipped_moments, flat_numbers
 from .triplet_sources import StayRows
 from .triplet_stays import Stay, TripletSpec, choose_triplets, in_order, read_stay
 
@@ -97,16 +98,18 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             kwargs.pop(name, None)
         super().__init__(len(spec.variables), 1, 0.0, padding_side=padding_side, **kwargs)
         self.triplets = spec.to_dict()
-        self.value_means = _numbers("value_means", value_means, len(spec.variables))
-        self.value_deviations = _numbers("value_deviations", value_deviations, len(spec.variables), least=1e-30)
-        self.value_lower = _numbers("value_lower", value_lower, len(spec.variables))
-        self.value_upper = _numbers("value_upper", value_upper, len(spec.variables))
-        self.value_counts = [int(n) for n in _numbers("value_counts", value_counts, len(spec.variables), least=0)]
+        self.value_means = checked_numbers("value_means", value_means, len(spec.variables))
+        self.value_deviations = checked_numbers("value_deviations", value_deviations, len(spec.variables), least=1e-30)
+        self.value_lower = checked_numbers("value_lower", value_lower, len(spec.variables))
+        self.value_upper = checked_numbers("value_upper", value_upper, len(spec.variables))
+        self.value_counts = [
+            int(n) for n in checked_numbers("value_counts", value_counts, len(spec.variables), least=0)
+        ]
         columns = len(spec.static_columns)
-        self.static_means = _numbers("static_means", static_means, columns)
-        self.static_deviations = _numbers("static_deviations", static_deviations, columns, least=1e-30)
-        self.static_lower = _numbers("static_lower", static_lower, columns)
-        self.static_upper = _numbers("static_upper", static_upper, columns)
+        self.static_means = checked_numbers("static_means", static_means, columns)
+        self.static_deviations = checked_numbers("static_deviations", static_deviations, columns, least=1e-30)
+        self.static_lower = checked_numbers("static_lower", static_lower, columns)
+        self.static_upper = checked_numbers("static_upper", static_upper, columns)
         self.clip_percentiles = list(clip_percentiles)
         self.num_fitted_stays = num_fitted_stays
         self.num_fitted_subjects = num_fitted_subjects
@@ -140,19 +143,19 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: No stays, no triplets, percentiles or pairs that are none.
         """
-        low, high = _percentiles(clip_percentiles)
+        low, high = checked_percentiles(clip_percentiles)
         if len(table) == 0 or len(table.values) == 0:
             raise ValueError("the table holds no triplet; give build_triplets(...) of the training stays.")
         spec: TripletSpec = table.spec
         order = np.argsort(table.variable_ids, kind="stable")
         counts = np.bincount(table.variable_ids, minlength=len(spec.variables))
         groups = np.split(np.asarray(table.values, np.float64)[order], np.cumsum(counts)[:-1])
-        values = np.array([_moments(group, low, high) for group in groups])
+        values = np.array([clipped_moments(group, low, high) for group in groups])
         numeric = [flag for feature in spec.static_features for flag in feature.is_numeric]
         columns = [column[~np.isnan(column)] for column in np.asarray(table.static, np.float64).T]
         static = np.array(
             [
-                _moments(column, *((low, high) if flag else (0, 100)))
+                clipped_moments(column, *((low, high) if flag else (0, 100)))
                 for column, flag in zip(columns, numeric, strict=True)
             ]
         ).reshape(len(columns), 4)
@@ -451,7 +454,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
                 f"a stay has the keys {sorted(map(str, stay))}; expected times, variables, values, static and "
                 "subject_id, or a patient with events."
             )
-        minutes, values = (_floats(name, stay[name]) for name in ("times", "values"))
+        minutes, values = (flat_numbers(name, stay[name]) for name in ("times", "values"))
         names = np.asarray(stay["variables"])
         if not len(names):
             names = names.astype(np.int64)
@@ -497,7 +500,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
         """Static values `[D]`; of a mapping by column, what it lacks is unknown and flagged so."""
         columns = self.static_columns
         if values is not None and not isinstance(values, Mapping):
-            static = _floats("static", values)
+            static = flat_numbers("static", values)
             if len(static) != len(columns):
                 raise ValueError(f"static got {len(static)} values; expected one for each of {columns}.")
             return static
@@ -575,43 +578,3 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
 def _is_stay(record: Any) -> bool:
     """Whether this is a stay of triplets, not a patient."""
     return isinstance(record, Mapping) and "times" in record
-
-
-def _numbers(name: str, values: Sequence[float], length: int, least: float = -np.inf) -> list[float]:
-    try:
-        numbers = [float(number) for number in values]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} got {values!r}; expected {length} numbers.") from error
-    if len(numbers) != length or not all(np.isfinite(number) and number >= least for number in numbers):
-        raise ValueError(
-            f"{name} got {len(numbers)} numbers; expected {length} finite ones of at least {least:g}, one for each "
-            "variable (static column). Build the extractor with fit()."
-        )
-    return numbers
-
-
-def _percentiles(values: Sequence[float]) -> tuple[float, float]:
-    pair = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else []
-    if len(pair) != 2 or not all(isinstance(p, int | float) for p in pair) or not 0 <= pair[0] < pair[1] <= 100:
-        raise ValueError(f"clip_percentiles got {values!r}; expected two ascending numbers from 0 to 100.")
-    return float(pair[0]), float(pair[1])
-
-
-def _moments(values: np.ndarray, low: float, high: float) -> tuple[float, float, float, float]:
-    """Mean and deviation of the clipped values, and their bounds; a deviation of 0 (a constant) becomes 1."""
-    if not len(values):
-        return 0.0, 1.0, 0.0, 0.0
-    lower, upper = np.percentile(values, (low, high))
-    clipped = np.clip(values, lower, upper)
-    mean, deviation = float(clipped.mean()), float(clipped.std())
-    return mean, deviation if deviation > 1e-6 * max(1.0, abs(mean)) else 1.0, float(lower), float(upper)
-
-
-def _floats(name: str, values: Any) -> np.ndarray:
-    try:
-        array = np.asarray(values, np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} of a stay must be numbers, got {type(values).__name__}: {error}.") from error
-    if array.ndim != 1:
-        raise ValueError(f"{name} of a stay must be a flat list of numbers, got shape {list(array.shape)}.")
-    return array
