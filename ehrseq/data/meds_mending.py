@@ -23,7 +23,7 @@ import polars as pl
 from ehrseq.data.instants import FIRST_YEAR, LAST_YEAR, PLACEHOLDER_DAYS
 from ehrseq.data.metadata import CodeMap
 from ehrseq.data.schema import BIRTH_CODE, DEATH_CODE, EVENT_COLUMNS, code_rank
-from ehrseq.data.unread_codes import SNOMED_DEATHS, says_no
+from ehrseq.data.unread_codes import SNOMED_DEATHS, looks_like_death, says_no
 from ehrseq.tokenization.ehr_codes import (
     RANK_DEATH,
     RANK_END,
@@ -47,7 +47,7 @@ SPELLINGS = {
     "meds death": DEATH_CODE,
     "meds birth": BIRTH_CODE,
 }
-"""Whole codes in any case, `_` and `-` like a blank -> those of today."""
+"""Whole codes in any case, `_` and `-` like a blank -> those of today; of deaths also what a first slash ends."""
 
 DEATH_TYPE = "Death Type/"
 """How OMOP's codes of where a death is known from begin; each is a death."""
@@ -95,7 +95,11 @@ def _code_of_today(code: str) -> str | None:
     """`MEDS_BIRTH` or `MEDS_DEATH` of a code that is one of them by another name."""
     if code.startswith(DEATH_TYPE):
         return DEATH_CODE
-    return OLD_CODES.get(code) or SPELLINGS.get(code.strip().casefold().replace("_", " ").replace("-", " "))
+    if code in OLD_CODES:
+        return OLD_CODES[code]
+    first, *more = code.split("/", 1)
+    of_today = SPELLINGS.get(first.strip().casefold().replace("_", " ").replace("-", " "))
+    return of_today if not more or (of_today == DEATH_CODE and looks_like_death(code)) else None
 
 
 def _with_ends(events: pl.DataFrame, ends: pl.Series, kind_of: Mapping[str, str], notes: Counter[str]) -> pl.DataFrame:

@@ -6,7 +6,7 @@ labels or counts such a dataset is told, with the codes that are meant and how t
 that a code map names, whatever it is mapped to.
 
 A code looks like a death where one of its parts (between slashes, or the whole) is a word of death, in the words of
-many languages (`ehrseq.data.fhir.death_words`), alone or with words that say nothing else (`DEATH//HOSP`,
+many languages (`ehrseq.data.fhir.death_words`), alone or with words that say nothing else (`HOSP//DEATH`,
 `DATE_OF_DEATH`), or where it is a code of SNOMED CT that says so. It does not where a word denies it, doubts it or
 speaks of somebody or something else (`FAMILY_HISTORY//DEATH`, `BRAIN_DEATH_EXAM`), nor where a map names the code
 (`DIAGNOSIS//...`).
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import polars as pl
 
 from ehrseq.data.fhir.classes import CLASSES, UNKNOWN_CLASSES
-from ehrseq.data.fhir.concepts import plain_words
+from ehrseq.data.fhir.concepts import is_letter, plain_words
 from ehrseq.data.fhir.death_words import DEAD, DEATH_WORDS, UNCLEAR_AFTER, says_death
 from ehrseq.tokenization.ehr_codes import EXPIRED, INPATIENT_CLASSES, code_kinds, split_kind, unmapped_codes
 
@@ -198,14 +198,16 @@ def looks_like_death(code: str) -> bool:
 
 def _plain(part: str) -> list[str]:
     """Words of a part of a code: `DeathDate`, `DEATH_DATE` and `death-date` are two."""
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])|[\W_]+", " ", part)
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", "".join(sign if is_letter(sign) else " " for sign in part))
     return " ".join(_TOGETHER.get(word, word) for word in apart.casefold().split()).split()
 
 
 def _is_death_alone(words: Sequence[str]) -> bool:
     others = [word for word in words if word not in _SAYS_NOTHING_ELSE]
     text = " ".join(others)
-    return says_death(text) == DEAD and (text in _PHRASES or all(says_death(word) == DEAD for word in others))
+    return says_death(text) == DEAD and (
+        plain_words(text) in _PHRASES or all(says_death(word) == DEAD for word in others)
+    )
 
 
 def deathlike_codes(codes: Iterable[str], code_map: CodeRules = None) -> list[str]:

@@ -181,8 +181,8 @@ def test_a_death_of_the_users_own_code_is_mended_like_one_of_meds(time, moved, t
 
 
 def hospital():
-    """Four patients: two of whom `DEATH//HOSP` alone tells the death, one with a death beside it, one who lives."""
-    dead = (T(2031, 5, 18, 6), "DEATH//HOSP")
+    """Four patients: two of whom `HOSP//DEATH` alone tells the death, one with a death beside it, one who lives."""
+    dead = (T(2031, 5, 18, 6), "HOSP//DEATH")
     return table_of(
         [
             *stay_rows(1, dead, dead),
@@ -193,7 +193,7 @@ def hospital():
     )
 
 
-EXPECTED = {f"{UNREAD_DEATHS}DEATH//HOSP": 2, f"{UNREAD_DEATHS}DATE_OF_DEATH": 1}
+EXPECTED = {f"{UNREAD_DEATHS}HOSP//DEATH": 2, f"{UNREAD_DEATHS}DATE_OF_DEATH": 1}
 
 
 def test_patients_are_counted_of_whom_nothing_else_says_that_they_died():
@@ -214,19 +214,19 @@ def test_a_death_that_nobody_reads_is_named_counted_and_warned_about_by_everybod
         text = [record.message for record in caplog.records if LIKE_A_DEATH in record.message]
         caplog.clear()
         assert len(text) == 1
-        assert "DEATH//HOSP (2 patients), DATE_OF_DEATH (1 patients)." in text[0]
-        assert "--code-map 'DEATH//HOSP$=death'" in text[0]
+        assert "HOSP//DEATH (2 patients), DATE_OF_DEATH (1 patients)." in text[0]
+        assert "--code-map 'HOSP//DEATH$=death'" in text[0]
         return True
 
     events, report = load_events(path)
     assert {note: n for note, n in report.notes.items() if note.startswith(UNREAD_DEATHS)} == EXPECTED
     result = label_events(events, "mortality_30d", end_of_data=END)
     assert said()
-    assert f"{UNREAD_DEATHS}DEATH//HOSP: 2" in str(result)
+    assert f"{UNREAD_DEATHS}HOSP//DEATH: 2" in str(result)
     prepared = prepare_dataset(path, tmp_path / "p", engine=ONE).conversion
     assert said()
     assert {note: n for note, n in prepared.notes.items() if note.startswith(UNREAD_DEATHS)} == EXPECTED
-    assert f"{UNREAD_DEATHS}DEATH//HOSP" in (tmp_path / "p" / "metadata" / "conversion_report.json").read_text()
+    assert f"{UNREAD_DEATHS}HOSP//DEATH" in (tmp_path / "p" / "metadata" / "conversion_report.json").read_text()
     by_file = label_dataset(tmp_path / "p", "mortality_30d", end_of_data=END, engine=ONE)
     assert said()
     assert {note: n for note, n in by_file.notes.items() if note.startswith(UNREAD_DEATHS)} == EXPECTED
@@ -238,7 +238,7 @@ def test_a_death_that_nobody_reads_is_named_counted_and_warned_about_by_everybod
 def test_each_of_the_three_ways_to_map_it_makes_it_a_death(where, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     path = folder_of(tmp_path / "d", hospital().filter(pl.col("code") != "DATE_OF_DEATH"))
-    pair = ["DEATH//HOSP$", "death"]
+    pair = ["HOSP//DEATH$", "death"]
     if where == "prepare":
         prepare_dataset(path, tmp_path / "p", engine=ONE, code_map=[pair])
         caplog.clear()
@@ -263,7 +263,7 @@ def test_a_dataset_that_somebody_else_wrote_into_splits_is_looked_at_too(tmp_pat
     (path / "metadata" / "dataset.json").write_text("{}")  # not ours: its list of codes may be any
     pl.DataFrame({"code": ["LAB//a"]}).write_parquet(path / "metadata" / "codes.parquet")
     label_dataset(path, "mortality_30d", end_of_data=END, engine=ONE)
-    assert "DEATH//HOSP (2 patients)" in caplog.text
+    assert "HOSP//DEATH (2 patients)" in caplog.text
 
 
 def test_an_observation_that_the_patient_died_is_named_where_fhir_says_no_more(tmp_path, caplog):

@@ -116,11 +116,11 @@ def plain_words(text: object) -> str:
     if not isinstance(text, str):
         return ""
     letters = unicodedata.normalize("NFKD", text.casefold())
-    kept = ("" if unicodedata.combining(letter) else letter if _is_letter(letter) else " " for letter in letters)
+    kept = ("" if unicodedata.combining(letter) else letter if is_letter(letter) else " " for letter in letters)
     return " ".join("".join(kept).split())
 
 
-def _is_letter(letter: str) -> bool:
+def is_letter(letter: str) -> bool:
     """Whether a sign is part of a word: letters, digits, and the vowels that Thai and Hindi write as marks."""
     return letter.isalnum() or unicodedata.category(letter)[0] == "M"
 
