@@ -98,3 +98,13 @@ def test_bad_input_is_told(tmp_path, arguments, message):
     finished = run("--output", tmp_path, *arguments)
     assert finished.returncode != 0
     assert message in finished.stderr
+
+
+def test_the_costs_of_integrated_gradients_are_told():
+    script = "benchmarks.speed.bench_integrated_gradients"
+    finished = run_module(script, "--quick", "--repeats", 1, "--families", "ehrmamba", "--nodes", 2)
+    assert finished.returncode == 0, finished.stderr
+    told = json.loads(finished.stdout)["ehrmamba"]
+    assert told["tokens"] == 200
+    assert told["forwards"] > 1
+    assert told["peak_mib_double_length"] > 0

@@ -11,7 +11,6 @@ from sklearn.metrics import roc_auc_score
 from ehrseq.hub.checkpoints import load_checkpoint
 from ehrseq.interpretability import (
     integrated_gradients,
-    occlusion,
     prefix_deltas,
     random_contributions,
     read_question,
@@ -28,6 +27,7 @@ from ehrseq.interpretability.faithfulness import (
     stability,
     with_random_weights,
 )
+from ehrseq.interpretability.occlusion import occlusion
 from tests.checkpoints.patients import make_patient
 from tests.checkpoints.stays import make_stay
 
