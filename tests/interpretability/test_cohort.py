@@ -12,7 +12,7 @@ from ehrseq.hub.checkpoints import Checkpoint, load_checkpoint
 from ehrseq.interpretability.cohort import COHORT_SCHEMA, OUTCOMES, cohort_contributions, cohort_words, compare
 from ehrseq.interpretability.cohort_page import write_cohort_page
 from ehrseq.interpretability.datasets import EXPLAINED_SCHEMA
-from ehrseq.interpretability.occlusion import occlusion
+from ehrseq.interpretability.counterfactuals import occlusion
 from ehrseq.interpretability.questions import read_question
 from ehrseq.interpretability.record_prefixes import prefix_deltas
 from ehrseq.interpretability.relevance_propagation import relevance

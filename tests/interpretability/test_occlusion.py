@@ -10,7 +10,7 @@ import torch
 from transformers import pipeline
 
 from ehrseq.hub.checkpoints import Checkpoint, load_checkpoint
-from ehrseq.interpretability.occlusion import occlusion
+from ehrseq.interpretability.counterfactuals import occlusion
 from ehrseq.interpretability.questions import read_question
 from tests.checkpoints.patients import make_patient
 from tests.checkpoints.stays import make_stay
