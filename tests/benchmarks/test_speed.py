@@ -74,6 +74,13 @@ def test_the_benchmark_of_evaluation_runs():
     assert result["met"]
 
 
+def test_the_benchmark_of_prefix_deltas_runs():
+    result = json.loads(run_module("benchmarks.speed.bench_explanations", "--quick", "--repeats", 1).stdout)
+    assert (result["events"], result["visits"], result["tokens"]) == (120, 6, 144)
+    assert result["passes"].keys() == result["passes_wall"].keys() == {"visit", "event", "whole"}
+    assert all(passes > 0 for passes in result["passes_wall"].values())
+
+
 @pytest.mark.slow
 def test_one_command_prints_the_table_of_the_blocks(tmp_path):
     script = "benchmarks.tables.mamba_table"
