@@ -28,7 +28,7 @@ _EXPORTS = {
     "fusion_weights": "attention_weights",
     "gradient_times_input": "gradients",
     "hidden_attention": "mamba_attention",
-    "integrated_gradients": "integrated_gradients",
+    "integrated_gradients": "gradient_integrals",
     "methods_of": "methods",
     "occlusion": "counterfactuals",
     "prefix_deltas": "record_prefixes",

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ehrseq.interpretability.explanation import Attribution, Explanation
-from ehrseq.interpretability.relevance import at_least_single, check_two_classes, without_dropout
+from ehrseq.interpretability.relevance_propagation import at_least_single, check_two_classes, without_dropout
 from ehrseq.tokenization.ehr_vocabulary import KIND_TYPES, UNK
 
 if TYPE_CHECKING:

@@ -60,7 +60,7 @@ METHODS: dict[str, Method] = {
         "Relevance propagation (MambaLRP; attention weights constant): one backward pass.",
     ),
     "integrated_gradients": Method(
-        "integrated_gradients:integrated_gradients",
+        "gradient_integrals:integrated_gradients",
         ALL_FAMILIES,
         "Gradients along the way from a baseline to the record.",
         needs="captum",

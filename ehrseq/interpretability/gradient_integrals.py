@@ -43,16 +43,14 @@ from ehrseq.interpretability.gradients import (
 if TYPE_CHECKING:
     from ehrseq.interpretability.questions import Question
 
-TOKENS_AT_ONCE = 16_384
+POINT_TOKENS = 2_048
 """Tokens of the points that are computed together: bounds the memory, which is linear in the length of a row."""
 MOST_REFINEMENT = 16
 LEAST_REMAINDER = 1e-5
 """Log-odds that no further node is worth."""
 
 
-def integrate_gradients(
-    model: Any, line: Line, task_id: int, nodes: int, tokens_at_once: int = TOKENS_AT_ONCE
-) -> Tensor:
+def integrate_gradients(model: Any, line: Line, task_id: int, nodes: int, tokens_at_once: int = POINT_TOKENS) -> Tensor:
     """Contribution of every token.
 
     Args:
