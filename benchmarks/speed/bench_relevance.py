@@ -105,6 +105,7 @@ def main() -> None:
     """Measure and print."""
     parser = benchmark_parser(__doc__, repeats=5)
     parser.add_argument("--families", nargs="*", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--only", nargs="*", choices=["time", "memory"], default=["time", "memory"])
     parser.add_argument("--quick", action="store_true", help="2 layers, 48 wide, 200 tokens: does it run?")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
@@ -115,15 +116,13 @@ def main() -> None:
     result: dict[str, Any] = {}
     for family in options.families:
         layers, width, length = sizes = (QUICK if options.quick else SIZES)[family]
-        half, whole = (peak_in_a_process(family, layers, width, tokens) for tokens in (length // 2, length))
-        result[family] = {
-            "layers": layers,
-            "width": width,
-            "tokens": length,
-            **measure_time(family, sizes, options.repeats),
-            "peak_mib_half_length": round(half, 1),
-            "peak_mib": round(whole, 1),
-        }
+        found: dict[str, Any] = {"layers": layers, "width": width, "tokens": length}
+        if "time" in options.only:
+            found |= measure_time(family, sizes, options.repeats)
+        if "memory" in options.only:
+            half, whole = (peak_in_a_process(family, layers, width, tokens) for tokens in (length // 2, length))
+            found |= {"peak_mib_half_length": round(half, 1), "peak_mib": round(whole, 1)}
+        result[family] = found
     finish(result, options.output)
 
 

@@ -92,7 +92,7 @@ def mean_hidden_attention(model: Any, inputs: Mapping[str, Tensor], matrix: bool
     """
     number_of_mamba_layers(model)
     model = at_least_single(model)
-    with without_dropout(model), torch.no_grad():
+    with torch.inference_mode(False), without_dropout(model), torch.no_grad():
         network = NETWORKS[model.config.model_type](model, inputs)
         ends = network.ends
         if matrix and (number := int(ends.sum())) != 1:

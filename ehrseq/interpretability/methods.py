@@ -50,7 +50,9 @@ METHODS: dict[str, Method] = {
         "The change of the risk with each event, visit or day: exact sums.",
     ),
     "occlusion": Method(
-        "occlusion:occlusion", ALL_FAMILIES, "The risk of the same record without some events: the counterfactual."
+        "counterfactuals:occlusion",
+        ALL_FAMILIES,
+        "The risk of the same record without some of its events.",
     ),
     "relevance": Method(
         "relevance_propagation:relevance",

@@ -99,7 +99,7 @@ def token_relevance(model: Any, inputs: Mapping[str, Tensor]) -> Relevance:
     check_has_rules(model)
     check_two_classes("relevance", model)
     model = at_least_single(model)
-    with without_dropout(model):
+    with torch.inference_mode(False), without_dropout(model):
         return propagate(NETWORKS[model.config.model_type](model, inputs))
 
 

@@ -32,7 +32,7 @@ CHUNK_BRANCHES = 128
 STEPS_AGAIN = 8
 """Steps between a kept state and a cut that it serves are fewer than this."""
 
-CHANNELS = ("token_type_ids", "times", "ages", "visit_orders", "visit_segments")
+_CHANNELS = ("token_type_ids", "times", "ages", "visit_orders", "visit_segments")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _embed(
 ) -> Tensor:
     """Embeddings [b, m, d] of tokens that follow others, the last of them at `last_times` [b]."""
     mask = None if real is None else real.long()
-    types, times, ages, orders, segments = (inputs.get(name) for name in CHANNELS)
+    types, times, ages, orders, segments = (inputs.get(name) for name in _CHANNELS)
     read = EventInputs.of(
         model.embeddings,
         model.config,

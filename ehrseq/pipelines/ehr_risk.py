@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.pipelines import base as pipelines_base  # by way of its package: threads may import that, too
 from transformers.utils import logging
 
-from .risk_explanations import choose_method, explain_rows, rows_to_explain
+from .risk_explanations import explain_rows, method_asked_for, rows_to_explain
 
 logger = logging.get_logger(__name__)
 
@@ -178,7 +178,7 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
             preprocess["max_length"] = max_length
         if explain is not None:
             encoder = self.tokenizer if self.tokenizer is not None else self.feature_extractor
-            preprocess["method"] = choose_method(self.model, encoder, explain)
+            preprocess["method"] = method_asked_for(self.model, encoder, explain)
         return preprocess, {}, {}
 
     # One patient -> one row per task.
@@ -229,8 +229,7 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
         rows = to_explain if isinstance(to_explain, list) else [to_explain]
         explained: Any = [None] * len(rows)
         if any(row is not None for row in rows):
-            log_odds = self.model.log_odds(logits, task_ids)
-            explained = explain_rows(self.model, self.encoder, model_inputs, log_odds, rows)
+            explained = explain_rows(self.model, self.encoder, model_inputs, logits, rows)
         if rows is not to_explain:  # a batch of one is none to transformers
             explained = explained[0]
         return {"scores": scores.float(), "task_ids": task_ids, "explained": explained, **metadata}

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ class RowToExplain:
     records: list[dict[str, Any]] | None = None
 
 
-def choose_method(model: Any, encoder: Any, explain: Any) -> str | None:
+def method_asked_for(model: Any, encoder: Any, explain: Any) -> str | None:
     """The method that `explain` asks for: None for False, the recommended one for True.
 
     Raises:
@@ -62,14 +63,13 @@ def choose_method(model: Any, encoder: Any, explain: Any) -> str | None:
             f"{type(model).__name__} or {type(encoder).__name__} is of an older version, which explains nothing: save "
             "the checkpoint again with this one."
         )
-    try:
-        from ehrseq.interpretability import methods
-    except ImportError as error:
+    methods = _methods()
+    if methods is None:
         if explain not in (True, TRAVELLING_METHOD):
             raise ValueError(
                 f"explain={explain!r} needs the package ehrseq, which is not installed here: pip install ehrseq, or "
                 f"take explain={TRAVELLING_METHOD!r}."
-            ) from error
+            )
         return TRAVELLING_METHOD
     name = methods.default_method(model) if explain is True else str(explain)
     if not methods.choose_method(model, name).explains:
@@ -110,7 +110,7 @@ def _records(prefixes: Any, events: Any) -> list[dict[str, Any]]:
 
 
 def explain_rows(
-    model: Any, encoder: Any, inputs: Mapping[str, Tensor], log_odds: Tensor, rows: list[RowToExplain | None]
+    model: Any, encoder: Any, inputs: Mapping[str, Tensor], logits: Tensor, rows: list[RowToExplain | None]
 ) -> list[dict[str, Any] | None]:
     """`{"baseline", "contributions"}` of each row of a batch, with a "remainder" where there is one.
 
@@ -118,9 +118,10 @@ def explain_rows(
         model: The classifier.
         encoder: Its encoder.
         inputs: The batch, as the model has read it.
-        log_odds: What came of it, [b].
+        logits: What came of it, [b, 2].
         rows: What is to be explained; None = nothing.
     """
+    log_odds = model.log_odds(logits, inputs["task_ids"])
     explained: list[dict[str, Any] | None] = []
     for number, row in enumerate(rows):
         if row is None:
@@ -159,10 +160,16 @@ def _by_prefixes(
 
 def _by_package(model: Any, encoder: Any, row: RowToExplain) -> tuple[float, list[dict[str, Any]]]:
     """Baseline and contributions by a method of the package."""
-    from ehrseq.interpretability import methods
-
+    explain = cast(ModuleType, _methods()).explain
     with torch.enable_grad():
-        explanation = methods.explain(
-            (model, encoder), row.patient, row.task, row.method, row.prediction_time, row.max_length
-        )
+        explanation = explain((model, encoder), row.patient, row.task, row.method, row.prediction_time, row.max_length)
     return explanation.baseline, explanation.to_records()
+
+
+def _methods() -> ModuleType | None:
+    """The package's methods; None where it is not installed."""
+    try:
+        from ehrseq.interpretability import methods
+    except ImportError:
+        return None
+    return methods

@@ -72,7 +72,8 @@ class StayRows:
 
     def event_of(self, number: int) -> np.ndarray:
         """See `SourcedRows`."""
-        return self.stay.sources[self.kept]
+        array: np.ndarray = self.stay.sources[self.kept]
+        return array
 
     def known(self, number: int) -> np.ndarray:
         """See `SourcedRows`; what static values are made of is known beside it."""

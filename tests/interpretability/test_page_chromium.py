@@ -280,7 +280,11 @@ def test_weights_of_a_stay_are_bars_by_variable(look):
 
 @pytest.mark.parametrize("width", [1200, 390])
 def test_nothing_stands_over_the_edge(look, width):
-    page = look(several(), width)
+    rows = rows_of(300, 8)
+    for row in rows[::3]:
+        row |= {"display": None, "code": "MEDICATION//RXNORM//" + "1234567890" * 3}
+    page = look(explained(rows), width)
+    assert page.run("[...document.querySelectorAll('.wide, .plot')].every(e => e.scrollWidth <= e.clientWidth)")
     page.click("#open-all")
     assert page.run("document.documentElement.scrollWidth") <= width
     beyond = page.run(

@@ -30,6 +30,15 @@ from tests.modeling.hymate_stays import SWITCHES
 
 HYMATE = {name: changes for name, changes in SWITCHES.items() if changes.get("embedding_mode") != "binned"}
 CASES = [pytest.param(family, {}, id=family) for family in FAMILIES]
+CASES += [
+    pytest.param(family, changes, id=f"{family}, {changes}")
+    for family, changes in (
+        ("ehrmamba", {"use_bias": True, "use_conv_bias": False, "residual_in_fp32": False}),
+        ("ehrmamba", {"num_hidden_layers": 1, "expand": 3, "conv_kernel": 2}),
+        ("cehrbert", {"pooling": "last", "hidden_act": "gelu_new"}),
+        ("ehr_bigbird", {"pooling": "last", "hidden_act": "relu"}),
+    )
+]
 CASES += [pytest.param("hymate", changes, id=f"hymate, {name}") for name, changes in HYMATE.items() if name != "paper"]
 
 
@@ -263,11 +272,30 @@ def test_a_hundred_thousand_tokens_take_one_pass(family):
     assert_close(found.tokens.double().sum(1), whole.double(), rtol=1e-3, atol=1e-4)
 
 
-def test_it_can_be_asked_without_gradients_and_inside_inference():
-    model, inputs = small_model("ehrmamba"), batch("ehrmamba", patients("ehrmamba"))
-    expected = token_relevance(model, inputs).tokens
-    with torch.no_grad():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_that_a_library_has_changed_are_called(family):
+    """An adapter or quantised weights are not read as weights: the layer itself is called."""
+    model, inputs = small_model(family), batch(family, patients(family))
+    expected, called = token_relevance(model, inputs), []
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(lambda layer, given, out: called.append(layer))
+    found = token_relevance(model, inputs)
+    assert len(set(called)) > 5
+    assert_close(found.tokens, expected.tokens)
+    assert_close(found.log_odds, expected.log_odds)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_can_be_asked_where_gradients_are_off(family, mode):
+    model, rows = small_model(family), patients(family)
+    expected = token_relevance(model, packed(family, rows)).tokens
+    with mode():
+        inputs = packed(family, rows)  # tensors of inference mode, where that is on
         assert_close(token_relevance(model, inputs).tokens, expected)
+        if family in ("ehrmamba", "hymate"):
+            assert len(mean_hidden_attention(model, inputs)) > 0
 
 
 def bad_inputs():

@@ -192,7 +192,7 @@ def test_without_the_package_other_methods_are_refused_and_prefix_deltas_are_not
 
 def test_a_model_of_an_older_version_is_told_so(risk: Any) -> None:
     with pytest.raises(ValueError, match="object or EhrTokenizer is of an older version, which explains nothing"):
-        risk_explanations.choose_method(object(), risk.tokenizer, True)
+        risk_explanations.method_asked_for(object(), risk.tokenizer, True)
 
 
 def test_half_precision_tells_its_score(risk: Any) -> None:

@@ -37,7 +37,7 @@ from ehrseq.data.fhir.classes import ClassReader
 from ehrseq.data.fhir.codes import Coder
 from ehrseq.data.fhir.concepts import codings_of, modifier_of, negating_status, says_absent
 from ehrseq.data.fhir.dispositions import DispositionReader
-from ehrseq.data.fhir.elements import MALFORMED, describe, explain, observation_kind, one_line, read_flag
+from ehrseq.data.fhir.elements import MALFORMED, describe, observation_kind, one_line, read_flag, what_is_wrong
 from ehrseq.data.fhir.medications import MedicationReader, contained_in, is_no_order
 from ehrseq.data.fhir.patients import links_of, patient_facts
 from ehrseq.data.fhir.periods import ONGOING, OVER, STILL_THERE, plain_status, span_of
@@ -236,7 +236,7 @@ class Extractor:
                 self._entry(entry, bundle)
             except MALFORMED as error:
                 resource = entry.get("resource") if isinstance(entry, dict) else entry
-                message = f"entry {number} ({describe(resource)}): {explain(error)}"
+                message = f"entry {number} ({describe(resource)}): {what_is_wrong(error)}"
                 if not self.skip_errors:
                     raise ValueError(message) from error
                 self.errors.append(message)

@@ -141,7 +141,8 @@ function drawWaterfall(answer) {
 
 // -- the largest --
 
-const joined = (...parts) => parts.filter(Boolean).join(" · ");
+// Parts of a line that are not broken themselves.
+const pieces = (...parts) => parts.filter(Boolean).flatMap((part) => [make("span", { class: "number" }, part), " "]);
 
 function drawLargest(answer) {
   const rows = largest(answer, 15);
@@ -156,7 +157,7 @@ function drawLargest(answer) {
         "td",
         { class: "name" },
         ...eventName(item),
-        ...(grouping ? [] : [make("span", { class: "narrow" }, joined(valueOf(item), moment(items.time[item])))]),
+        ...(grouping ? [] : [make("span", { class: "narrow" }, ...pieces(valueOf(item), moment(items.time[item])))]),
       ),
       ...(grouping
         ? []
