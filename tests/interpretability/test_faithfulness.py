@@ -15,6 +15,7 @@ from ehrseq.interpretability import (
     random_contributions,
     read_question,
 )
+from ehrseq.interpretability.counterfactuals import occlusion
 from ehrseq.interpretability.faithfulness import (
     SHARES,
     agreement,
@@ -27,7 +28,6 @@ from ehrseq.interpretability.faithfulness import (
     stability,
     with_random_weights,
 )
-from ehrseq.interpretability.occlusion import occlusion
 from tests.checkpoints.patients import make_patient
 from tests.checkpoints.stays import make_stay
 
