@@ -8,6 +8,7 @@ interval over patients.
     truth: AUROC        do events that carry the true risk have the larger contributions? (0.5 = chance)
     truth: Spearman     do contributions rank as the true risk changes when an event is taken out? (0 = chance)
     truth: by code      the same of the sums by code, and of all events of a code taken out
+    truth: as it came   do contributions rank as the true risk moved when each event was recorded? (0 = chance)
     comprehensiveness   log-odds that the model loses without the top events (more is better)
     sufficiency         log-odds that it loses with nothing else (less is better)
     left                share of the log-odds that the contributions leave unexplained
@@ -43,7 +44,7 @@ from ehrseq.data.physionet2012.codes import ADMISSION_TIME, TASK_CONFIG
 from ehrseq.data.physionet2012.reader import load_physionet2012
 from ehrseq.data.simulate import simulate
 from ehrseq.data.simulate.stays import simulate_stays
-from ehrseq.data.simulate.truth import true_changes
+from ehrseq.data.simulate.truth import true_changes, true_deltas
 from ehrseq.encode.triplets import PHYSIONET2012, build_triplets
 from ehrseq.evaluation import Interval, bootstrap_interval
 from ehrseq.hub.checkpoints import Checkpoint, load_checkpoint
@@ -81,13 +82,14 @@ MEASURES = {
     "auroc": "truth: AUROC",
     "spearman": "truth: Spearman",
     "by_code": "truth: by code",
+    "as_it_came": "truth: as it came",
     "comprehensiveness": "comprehensiveness",
     "sufficiency": "sufficiency",
     "left": "left",
     "sanity": "random weights",
     "stability": "seeds",
 }
-COMPARED = ("auroc", "spearman", "by_code", "comprehensiveness", "sufficiency")
+COMPARED = ("auroc", "spearman", "by_code", "as_it_came", "comprehensiveness", "sufficiency")
 TASKS = ("mortality_30d", "readmission_30d", "lipid_disorder")
 PATIENTS_SEED = 2021  # the starting checkpoint has seen seed 0
 SHOCK_EFFECT = 4.0
@@ -111,7 +113,17 @@ RECIPE = TripletRecipe(
 
 @dataclass
 class Asked:
-    """A question and the truth about its events: who carries the risk, and what changes without an event or code."""
+    """A question and the truth about its events.
+
+    Attributes:
+        subject: The patient's number.
+        task: Name of the task.
+        question: What is explained.
+        carries: Whether each event bears on the true risk.
+        by_event: How the true risk changes without it, None where that is not known.
+        by_code: How it changes without any event of its code.
+        deltas: How it moved when the event was recorded.
+    """
 
     subject: int
     task: str
@@ -119,6 +131,7 @@ class Asked:
     carries: np.ndarray
     by_event: np.ndarray | None = None
     by_code: np.ndarray | None = None
+    deltas: np.ndarray | None = None
 
 
 # -- questions whose answers are known -------------------------------------------------------------------------------
@@ -138,7 +151,8 @@ def asked_patients(checkpoint: Checkpoint, patients: int, tasks: Iterable[str]) 
             question = read_question(checkpoint, patient, task, prediction_time=end)
             truth = true_changes(record, task, end)
             if question.has_answer and len(removable_events(question)) > 1:
-                yield Asked(subject, task, question, truth.carries, truth.by_event, truth.by_code)
+                deltas = true_deltas(record, task, end)
+                yield Asked(subject, task, question, truth.carries, truth.by_event, truth.by_code, deltas)
 
 
 def asked_stays(checkpoint: Checkpoint, stays: int) -> Iterator[Asked]:
@@ -204,6 +218,7 @@ def measure(row: str, asked: Asked, threshold: float, is_checked: bool) -> dict[
         "auroc": truth.auroc,
         "spearman": truth.spearman,
         "by_code": _by_code(asked, values, places),
+        "as_it_came": _as_it_came(asked, values, places),
         "comprehensiveness": lost.comprehensiveness,
         "sufficiency": lost.sufficiency,
         "risk_comprehensiveness": lost.risk_comprehensiveness,
@@ -227,6 +242,13 @@ def _by_code(asked: Asked, values: np.ndarray, places: np.ndarray) -> float:
     changes = np.zeros(len(names))
     changes[which] = asked.by_code[places]
     return rank_correlation(sums, changes)
+
+
+def _as_it_came(asked: Asked, values: np.ndarray, places: np.ndarray) -> float:
+    if asked.deltas is None:
+        return float("nan")
+    timed = places[np.isfinite(asked.deltas[places])]  # static facts did not come
+    return rank_correlation(values[timed], asked.deltas[timed])
 
 
 def run_model(name: str, questions: list[Asked], rows: list[str], checked: int) -> pl.DataFrame:

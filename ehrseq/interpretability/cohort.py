@@ -22,7 +22,7 @@ from ehrseq.interpretability.explanation import Explanation, parents_of
 COHORT_SUMS = ("code", "parent", "kind", "group")
 """What contributions of a cohort can be summed by."""
 
-OUTCOMES = ("positive prediction", "negative prediction", "all")
+COHORT_OUTCOMES = ("positive prediction", "negative prediction", "all")
 """Of whom a row of a cohort's table speaks."""
 
 COHORT_SCHEMA: dict[str, Any] = {
@@ -96,7 +96,7 @@ def cohort_contributions(
     frames = [pl.DataFrame(schema=COHORT_SCHEMA)]
     for (task, method), rows in sums.group_by("task", "method", maintain_order=True):
         is_positive = pl.col("score") >= threshold
-        for outcome, which in zip(OUTCOMES, (is_positive, ~is_positive, pl.lit(True)), strict=True):
+        for outcome, which in zip(COHORT_OUTCOMES, (is_positive, ~is_positive, pl.lit(True)), strict=True):
             chosen = rows.filter(which)
             if chosen.is_empty():
                 continue

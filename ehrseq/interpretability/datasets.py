@@ -245,7 +245,7 @@ def read_source(
         report.code_descriptions = read_descriptions(Path(data))
         return None, shards, report
     if splits:
-        raise ValueError(f"splits need a dataset in files; run `ehrseq prepare {_named(data)} FOLDER` first.")
+        raise ValueError(f"splits need a dataset in files, which `ehrseq prepare` makes; {_named(data)} is none.")
     if isinstance(data, pl.DataFrame):
         events, report = validate_events(data), ConversionReport()
     else:

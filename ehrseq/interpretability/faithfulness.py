@@ -34,8 +34,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ehrseq.evaluation import auroc
 from ehrseq.hub.checkpoints import Checkpoint
+from ehrseq.interpretability.counterfactuals import occlusion
 from ehrseq.interpretability.explanation import Explanation, kind_finder
-from ehrseq.interpretability.occlusion import occlusion
 
 if TYPE_CHECKING:
     from ehrseq.interpretability.questions import Question

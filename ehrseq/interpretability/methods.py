@@ -50,7 +50,9 @@ METHODS: dict[str, Method] = {
         "The change of the risk with each event, visit or day: exact sums.",
     ),
     "occlusion": Method(
-        "occlusion:occlusion", ALL_FAMILIES, "The risk of the same record without some events: the counterfactual."
+        "counterfactuals:occlusion",
+        ALL_FAMILIES,
+        "The risk of the same record without some of its events.",
     ),
     "relevance": Method(
         "relevance_propagation:relevance",
@@ -58,7 +60,7 @@ METHODS: dict[str, Method] = {
         "Relevance propagation (MambaLRP; attention weights constant): one backward pass.",
     ),
     "integrated_gradients": Method(
-        "integrated_gradients:integrated_gradients",
+        "gradient_integrals:integrated_gradients",
         ALL_FAMILIES,
         "Gradients along the way from a baseline to the record.",
         needs="captum",

@@ -116,7 +116,7 @@ def explain_events(
         displays: Code -> description.
 
     Yields:
-        An answer for each moment, by subject, then in the order given.
+        An answer for each moment, by subject and time.
 
     Raises:
         ValueError: A setting that a method lacks, or what `read_question` refuses.
@@ -133,9 +133,10 @@ def explain_events(
         times = last_times(events)
         notes["patients without a timed event, not explained"] += events["subject_id"].n_unique() - times.height
         moments = moments_of_all(times, ways.tasks)
-    moments = moments.filter(pl.col("task").is_in(list(ways.tasks))).sort("subject_id", maintain_order=True)
+    moments = moments.filter(pl.col("task").is_in(list(ways.tasks))).sort(LABEL_KEYS, maintain_order=True)
     columns = [name for name in EVENT_COLUMNS if name in events.columns]
     records = {key[0]: record for key, record in events.select(columns).group_by("subject_id", maintain_order=True)}
+    counted: tuple[int, Any] | None = None
     for subject, at, task in moments.select(*LABEL_KEYS, "task").iter_rows():
         record = records[subject]
         reason = unreadable.get((subject, at))
@@ -143,16 +144,20 @@ def explain_events(
             yield Answer(record, [], {}, reason, (subject, at, task))
             continue
         question = read_question(checkpoint, {"subject_id": subject, "events": record.to_dicts()}, task, at)
-        notes.update(question.notes)
+        if counted != (subject, at):  # the rows of all tasks are cut alike
+            counted = subject, at
+            notes.update(question.notes)
         explanations, weights = [], {}
         for name in ways.methods:
             method = choose_method(checkpoint.model, name)
             found = method.load()(question, **ways.settings[name])
             if method.explains:
                 explanations.append(found.named(displays) if displays else found)
+                notes.update({word: count for word, count in found.notes.items() if word not in question.notes})
             else:
                 weights[name] = found
         if question.reason is not None:
-            kind = "outside their task" if question.has_answer else "not explained"
-            notes[f"risks {kind}: {question.reason}"] += 1
+            kind = "outside their task" if question.has_answer else "not given"
+            words = getattr(checkpoint.encoder, "task_reasons", {}).get(question.reason, question.reason)
+            notes[f"risks {kind}: {words}"] += 1
         yield Answer(record, explanations, weights, None, (subject, at, task))

@@ -13,7 +13,7 @@ from .ehr_histories import EncodedHistories
 from .ehr_plans import CHANNELS, RowPlan
 from .ehr_prefixes import NO_EVENT, RowPrefixes
 from .ehr_rows import HistoryRows, lay_out
-from .ehr_sequence import Event, patient_rows
+from .ehr_sequence import Event, OrderedEvents
 from .ehr_vocabulary import UNK
 
 
@@ -150,8 +150,7 @@ class PatientPrompts:
         so that visits and the first time are what they were, and then cut away at the same event as in the row.
         """
         _, statics, first_id, start, _, _, _, _, last_id, last_time, _, _ = self.plan.row(number)
-        kept = np.flatnonzero(~(removed & self.known(number))).tolist()
-        rows = patient_rows([self.events[k] for k in kept], self.history.vocabulary, self.cut)
+        rows = self._ordered.rows({*np.flatnonzero(removed & self.known(number)).tolist()})
         if not statics:  # there are none, or the context had no room for them
             rows.static_offsets, rows.static_ids = np.zeros(2, np.int64), rows.static_ids[:0]
         history = replace(self.history, **lay_out(rows, self.history.vocabulary))
@@ -185,6 +184,10 @@ class PatientPrompts:
             for k, row in enumerate(rows):
                 channel[k, : columns["tail"][k]] = row[name][1:]
         return tails, columns["tail"]
+
+    @cached_property
+    def _ordered(self) -> OrderedEvents:
+        return OrderedEvents(self.events, self.history.vocabulary, self.cut)
 
     @property
     def _sources(self) -> np.ndarray:

@@ -49,7 +49,7 @@ def test_the_figures_are_means_over_questions(done):
     folder, finished = done
     questions = pl.read_parquet(folder / "questions.parquet").filter(model="ehrmamba", method=ROWS[1])
     told = json.loads((folder / "result.json").read_text())["tables"][0]["measures"][ROWS[1]]
-    for measure in ("auroc", "spearman", "by_code", "comprehensiveness", "sufficiency", "left"):
+    for measure in ("auroc", "spearman", "by_code", "as_it_came", "comprehensiveness", "sufficiency", "left"):
         values = questions[measure].to_numpy()
         assert told[measure][0] == pytest.approx(values[np.isfinite(values)].mean())
         assert told[measure][1] <= told[measure][0] <= told[measure][2]
@@ -98,3 +98,13 @@ def test_bad_input_is_told(tmp_path, arguments, message):
     finished = run("--output", tmp_path, *arguments)
     assert finished.returncode != 0
     assert message in finished.stderr
+
+
+def test_the_costs_of_integrated_gradients_are_told():
+    script = "benchmarks.speed.bench_integrated_gradients"
+    finished = run_module(script, "--quick", "--repeats", 1, "--families", "ehrmamba", "--nodes", 2)
+    assert finished.returncode == 0, finished.stderr
+    told = json.loads(finished.stdout)["ehrmamba"]
+    assert told["tokens"] == 200
+    assert told["forwards"] > 1
+    assert told["peak_mib_double_length"] > 0

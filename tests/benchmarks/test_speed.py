@@ -74,6 +74,15 @@ def test_the_benchmark_of_evaluation_runs():
     assert result["met"]
 
 
+
+
+def test_the_benchmark_of_prefix_deltas_runs():
+    result = json.loads(run_module("benchmarks.speed.bench_explanations", "--quick", "--repeats", 1).stdout)
+    assert (result["events"], result["visits"], result["tokens"]) == (120, 6, 144)
+    assert result["passes"].keys() == result["passes_wall"].keys() == {"visit", "event", "whole"}
+    assert all(passes > 0 for passes in result["passes_wall"].values())
+
+
 def test_the_benchmark_of_relevance_runs():
     result = json.loads(
         run_module("benchmarks.speed.bench_relevance", "--quick", "--only", "time", "--repeats", 1).stdout
@@ -89,6 +98,8 @@ def test_the_benchmark_of_prefix_deltas_runs():
     assert (result["events"], result["visits"], result["tokens"]) == (120, 6, 144)
     assert result["passes"].keys() == result["passes_wall"].keys() == {"visit", "event", "whole"}
     assert all(passes > 0 for passes in result["passes_wall"].values())
+
+
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 from ehrseq.hub.checkpoints import Checkpoint, load_checkpoint
-from ehrseq.interpretability.cohort import COHORT_SCHEMA, OUTCOMES, cohort_contributions, cohort_words, compare
+from ehrseq.interpretability.cohort import COHORT_OUTCOMES, COHORT_SCHEMA, cohort_contributions, cohort_words, compare
 from ehrseq.interpretability.cohort_page import write_cohort_page
+from ehrseq.interpretability.counterfactuals import occlusion
 from ehrseq.interpretability.datasets import EXPLAINED_SCHEMA
-from ehrseq.interpretability.occlusion import occlusion
 from ehrseq.interpretability.questions import read_question
 from ehrseq.interpretability.record_prefixes import prefix_deltas
 from ehrseq.interpretability.relevance_propagation import relevance
@@ -75,7 +75,7 @@ def test_means_spreads_and_frequencies_by_hand(contributions):
     assert everybody[GLUCOSE]["mean"] == pytest.approx(-0.625)
     single = everybody[I501]
     assert (single["patients"], single["low"], single["high"], single["spread"]) == (1, None, None, None)
-    positive, negative = found(cohort, OUTCOMES[0]), found(cohort, OUTCOMES[1])
+    positive, negative = found(cohort, COHORT_OUTCOMES[0]), found(cohort, COHORT_OUTCOMES[1])
     assert positive[I50]["mean"] == pytest.approx(np.mean([1.5, 3.0]))
     assert positive[I50]["frequency"] == 1.0
     assert negative[I50]["mean"] == pytest.approx(0.25)
@@ -85,7 +85,7 @@ def test_means_spreads_and_frequencies_by_hand(contributions):
 
 
 def test_the_threshold_says_who_is_positive(contributions):
-    positive = found(cohort_contributions(contributions, threshold=0.7, num_resamples=5), OUTCOMES[0])
+    positive = found(cohort_contributions(contributions, threshold=0.7, num_resamples=5), COHORT_OUTCOMES[0])
     assert positive[I50]["mean"] == pytest.approx(1.5)
     words = " ".join(cohort_words(contributions, 0.7))
     assert "5 explained risks of 4 patients" in words

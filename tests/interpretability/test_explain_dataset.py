@@ -84,9 +84,9 @@ def test_scores_and_reasons_are_those_of_predict(events, tmp_path):
         {"subject_id": [0], "time": [events.filter(subject_id=0)["time"].min() + timedelta(days=36500)]}
     ).with_columns(code=pl.lit("MEDS_DEATH"))
     with_death = pl.concat([events, died.match_to_schema(events.schema, missing_columns="insert")])
-    explain_dataset(MAMBA, with_death, tmp_path / "out.parquet", engine=ONE)
+    report = explain_dataset(MAMBA, with_death, tmp_path / "out.parquet", engine=ONE)
     table = pl.read_parquet(tmp_path / "out.parquet")
-    risks, _ = predict_risks(MAMBA, with_death, progress=False)
+    risks, known_report = predict_risks(MAMBA, with_death, progress=False)
     keys = ["subject_id", "prediction_time", "task"]
     ours = table.select(*keys, "score", "reason").unique().sort(keys)
     known = risks.select(*keys, "score", "reason").sort(keys)
@@ -94,6 +94,9 @@ def test_scores_and_reasons_are_those_of_predict(events, tmp_path):
     assert ours["score"].is_null().equals(known["score"].is_null())
     assert ours["score"].null_count() > 0
     np.testing.assert_allclose(ours["score"].drop_nulls(), known["score"].drop_nulls(), atol=1e-6)
+    words = {word: count for word, count in known_report.notes.items() if word.startswith("risks not given") and count}
+    assert words
+    assert {word: report.notes[word] for word in words} == words
     unanswered = table.filter(pl.col("score").is_null())
     assert unanswered["contribution"].null_count() == unanswered.height == ours["score"].null_count()
 
@@ -275,7 +278,7 @@ def test_pages_of_stays(stays, tmp_path):
             "1 patients without events",
         ),
         ({"labels": "a", "prediction_times": "b"}, "give one of them"),
-        ({"splits": ["train"]}, "ehrseq prepare the table FOLDER"),
+        ({"splits": ["train"]}, "splits need a dataset in files"),
     ],
 )
 def test_bad_requests_are_clear_errors(events, tmp_path, change, message):

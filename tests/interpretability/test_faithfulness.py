@@ -11,11 +11,11 @@ from sklearn.metrics import roc_auc_score
 from ehrseq.hub.checkpoints import load_checkpoint
 from ehrseq.interpretability import (
     integrated_gradients,
-    occlusion,
     prefix_deltas,
     random_contributions,
     read_question,
 )
+from ehrseq.interpretability.counterfactuals import occlusion
 from ehrseq.interpretability.faithfulness import (
     SHARES,
     agreement,

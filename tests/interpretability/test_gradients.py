@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from ehrseq.hub.checkpoints import Checkpoint, load_checkpoint
 from ehrseq.interpretability import gradient_times_input, integrated_gradients, random_contributions, read_question
+from ehrseq.interpretability.gradient_integrals import integrate_gradients, with_noise
 from ehrseq.interpretability.gradients import (
     EVENT_BASELINES,
     Line,
@@ -23,7 +24,6 @@ from ehrseq.interpretability.gradients import (
     row_log_odds,
     stay_line,
 )
-from ehrseq.interpretability.integrated_gradients import integrate_gradients, with_noise
 from ehrseq.modeling.modeling_ehr_lstm import EhrLstmForSequenceClassification
 from tests.checkpoints.patients import make_patient
 from tests.checkpoints.stays import make_stay

@@ -10,7 +10,7 @@ import torch
 from transformers import pipeline
 
 from ehrseq.hub.checkpoints import Checkpoint, load_checkpoint
-from ehrseq.interpretability.occlusion import occlusion
+from ehrseq.interpretability.counterfactuals import occlusion
 from ehrseq.interpretability.questions import read_question
 from tests.checkpoints.patients import make_patient
 from tests.checkpoints.stays import make_stay
@@ -287,6 +287,74 @@ def test_bare_triplets_have_no_dates(hymate):
         assert contribution == pytest.approx(whole - log_odds_of(hymate, reduced, "in_hospital_mortality"), abs=1e-6)
     with pytest.raises(ValueError, match="needs dates"):
         occlusion(question, "month")
+
+
+@pytest.mark.parametrize("context", [3, 5])
+def test_a_stay_that_is_cut_gets_none_of_its_older_triplets_back(hymate, context):
+    record = make_stay(7)
+    question = read_question(hymate, record, "in_hospital_mortality", max_length=context)
+    explanation = occlusion(question, "event")
+    values = sorted(np.flatnonzero(question.seen).tolist())
+    assert len(values) == context
+    others = {k for k, event in enumerate(record["events"]) if "numeric_value" in event} - set(values)
+    assert question.notes["events before the context, not seen"] == len(others)
+    for event, contribution in explanation.contributions.select("event", "contribution").iter_rows():
+        kept = [k for k in values if k != event]
+        row = question.rows.row_without(0, np.arange(len(question.events)) == event)
+        assert len(row["times"]) == len(kept)
+        with torch.no_grad():
+            inputs = {name: torch.as_tensor(channel)[None] for name, channel in row.items()}
+            reference = question.log_odds(inputs).item()
+        assert contribution == pytest.approx(explanation.log_odds - reference, abs=1e-9)
+
+
+def test_static_facts_that_the_context_has_no_room_for_stay_out(mamba):
+    record = long_record(20)
+    facts = [{"time": None, "code": "GENDER//F"}, {"time": None, "code": "DIAGNOSIS//ICD10CM//I50"}]
+    record["events"] = [*record["events"], *facts * 4]
+    question = read_question(mamba, record, "mortality_30d", max_length=20)
+    assert not question.seen[-8:].any()
+    row = question.rows.row_without(0, np.arange(len(question.events)) == np.flatnonzero(question.seen)[-1], 20)
+    assert len(row["input_ids"]) < 20
+    assert (row["token_type_ids"][1:3] == question.inputs["token_type_ids"][0, 1:3].numpy()).all()
+
+
+def test_half_precision_is_worked_out_in_single(mamba):
+    model, encoder = load_checkpoint(CHECKPOINTS / "ehrmamba")
+    half = Checkpoint(model.bfloat16(), encoder)
+    rough = occlusion(read_question(half, patient(), "mortality_30d", LATER), "visit").contributions["contribution"]
+    fine = occlusion(read_question(mamba, patient(), "mortality_30d", LATER), "visit").contributions["contribution"]
+    np.testing.assert_allclose(rough, fine, atol=0.1 * fine.abs().max() + 0.05)
+
+
+def test_visits_of_a_record_that_is_cut_are_those_of_the_row(mamba):
+    question = read_question(mamba, long_record(), "mortality_30d", max_length=40)
+    contributions = occlusion(question, "visit").contributions
+    assert contributions["visit"].to_list() == sorted(set(question.visit_of[question.visit_of > 0].tolist()))
+    last = contributions.row(-1, named=True)
+    places = [k for k, event in enumerate(question.events) if event.visit_id == "v29"]
+    row = question.rows.row_without(0, np.isin(np.arange(len(question.events)), places))
+    with torch.no_grad():
+        inputs = {name: torch.as_tensor(channel)[None] for name, channel in row.items()}
+        expected = question.log_odds().item() - question.log_odds(inputs).item()
+    assert last["contribution"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_visit_without_its_start_falls_apart_and_still_fits(mamba):
+    """Taking a start out can make the row longer: it is cut to the context again, from the left."""
+    start = datetime(2150, 1, 1)
+    events = [{"time": start, "code": "VISIT_START//IMP", "visit_id": "v"}]
+    events += [{"time": start + timedelta(days=day), "code": "DIAGNOSIS//ICD10CM//I50"} for day in range(20)]
+    events += [{"time": start + timedelta(days=20), "code": "VISIT_END//HOME", "visit_id": "v"}]
+    question = read_question(mamba, {"subject_id": 1, "events": events}, "mortality_30d")
+    length, context = len(question.event_of), mamba.model.config.max_position_embeddings
+    row = question.rows.row_without(0, np.arange(len(events)) == 0, context)
+    assert length < context
+    assert length < len(row["input_ids"]) <= context
+    explanation = occlusion(question, "event")
+    reduced = log_odds_of(mamba, {"subject_id": 1, "events": events[1:]}, "mortality_30d", events[-1]["time"])
+    first = explanation.contributions.filter(pl.col("event") == 0)["contribution"].item()
+    assert first == pytest.approx(explanation.log_odds - reduced, abs=1e-6)
 
 
 def test_a_question_without_answer_has_its_reason_and_nothing_else(mamba):

@@ -146,6 +146,48 @@ def true_changes(events: pl.DataFrame, task: str, time: datetime) -> TrueChanges
     return TrueChanges(float(1.0 / (1.0 + np.exp(-whole))), float(whole), by_event, by_code, carries)
 
 
+def true_deltas(events: pl.DataFrame, task: str, time: datetime) -> FloatArray:
+    """How the true risk moved with each event as it was recorded: what prefix deltas of a model are to be held against.
+
+    The log-odds of the record as far as an event, asked at that event's time, less those of the record as far as the
+    event before it, asked then: time that passes is in the difference.
+
+    Args:
+        events: Event table of one simulated patient, in the order of `Simulation.events()`.
+        task: One of `SIMULATED_TASKS`.
+        time: When the question is asked, UTC; later events have no delta.
+
+    Returns:
+        float64 `[n]`; NaN for events without time, later ones, and where there is no answer before or after.
+
+    Raises:
+        ValueError: See `recorded_columns`; an unknown task.
+    """
+    columns = recorded_columns(events)
+    place = columns.pop("place")
+    minutes = columns["minutes"]
+    timed = np.flatnonzero((minutes != STATIC) & (minutes <= _minutes(time)))
+    kept = _READ[columns["code"]]
+    count = np.cumsum(kept)
+    # Patient k has the rows that are read among those up to the k-th timed event.
+    rows = [np.flatnonzero(kept)[: count[k]] for k in timed]
+    patient = np.repeat(np.arange(len(timed)), [len(row) for row in rows])
+    prefixes = {name: column[np.concatenate(rows)] for name, column in columns.items()} if len(timed) else columns
+    log_odds = np.full(len(timed), np.nan)
+    if len(timed):
+        history = RecordedHistory({**prefixes, "row": patient}, len(timed))
+        log_odds = _log_odds(history.risk(_known(task), np.arange(len(timed)), minutes[timed]))
+    deltas = np.full(events.height, np.nan)
+    deltas[place[timed[1:]]] = np.diff(log_odds)
+    return deltas
+
+
+def _known(task: str) -> str:
+    if task not in SCORES:
+        raise ValueError(f"got task {task!r}; expected one of {list(SCORES)}, whose true risk is known.")
+    return task
+
+
 def _minutes(time: datetime) -> int:
     return int(np.datetime64(time.replace(tzinfo=None), "m").astype(np.int64))
 
@@ -161,12 +203,10 @@ def _without(columns: dict[str, NDArray[Any]], groups: list[NDArray[np.int64]]) 
 
 
 def _risks(columns: dict[str, NDArray[Any]], count: int, task: str, minute: int) -> FloatArray:
-    if task not in SCORES:
-        raise ValueError(f"got task {task!r}; expected one of {list(SCORES)}, whose true risk is known.")
     if count == 0:
         return np.empty(0)
     rows = np.arange(count)
-    risks: FloatArray = RecordedHistory(columns, count).risk(task, rows, np.full(count, minute))
+    risks: FloatArray = RecordedHistory(columns, count).risk(_known(task), rows, np.full(count, minute))
     return risks
 
 

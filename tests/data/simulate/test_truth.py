@@ -1,6 +1,7 @@
 """Which events carry the true risk: against the simulator's own risks, and against its formula by hand."""
 
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -9,7 +10,7 @@ import pytest
 from ehrseq.data.simulate import simulate
 from ehrseq.data.simulate.cohort import SIMULATED_TASKS
 from ehrseq.data.simulate.risk import RISK_WEIGHTS
-from ehrseq.data.simulate.truth import true_changes, true_risk_of
+from ehrseq.data.simulate.truth import true_changes, true_deltas, true_risk_of
 
 START = datetime(2015, 3, 1, 8)
 CANCER, LACTATE, POTASSIUM = "DIAGNOSIS//ICD10CM//C34.90", "LAB//LOINC//2524-7", "LAB//LOINC//2823-3"
@@ -106,6 +107,21 @@ def test_a_disease_recorded_twice_is_carried_by_both_records():
     np.testing.assert_allclose(truth.by_event[2:], [0.0, 0.0], atol=1e-12)
     np.testing.assert_allclose(truth.by_code[2:], [1.4, 1.4], atol=1e-9)
     assert truth.carries[2:].all()
+
+
+@pytest.mark.parametrize("task", ["mortality_30d", "lipid_disorder"])
+def test_deltas_are_those_of_the_record_as_it_grew(cohort, events, task):
+    logit = lambda p: np.log(p / (1 - p))  # noqa: E731
+    compared = 0
+    for _, record, time in list(asked(cohort, events, task))[:4]:
+        deltas = true_deltas(record, task, time)
+        known = record.with_row_index().filter(pl.col("time") <= time)["index"].to_list()
+        assert np.isnan(np.delete(deltas, known)).all()
+        for before, row in list(pairwise(known))[::7]:
+            one, other = (true_risk_of(record[: k + 1], task, record["time"][k]) for k in (before, row))
+            assert deltas[row] == pytest.approx(logit(other) - logit(one), abs=1e-9, nan_ok=True)
+            compared += np.isfinite(deltas[row])
+    assert compared > 20
 
 
 def test_where_there_is_no_answer_nothing_changes_it():

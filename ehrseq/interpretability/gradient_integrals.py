@@ -43,7 +43,7 @@ from ehrseq.interpretability.gradients import (
 if TYPE_CHECKING:
     from ehrseq.interpretability.questions import Question
 
-POINT_TOKENS = 16_384
+POINT_TOKENS = 2_048
 """Tokens of the points that are computed together: bounds the memory, which is linear in the length of a row."""
 MOST_REFINEMENT = 16
 LEAST_REMAINDER = 1e-5
