@@ -74,8 +74,6 @@ def test_the_benchmark_of_evaluation_runs():
     assert result["met"]
 
 
-
-
 def test_the_benchmark_of_prefix_deltas_runs():
     result = json.loads(run_module("benchmarks.speed.bench_explanations", "--quick", "--repeats", 1).stdout)
     assert (result["events"], result["visits"], result["tokens"]) == (120, 6, 144)
@@ -91,15 +89,6 @@ def test_the_benchmark_of_relevance_runs():
     assert families == ["ehrmamba", "hymate", "cehrbert", "ehr_bigbird"]
     assert all(result[family]["relevance"] > 0 for family in families)
     assert [family for family in families if "hidden_attention" in result[family]] == ["ehrmamba", "hymate"]
-
-
-def test_the_benchmark_of_prefix_deltas_runs():
-    result = json.loads(run_module("benchmarks.speed.bench_explanations", "--quick", "--repeats", 1).stdout)
-    assert (result["events"], result["visits"], result["tokens"]) == (120, 6, 144)
-    assert result["passes"].keys() == result["passes_wall"].keys() == {"visit", "event", "whole"}
-    assert all(passes > 0 for passes in result["passes_wall"].values())
-
-
 
 
 @pytest.mark.slow
