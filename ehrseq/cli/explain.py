@@ -9,13 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from ehrseq.cli.options import EngineName, EngineOption, Workers, check_folder
+from ehrseq.hub.families import STARTER
 
 
 def explain_command(
-    model: Annotated[str, typer.Option(help="Folder of a finetuned checkpoint, or owner/name on the Hub.")],
     data: Annotated[
         Path, typer.Option(help="FHIR (NDJSON, Bundles), MEDS or the PhysioNet challenge 2012: folder or file.")
     ],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Folder of a finetuned checkpoint, or owner/name on the Hub.",
+            show_default="the small one of simulated patients that comes with the package",
+        ),
+    ] = str(STARTER),
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("explanations"),
     subject: Annotated[
         list[int] | None, typer.Option(help="Write a page of this patient; repeat for several. Default: all, no pages.")
@@ -86,6 +93,7 @@ def _explain_some(model: str, data: Path, out: Path, subjects: list[int], asked:
     answers, report = explain_subjects(model, data, subjects, **asked)
     files = write_pages(model, answers, out, png=png)
     typer.echo(str(report))
+    _tell_notice(model)
     for answer in answers:
         if answer.reason is not None:
             who, when, what = answer.moment
@@ -121,6 +129,7 @@ def _explain_all(
         model, data, file, parts=out / ".parts", engine=get_engine(engine.value, num_workers=workers), **asked
     )
     typer.echo(str(report))
+    _tell_notice(model)
     questions = pl.scan_parquet(file).select("subject_id", "prediction_time", "task", "score").unique().collect()
     scored = questions["score"].count()
     typer.echo(
@@ -138,6 +147,14 @@ def _explain_all(
             rows, out / f"cohort_{task}_{method}.html", task=str(task), method=str(method), words=words
         )
         typer.echo(f"Written: {page}")
+
+
+def _tell_notice(model: str) -> None:
+    """What must be known of the model, as `pipeline("ehr-risk")` says it at every call."""
+    from ehrseq.hub.checkpoints import checkpoint_digest, kept_checkpoint, notice_of
+
+    if notice := notice_of(kept_checkpoint(model, checkpoint_digest(model))):
+        typer.echo(notice)
 
 
 def _settings(given: list[str], methods: list[str]) -> dict[str, dict[str, Any]] | None:

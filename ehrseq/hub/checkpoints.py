@@ -117,6 +117,11 @@ def kept_checkpoint(checkpoint: str, digest: str) -> Checkpoint:
     return load_checkpoint(checkpoint)
 
 
+def notice_of(checkpoint: Checkpoint) -> str:
+    """What everybody who reads its risks must know of a checkpoint; empty where there is nothing."""
+    return str(getattr(checkpoint.model.config, "notice", None) or "")
+
+
 def checkpoint_digest(checkpoint: str | Path) -> str:
     """What a checkpoint is: a hash of its files; of one on the Hub its name."""
     folder = Path(checkpoint)

@@ -101,7 +101,10 @@ class ExplainedPart(RecordedPart[ExplainedCounts]):
         displays = json.loads(Path(self.displays).read_text(encoding="utf-8"))
         these = pl.col("subject_id").is_between(self.first, self.last)
         events = scan_shard(self.shard).filter(these).select(EVENT_COLUMNS).collect()
-        moments = None if self.moments is None else pl.read_parquet(self.moments).filter(these)
+        moments = None
+        if self.moments is not None:  # between the ids of a file stand those of other splits
+            here = events["subject_id"].unique().implode()
+            moments = pl.read_parquet(self.moments).filter(pl.col("subject_id").is_in(here))
         notes: Counter[str] = Counter()
         answers = 0
         frames = [pl.DataFrame(schema=EXPLAINED_SCHEMA)]

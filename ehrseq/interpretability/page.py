@@ -34,6 +34,7 @@ def write_page(
     record: pl.DataFrame | None = None,
     attention: AttentionWeights | Sequence[AttentionWeights] = (),
     fusion: AttentionWeights | Sequence[AttentionWeights] = (),
+    notice: str = "",
 ) -> Path:
     """Write the page of one patient; equal data give equal bytes.
 
@@ -46,6 +47,7 @@ def write_page(
             after the prediction time are left out.
         attention: Matrices of attention over tokens, each with its name.
         fusion: Weights of a stay's triplets.
+        notice: What everybody must know of the model (`config.notice`), told at the top.
 
     Returns:
         The file.
@@ -57,7 +59,8 @@ def write_page(
 
     chosen = [explanations] if isinstance(explanations, Explanation) else list(explanations)
     check_one_patient(chosen)
-    data = page_data(chosen, tasks=tasks, record=record, attention=_several(attention), fusion=_several(fusion))
+    weights = {"attention": _several(attention), "fusion": _several(fusion)}
+    data = page_data(chosen, tasks=tasks, record=record, notice=notice, **weights)
     # The element ends where the JSON does: `as_json` leaves no `<` in it.
     parts = [
         (_FILES / "body.html").read_text(encoding="utf-8"),

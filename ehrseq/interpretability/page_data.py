@@ -40,6 +40,7 @@ def page_data(
     record: pl.DataFrame | None = None,
     attention: Sequence[AttentionWeights] = (),
     fusion: Sequence[AttentionWeights] = (),
+    notice: str = "",
 ) -> dict[str, Any]:
     """What the page's scripts read.
 
@@ -49,6 +50,7 @@ def page_data(
         record: The patient's events.
         attention: Matrices of attention.
         fusion: Weights of the triplets of a stay.
+        notice: What everybody must know of the model.
     """
     first = explanations[0]
     strings = _Strings()
@@ -58,6 +60,7 @@ def page_data(
     return {
         "patient": "" if first.subject_id is None else str(first.subject_id),
         "time": _milliseconds(first.prediction_time),
+        "notice": notice,
         "answers": answers,
         "items": items.columns(),
         "record": None if record is None else _record(record, first, explanations, strings),

@@ -14,7 +14,7 @@ from ehrseq.batches.requests import TaskNames, check_request, read_request
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS
 from ehrseq.data.shards import scan_shard
-from ehrseq.hub.checkpoints import Checkpoint, checkpoint_digest, kept_checkpoint
+from ehrseq.hub.checkpoints import Checkpoint, checkpoint_digest, kept_checkpoint, notice_of
 from ehrseq.interpretability.attention_weights import AttentionWeights
 from ehrseq.interpretability.datasets import read_source
 from ehrseq.interpretability.page import write_page
@@ -122,6 +122,7 @@ def write_pages(
             record=group[0].record,
             attention=[each for each in weights if each.layers and each.layers[0].ndim > 1],
             fusion=flat,
+            notice=notice_of(checkpoint),
         )
         written.append(file)
         if png:

@@ -79,6 +79,20 @@ def test_contributions_are_those_of_each_patient_alone(events, tmp_path):
     assert report.notes["events that take no part"] == PATIENTS  # the births
 
 
+def test_times_of_patients_of_other_splits_are_left_out(events, tmp_path):
+    """The ids of a split's file lie between those of others."""
+    names = [("train", "held_out")[subject % 2] for subject in range(PATIENTS)]
+    splits = pl.DataFrame({"subject_id": list(range(PATIENTS)), "split": names})
+    write_dataset(events, tmp_path / "dataset", dataset_name="test", splits=splits, shard_size=60)
+    times = events.group_by("subject_id").agg(prediction_time=pl.col("time").max())
+    times.write_parquet(tmp_path / "times.parquet")
+    asked = {"tasks": TASK, "prediction_times": tmp_path / "times.parquet", "engine": ONE}
+    explain_dataset(MAMBA, tmp_path / "dataset", tmp_path / "all.parquet", **asked)
+    explain_dataset(MAMBA, events, tmp_path / "memory.parquet", **asked)
+    made, expected = (pl.read_parquet(tmp_path / f"{name}.parquet") for name in ("all", "memory"))
+    assert made.sort("subject_id", maintain_order=True).equals(expected.sort("subject_id", maintain_order=True))
+
+
 def test_scores_and_reasons_are_those_of_predict(events, tmp_path):
     died = pl.DataFrame(
         {"subject_id": [0], "time": [events.filter(subject_id=0)["time"].min() + timedelta(days=36500)]}

@@ -98,6 +98,8 @@ byId("when").textContent =
   data.time === null
     ? "The whole record; times are UTC, as in the record."
     : `At ${moment(data.time)}: nothing later was read. Times are those of the record.`;
+byId("notice").textContent = data.notice;
+byId("notice").hidden = !data.notice;
 byId("open-all").addEventListener("click", openAll);
 show();
 performance.mark("ehrseq-shown");
