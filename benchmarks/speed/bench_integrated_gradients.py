@@ -11,11 +11,9 @@ attention is transformers', which writes a matrix of all pairs.)
 
 import argparse
 import json
-import subprocess
-import sys
 from typing import Any
 
-from benchmarks.harness import benchmark_parser, finish, in_turns
+from benchmarks.harness import benchmark_parser, finish, in_a_process, in_turns
 from benchmarks.speed.bench_memory import MIB, peak_of
 from benchmarks.speed.bench_relevance import FAMILIES, QUICK, SIZES, model_and_row
 
@@ -67,10 +65,8 @@ def measure_peak(family: str, layers: int, width: int, length: int) -> float:
 
 def peak_in_a_process(family: str, layers: int, width: int, length: int) -> float:
     """The same in an interpreter of its own."""
-    script = "benchmarks.speed.bench_integrated_gradients"
-    command = [sys.executable, "-m", script, "--child", json.dumps([family, layers, width]), "--length", str(length)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(done.stdout.strip().splitlines()[-1])
+    child = json.dumps([family, layers, width])
+    return float(in_a_process("benchmarks.speed.bench_integrated_gradients", "--child", child, "--length", length)[-1])
 
 
 def main() -> None:

@@ -14,12 +14,10 @@ transformers', which writes a matrix of all pairs: its memory is quadratic with 
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.harness import benchmark_parser, finish, in_turns
+from benchmarks.harness import benchmark_parser, finish, in_a_process, in_turns
 from benchmarks.speed.bench_memory import MIB, peak_of
 
 FAMILIES = ("ehrmamba", "hymate", "cehrbert", "ehr_bigbird")
@@ -96,9 +94,8 @@ def measure_peak(family: str, layers: int, width: int, length: int) -> float:
 
 def peak_in_a_process(family: str, layers: int, width: int, length: int) -> float:
     """The same in an interpreter of its own."""
-    command = [sys.executable, "-m", "benchmarks.speed.bench_relevance", "--child", json.dumps([family, layers, width])]
-    done = subprocess.run([*command, "--length", str(length)], check=True, capture_output=True, text=True)
-    return float(done.stdout.strip().splitlines()[-1])
+    child = json.dumps([family, layers, width])
+    return float(in_a_process("benchmarks.speed.bench_relevance", "--child", child, "--length", length)[-1])
 
 
 def main() -> None:

@@ -109,7 +109,7 @@ def test_fhir_is_read_and_its_codes_are_named(tmp_path):
     assert table.filter(pl.col("code") == "LAB//LOINC//2951-2")["display"].unique().to_list() == ["Sodium"]
 
 
-_EXPLAIN = ["-P", "-m", "ehrseq.cli.app", "explain", "--model", str(MODEL), "--task", TASK, "--resamples", "5"]
+_EXPLAIN = ["-m", "ehrseq.cli.app", "explain", "--model", str(MODEL), "--task", TASK, "--resamples", "5"]
 _BY_EVENT = ["--method", "occlusion", "--setting", "groups=event"]
 
 
@@ -118,7 +118,7 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
     """SIGKILL: nothing of the process can tidy up. Then two workers go on."""
     many = make_table([make_patient(subject_id) for subject_id in range(140)])
     write_dataset(many, tmp_path / "data", dataset_name="test")
-    command = [sys.executable, *_EXPLAIN, *_BY_EVENT, "--data", str(tmp_path / "data")]
+    command = [sys.executable, "-P", *_EXPLAIN, *_BY_EVENT, "--data", str(tmp_path / "data")]
     killed, parts = tmp_path / "killed", tmp_path / "killed" / ".parts"
     process = subprocess.Popen(
         [*command, "--workers", "1", "--out", str(killed)],

@@ -207,9 +207,7 @@ def test_a_method_that_the_model_lacks_is_refused_with_those_that_it_has(monkeyp
     with pytest.raises(ValueError, match=r"method got 'lime'; .*'ehr_lstm' has \['prefix_deltas', "):
         explain(checkpoint_of("ehr_lstm"), patient_of("ehr_lstm"), task_of("ehr_lstm"), "lime")
     monkeypatch.setattr(methods_module, "find_spec", lambda name: None)
-    with pytest.raises(
-        ValueError, match="integrated_gradients needs captum, which is not installed: pip install captum"
-    ):
+    with pytest.raises(ValueError, match=r'captum, which is not installed: pip install "ehrseq\[explain\]"'):
         explain(checkpoint_of("hymate"), patient_of("hymate"), task_of("hymate"), "integrated_gradients")
 
 
