@@ -159,10 +159,16 @@ def write_parquet(table: Any, file: Path) -> None:
 
 
 def in_a_process(module: str, *arguments: object) -> list[str]:
-    """The lines that a module of ours prints in an interpreter of its own."""
+    """The lines that a module of ours prints in an interpreter of its own.
+
+    Raises:
+        RuntimeError: It failed.
+    """
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-P", "-m", module, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{module} {arguments} failed:\n{done.stderr[-2000:]}")
     return done.stdout.splitlines()
