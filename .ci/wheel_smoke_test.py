@@ -26,6 +26,7 @@ STEPS = [
     ("train", "dataset", "--out", "model", "--set", "max_steps=2"),
     ("predict", "--model", "model", "--data", "dataset", "--labels", "dataset", "--out", "risks.parquet"),
     ("evaluate", "risks.parquet", "--labels", "dataset", "--out", "evaluation", "--resamples", "20"),
+    ("explain", "--data", "dataset", "--subject", "1", "--task", "mortality_30d", "--out", "pages"),
 ]
 
 
@@ -57,10 +58,13 @@ def run(*words: str) -> None:
 def check_a_risk(**model: str) -> None:
     """The pipeline tells one patient's risks."""
     events = EventDataset("dataset").events()
-    scores = pipeline("ehr-risk", **model)(events.filter(events["subject_id"] == events["subject_id"][0]))
+    patient = events.filter(events["subject_id"] == events["subject_id"][0])
+    scores = pipeline("ehr-risk", **model)(patient, explain=True)
     told = [row["score"] for row in scores if row["score"] is not None]
     if not told or not all(0 <= score <= 1 for score in told):
         raise SystemExit(f"expected probabilities, got {scores}")
+    if any("contributions" not in row for row in scores if row["score"] is not None):
+        raise SystemExit(f"expected contributions beside each score, got {scores}")
 
 
 def walk_the_whole_way() -> None:
@@ -74,6 +78,9 @@ def walk_the_whole_way() -> None:
         check_a_risk()
     if not Path("evaluation", "evaluation.md").is_file():
         raise SystemExit(f"expected an evaluation, got {sorted(Path('.').rglob('*.md'))}")
+    page = Path("pages", "patient_1.html")
+    if not page.is_file() or "trained on simulated patients" not in page.read_text(encoding="utf-8"):
+        raise SystemExit(f"expected a page by the checkpoint to start with, got {list(Path().rglob('*.html'))}")
 
 
 if __name__ == "__main__":

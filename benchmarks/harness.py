@@ -16,6 +16,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -155,3 +156,19 @@ def write_json(value: Any, file: Path) -> None:
 def write_parquet(table: Any, file: Path) -> None:
     """Write a polars table that appears whole or not at all; folders are made."""
     files.write_whole(file, table.write_parquet)
+
+
+def in_a_process(module: str, *arguments: object) -> list[str]:
+    """The lines that a module of ours prints in an interpreter of its own.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-P", "-m", module, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{module} {arguments} failed:\n{done.stderr[-2000:]}")
+    return done.stdout.splitlines()

@@ -83,8 +83,8 @@ _EXPORTS = {
     **{name: module for module, _, name in (path.partition(":") for path in registered_classes())},
 }
 _SUBPACKAGES = (
-    *("audit", "baselines", "batches", "benchmark", "data", "encode", "evaluation", "hub", "modeling", "pipelines"),
-    *("prediction", "prepare", "stats", "tasks", "tokenization", "training"),
+    *("audit", "baselines", "batches", "benchmark", "data", "encode", "evaluation", "hub", "interpretability"),
+    *("modeling", "pipelines", "prediction", "prepare", "stats", "tasks", "tokenization", "training"),
 )
 
 __all__ = [

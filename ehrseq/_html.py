@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import io
 import re
@@ -50,17 +52,32 @@ p.note { color: var(--soft); font-size: 13px }
 """
 
 
-def html_page(title: str, parts: Sequence[str]) -> str:
+def html_page(title: str, parts: Sequence[str], *, style: str = "", script: str = "") -> str:
     """The page.
 
     Args:
         title: Title, as text.
         parts: The body's elements, as HTML.
+        style: CSS beside the house's.
+        script: JavaScript that runs at the end of the body. A page that has one forbids every other script, and
+            whatever would come from elsewhere or go there.
     """
+    style = _STYLE + style
+    policy = end = ""
+    if script:
+        sources = f"style-src {_source(style)}; script-src {_source(script)}; base-uri 'none'; form-action 'none'"
+        policy = f'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; {sources}">'
+        policy += '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        end = f"<script>{script}</script>\n"
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{policy}<title>{html.escape(title)}</title>'
+        f"<style>{style}</style></head><body>\n" + "\n".join(parts) + f"\n{end}</body></html>\n"
     )
+
+
+def _source(text: str) -> str:
+    """How a policy names an element's text: by its hash."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def note(text: str) -> str:

@@ -9,11 +9,12 @@ measures everything again.
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from benchmarks.harness import in_a_process
 
 PARTS = ("block", "memory", "packing", "step")
 # Figure, peer, sense (">=" or "<="), bar, measured, and what a block would reach that did nothing but its matmuls.
@@ -27,9 +28,7 @@ def run_parts(folder: Path, *, fresh: bool, quick: bool) -> dict[str, dict[str, 
         file = folder / f"{part}.json"
         if fresh or not file.exists():
             print(f"bench_{part}.py ...", file=sys.stderr, flush=True)
-            script = Path(__file__).with_name(f"bench_{part}.py")
-            command = [sys.executable, str(script), "--output", str(file), *(["--quick"] if quick else [])]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            in_a_process(f"benchmarks.speed.bench_{part}", "--output", file, *(["--quick"] if quick else []))
         results[part] = json.loads(file.read_text())
     return results
 

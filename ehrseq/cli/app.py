@@ -18,6 +18,7 @@ from ehrseq.cli.demo import demo_command
 from ehrseq.cli.doctor import doctor_command
 from ehrseq.cli.encode import label_command, tokenize_command
 from ehrseq.cli.evaluate import evaluate_command
+from ehrseq.cli.explain import explain_command
 from ehrseq.cli.predict import predict_command
 from ehrseq.cli.prepare import prepare_command, split_command
 from ehrseq.cli.simulate import simulate_command, simulate_stays_command
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tokenize": tokenize_command,
     "train": train_command,
     "predict": predict_command,
+    "explain": explain_command,
     "evaluate": evaluate_command,
     "benchmark": benchmark_command,
     "demo": demo_command,

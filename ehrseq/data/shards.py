@@ -8,7 +8,7 @@ its own, and a file is read in blocks of whole subjects where even that would be
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -74,11 +74,15 @@ class ShardPart(RecordedPart[Report]):
         return {"source": file_digest(self.shard.path)}
 
 
-def dataset_shards(dataset: str | Path) -> list[Shard]:
+def dataset_shards(dataset: str | Path, splits: Sequence[str] | None = None) -> list[Shard]:
     """The shards of a prepared dataset, by split and number.
 
+    Args:
+        dataset: Its folder.
+        splits: Those of these splits, None = all.
+
     Raises:
-        ValueError: There are none, or the files are not laid out as a prepared dataset's.
+        ValueError: There are none, an unknown split, or the files are not laid out as a prepared dataset's.
     """
     folder = Path(dataset)
     files = sorted((folder / "data").rglob("*.parquet")) if (folder / "data").is_dir() else []
@@ -91,6 +95,11 @@ def dataset_shards(dataset: str | Path) -> list[Shard]:
             f"`ehrseq prepare {folder} NEW_FOLDER`."
         )
     shards = [Shard(str(file), file.parent.name, file.stem) for file in files]
+    known = sorted({shard.split for shard in shards})
+    unknown = [split for split in splits or () if split not in known]
+    if unknown:
+        raise ValueError(f"{dataset} has no split {unknown}; it has {known}.")
+    shards = [shard for shard in shards if splits is None or shard.split in splits]
     return sorted(shards, key=lambda shard: (shard.split, _natural(shard.number)))
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -103,6 +104,22 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
             "of ehrseq with its EhrTokenizer or HyMaTEFeatureExtractor."
         )
     return Checkpoint(model, encoder)
+
+
+@lru_cache(maxsize=1)
+def kept_checkpoint(checkpoint: str, digest: str) -> Checkpoint:
+    """`load_checkpoint`, once for many calls: a worker has it at hand, and loads it again where its files have changed.
+
+    Args:
+        checkpoint: As of `load_checkpoint`.
+        digest: `checkpoint_digest` of it.
+    """
+    return load_checkpoint(checkpoint)
+
+
+def notice_of(checkpoint: Checkpoint) -> str:
+    """What everybody who reads its risks must know of a checkpoint; empty where there is nothing."""
+    return str(getattr(checkpoint.model.config, "notice", None) or "")
 
 
 def checkpoint_digest(checkpoint: str | Path) -> str:

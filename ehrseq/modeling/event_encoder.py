@@ -68,7 +68,8 @@ class EventSequenceClassifierOutput(ModelOutput):
 
     Attributes:
         loss: When `labels` are given.
-        logits: [b, num_labels], or [b, S, num_labels] for packed rows; float32. Class 1 is the positive outcome.
+        logits: [b, num_labels], or [b, S, num_labels] for packed rows, at least float32. Class 1 is the positive
+            outcome.
         hidden_states: As in `EventEncoderOutput`.
         attentions: As in `EventEncoderOutput`.
     """
@@ -406,11 +407,12 @@ class EventForSequenceClassification(RiskScoresMixin, EventPreTrainedModel):
         segment_ids: Tensor | None,
         labels: Tensor | None,
     ) -> tuple[Tensor | None, Tensor]:
-        """(loss where there are labels, logits in float32) from what the encoder made of these inputs, [b, l, d]."""
+        """(loss where there are labels, logits, at least float32) from what the encoder made of these, [b, l, d]."""
         if input_ids is not None:
             mask = attention_mask if segment_ids is None else segment_ids.clamp(max=1)
             self.warn_if_padding_and_no_attention_mask(input_ids, mask)
-        logits = self.classifier(self.pool(hidden_states, attention_mask, segment_ids, labels)).float()
+        logits = self.classifier(self.pool(hidden_states, attention_mask, segment_ids, labels))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return None if labels is None else self.classification_loss(logits, labels), logits
 
     def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ paper), r time_step_rank, k conv_kernel. The state of a block is the pair (conv 
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,22 @@ def step_sizes(projection: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]
     return linear(projection, x), None
 
 
+class Selection(NamedTuple):
+    """What a token chooses of the scan.
+
+    Attributes:
+        delta: Step sizes before bias and softplus, [b, l, e].
+        B: Input projections, [b, l, n].
+        C: Output projections, [b, l, n].
+        delta_bias: What is added to the step sizes, [e]; None where they hold it.
+    """
+
+    delta: Tensor
+    B: Tensor
+    C: Tensor
+    delta_bias: Tensor | None
+
+
 class EhrMambaMixer(nn.Module):
     """Mamba's selective state-space mixer."""
 
@@ -164,43 +180,66 @@ class EhrMambaMixer(nn.Module):
     ) -> tuple[Tensor, BlockState | None]:
         """Mix along the length; arguments as in `EhrMambaBlock`."""
         initial_conv, initial_ssm = state if state is not None else (None, None)
-        padding = None if real is None else ~real[..., None]  # [b, l, 1]
 
         # 1. Input projection: the branch that is mixed, and its gate.
-        x, z = halves(self.in_proj, hidden_states)  # [b, l, e] each
-        if padding is not None:
-            x = x.masked_fill(padding, 0.0)  # a tap on left padding reads what stands before the first token: zero
+        x, z = self.project(hidden_states, real)  # [b, l, e] each
 
         # 2. Short causal convolution.
         u, conv_state = self.conv1d(x, initial_conv, starts, lengths, return_state)
 
         # 3. Input-dependent step size, B and C.
-        r, n = int(self.config.time_step_rank), self.config.state_size
-        low_rank_step, B, C = linear(self.x_proj, u).split([r, n, n], dim=-1)
-        delta, delta_bias = step_sizes(self.dt_proj, low_rank_step)
-        if padding is not None:
-            delta = delta.masked_fill(padding, float("-inf"))  # step size exactly 0: nothing is added, the state held
+        selection = self.select(u, real)
 
         # 4. Selective scan, gated.
-        out = selective_scan(
-            u,
-            delta,
-            -torch.exp(at_least_float32(self.A_log)),
-            B,
-            C,
-            D=at_least_float32(self.D),
-            z=z,
-            delta_bias=delta_bias,
-            delta_softplus=True,
-            initial_state=initial_ssm,
-            reset_mask=starts,
-            return_final_state=return_state,
-        )
-        y, ssm_state = cast(tuple[Tensor, Tensor], out) if return_state else (cast(Tensor, out), None)
+        y, ssm_state = self.scan(u, z, selection, initial_ssm, starts, return_state)
 
         # 5. Output projection.
         new_state = (conv_state, ssm_state) if conv_state is not None and ssm_state is not None else None
         return linear(self.out_proj, y), new_state
+
+    def project(self, hidden_states: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The branch that is mixed, 0 at padding, and its gate, [b, l, e] each."""
+        x, z = halves(self.in_proj, hidden_states)
+        if real is not None:
+            # a tap on left padding reads what stands before the first token: zero
+            x = x.masked_fill(~real[..., None], 0.0)
+        return x, z
+
+    def select(self, u: Tensor, real: Tensor | None = None) -> Selection:
+        """What the convolution's output u [b, l, e] chooses: step sizes, B and C."""
+        r, n = int(self.config.time_step_rank), self.config.state_size
+        low_rank_step, B, C = linear(self.x_proj, u).split([r, n, n], dim=-1)
+        delta, delta_bias = step_sizes(self.dt_proj, low_rank_step)
+        if real is not None:
+            # step size exactly 0: nothing is added, the state held
+            delta = delta.masked_fill(~real[..., None], float("-inf"))
+        return Selection(delta, B, C, delta_bias)
+
+    def scan(
+        self,
+        u: Tensor,
+        z: Tensor,
+        selection: Selection,
+        initial_state: Tensor | None = None,
+        starts: Tensor | None = None,
+        return_state: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The gated scan's output [b, l, e], and the state [b, e, n] after it when asked for."""
+        out = selective_scan(
+            u,
+            selection.delta,
+            -torch.exp(at_least_float32(self.A_log)),
+            selection.B,
+            selection.C,
+            D=at_least_float32(self.D),
+            z=z,
+            delta_bias=selection.delta_bias,
+            delta_softplus=True,
+            initial_state=initial_state,
+            reset_mask=starts,
+            return_final_state=return_state,
+        )
+        return cast(tuple[Tensor, Tensor], out) if return_state else (cast(Tensor, out), None)
 
 
 class EhrMambaBlock(GradientCheckpointingLayer):
@@ -239,4 +278,4 @@ class EhrMambaBlock(GradientCheckpointingLayer):
         return residual + mixed, new_state
 
 
-__all__ = ["BlockState", "EhrMambaBlock", "EhrMambaMixer", "EhrMambaRMSNorm"]
+__all__ = ["BlockState", "EhrMambaBlock", "EhrMambaMixer", "EhrMambaRMSNorm", "Selection"]

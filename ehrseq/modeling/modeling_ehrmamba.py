@@ -8,6 +8,7 @@ Glossary: b batch, l length (tokens), d hidden_size, S packed sequences of a row
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,13 +19,15 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_ehrmamba import EhrMambaConfig
 from .ehr_embeddings import EhrEmbeddings, last_real_positions, segment_starts
+from .ehrmamba_branches import branch_states
 from .ehrmamba_cache import EhrMambaCache
 from .ehrmamba_generation import EhrMambaGenerationMixin
 from .event_classification import gather_tokens, real_tokens
 from .event_encoder import EventForSequenceClassification, EventInputs, EventModel, EventPreTrainedModel
 from .fast_linear import linear
 from .fast_step import step_blocks
-from .mamba_block import EhrMambaBlock, EhrMambaMixer, EhrMambaRMSNorm
+from .mamba_block import EhrMambaBlock, EhrMambaMixer, EhrMambaRMSNorm, at_least_float32
+from .risk_prefixes import check_prefixes
 from .risk_tasks import IGNORED_LABEL
 
 
@@ -67,7 +70,8 @@ class EhrMambaSequenceClassifierOutput(ModelOutput):
 
     Attributes:
         loss: When `labels` are given.
-        logits: [b, num_labels], or [b, S, num_labels] for packed rows; float32. Class 1 is the positive outcome.
+        logits: [b, num_labels], or [b, S, num_labels] for packed rows, at least float32. Class 1 is the positive
+            outcome.
         cache_params: As in `EhrMambaOutput`.
         hidden_states: As in `EhrMambaOutput`.
     """
@@ -341,6 +345,15 @@ class EhrMambaForSequenceClassification(EhrMambaPreTrainedModel, EventForSequenc
         outputs = self.model(*tokens, *visits, cache_params, bool(use_cache), output_hidden_states)
         loss, logits = self.classify(outputs.last_hidden_state, input_ids, attention_mask, segment_ids, labels)
         return EhrMambaSequenceClassifierOutput(loss, logits, outputs.cache_params, outputs.hidden_states)
+
+    @torch.no_grad()
+    def prefix_logits(
+        self, inputs: Mapping[str, Tensor], ends: Tensor, tails: Mapping[str, Tensor], tail_lengths: Tensor
+    ) -> Tensor:
+        """Logits after each of some prefixes of one row, as `RiskScoresMixin.prefix_logits`, all of one pass."""
+        check_prefixes(inputs, ends, tails, tail_lengths)
+        logits = self.classifier(branch_states(self.model, inputs, ends, tails, tail_lengths))
+        return at_least_float32(logits)
 
 
 def _last_times(times: Tensor, lengths: Tensor | None, cache: EhrMambaCache) -> Tensor:

@@ -417,9 +417,9 @@ class HyMaTEForSequenceClassification(RiskScoresMixin, HyMaTEPreTrainedModel):
         outputs = self.model(*stays, num_segments, *wanted)
         pooled = self.dropout(outputs.pooler_output)
         read = pooled if self.forecast_head is None else self.forecast_head(pooled, outputs.last_values)
-        logits = self.classifier(read).float()
+        logits = at_least_float32(self.classifier(read))
         if self.additive_head is not None:
-            logits = logits + self.additive_head(outputs.summary_features, static_values).float()
+            logits = logits + at_least_float32(self.additive_head(outputs.summary_features, static_values))
 
         loss = None if labels is None else self._loss(logits, labels, segment_ids)
         predictions = None

@@ -1,16 +1,19 @@
 """What turns the logits of a classifier into risks: the tasks in the config, and what training did to the log-odds.
 
 Class weights and balancing samplers teach a classifier another prevalence than that of the patients. The shift of the
-log-odds that this causes is known, stays in the config, and is taken back in one place, `RiskScoresMixin.risk_scores`.
+log-odds that this causes is known, stays in the config, and is taken back in one place, `RiskScoresMixin.log_odds`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+
+from .risk_prefixes import check_prefixes, whole_prefix_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _ModelBase
@@ -67,7 +70,15 @@ class RiskScoresMixin(_ModelBase):
     """Base of classifiers whose class 1 is the positive outcome and whose config is a `RiskConfigMixin`."""
 
     def risk_scores(self, logits: Tensor, task_ids: Tensor | None = None) -> Tensor:
-        """P(positive) of each row: the one place where training's shift of the log-odds is taken back.
+        """P(positive) of each row: the sigmoid of `log_odds`, whose arguments it has.
+
+        Returns:
+            Probabilities, [b] or [b, S].
+        """
+        return torch.sigmoid(self.log_odds(logits, task_ids))
+
+    def log_odds(self, logits: Tensor, task_ids: Tensor | None = None) -> Tensor:
+        """Log-odds of each row's risk: the one place where training's shift of the log-odds is taken back.
 
         Args:
             logits: [b, 2], or [b, S, 2] for packed rows.
@@ -75,7 +86,7 @@ class RiskScoresMixin(_ModelBase):
                 where all tasks have the same shift.
 
         Returns:
-            Probabilities, [b] or [b, S].
+            Log-odds of class 1, [b] or [b, S], at least float32.
 
         Raises:
             ValueError: not two classes, a task id outside `config.tasks`, or no task ids though the tasks' shifts
@@ -85,21 +96,45 @@ class RiskScoresMixin(_ModelBase):
             raise ValueError(f"risk_scores: got {logits.shape[-1]} classes, expected logits of two: [..., 2].")
         config = cast(RiskConfigMixin, self.config)
         shifts = config.log_odds_shifts() or [config.class_weight_log_odds_shift]
-        table = torch.tensor(shifts, dtype=torch.float32, device=logits.device)
-        log_odds = logits[..., 1].float() - logits[..., 0].float()
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        table = torch.tensor(shifts, dtype=dtype, device=logits.device)
+        log_odds = logits[..., 1].to(dtype) - logits[..., 0].to(dtype)
         if task_ids is None:
             if len(set(shifts)) > 1:
                 raise ValueError(
                     "risk_scores: the tasks of this model have different log-odds shifts: give task_ids, the index "
                     f"of each row's task in {[task['name'] for task in config.tasks or []]}."
                 )
-            return torch.sigmoid(log_odds - table[0])
+            return log_odds - table[0]
         task_ids = torch.as_tensor(task_ids, dtype=torch.int64, device=logits.device)
         if task_ids.shape != log_odds.shape:
             raise ValueError(f"risk_scores: task_ids {list(task_ids.shape)} do not match rows {list(log_odds.shape)}.")
         if config.tasks and task_ids.numel() and int(task_ids.max()) >= len(config.tasks):
             raise ValueError(f"risk_scores: task id {int(task_ids.max())}, but config.tasks has {len(config.tasks)}.")
-        return torch.sigmoid(log_odds - table[task_ids.clamp(min=0, max=len(shifts) - 1)])
+        return log_odds - table[task_ids.clamp(min=0, max=len(shifts) - 1)]
+
+    def prefix_logits(
+        self, inputs: Mapping[str, Tensor], ends: Tensor, tails: Mapping[str, Tensor], tail_lengths: Tensor
+    ) -> Tensor:
+        """Logits after each of some prefixes of one row: its first tokens, and a question behind them.
+
+        Here each prefix is a row of its own, several in a pass: k prefixes cost k rows of their length. EhrMamba has
+        one pass for all.
+
+        Args:
+            inputs: Channels of the row, [1, l], unpadded, and what belongs to it as a whole (`static_values`).
+            ends: First tokens (triplets) that each prefix keeps, [k], ascending.
+            tails: Channel -> [k, 2], what follows them; none where nothing does.
+            tail_lengths: How much of the two that is, [k].
+
+        Returns:
+            [k, classes], at least float32, without gradients.
+
+        Raises:
+            ValueError: These are no prefixes of one row.
+        """
+        check_prefixes(inputs, ends, tails, tail_lengths)
+        return whole_prefix_logits(self, inputs, ends, tails, tail_lengths)
 
 
 __all__ = ["IGNORED_LABEL", "RiskConfigMixin", "RiskScoresMixin"]

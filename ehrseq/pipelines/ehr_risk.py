@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers.pipelines import base as pipelines_base  # by way of its package: threads may import that, too
 from transformers.utils import logging
 
+from .risk_explanations import explain_rows, method_asked_for, rows_to_explain
+
 logger = logging.get_logger(__name__)
 
 
@@ -83,6 +85,8 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
             else the end of the record.
         max_length: Context length in tokens, the model's by default; the most recent events are kept.
         batch_size: Rows in one forward pass. A row is one (patient, task) pair.
+        explain: True, or the name of a method (`ehrseq.interpretability.methods_of(model)`; without the package
+            "prefix_deltas" alone): each score comes with its `baseline` and `contributions`.
         device, dtype, num_workers: As in every pipeline of transformers.
 
     Example:
@@ -121,15 +125,19 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
             inputs: A patient (a dict of `subject_id`, `events` and optionally `prediction_time`; a table of one
                 subject's rows; a FHIR R4 Bundle as a dict, where `ehrseq` is installed), a list of them, or a
                 generator or dataset of them, which is scored as it is read.
-            **kwargs: `tasks`, `prediction_time`, `max_length` and `batch_size` for this call.
+            **kwargs: `tasks`, `prediction_time`, `max_length`, `explain` and `batch_size` for this call.
 
         Returns:
             For one patient a list of `{"task", "label", "score"}`, for a list a list of such lists, for a generator or
             dataset an iterable of them. `label` is the task's positive outcome and `score` its probability, or None
-            with a `reason`, see above.
+            with a `reason`, see above. With `explain` each score has a `baseline` (log-odds), `contributions`, a list
+            of `{"time", "code", "value", "contribution"}`, and where it is not 0 a `remainder`: together they are the
+            log-odds of the score. Contributions of what is no event have a code such as "[VS]", or None (time that
+            passes after the last event).
 
         Raises:
-            ValueError: An unknown task, an unreadable patient, a `batch_size` below 1.
+            ValueError: An unknown task, an unreadable patient, a `batch_size` below 1, a method that the model does not
+                have or that needs the package.
         """
         _check_batch_size(kwargs.get("batch_size"))
         if notice := getattr(self.model.config, "notice", None):
@@ -155,13 +163,18 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
         self._warn_of_answers_outside()
 
     def _sanitize_parameters(
-        self, tasks: Any = None, prediction_time: Any = None, max_length: int | None = None, **unknown: Any
+        self,
+        tasks: Any = None,
+        prediction_time: Any = None,
+        max_length: int | None = None,
+        explain: Any = None,
+        **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         unknown.pop("local_files_only", None)  # the factory's own, handed through
         if unknown:
             raise ValueError(
                 f"Unknown argument(s) {sorted(unknown)} for pipeline('ehr-risk'): it takes tasks, prediction_time, "
-                f"max_length, batch_size and num_workers."
+                f"max_length, explain, batch_size and num_workers."
             )
         preprocess: dict[str, Any] = {}
         if tasks is not None:
@@ -170,11 +183,19 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
             preprocess["prediction_time"] = prediction_time
         if max_length is not None:
             preprocess["max_length"] = max_length
+        if explain is not None:
+            encoder = self.tokenizer if self.tokenizer is not None else self.feature_extractor
+            preprocess["method"] = method_asked_for(self.model, encoder, explain)
         return preprocess, {}, {}
 
     # One patient -> one row per task.
     def preprocess(  # type: ignore[override]
-        self, patient: Any, tasks: list[str] | None = None, prediction_time: Any = None, max_length: int | None = None
+        self,
+        patient: Any,
+        tasks: list[str] | None = None,
+        prediction_time: Any = None,
+        max_length: int | None = None,
+        method: str | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Yield the model's inputs, one row `[1, length]` per task."""
         if is_fhir(patient):
@@ -191,21 +212,33 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
             rows = [encoder(patient, prediction_time=prediction_time, max_length=context)] * len(names)
         entries = [self._classifier.config.tasks[self._task_ids[name]] for name in names]
         reasons = encoder.reasons_against(patient, entries, prediction_time)
-        for name, row, reason in zip(names, rows, reasons, strict=True):
+        to_explain: Sequence[Any] = [None] * len(names)
+        if method is not None:
+            to_explain = rows_to_explain(encoder, method, patient, names, prediction_time, context)
+        for name, row, reason, explained in zip(names, rows, reasons, to_explain, strict=True):
             yield {
                 **{channel: _as_batch(values) for channel, values in row.items()},
                 "task_ids": torch.tensor([self._task_ids[name]]),
                 "subject_id": _subject_of(patient),
                 "reason": reason or "",
+                "to_explain": None if reason and reason in encoder.unanswerable_reasons else explained,
                 "is_last": name == names[-1],
             }
 
     # A batch of rows -> a probability for each.
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         metadata = {name: model_inputs.pop(name) for name in ("subject_id", "reason", "is_last")}
+        to_explain = model_inputs.pop("to_explain")
         task_ids = model_inputs["task_ids"]
-        scores = self._classifier.risk_scores(self._classifier(**model_inputs).logits, task_ids)
-        return {"scores": scores.float(), "task_ids": task_ids, **metadata}
+        logits = self._classifier(**model_inputs).logits
+        scores = self._classifier.risk_scores(logits, task_ids)
+        rows = to_explain if isinstance(to_explain, list) else [to_explain]
+        explained: Any = [None] * len(rows)
+        if any(row is not None for row in rows):
+            explained = explain_rows(self.model, self.encoder, model_inputs, logits, rows)
+        if rows is not to_explain:  # a batch of one is none to transformers
+            explained = explained[0]
+        return {"scores": scores.float(), "task_ids": task_ids, "explained": explained, **metadata}
 
     # The rows of one patient -> the answer.
     def postprocess(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -226,6 +259,8 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
                 answers[-1]["reason"] = reason
                 if reason in self.encoder.unanswerable_reasons:
                     answers[-1]["score"] = None
+            if row["explained"] is not None:
+                answers[-1] |= row["explained"]
         return answers
 
     def _warn_of_answers_outside(self) -> None:

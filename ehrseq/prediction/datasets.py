@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TypedDict
 
 import polars as pl
 
+from ehrseq.batches.requests import TaskNames, check_request, read_request, requested_tasks
+from ehrseq.batches.scoring import check_batch_size
 from ehrseq.data.report import ConversionReport
-from ehrseq.data.shards import Shard, ShardPart, dataset_shards, read_blocks, scan_shard
-from ehrseq.hub.checkpoints import Checkpoint, checkpoint_digest, load_checkpoint
-from ehrseq.prediction.risks import TaskNames, check_request, checked_risks, read_request, requested_tasks
+from ehrseq.data.shards import ShardPart, dataset_shards, read_blocks, scan_shard
+from ehrseq.hub.checkpoints import checkpoint_digest, kept_checkpoint
+from ehrseq.prediction.risks import checked_risks
 from ehrseq.prediction.scoring import RISK_SCHEMA, score_events
-from ehrseq.prediction.times import LabelSource
+from ehrseq.tasks.moments import LabelSource
 from ehrseq.work.engine import Engine
 from ehrseq.work.files import remove, write_whole
 from ehrseq.work.parts import kept_parts, run_parts, table_digest
@@ -52,7 +53,7 @@ class RiskPart(ShardPart[RiskCounts]):
 
     def make(self) -> RiskCounts:
         """See `RecordedPart.make`."""
-        checkpoint = _load(self.checkpoint, checkpoint_digest(self.checkpoint))
+        checkpoint = kept_checkpoint(self.checkpoint, checkpoint_digest(self.checkpoint))
         tasks = requested_tasks(checkpoint.model, self.checkpoint, self.tasks)
         moments = None if self.moments is None else pl.read_parquet(self.moments)
         report = ConversionReport()
@@ -109,10 +110,11 @@ def predict_dataset(
     Raises:
         ValueError: No prepared dataset, an unknown split, or what `predict_risks` refuses.
     """
-    check_request(dataset, tasks, prediction_times, labels, batch_size)
-    shards = _shards_of(dataset, splits)
+    check_batch_size(batch_size)
+    check_request(dataset, tasks, prediction_times, labels)
+    shards = dataset_shards(dataset, splits)
     digest = checkpoint_digest(checkpoint)
-    request = read_request(_load(str(checkpoint), digest).model, checkpoint, tasks, prediction_times, labels)
+    request = read_request(kept_checkpoint(str(checkpoint), digest).model, checkpoint, tasks, prediction_times, labels)
     moments = None
     if request.moments is not None:
         subjects = [scan_shard(shard).select(pl.col("subject_id").unique()).collect() for shard in shards]
@@ -138,19 +140,3 @@ def predict_dataset(
             raise ValueError(f"{dataset} holds nobody to score. What was read:\n{report}")
     remove(Path(parts))
     return risks, report
-
-
-def _shards_of(dataset: str | Path, splits: Sequence[str] | None) -> list[Shard]:
-    """The files of some splits, or of all."""
-    shards = dataset_shards(dataset)
-    known = sorted({shard.split for shard in shards})
-    unknown = [split for split in splits or () if split not in known]
-    if unknown:
-        raise ValueError(f"{dataset} has no split {unknown}; it has {known}.")
-    return [shard for shard in shards if splits is None or shard.split in splits]
-
-
-@lru_cache(maxsize=1)
-def _load(checkpoint: str, _: str) -> Checkpoint:
-    """The checkpoint; a worker loads it once, and again where its files have changed."""
-    return load_checkpoint(checkpoint)

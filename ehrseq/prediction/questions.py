@@ -6,20 +6,17 @@ Each kind of record has its reader: `prompts.PromptReader` of whole records, `st
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ehrseq.batches.requests import TaskConfigs
+
 if TYPE_CHECKING:
     from ehrseq.batches.scoring import Collator, ScoredRows
-
-
-TaskConfigs = Mapping[str, Mapping[str, Any]]
-"""Entries of `config.tasks` by name."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import polars as pl
 
+from ehrseq.batches.requests import TaskConfigs
 from ehrseq.data.schema import LABEL_KEYS
-from ehrseq.prediction.questions import TaskConfigs
 from ehrseq.tokenization.ehr_anchors import REASONS_AGAINST, UNANSWERABLE, matters, reasons_against
 from ehrseq.tokenization.ehr_sequence import Event
 

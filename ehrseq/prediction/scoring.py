@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ehrseq.batches.requests import TaskConfigs
 from ehrseq.hub.checkpoints import Checkpoint
 from ehrseq.hub.families import FAMILIES
 from ehrseq.prediction.prompts import PromptReader
-from ehrseq.prediction.questions import RiskReader, TaskConfigs
+from ehrseq.prediction.questions import RiskReader
 from ehrseq.prediction.stays import StayReader
 
 if TYPE_CHECKING:

@@ -9,30 +9,23 @@ have no risk.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import polars as pl
 
+from ehrseq.batches.readable_stays import STAY_REASONS, readable_stays
+from ehrseq.batches.requests import TaskConfigs
 from ehrseq.batches.triplet_collation import DataCollatorForTriplets
 from ehrseq.batches.triplet_rows import TripletRows
 from ehrseq.data.schema import LABEL_KEYS
-from ehrseq.encode.triplets import NoStayError, TripletTable, build_triplets
 from ehrseq.hub.checkpoints import Checkpoint
-from ehrseq.prediction.questions import Questions, TaskConfigs
+from ehrseq.prediction.questions import Questions
 from ehrseq.prediction.reasons import count_reasons, leaves_nothing_to_foretell, with_reasons
-from ehrseq.prediction.times import last_times, moments_of_all
+from ehrseq.tasks.moments import moments_of_all
 
 if TYPE_CHECKING:
     from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
-
-STAY_REASONS = {
-    "no_stay": "no window that the model reads begins before the prediction time",
-    "no_triplet": "the stay holds no value of a variable that the model knows",
-}
-"""Why a stay has no score."""
 
 
 class StayReader:
@@ -55,27 +48,15 @@ class StayReader:
             NoStayError: No stay begins in these events, and they are no part of a larger dataset.
         """
         notes: Counter[str] = Counter()
-        times = None if moments is None else moments.select(LABEL_KEYS).unique(maintain_order=True)
-        if times is None and self.extractor.spec.window_start == "before_prediction":
-            times = last_times(events)
-        rows, stays = None, pl.DataFrame(schema={**_KEY_SCHEMA, "row": pl.Int64, "why_not_read": pl.String})
-        try:
-            table = build_triplets(events, self.extractor.spec, times, keep_empty=True)
-        except NoStayError:
-            if not is_part:
-                raise
-        else:
-            rows, stays = self._rows(table, notes)
-        if times is not None:
-            without = times.join(stays, on=list(LABEL_KEYS), how="anti").with_columns(why_not_read=pl.lit("no_stay"))
-            stays = pl.concat([stays, without], how="diagonal")
+        stays = readable_stays(events, self.extractor, moments, notes, is_part=is_part)
+        rows = None
+        if stays.table is not None:
+            rows = TripletRows(stays.table, self.extractor, max_length=self.model.config.max_position_embeddings)
         if moments is None:
-            notes["patients without a stay, not scored"] = (
-                events["subject_id"].n_unique() - stays["subject_id"].n_unique()
-            )
-            moments = moments_of_all(stays.select(LABEL_KEYS), tasks)
+            moments = moments_of_all(stays.answers.select(LABEL_KEYS), tasks)
         asked = with_reasons(events, moments, tasks, self.extractor.kind_of)
-        answers = asked.join(stays, on=list(LABEL_KEYS), how="left", maintain_order="left")
+        found = stays.answers.rename({"reason": "why_not_read"})
+        answers = asked.join(found, on=list(LABEL_KEYS), how="left", maintain_order="left")
         # What leaves nothing to foretell says more than what cannot be read, and that more than another moment.
         no_score = leaves_nothing_to_foretell()
         answers = answers.with_columns(
@@ -86,27 +67,3 @@ class StayReader:
         for reason, words in STAY_REASONS.items():
             notes[f"risks not given: {words}"] = int((answers["reason"] == reason).sum())
         return Questions(answers, rows, DataCollatorForTriplets(self.extractor), unit="stay", notes=notes)
-
-    def _rows(self, table: TripletTable, notes: Counter[str]) -> tuple[TripletRows, pl.DataFrame]:
-        """The stays of which something can be read as rows, and for every stay its row, or why it has none."""
-        for reason, count in table.skipped.items():
-            notes[f"triplets: {reason}"] = count
-        known = self.extractor.was_fitted(table.variable_ids)
-        notes["triplets of variables without training values, left out"] = int((~known).sum())
-        readable = np.bincount(table.stay_ids[known], minlength=len(table)) > 0
-        rows = TripletRows(
-            dataclasses.replace(table.subset(readable), labels=None),
-            self.extractor,
-            max_length=self.model.config.max_position_embeddings,
-        )
-        is_read = pl.Series(readable)
-        stays = pl.DataFrame(
-            {"subject_id": table.subject_ids, "prediction_time": table.prediction_times.astype("datetime64[us]")}
-        ).with_columns(
-            row=pl.when(is_read).then(is_read.cum_sum().cast(pl.Int64) - 1),
-            why_not_read=pl.when(~is_read).then(pl.lit("no_triplet")),
-        )
-        return rows, stays
-
-
-_KEY_SCHEMA = {"subject_id": pl.Int64(), "prediction_time": pl.Datetime("us")}

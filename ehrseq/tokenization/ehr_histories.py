@@ -198,9 +198,9 @@ class EncodedHistories:
             max_length: Context length, None = the whole history.
         """
         tokens = self.vocabulary.token_ids
-        closed, latest, order, asked = False, NO_TIME, 0, NO_TIME
+        closed, latest, order = self._end
+        asked = NO_TIME
         if len(self.row_time):
-            closed, latest, order = not self.row_open[-1], int(self.row_time[-1]), int(self.row_order[-1])
             # Rows behind the last token make none; a visit's closing marks have the time of its last row.
             asked = latest if closed else int(self.row_time[self.row_end.searchsorted(len(self.ids))])
         if prediction_time is not None:
@@ -227,6 +227,50 @@ class EncodedHistories:
             close_time=close_time,
             order=order_of_last,
         )
+
+    def plan_cut(
+        self, start: int, first_id: int, last_id: int, last_time: int, max_length: int | None = None
+    ) -> RowPlan:
+        """The row of the one patient that is held here that begins at a token of the body, and asks as another row did.
+
+        Args:
+            start: The token; where it is the end, the row holds static tokens alone, and no visit.
+            first_id, last_id, last_time: Of that row.
+            max_length: Context length, to which the row is cut further where it exceeds it; None = any.
+        """
+        closed, latest, order = self._end if start < len(self.ids) else (False, NO_TIME, 0)
+
+        def plan(start: int) -> RowPlan:
+            column = {
+                "tail": 1 + closed,
+                "first_id": first_id,
+                "last_id": last_id,
+                "last_time": last_time,
+                "close_time": latest,
+                "order": order,
+            }
+            arrays = {name: np.asarray([number], np.int64) for name, number in column.items()}
+            nothing = np.zeros(1, np.int64)
+            return self.plan_rows(
+                nothing,
+                nothing + start,
+                nothing + len(self.ids),
+                tail=arrays.pop("tail"),
+                max_length=max_length,
+                **arrays,
+            )
+
+        whole = plan(start)
+        if max_length is None or whole.lengths[0] <= max_length:
+            return whole
+        return plan(int(self.next_content[start + 1]))  # no slot for the [VS] that its cut visit got back
+
+    @property
+    def _end(self) -> tuple[bool, int, int]:
+        """Of the one patient that is held here: whether the last visit is closed, the last row's time and its visit."""
+        if not len(self.row_time):
+            return False, NO_TIME, 0
+        return not self.row_open[-1], int(self.row_time[-1]), int(self.row_order[-1])
 
     # -- whole histories and windows ---------------------------------------------------------------------------------
 

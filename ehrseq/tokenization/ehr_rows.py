@@ -47,6 +47,8 @@ class HistoryRows:
         types: Its token type, 0 where it makes no token, int8.
         opens: Whether it opens a visit.
         is_open: Whether a visit is open after it.
+        static_sources, sources: Position among the patient's events of what made each static token and each row, int64;
+            None where that was not asked for (whole tables: rows are kept on disk without it).
     """
 
     subject_ids: np.ndarray
@@ -60,6 +62,8 @@ class HistoryRows:
     types: np.ndarray
     opens: np.ndarray
     is_open: np.ndarray
+    static_sources: np.ndarray | None = None
+    sources: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.subject_ids)

@@ -11,7 +11,7 @@ checkpoint can score a patient wherever transformers runs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import MAXYEAR, MINYEAR, UTC, date, datetime
 from operator import itemgetter
@@ -232,55 +232,121 @@ def patient_rows(events: Sequence[Event], vocabulary: EventVocabulary, cut: int 
         cut: Rows later than this instant (microseconds) are left out, before anything else looks at them.
 
     Returns:
-        The rows of one patient, whose subject_id is 0.
+        The rows of one patient, whose subject_id is 0, with the position in `events` that each comes from.
     """
-    static: list[int] = []
-    timed: list[tuple[int, int, Event, str, str | None]] = []
-    for event in events:
-        kind, encounter_class = vocabulary.kind(event.code)
-        if event.time is not None:
-            if cut is None or event.time <= cut:
-                timed.append((event.time, KIND_RANKS.get(kind, RANK_OTHER), event, kind, encounter_class))
-        # A death or a visit of unknown time would tell the future.
-        elif vocabulary.token_type(event.code) and kind not in ("death", "visit_start", "visit_end"):
-            static.append(vocabulary.row_id(event.code, event.value, event.text, event.unit)[0])
-    timed.sort(key=_TIME_AND_RANK)
-    visits = _Visits()
-    times, ids, types = [], [], []
-    opens, is_open = [], []
-    for time, _, event, kind, encounter_class in timed:
-        token_type = vocabulary.token_type(event.code)
-        if kind == "visit_start":
-            starts_visit = visits.start(event.visit_id, encounter_class, time)
-        elif kind == "visit_end":
-            if not visits.end(event.visit_id, encounter_class, time):
-                continue  # an end without a start: `encounters` counts it
-            starts_visit = False
-        elif token_type:
-            starts_visit = visits.content(event.visit_id, time)
-        else:
-            continue  # it takes no part: the birth, what is ignored, kinds that do not enter
-        visits.last_time = time
-        times.append(time)
-        ids.append(vocabulary.row_id(event.code, event.value, event.text, event.unit)[0] if token_type else 0)
-        types.append(token_type)
-        opens.append(starts_visit)
-        is_open.append(bool(visits.encounters))
-    births = (time for time, _, _, kind, _ in timed if kind == "birth")
-    others = (time for time, _, _, kind, _ in timed if kind != "birth")
-    return HistoryRows(
-        subject_ids=np.zeros(1, np.int64),
-        first=np.asarray([next(others, 0)], np.int64),
-        birth=np.asarray([next(births, NO_TIME)], np.int64),
-        static_offsets=np.asarray([0, len(static)], np.int64),
-        static_ids=np.asarray(static, np.int32),
-        row_offsets=np.asarray([0, len(times)], np.int64),
-        time=np.asarray(times, np.int64),
-        ids=np.asarray(ids, np.int32),
-        types=np.asarray(types, np.int8),
-        opens=np.asarray(opens, bool),
-        is_open=np.asarray(is_open, bool),
-    )
+    return OrderedEvents(events, vocabulary, cut).rows()
+
+
+class OrderedEvents:
+    """A patient's events in the order in which they are read: once, or again and again without some of them.
+
+    Args:
+        events: As of `patient_rows`; the other arguments too.
+        vocabulary: See above.
+        cut: See above.
+    """
+
+    def __init__(self, events: Sequence[Event], vocabulary: EventVocabulary, cut: int | None = None) -> None:
+        self.vocabulary = vocabulary
+        self._static: list[tuple[int, int]] = []  # position, id
+        timed: list[tuple[int, int, int, Event, str, str | None]] = []
+        for position, event in enumerate(events):
+            kind, encounter_class = vocabulary.kind(event.code)
+            if event.time is not None:
+                if cut is None or event.time <= cut:
+                    rank = KIND_RANKS.get(kind, RANK_OTHER)
+                    timed.append((event.time, rank, position, event, kind, encounter_class))
+            # A death or a visit of unknown time would tell the future.
+            elif vocabulary.token_type(event.code) and kind not in ("death", "visit_start", "visit_end"):
+                token = vocabulary.row_id(event.code, event.value, event.text, event.unit)[0]
+                self._static.append((position, token))
+        timed.sort(key=_TIME_AND_RANK)
+        self._timed = timed
+        self._read_before: tuple[int, _Walk] | None = None
+
+    def rows(self, removed: Collection[int] = ()) -> HistoryRows:
+        """The rows of these events without some of them (positions).
+
+        What lies before the first of those is read once, if the call before began there or later.
+        """
+        timed, start, walk = self._timed, 0, _Walk()
+        if removed:
+            start = next((place for place, row in enumerate(timed) if row[2] in removed), len(timed))
+            if self._read_before is None or self._read_before[0] > start:
+                walk.go_on(timed[:start], self.vocabulary)
+                self._read_before = start, walk
+            since, walk = self._read_before
+            walk = walk.copy()
+            timed = [row for row in timed[since:] if row[2] not in removed]
+        walk.go_on(timed, self.vocabulary)
+        static = [(position, token) for position, token in self._static if position not in removed]
+        kept = (row for row in self._timed if row[2] not in removed)
+        births = (row[0] for row in self._timed if row[4] == "birth" and row[2] not in removed)
+        return HistoryRows(
+            subject_ids=np.zeros(1, np.int64),
+            first=np.asarray([next((row[0] for row in kept if row[4] != "birth"), 0)], np.int64),
+            birth=np.asarray([next(births, NO_TIME)], np.int64),
+            static_offsets=np.asarray([0, len(static)], np.int64),
+            static_ids=np.asarray([token for _, token in static], np.int32),
+            row_offsets=np.asarray([0, len(walk.times)], np.int64),
+            time=np.asarray(walk.times, np.int64),
+            ids=np.asarray(walk.ids, np.int32),
+            types=np.asarray(walk.types, np.int8),
+            opens=np.asarray(walk.opens, bool),
+            is_open=np.asarray(walk.is_open, bool),
+            static_sources=np.asarray([position for position, _ in static], np.int64),
+            sources=np.asarray(walk.sources, np.int64),
+        )
+
+
+class _Walk:
+    """Which of a patient's events take part, as far as they have been read, and where visits open.
+
+    Attributes:
+        times, ids, types, sources, opens, is_open: Of each row, as in `HistoryRows`.
+    """
+
+    def __init__(self) -> None:
+        self.times: list[int] = []
+        self.ids: list[int] = []
+        self.types: list[int] = []
+        self.sources: list[int] = []
+        self.opens: list[bool] = []
+        self.is_open: list[bool] = []
+        self._visits = _Visits()
+
+    def copy(self) -> _Walk:
+        """A walk that goes on by itself."""
+        other = _Walk()
+        for name in ("times", "ids", "types", "sources", "opens", "is_open"):
+            setattr(other, name, getattr(self, name).copy())
+        other._visits = self._visits.copy()
+        return other
+
+    def go_on(self, timed: Sequence[tuple[int, int, int, Event, str, str | None]], vocabulary: EventVocabulary) -> None:
+        """Read further events, in order."""
+        visits = self._visits
+        times, ids, types, sources = self.times, self.ids, self.types, self.sources
+        opens, is_open = self.opens, self.is_open
+        for time, _, position, event, kind, encounter_class in timed:
+            token_type = vocabulary.token_type(event.code)
+            if kind == "visit_start":
+                starts_visit = visits.start(event.visit_id, encounter_class, time)
+            elif kind == "visit_end":
+                if not visits.end(event.visit_id, encounter_class, time):
+                    continue  # an end without a start: `encounters` counts it
+                starts_visit = False
+            elif token_type:
+                starts_visit = visits.content(event.visit_id, time)
+            else:
+                continue  # it takes no part: the birth, what is ignored, kinds that do not enter
+            visits.last_time = time
+            times.append(time)
+            ids.append(vocabulary.row_id(event.code, event.value, event.text, event.unit)[0] if token_type else 0)
+            types.append(token_type)
+            sources.append(position)
+            opens.append(starts_visit)
+            is_open.append(bool(visits.encounters))
 
 
 class _Visits:
@@ -299,6 +365,14 @@ class _Visits:
         self._ended: set[str] = set()  # visit_ids whose encounters have ended
         self._implicit: tuple[str, Any] | None = None  # key of the previous visit, where that is implicit
         self._admission = False  # whether the previous visit holds an inpatient encounter
+
+    def copy(self) -> _Visits:
+        """The same, which changes by itself."""
+        other = _Visits()
+        other.encounters, other.last_time = self.encounters.copy(), self.last_time
+        other._patience, other._until, other._ended = self._patience.copy(), self._until.copy(), self._ended.copy()
+        other._implicit, other._admission = self._implicit, self._admission
+        return other
 
     def start(self, visit_id: str | None, encounter_class: str | None, time: int) -> bool:
         """An encounter starts; whether it opens a visit."""

@@ -22,7 +22,9 @@ from transformers.utils import PaddingStrategy, logging
 
 from .ehr_anchors import REASONS_AGAINST, UNANSWERABLE, reasons_against
 from .ehr_codes import kind_reader
-from .ehr_sequence import parse_time, patient_of_table, read_patient, subjects_digest
+from .ehr_sequence import Event, parse_time, patient_of_table, read_patient, subjects_digest
+from .triplet_numbers import checked_numbers, checked_percentiles, clipped_moments, flat_numbers
+from .triplet_sources import StayRows
 from .triplet_stays import Stay, TripletSpec, choose_triplets, in_order, read_stay
 
 logger = logging.get_logger(__name__)
@@ -96,16 +98,18 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             kwargs.pop(name, None)
         super().__init__(len(spec.variables), 1, 0.0, padding_side=padding_side, **kwargs)
         self.triplets = spec.to_dict()
-        self.value_means = _numbers("value_means", value_means, len(spec.variables))
-        self.value_deviations = _numbers("value_deviations", value_deviations, len(spec.variables), least=1e-30)
-        self.value_lower = _numbers("value_lower", value_lower, len(spec.variables))
-        self.value_upper = _numbers("value_upper", value_upper, len(spec.variables))
-        self.value_counts = [int(n) for n in _numbers("value_counts", value_counts, len(spec.variables), least=0)]
+        self.value_means = checked_numbers("value_means", value_means, len(spec.variables))
+        self.value_deviations = checked_numbers("value_deviations", value_deviations, len(spec.variables), least=1e-30)
+        self.value_lower = checked_numbers("value_lower", value_lower, len(spec.variables))
+        self.value_upper = checked_numbers("value_upper", value_upper, len(spec.variables))
+        self.value_counts = [
+            int(n) for n in checked_numbers("value_counts", value_counts, len(spec.variables), least=0)
+        ]
         columns = len(spec.static_columns)
-        self.static_means = _numbers("static_means", static_means, columns)
-        self.static_deviations = _numbers("static_deviations", static_deviations, columns, least=1e-30)
-        self.static_lower = _numbers("static_lower", static_lower, columns)
-        self.static_upper = _numbers("static_upper", static_upper, columns)
+        self.static_means = checked_numbers("static_means", static_means, columns)
+        self.static_deviations = checked_numbers("static_deviations", static_deviations, columns, least=1e-30)
+        self.static_lower = checked_numbers("static_lower", static_lower, columns)
+        self.static_upper = checked_numbers("static_upper", static_upper, columns)
         self.clip_percentiles = list(clip_percentiles)
         self.num_fitted_stays = num_fitted_stays
         self.num_fitted_subjects = num_fitted_subjects
@@ -139,19 +143,19 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: No stays, no triplets, percentiles or pairs that are none.
         """
-        low, high = _percentiles(clip_percentiles)
+        low, high = checked_percentiles(clip_percentiles)
         if len(table) == 0 or len(table.values) == 0:
             raise ValueError("the table holds no triplet; give build_triplets(...) of the training stays.")
         spec: TripletSpec = table.spec
         order = np.argsort(table.variable_ids, kind="stable")
         counts = np.bincount(table.variable_ids, minlength=len(spec.variables))
         groups = np.split(np.asarray(table.values, np.float64)[order], np.cumsum(counts)[:-1])
-        values = np.array([_moments(group, low, high) for group in groups])
+        values = np.array([clipped_moments(group, low, high) for group in groups])
         numeric = [flag for feature in spec.static_features for flag in feature.is_numeric]
         columns = [column[~np.isnan(column)] for column in np.asarray(table.static, np.float64).T]
         static = np.array(
             [
-                _moments(column, *((low, high) if flag else (0, 100)))
+                clipped_moments(column, *((low, high) if flag else (0, 100)))
                 for column, flag in zip(columns, numeric, strict=True)
             ]
         ).reshape(len(columns), 4)
@@ -333,13 +337,13 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
         unknown_rows: Counter[str] = Counter()
         rows = []
         for stay in stays if many else [stays]:
-            read = self._read(stay, prediction_time)
+            read, _, _ = self._read(stay, prediction_time)
             skipped.update(read.skipped)
             unknown_rows.update(read.unknown)
             kept = choose_triplets(
                 read.variable_ids, max_length if how else None, how or "recent", variable_dropout, rng
             )
-            rows.append(self._channels(read, kept))
+            rows.append(self.stay_channels(read, kept))
         self._report(skipped, unknown_rows, sum(len(row["times"]) for row in rows))
         if not many and not pads and return_tensors is None:
             return BatchFeature(rows[0])
@@ -357,6 +361,22 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             return_tensors=return_tensors or "np",
         )
 
+    def sourced_rows(
+        self, patient: Any, tasks: Any = (), prediction_time: Any = None, max_length: int | None = None
+    ) -> StayRows:
+        """The row of one stay, the same for each task, which knows the event behind each of its triplets.
+
+        Arguments as in `__call__`. What was left out is told by its `notes`, not by a warning.
+        """
+        self._truncation(None, max_length, False)  # or says what is wrong with it
+        stay, events, cut = self._read(patient, prediction_time)
+        kept = choose_triplets(stay.variable_ids, max_length, "recent", 0.0, None)
+        if events is None:
+            numbers = np.asarray(patient["variables"]).tolist()
+            names = [self.variables[name] if isinstance(name, int) else name for name in numbers]
+            events = [Event(None, *pair) for pair in zip(names, map(float, patient["values"]), strict=True)]
+        return StayRows(events, cut, stay, kept, self.stay_channels(stay, kept), self)
+
     def _truncation(self, truncation: bool | str | None, max_length: int | None, to_length: bool) -> str | None:
         if max_length is not None and (
             isinstance(max_length, bool) or not isinstance(max_length, int | np.integer) or max_length < 1
@@ -373,7 +393,8 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"truncation={truncation!r} needs max_length; give the number of triplets that stay.")
         return how
 
-    def _channels(self, stay: Stay, kept: np.ndarray) -> dict[str, np.ndarray]:
+    def stay_channels(self, stay: Stay, kept: np.ndarray) -> dict[str, np.ndarray]:
+        """Channels of some of a stay's triplets (positions)."""
         ids = stay.variable_ids[kept]
         return {
             "variable_ids": ids,
@@ -383,28 +404,46 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             "static_values": self.normalise_static(stay.static),
         }
 
-    def _read(self, record: Any, prediction_time: Any) -> Stay:
-        """A stay of any form, triplets in order, those of variables never seen in training left out."""
+    def stay_of_events(self, events: Sequence[Event], cut: int | None) -> Stay:
+        """The stay of a record: triplets in order, those of variables never seen in training left out.
+
+        Args:
+            events: The patient's events.
+            cut: Nothing later than this instant (microseconds) is read; None = the whole record.
+
+        Raises:
+            ValueError: No window begins in it.
+        """
+        return self._fitted_part(read_stay(events, self._spec, cut))
+
+    def _read(self, record: Any, prediction_time: Any) -> tuple[Stay, list[Event] | None, int | None]:
+        """A stay of any form, as `stay_of_events` makes it; and the events and the prediction time of a patient."""
+        events, cut = None, None
         if _is_stay(record):
             if prediction_time is not None:
                 raise ValueError("a stay of triplets has no dates; give prediction_time with patients (events) only.")
-            stay = self._read_triplets(record)
+            stay = self._fitted_part(self._read_triplets(record))
         else:
             events, own_time = read_patient(patient_of_table(record))
             cut = parse_time(prediction_time, "prediction_time")
-            stay = read_stay(events, self._spec, own_time if cut is None else cut)
-        fitted = self.was_fitted(stay.variable_ids)
-        for number in np.unique(stay.variable_ids[~fitted]):
-            stay.unknown[self.variables[number]] += int((stay.variable_ids == number).sum())
-        stay.minutes, stay.variable_ids, stay.values = (
-            part[fitted] for part in (stay.minutes, stay.variable_ids, stay.values)
-        )
+            cut = own_time if cut is None else cut
+            stay = self.stay_of_events(events, cut)
         if not len(stay.minutes):
             subject = record.get("subject_id", "?") if isinstance(record, Mapping) else "?"
             raise ValueError(
                 f"the stay of subject {subject} holds no triplet of a known variable "
                 f"({dict(stay.skipped) | {'of unknown variables': sum(stay.unknown.values())}}); leave such stays out."
             )
+        return stay, events, cut
+
+    def _fitted_part(self, stay: Stay) -> Stay:
+        """The same stay without triplets of variables that were never seen in training; they are counted in it."""
+        fitted = self.was_fitted(stay.variable_ids)
+        for number in np.unique(stay.variable_ids[~fitted]):
+            stay.unknown[self.variables[number]] += int((stay.variable_ids == number).sum())
+        stay.minutes, stay.variable_ids, stay.values, stay.sources = (
+            part[fitted] for part in (stay.minutes, stay.variable_ids, stay.values, stay.sources)
+        )
         return stay
 
     def _read_triplets(self, stay: Mapping[str, Any]) -> Stay:
@@ -415,7 +454,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
                 f"a stay has the keys {sorted(map(str, stay))}; expected times, variables, values, static and "
                 "subject_id, or a patient with events."
             )
-        minutes, values = (_floats(name, stay[name]) for name in ("times", "values"))
+        minutes, values = (flat_numbers(name, stay[name]) for name in ("times", "values"))
         names = np.asarray(stay["variables"])
         if not len(names):
             names = names.astype(np.int64)
@@ -448,19 +487,20 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
             if count:
                 skipped[reason] += int(count)
         kept = finite & inside & (ids >= 0)
+        sources = kept.nonzero()[0]
         minutes, ids, values = minutes[kept], ids[kept], values[kept]
         order, repeated = in_order(minutes, ids, values)
         if repeated.any():
             skipped["repeated triplets"] += int(repeated.sum())
         order = order[~repeated]
         static = self._static_vector(stay.get("static"))
-        return Stay(minutes[order], ids[order], values[order], static, skipped, unknown)
+        return Stay(minutes[order], ids[order], values[order], static, skipped, unknown, sources[order])
 
     def _static_vector(self, values: Any) -> np.ndarray:
         """Static values `[D]`; of a mapping by column, what it lacks is unknown and flagged so."""
         columns = self.static_columns
         if values is not None and not isinstance(values, Mapping):
-            static = _floats("static", values)
+            static = flat_numbers("static", values)
             if len(static) != len(columns):
                 raise ValueError(f"static got {len(static)} values; expected one for each of {columns}.")
             return static
@@ -538,43 +578,3 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
 def _is_stay(record: Any) -> bool:
     """Whether this is a stay of triplets, not a patient."""
     return isinstance(record, Mapping) and "times" in record
-
-
-def _numbers(name: str, values: Sequence[float], length: int, least: float = -np.inf) -> list[float]:
-    try:
-        numbers = [float(number) for number in values]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} got {values!r}; expected {length} numbers.") from error
-    if len(numbers) != length or not all(np.isfinite(number) and number >= least for number in numbers):
-        raise ValueError(
-            f"{name} got {len(numbers)} numbers; expected {length} finite ones of at least {least:g}, one for each "
-            "variable (static column). Build the extractor with fit()."
-        )
-    return numbers
-
-
-def _percentiles(values: Sequence[float]) -> tuple[float, float]:
-    pair = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else []
-    if len(pair) != 2 or not all(isinstance(p, int | float) for p in pair) or not 0 <= pair[0] < pair[1] <= 100:
-        raise ValueError(f"clip_percentiles got {values!r}; expected two ascending numbers from 0 to 100.")
-    return float(pair[0]), float(pair[1])
-
-
-def _moments(values: np.ndarray, low: float, high: float) -> tuple[float, float, float, float]:
-    """Mean and deviation of the clipped values, and their bounds; a deviation of 0 (a constant) becomes 1."""
-    if not len(values):
-        return 0.0, 1.0, 0.0, 0.0
-    lower, upper = np.percentile(values, (low, high))
-    clipped = np.clip(values, lower, upper)
-    mean, deviation = float(clipped.mean()), float(clipped.std())
-    return mean, deviation if deviation > 1e-6 * max(1.0, abs(mean)) else 1.0, float(lower), float(upper)
-
-
-def _floats(name: str, values: Any) -> np.ndarray:
-    try:
-        array = np.asarray(values, np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} of a stay must be numbers, got {type(values).__name__}: {error}.") from error
-    if array.ndim != 1:
-        raise ValueError(f"{name} of a stay must be a flat list of numbers, got shape {list(array.shape)}.")
-    return array

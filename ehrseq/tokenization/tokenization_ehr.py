@@ -22,6 +22,7 @@ from transformers.utils import PaddingStrategy, logging
 from .ehr_anchors import REASONS_AGAINST, UNANSWERABLE, reasons_against
 from .ehr_histories import EncodedHistories
 from .ehr_plans import CHANNEL_DTYPES, CHANNELS, check_context
+from .ehr_prompts import PatientPrompts
 from .ehr_rows import lay_out
 from .ehr_sequence import parse_time, patient_of_table, patient_rows, read_patient
 from .ehr_vocabulary import PAPER_TASK_TOKENS, SPECIAL_TOKENS, TABLES_NEED_PACKAGE, TYPE_CLS, EventVocabulary
@@ -341,6 +342,13 @@ class EhrTokenizer(TokenizersBackend):
         self, patient: Any, tasks: Sequence[str | None], prediction_time: Any = None, max_length: int | None = None
     ) -> list[dict[str, np.ndarray]]:
         """One row for each task, as `encode_patient` makes it; the patient is read once."""
+        rows = self.sourced_rows(patient, tasks, prediction_time, max_length)
+        return [rows.row(number) for number in range(len(rows))]
+
+    def sourced_rows(
+        self, patient: Any, tasks: Sequence[str | None], prediction_time: Any = None, max_length: int | None = None
+    ) -> PatientPrompts:
+        """The rows of `encode_prompts` before they are made, which know the event behind each of their tokens."""
         if max_length is not None:
             check_context(max_length)
         events, own_time = read_patient(_as_patient(patient))
@@ -366,8 +374,7 @@ class EhrTokenizer(TokenizersBackend):
             **lay_out(rows, vocabulary),
         )
         asked = [None if task is None else _position(task, history.task_names) for task in tasks]
-        plan = history.plan_patient(asked, cut, max_length)
-        return [history.row(plan, number) for number in range(len(asked))]
+        return PatientPrompts(events, cut, rows, history, history.plan_patient(asked, cut, max_length))
 
     def reasons_against(
         self, patient: Any, tasks: Sequence[Mapping[str, Any]], prediction_time: Any = None

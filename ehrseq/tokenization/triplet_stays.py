@@ -199,6 +199,9 @@ class Stay:
         static: `[D]` float64, NaN = unknown.
         skipped: Reason -> number of rows left out.
         unknown: Name or code -> number of its rows that no variable takes.
+        sources: `[n]` int64 position in the patient's events of what made each triplet (in the stay's own triplets
+            where it was given as such).
+        start: When the window starts (microseconds); None for a stay without dates.
     """
 
     minutes: np.ndarray
@@ -207,6 +210,8 @@ class Stay:
     static: np.ndarray
     skipped: Counter[str] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
+    sources: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    start: int | None = None
 
 
 def in_order(minutes: np.ndarray, variable_ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -226,6 +231,45 @@ def in_order(minutes: np.ndarray, variable_ids: np.ndarray, values: np.ndarray) 
     return order, repeated
 
 
+def choose_triplets(
+    variable_ids: np.ndarray,
+    max_length: int | None,
+    truncation: str,
+    variable_dropout: float,
+    rng: np.random.Generator | None,
+) -> np.ndarray:
+    """Positions of the triplets that stay, ascending.
+
+    Args:
+        variable_ids: `[n]` in order of time.
+        max_length: Triplets that stay at most; None = all.
+        truncation: "recent": the last ones; "random": a random choice.
+        variable_dropout: Probability that a variable's triplets are removed. Masking attention alone would leave
+            Mamba reading them. Where every variable would go, all stay.
+        rng: Needed where something is random.
+    """
+    kept = np.arange(len(variable_ids))
+    if not 0 <= variable_dropout < 1:
+        raise ValueError(f"variable_dropout got {variable_dropout!r}; expected a probability from 0 to below 1.")
+    if variable_dropout:
+        present = np.unique(variable_ids)
+        dropped = present[_needed(rng).random(len(present)) < variable_dropout]
+        stays = ~np.isin(variable_ids, dropped)
+        if stays.any():
+            kept = kept[stays]
+    if max_length is None or len(kept) <= max_length:
+        return kept
+    if truncation == "random":
+        return np.sort(_needed(rng).choice(kept, max_length, replace=False))
+    return kept[-max_length:]
+
+
+def _needed(rng: np.random.Generator | None) -> np.random.Generator:
+    if rng is None:
+        raise ValueError("random truncation and variable dropout need a random generator.")
+    return rng
+
+
 def read_stay(events: Sequence[Event], spec: TripletSpec, prediction_time: int | None = None) -> Stay:
     """Triplets and static values of one patient.
 
@@ -237,7 +281,10 @@ def read_stay(events: Sequence[Event], spec: TripletSpec, prediction_time: int |
     Raises:
         ValueError: No timed row, or no window begins up to the prediction time.
     """
-    timed = sorted((event for event in events if event.time is not None), key=lambda event: event.time or 0)
+    positions = sorted(
+        (k for k, event in enumerate(events) if event.time is not None), key=lambda k: events[k].time or 0
+    )
+    timed = [events[k] for k in positions]
     if not timed:
         raise ValueError("a patient without timed events has no stay; give at least one event with a time.")
     cut = timed[-1].time if prediction_time is None else prediction_time
@@ -249,9 +296,10 @@ def read_stay(events: Sequence[Event], spec: TripletSpec, prediction_time: int |
     stay_minutes: list[float] = []
     stay_ids: list[int] = []
     stay_values: list[float] = []
+    stay_sources: list[int] = []
     skipped: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
-    for event in timed:
+    for position, event in zip(positions, timed, strict=True):
         if event.value is None or event.time is None or not start <= event.time <= end:
             continue
         if event.code not in ids:
@@ -262,6 +310,7 @@ def read_stay(events: Sequence[Event], spec: TripletSpec, prediction_time: int |
             stay_minutes.append((event.time - start) / MINUTE_US)
             stay_ids.append(ids[event.code])
             stay_values.append(float(np.float32(event.value)))
+            stay_sources.append(position)
     minutes = np.asarray(stay_minutes, np.float64)
     variable_ids = np.asarray(stay_ids, np.int64)
     values = np.asarray(stay_values, np.float64)
@@ -270,7 +319,8 @@ def read_stay(events: Sequence[Event], spec: TripletSpec, prediction_time: int |
         skipped["repeated triplets"] += int(repeated.sum())
     order = order[~repeated]
     static = _static_values(events, spec, start, int(cut or 0))
-    return Stay(minutes[order], variable_ids[order], values[order], static, skipped, +unknown)
+    sources = np.asarray(stay_sources, np.int64)[order]
+    return Stay(minutes[order], variable_ids[order], values[order], static, skipped, +unknown, sources, start)
 
 
 def _fits(value: float) -> bool:
@@ -317,42 +367,3 @@ def _static_values(events: Sequence[Event], spec: TripletSpec, start: int, cut: 
         if feature.missing_flag:
             columns.append(float(math.isnan(value)))
     return np.asarray(columns, np.float64)
-
-
-def choose_triplets(
-    variable_ids: np.ndarray,
-    max_length: int | None,
-    truncation: str,
-    variable_dropout: float,
-    rng: np.random.Generator | None,
-) -> np.ndarray:
-    """Positions of the triplets that stay, ascending.
-
-    Args:
-        variable_ids: `[n]` in order of time.
-        max_length: Triplets that stay at most; None = all.
-        truncation: "recent": the last ones; "random": a random choice.
-        variable_dropout: Probability that a variable's triplets are removed. Masking attention alone would leave
-            Mamba reading them. Where every variable would go, all stay.
-        rng: Needed where something is random.
-    """
-    kept = np.arange(len(variable_ids))
-    if not 0 <= variable_dropout < 1:
-        raise ValueError(f"variable_dropout got {variable_dropout!r}; expected a probability from 0 to below 1.")
-    if variable_dropout:
-        present = np.unique(variable_ids)
-        dropped = present[_needed(rng).random(len(present)) < variable_dropout]
-        stays = ~np.isin(variable_ids, dropped)
-        if stays.any():
-            kept = kept[stays]
-    if max_length is None or len(kept) <= max_length:
-        return kept
-    if truncation == "random":
-        return np.sort(_needed(rng).choice(kept, max_length, replace=False))
-    return kept[-max_length:]
-
-
-def _needed(rng: np.random.Generator | None) -> np.random.Generator:
-    if rng is None:
-        raise ValueError("random truncation and variable dropout need a random generator.")
-    return rng

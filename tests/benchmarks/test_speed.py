@@ -74,6 +74,23 @@ def test_the_benchmark_of_evaluation_runs():
     assert result["met"]
 
 
+def test_the_benchmark_of_prefix_deltas_runs():
+    result = json.loads(run_module("benchmarks.speed.bench_explanations", "--quick", "--repeats", 1).stdout)
+    assert (result["events"], result["visits"], result["tokens"]) == (120, 6, 144)
+    assert result["passes"].keys() == result["passes_wall"].keys() == {"visit", "event", "whole"}
+    assert all(passes > 0 for passes in result["passes_wall"].values())
+
+
+def test_the_benchmark_of_relevance_runs():
+    result = json.loads(
+        run_module("benchmarks.speed.bench_relevance", "--quick", "--only", "time", "--repeats", 1).stdout
+    )
+    families = [name for name in result if name != "machine"]
+    assert families == ["ehrmamba", "hymate", "cehrbert", "ehr_bigbird"]
+    assert all(result[family]["relevance"] > 0 for family in families)
+    assert [family for family in families if "hidden_attention" in result[family]] == ["ehrmamba", "hymate"]
+
+
 @pytest.mark.slow
 def test_one_command_prints_the_table_of_the_blocks(tmp_path):
     script = "benchmarks.tables.mamba_table"

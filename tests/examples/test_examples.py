@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -225,6 +226,19 @@ def _without_dropout(source: Path, target: Path) -> None:
     (target / "config.json").write_text(json.dumps(config))
 
 
+def test_a_case_study_draws_a_patient_who_died(prepared, pretrained, tmp_path):
+    finetune(prepared, pretrained, tmp_path / "finetune", "--max_steps", 2, "--save_steps", 2)
+    options = ["--data", prepared, "--model", tmp_path / "finetune", "--forecaster", pretrained, "--events", 6]
+    printed = run("07_case_study.py", *options, "--output", tmp_path / "case")
+    assert re.search(r"patient \d+ at .*: risk \d", printed)
+    assert "of the last 6 events were among the five most probable" in printed
+    assert (tmp_path / "case" / "case.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "case" / "case.html").read_text()
+    assert "prefix_deltas" in page
+    # Nothing after the prediction time enters the page: the death does not.
+    assert "MEDS_DEATH" not in page
+
+
 def test_hymate_goes_from_stays_to_a_table_of_scores(tmp_path):
     for name, seed in (("train", 1), ("test", 2)):
         simulate_stays(100, seed=seed).write(tmp_path / name)
@@ -255,6 +269,7 @@ def test_hymate_goes_from_stays_to_a_table_of_scores(tmp_path):
         ("03_finetune.py", ["--data", "{}", "--model", "{}/absent", "--output_dir", "{}/out"]),
         ("04_predict.py", ["--data", "{}", "--model", "{}/absent", "--output", "{}/out.parquet"]),
         ("05_push_to_hub.py", ["--model", "{}/absent", "--repo_id", "me/model"]),
+        ("07_case_study.py", ["--data", "{}", "--model", "{}/absent", "--forecaster", "{}/absent"]),
         ("06_hymate_train.py", ["--train", "{}", "--output_dir", "{}/out", "--recipe", "absent"]),
     ],
 )

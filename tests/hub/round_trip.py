@@ -86,9 +86,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 if given["package"]:
     import ehrseq
 
-def score(repository, **options):
+def score(repository, explain=False, **options):
     trust = {} if given["package"] else {"trust_remote_code": True}
-    return pipeline("ehr-risk", model=repository, device="cpu", **trust, **options)(given["patients"], batch_size=4)
+    risk = pipeline("ehr-risk", model=repository, device="cpu", **trust, **options)
+    return risk(given["patients"], batch_size=4, explain=explain)
 
 # Before anything is in the cache, from which transformers would answer.
 locked_out = refusal(lambda: AutoModelForSequenceClassification.from_pretrained("user/private", token=False))
@@ -97,6 +98,7 @@ answers["first"] = score("user/whole", revision=given["first"])
 answers["experiment"] = score("user/whole", revision="experiment")
 answers["snapshot"] = score(snapshot_download("user/parts"))
 answers["private"] = score("user/private")
+answers["explained"] = score("user/parts", explain=True)
 refusals = {
     "missing repository": refusal(lambda: AutoModelForSequenceClassification.from_pretrained("user/nowhere")),
     "missing revision": refusal(lambda: AutoTokenizer.from_pretrained("user/whole", revision="v9")),

@@ -41,6 +41,18 @@ def test_risks_after_a_reload_in_a_fresh_process_equal_those_before(
             np.testing.assert_allclose([x["score"] for x in answer], [x["score"] for x in expected], atol=1e-6)
 
 
+def test_explanations_after_a_reload_in_a_fresh_process_equal_those_before(
+    loaded: dict[str, Any], checkpoint: Path, patients: dict[str, Any]
+) -> None:
+    before = pipeline("ehr-risk", model=str(checkpoint), device="cpu")(patients["ehrmamba"], explain=True)
+    for answer, expected in zip(loaded["answers"]["explained"], before, strict=True):
+        for item, same in zip(answer, expected, strict=True):
+            assert item["baseline"] == pytest.approx(same["baseline"], abs=1e-5)
+            assert [x["code"] for x in item["contributions"]] == [x["code"] for x in same["contributions"]]
+            parts = [[x["contribution"] for x in explained["contributions"]] for explained in (item, same)]
+            np.testing.assert_allclose(*parts, atol=1e-5)
+
+
 def test_a_second_push_a_revision_and_a_branch_are_told_apart(loaded: dict[str, Any]) -> None:
     first = log_odds(loaded["answers"]["first"])
     np.testing.assert_allclose(log_odds(loaded["answers"]["user/whole"]), first + 1, atol=1e-4)

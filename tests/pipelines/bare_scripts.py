@@ -15,6 +15,7 @@ hidden = backbone(**inputs).last_hidden_state
 
 risk = pipeline("ehr-risk", model=given["model"], device="cpu", **trusted)
 answers = risk(given["patients"], batch_size=4)
+explained = risk(given["patients"], batch_size=4, explain=True)
 last = given["patients"][0]["events"]
 dead = risk({"events": [*last, {"time": last[-1]["time"], "code": "MEDS_DEATH"}]})
 refusals = {}
@@ -24,6 +25,7 @@ for name, build in {
     "table": lambda: tokenizer.encode_table(None),
     "coverage": lambda: tokenizer.coverage(None),
     "train": lambda: type(tokenizer).train(None),
+    "method": lambda: risk(given["patients"], explain="integrated_gradients"),
 }.items():
     try:
         build()
@@ -33,6 +35,7 @@ risk.save_pretrained(given["saved"])
 loaded = ("ehrseq", "polars", "pyarrow", "pandas", "datasets", "sklearn")
 print(json.dumps({
     "answers": answers,
+    "explained": explained,
     "dead": dead,
     "scores": model.risk_scores(model(**inputs).logits, inputs["input_ids"].new_zeros(len(given["patients"]))).tolist(),
     "modules": [type(part).__module__ for part in (config, tokenizer, model, backbone, risk)],
@@ -58,12 +61,14 @@ risk = pipeline("ehr-risk", model=given["model"], device="cpu", **trusted)
 answers = risk(given["patients"], batch_size=2)
 first = given["patients"][0]["events"]
 dead = [risk({"events": [*first, {"time": time, "code": "MEDS_DEATH"}]}) for time in (None, first[-1]["time"])]
+explained = risk(given["patients"], batch_size=2, explain="prefix_deltas")
 risk.save_pretrained(given["saved"])
 loaded = ("ehrseq", "polars", "pyarrow", "pandas", "datasets", "sklearn")
 parts = (config, extractor, model, backbone, pretraining, risk)
 print(json.dumps({
     "answers": answers,
     "dead": dead,
+    "explained": explained,
     "scores": model.risk_scores(model(**inputs).logits).tolist(),
     "modules": [type(part).__module__ for part in parts],
     "forbidden": [name for name in loaded if name in sys.modules],

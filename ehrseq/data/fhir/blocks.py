@@ -25,7 +25,7 @@ from typing import IO, Any
 
 import orjson
 
-from ehrseq.data.fhir.elements import MALFORMED, describe, explain
+from ehrseq.data.fhir.elements import MALFORMED, describe, what_is_wrong
 from ehrseq.data.fhir.resources import Extractor
 from ehrseq.data.fhir.rows import COLUMN_TYPES, TABLE_OF, Visit
 from ehrseq.data.fhir.uniform import read_uniform
@@ -339,7 +339,7 @@ def _what_is_wrong(line: bytes, error: Exception) -> str:
             resource = None
         if not isinstance(resource, dict):
             return f"expected one JSON object (a FHIR resource), got {line[:40].decode('utf-8', 'replace')!r}"
-        return f"{describe(resource)}: {explain(error)}"
+        return f"{describe(resource)}: {what_is_wrong(error)}"
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as decoding:
@@ -362,7 +362,7 @@ def _read_document(task: ReadTask, extractor: Extractor) -> Block:
         with _no_garbage_collection():
             _read_json(text, task.path, extractor)
     except MALFORMED as error:
-        message = str(error) if str(error).startswith(task.path) else f"{task.path}: {explain(error)}"
+        message = str(error) if str(error).startswith(task.path) else f"{task.path}: {what_is_wrong(error)}"
         if not task.skip_errors:
             raise ValueError(message) from error
         extractor.counts["skipped", "malformed file"] += 1

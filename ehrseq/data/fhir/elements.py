@@ -81,7 +81,7 @@ def describe(resource: object) -> str:
     return f"{resource.get('resourceType', 'no resourceType')}/{resource.get('id', '?')}"
 
 
-def explain(error: Exception) -> str:
+def what_is_wrong(error: Exception) -> str:
     """What is wrong with a resource, in words."""
     if isinstance(error, KeyError):
         return "it has no resourceType" if error.args == ("resourceType",) else f"it lacks {error}"

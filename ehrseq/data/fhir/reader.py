@@ -15,7 +15,7 @@ import polars as pl
 
 from ehrseq.data.fhir.assemble import Assembler
 from ehrseq.data.fhir.blocks import Block, block_of, read_task
-from ehrseq.data.fhir.elements import MALFORMED, explain
+from ehrseq.data.fhir.elements import MALFORMED, what_is_wrong
 from ehrseq.data.fhir.plan import ENDINGS, count_unread, fhir_files, plan_reading, size_of, sort_files
 from ehrseq.data.fhir.resources import Extractor
 from ehrseq.data.fhir.subjects import JOINED
@@ -121,7 +121,7 @@ def events_from_bundle(
     try:
         extractor.read(bundle)
     except MALFORMED as error:
-        raise ValueError(f"Bundle: {explain(error)}") from error
+        raise ValueError(f"Bundle: {what_is_wrong(error)}") from error
     assembler = Assembler(report, settings=settings)
     assembler.add(block_of(extractor))
     return assembler.events(), report

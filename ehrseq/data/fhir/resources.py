@@ -32,7 +32,7 @@ from typing import Any
 from ehrseq.data.fhir.classes import ClassReader
 from ehrseq.data.fhir.concepts import modifier_of
 from ehrseq.data.fhir.dispositions import DispositionReader
-from ehrseq.data.fhir.elements import MALFORMED, describe, explain, read_flag
+from ehrseq.data.fhir.elements import MALFORMED, describe, read_flag, what_is_wrong
 from ehrseq.data.fhir.lookups import LEFT_OUT_STATUSES, NAN, Lookups, stated_times
 from ehrseq.data.fhir.medications import MedicationReader, is_no_order
 from ehrseq.data.fhir.patients import links_of, patient_facts
@@ -185,7 +185,7 @@ class Extractor(Lookups):
                     self._entry(entry, bundle)
                 except MALFORMED as error:
                     resource = entry.get("resource") if isinstance(entry, dict) else entry
-                    message = f"entry {number} ({describe(resource)}): {explain(error)}"
+                    message = f"entry {number} ({describe(resource)}): {what_is_wrong(error)}"
                     if not self.skip_errors:
                         raise ValueError(message) from error
                     self.errors.append(message)

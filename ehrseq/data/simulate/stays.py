@@ -111,6 +111,18 @@ class SimulatedStays:
     def __len__(self) -> int:
         return len(self.record_ids)
 
+    def in_shock(self) -> NDArray[np.bool_]:
+        """`[rows]` bool, which rows of `rows` a bout of shock moved: what an explanation of the risk should point at.
+
+        They are the triplets that carry the shock's effect on the death; the severity lies in all rows of a stay, so
+        that the rest are not without risk.
+        """
+        start = self.shocks[self.rows["stay"].to_numpy()]
+        hours = self.rows["minute"].to_numpy() // 60 - start
+        moved = self.rows["parameter"].is_in(list(_SHOCK)).to_numpy()
+        inside: NDArray[np.bool_] = (start >= 0) & (hours >= 0) & (hours < SHOCK_HOURS) & moved
+        return inside
+
     def write(self, folder: str | Path, name: str = "a") -> Path:
         """Write `set-<name>/<RecordID>.txt` and `Outcomes-<name>.txt`.
 

@@ -88,6 +88,11 @@ def test_a_bout_of_shock_shows_in_its_four_hours_only_and_raises_the_risk():
     np.testing.assert_allclose(odds[1] - odds[0], 4.0 * has, atol=1e-9)
     np.testing.assert_array_equal(simulate_stays(400, seed=8, shock_effect=1.0).shocks, shocked.shocks)
 
+    told = shocked.in_shock()  # where a value is other than it would have been, but for limits such as no urine at all
+    assert told[change != 0].all()
+    assert (change[told] != 0).mean() > 0.95
+    assert not calm.in_shock().any()
+
 
 @pytest.mark.parametrize(
     ("given", "message"),
