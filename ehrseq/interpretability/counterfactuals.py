@@ -13,6 +13,7 @@ each group. The other families read each record as a whole.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +43,7 @@ Row = Mapping[str, NDArray[Any]]
 
 def occlusion(
     question: Question,
-    groups: str | Mapping[str, Sequence[int]] = "visit",
+    groups: str | Mapping[str, Sequence[int]] | None = None,
     *,
     batch_size: int = 16,
     max_tokens: int = 20_000_000,
@@ -56,7 +57,8 @@ def occlusion(
     Args:
         question: What is explained.
         groups: "visit", "code", "parent" (the code's next broader one), "kind", "month" or "event": each seen event is
-            in one group. Or groups of one's own: name -> positions in `question.events`; they may overlap.
+            in one group. Or groups of one's own: name -> positions in `question.events`; they may overlap. Default:
+            "visit", of a stay "code".
         batch_size: Rows in one forward pass; the memory grows with it.
         max_tokens: Refuse what would push more tokens through the model.
 
@@ -68,6 +70,8 @@ def occlusion(
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size got {batch_size!r}; expected a whole number of at least 1.")
+    if groups is None:
+        groups = "code" if _is_stay(question) else "visit"
     notes: Counter[str] = Counter()
     chosen = _groups(question, groups, notes)
     name = "the stay with its first triplet alone" if _is_stay(question) else "the record without these events"
@@ -220,7 +224,7 @@ def _has_state(question: Question) -> bool:
     return question.checkpoint.model.config.model_type == "ehrmamba"
 
 
-class _Asker:
+class _Asker(ABC):
     """Asks the model about records without some of their events, row by row.
 
     Attributes:
@@ -238,15 +242,15 @@ class _Asker:
         context = question.checkpoint.model.config.max_position_embeddings
         self.context = None if context is None else max(context, self.length)
 
+    @abstractmethod
     def most_tokens(self, records: Sequence[NDArray[np.bool_]]) -> int:
         """Tokens that these take, about."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_odds(self, records: Sequence[NDArray[np.bool_]]) -> tuple[float, NDArray[np.float64]]:
         """Log-odds of the whole record, and of the record without each of these masks of events; NaN where nothing is
         left to read.
         """
-        raise NotImplementedError
 
     def without(self, removed: NDArray[np.bool_]) -> Row | None:
         """The row of the record without these events."""

@@ -401,3 +401,8 @@ def test_bad_input(mamba, options, message):
 def test_stays_have_no_visits(hymate):
     with pytest.raises(ValueError, match="needs visits"):
         occlusion(read_question(hymate, make_stay(7), "in_hospital_mortality"), "visit")
+
+
+def test_stays_are_taken_apart_by_code_where_nobody_says_how(hymate):
+    question = read_question(hymate, make_stay(7), "in_hospital_mortality")
+    assert occlusion(question).contributions.equals(occlusion(question, "code").contributions)
