@@ -13,10 +13,10 @@ import argparse
 import json
 from typing import Any
 
-from benchmarks.harness import benchmark_parser, finish, in_a_process, in_turns
-from benchmarks.speed.bench_memory import MIB, peak_of
-from benchmarks.speed.bench_relevance import FAMILIES, QUICK, SIZES, model_and_row
+from benchmarks.harness import benchmark_parser, finish, in_turns
+from benchmarks.speed.bench_relevance import FAMILIES, QUICK, SIZES, model_and_row, peak_in_a_process, raised_peak
 
+MODULE = "benchmarks.speed.bench_integrated_gradients"
 NODES = 32
 UNKNOWN, EVENT = 1, 5  # id of [UNK], and the type of all other tokens
 
@@ -54,21 +54,6 @@ def measure_time(family: str, sizes: tuple[int, int, int], repeats: int, nodes: 
     return found
 
 
-def measure_peak(family: str, layers: int, width: int, length: int) -> float:
-    """How far two nodes raise the peak of this process, MiB; more nodes come one after the other."""
-    model, row = model_and_row(family, layers, width, length)
-    short = {name: channel if name == "static_values" else channel[:, :64] for name, channel in row.items()}
-    explain_row(model, short, 2)  # libraries load what they need
-    before, peak = peak_of(lambda: explain_row(model, row, 2))
-    return (peak - before) / MIB
-
-
-def peak_in_a_process(family: str, layers: int, width: int, length: int) -> float:
-    """The same in an interpreter of its own."""
-    child = json.dumps([family, layers, width])
-    return float(in_a_process("benchmarks.speed.bench_integrated_gradients", "--child", child, "--length", length)[-1])
-
-
 def main() -> None:
     """Measure and print."""
     parser = benchmark_parser(__doc__, repeats=3)
@@ -80,13 +65,14 @@ def main() -> None:
     parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(measure_peak(*json.loads(options.child), options.length))
+        # More nodes than two come one after the other.
+        print(raised_peak(lambda model, row: explain_row(model, row, 2), *json.loads(options.child), options.length))
         return
     result: dict[str, Any] = {"nodes": options.nodes}
     for family in options.families:
         layers, width, length = (QUICK if options.quick else SIZES)[family]
         sizes = (options.layers or layers, width, length)
-        one, two = (peak_in_a_process(family, *sizes[:2], tokens) for tokens in (length, 2 * length))
+        one, two = (peak_in_a_process(MODULE, family, *sizes[:2], tokens) for tokens in (length, 2 * length))
         result[family] = {
             "layers": sizes[0],
             "width": width,

@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.harness import benchmark_parser, finish, in_a_process, in_turns
 from benchmarks.speed.bench_memory import MIB, peak_of
 
+MODULE = "benchmarks.speed.bench_relevance"
 FAMILIES = ("ehrmamba", "hymate", "cehrbert", "ehr_bigbird")
 # (layers, width, tokens): the sizes of the papers, HyMaTE's as configured by default but longer.
 SIZES = {
@@ -81,21 +82,20 @@ def measure_time(family: str, sizes: tuple[int, int, int], repeats: int) -> dict
     return found
 
 
-def measure_peak(family: str, layers: int, width: int, length: int) -> float:
-    """How far a relevance pass raises the peak of this process, MiB."""
-    from ehrseq.interpretability.relevance_propagation import token_relevance
-
+def raised_peak(
+    explain: Callable[[Any, dict[str, Any]], Any], family: str, layers: int, width: int, length: int
+) -> float:
+    """How far explaining a row raises the peak of this process, MiB."""
     model, row = model_and_row(family, layers, width, length)
     short = {name: channel if name == "static_values" else channel[:, :64] for name, channel in row.items()}
-    token_relevance(model, short)  # libraries load what they need
-    before, peak = peak_of(lambda: token_relevance(model, row))
+    explain(model, short)  # libraries load what they need
+    before, peak = peak_of(lambda: explain(model, row))
     return (peak - before) / MIB
 
 
-def peak_in_a_process(family: str, layers: int, width: int, length: int) -> float:
-    """The same in an interpreter of its own."""
-    child = json.dumps([family, layers, width])
-    return float(in_a_process("benchmarks.speed.bench_relevance", "--child", child, "--length", length)[-1])
+def peak_in_a_process(module: str, family: str, layers: int, width: int, length: int) -> float:
+    """What `raised_peak` gives in an interpreter of its own, by the option `--child` of a benchmark."""
+    return float(in_a_process(module, "--child", json.dumps([family, layers, width]), "--length", length)[-1])
 
 
 def main() -> None:
@@ -108,7 +108,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(measure_peak(*json.loads(options.child), options.length))
+        from ehrseq.interpretability.relevance_propagation import token_relevance
+
+        print(raised_peak(token_relevance, *json.loads(options.child), options.length))
         return
     result: dict[str, Any] = {}
     for family in options.families:
@@ -117,7 +119,7 @@ def main() -> None:
         if "time" in options.only:
             found |= measure_time(family, sizes, options.repeats)
         if "memory" in options.only:
-            half, whole = (peak_in_a_process(family, layers, width, tokens) for tokens in (length // 2, length))
+            half, whole = (peak_in_a_process(MODULE, family, layers, width, tokens) for tokens in (length // 2, length))
             found |= {"peak_mib_half_length": round(half, 1), "peak_mib": round(whole, 1)}
         result[family] = found
     finish(result, options.output)

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from .ehr_codes import DAY_US, EXPIRED, GOES_ON, HOUR_US, INPATIENT_CLASSES, KIND_RANKS
-from .ehr_sequence import Event
+from .ehr_sequence import Event, asked_at
 from .ehr_visits import Boundary, pair_encounters
 
 REASONS_AGAINST = {
@@ -98,8 +98,7 @@ class _Known:
     def __init__(
         self, events: Sequence[Event], kind_of: Callable[[str], tuple[str, str | None]], prediction_time: int | None
     ) -> None:
-        times = [event.time for event in events if event.time is not None]
-        self.now = max(times, default=None) if prediction_time is None else prediction_time
+        self.now = asked_at(events, prediction_time)
         self.codes: set[str] = set()
         self.is_dead = False
         self.may_be_dead = False

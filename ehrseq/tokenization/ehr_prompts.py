@@ -13,7 +13,7 @@ from .ehr_histories import EncodedHistories
 from .ehr_plans import CHANNELS, RowPlan
 from .ehr_prefixes import NO_EVENT, RowPrefixes
 from .ehr_rows import HistoryRows, lay_out
-from .ehr_sequence import Event, OrderedEvents
+from .ehr_sequence import Event, OrderedEvents, asked_at, count_later
 from .ehr_vocabulary import UNK
 
 
@@ -41,16 +41,14 @@ class PatientPrompts:
     @property
     def prediction_time(self) -> int | None:
         """See `SourcedRows`."""
-        if self.cut is not None:
-            return self.cut
-        return max((event.time for event in self.events if event.time is not None), default=None)
+        return asked_at(self.events, self.cut)
 
     @property
     def notes(self) -> Counter[str]:
         """See `SourcedRows`; of all rows, which are cut alike."""
         sources = {*self._sources.tolist(), *self._static_sources.tolist()}
         known = self.known(0)
-        late = sum(event.time is not None and self.cut is not None and event.time > self.cut for event in self.events)
+        late = count_later(self.events, self.cut)
         unknown = self.history.vocabulary.token_ids[UNK]
         ids, event_of = self.row(0)["input_ids"], self.event_of(0)
         return +Counter(

@@ -219,6 +219,18 @@ def _text(value: Any, k: int, name: str) -> str:
     raise ValueError(f"event {k}: {name} got {value!r} ({type(value).__name__}); expected a string or None.")
 
 
+def asked_at(events: Iterable[Event], cut: int | None) -> int | None:
+    """The instant (microseconds) that a record is asked at: its cut, else its last event; None where it has no time."""
+    if cut is not None:
+        return cut
+    return max((event.time for event in events if event.time is not None), default=None)
+
+
+def count_later(events: Iterable[Event], cut: int | None) -> int:
+    """Events after the cut (microseconds), which are not read; 0 where nothing is cut."""
+    return 0 if cut is None else sum(event.time is not None and event.time > cut for event in events)
+
+
 # -- 2. and 3. rows ---------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .ehr_codes import MINUTE_US
 from .ehr_prefixes import NO_EVENT, RowPrefixes
-from .ehr_sequence import Event
+from .ehr_sequence import Event, asked_at, count_later
 from .triplet_stays import Stay
 
 
@@ -48,14 +48,12 @@ class StayRows:
     @property
     def prediction_time(self) -> int | None:
         """See `SourcedRows`."""
-        if self.cut is not None:
-            return self.cut
-        return max((event.time for event in self.events if event.time is not None), default=None)
+        return asked_at(self.events, self.cut)
 
     @property
     def notes(self) -> Counter[str]:
         """See `SourcedRows`."""
-        late = sum(event.time is not None and self.cut is not None and event.time > self.cut for event in self.events)
+        late = count_later(self.events, self.cut)
         cut_away = len(self.stay.minutes) - len(self.kept)
         others = len(self.events) - late - len(self.stay.minutes)
         return +Counter(
