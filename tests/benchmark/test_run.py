@@ -20,6 +20,7 @@ from ehrseq.cli.app import app
 from ehrseq.data.dataset import EventDataset
 from ehrseq.data.simulate.cohort import simulate
 from ehrseq.evaluation import best_f1_threshold
+from ehrseq.training.trainer import last_checkpoint
 from tests.benchmark.cohorts import write_budget, write_known, write_simulated
 from tests.pages import read_page
 
@@ -192,7 +193,7 @@ def test_killed_and_begun_again_it_ends_with_the_same_scores(simulated, tmp_path
         [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     stage = tmp_path / "killed" / "cells" / "ehrmamba" / "seed0" / "0-all" / "shared"
-    while process.poll() is None and not any(stage.glob("steps/checkpoint-*/trainer_state.json")):
+    while process.poll() is None and last_checkpoint(stage / "steps") is None:  # whole, not just begun
         time.sleep(0.005)
     process.kill()  # SIGKILL: nothing is tidied up
     process.wait()
