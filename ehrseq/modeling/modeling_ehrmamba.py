@@ -23,6 +23,7 @@ from .ehr_gap_losses import check_silence, event_gaps, gap_loss, silence_loss
 from .ehr_time_head import EhrTimeHead
 from .ehrmamba_branches import branch_states
 from .ehrmamba_cache import EhrMambaCache
+from .ehrmamba_forecasts import EhrMambaForecastMixin
 from .ehrmamba_generation import EhrMambaGenerationMixin
 from .event_classification import gather_tokens, real_tokens
 from .event_encoder import EventForSequenceClassification, EventInputs, EventModel, EventPreTrainedModel
@@ -250,10 +251,11 @@ class EhrMambaModel(EhrMambaPreTrainedModel, EventModel):
         )
 
 
-class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaGenerationMixin):
-    """Next-token prediction: pretraining, and forecasting with `generate`. The head is not tied to the embeddings.
+class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaForecastMixin, EhrMambaGenerationMixin):
+    """Next-token prediction: pretraining, and forecasting with `trajectories`, `forecast` and `generate`.
 
-    With `config.time_edges` it has a `time_head` as well, which tells when the next token comes.
+    The head is not tied to the embeddings. With `config.time_edges` there is a `time_head` as well, which tells when
+    the next token comes.
     """
 
     _auto_class = "AutoModelForCausalLM"  # so that what saves it carries its code
