@@ -197,7 +197,9 @@ class TrajectoryEngine:
         self._clock[rows] = -end.elapsed_days
         self._weeks[rows] = end.weeks + end.elapsed_days / DAYS_PER_WEEK
         self._age[rows] = end.age + end.elapsed_days / DAYS_PER_YEAR if end.age else 0.0
-        self._windows.low[rows], self._windows.high[rows] = end.elapsed_days, np.inf
+        # What happened at the time of an open visit's last event stands in the record.
+        silent = max(end.elapsed_days, np.finfo(np.float64).tiny) if end.inside_visit else end.elapsed_days
+        self._windows.low[rows], self._windows.high[rows] = silent, np.inf
         self._windows.waiting[rows] = False
         self._orders[rows], self._segments[rows] = end.order, end.segment
         self._times[rows] = end.last_time
