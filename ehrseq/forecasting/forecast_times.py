@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ehrseq.evaluation.bootstrap import patient_weights
 from ehrseq.modeling.configuration_ehrmamba import INTERVAL_DAYS
-from ehrseq.modeling.ehr_intervals import INTERVAL_SPANS, LONG_TERM_MEAN_DAYS
-from ehrseq.modeling.ehr_time_head import draw_gap, gap_cdf, mean_gap
+from ehrseq.modeling.ehr_intervals import INTERVAL_SPANS, draw_interval, share_beyond
+from ehrseq.modeling.ehr_time_head import draw_gap, gap_cdf
 from ehrseq.tokenization.ehr_vocabulary import (
     TYPE_CLS,
     TYPE_INTERVAL,
@@ -121,7 +121,9 @@ class TimeTally:
         self.training_interval = training_interval
         self.head = getattr(model, "time_head", None)
         self.words = None if self.head is None else model.get_input_embeddings()
-        self.edges = getattr(model.config, "time_edges", None)
+        self.edges = torch.tensor(getattr(model.config, "time_edges", None) or [0.0], dtype=torch.float64)
+        # What a gap of each bin is on average: the last one is exponential with the mean edges[-1] beyond its start.
+        self.bin_means = torch.cat([self.edges[:1], (self.edges[1:] + self.edges[:-1]) / 2, 2 * self.edges[-1:]])
         self.visits = _Errors("Days until the next visit", "days", _VISIT_FORECASTERS)
         self.events = _Errors("Hours between events of a visit", "hours", _EVENT_FORECASTERS)
         self.subject: Any = None
@@ -180,34 +182,35 @@ class TimeTally:
         hidden: Tensor | None,
     ) -> NDArray[np.float64]:
         """Predicted probability of at most so many days, given the interval token: [n]."""
-        low, high = self.spans[token].T
+        low, high = (torch.as_tensor(ends) for ends in self.spans[token].T.copy())
+        passed = torch.as_tensor(days)
+        inside = 1 - share_beyond(low, high, passed)
         if hidden is not None and self.head is not None and self.words is not None:
-            following = torch.as_tensor(channels["input_ids"][places + 1], device=hidden.device)
-            with torch.no_grad():
-                log_probs = self.head.log_probabilities(
-                    hidden[torch.as_tensor(places, device=hidden.device)], self.words(following)
-                ).double()
-            below, at, above = (
-                gap_cdf(log_probs, self.edges, torch.as_tensor(value, dtype=torch.float64)).cpu().numpy()
-                for value in (low, np.clip(days, low, high), high)
-            )
-            mass = above - below
-            if (mass > 0).all():
-                inside: NDArray[np.float64] = ((at - below) / mass).clip(0, 1)
-                return inside
-        finite = np.where(np.isfinite(high), high, low + 1)
-        uniform = ((days - low) / (finite - low)).clip(0, 1)
-        beyond = 1 - np.exp(-np.maximum(days - low, 0) / LONG_TERM_MEAN_DAYS)
-        return np.where(np.isfinite(high), uniform, beyond)
+            log_probs = self._gaps(hidden, places, channels["input_ids"])
+            below, at = (gap_cdf(log_probs, self.edges, value) for value in (low, passed.clamp(low, high)))
+            mass = gap_cdf(log_probs, self.edges, high) - below
+            inside = torch.where(mass > 0, (at - below) / mass, inside)
+        within: NDArray[np.float64] = inside.clamp(0, 1).numpy()
+        return within
+
+    def _gaps(self, hidden: Tensor, places: NDArray[np.int64], ids: NDArray[np.int64]) -> Tensor:
+        """Log-probabilities of the bins of the gaps behind some places, given what comes: [n, bins]."""
+        if self.head is None or self.words is None:
+            raise ValueError("this model has no time head.")
+        following = torch.as_tensor(ids[places + 1], device=hidden.device)
+        with torch.no_grad():
+            here = hidden[torch.as_tensor(places, device=hidden.device)]
+            log_probs: Tensor = self.head.log_probabilities(here, self.words(following))
+        return log_probs.double().cpu()
 
     def _medians(self, shares: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
         """Median days, [n]."""
         token = (before + shares < 0.5).sum(1).clip(max=shares.shape[1] - 1)
         rows = np.arange(len(shares))
-        part = ((0.5 - before[rows, token]) / shares[rows, token]).clip(0, 1)
-        low, high = self.spans[token].T
-        beyond = low - LONG_TERM_MEAN_DAYS * np.log1p(-np.minimum(part, 1 - 1e-12))
-        return np.where(np.isfinite(high), low + part * (np.where(np.isfinite(high), high, low) - low), beyond)
+        part = ((0.5 - before[rows, token]) / shares[rows, token]).clip(0, 1 - 2**-53)
+        low, high = (torch.as_tensor(ends) for ends in self.spans[token].T.copy())
+        medians: NDArray[np.float64] = draw_interval(low, high, torch.as_tensor(part)).numpy()
+        return medians
 
     def _events(self, subject: Any, channels: Mapping[str, NDArray[Any]], hidden: Tensor) -> None:
         if self.head is None or self.words is None:
@@ -218,17 +221,14 @@ class TimeTally:
         if not len(places):
             return
         gaps = np.maximum(_DAYS_A_WEEK * np.diff(times.astype(np.float64))[places], 0.0)
-        following = torch.as_tensor(ids[places + 1], device=hidden.device)
-        with torch.no_grad():
-            here = hidden[torch.as_tensor(places, device=hidden.device)]
-            log_probs = self.head.log_probabilities(here, self.words(following)).double().cpu()
+        log_probs = self._gaps(hidden, places, ids)
         days = torch.as_tensor(gaps)
         high = gap_cdf(log_probs, self.edges, days).numpy()
         at_once = log_probs[:, 0].exp().numpy()
         low = np.where(gaps > 0, high, 0.0)
-        nothing, everything = torch.zeros(len(gaps), dtype=torch.float64), torch.full((len(gaps),), torch.inf).double()
-        medians = draw_gap(log_probs, self.edges, nothing + 0.5, nothing, everything).numpy()
-        means = mean_gap(log_probs, self.edges).numpy()
+        nothing = torch.zeros(len(gaps), dtype=torch.float64)
+        medians = draw_gap(log_probs, self.edges, nothing + 0.5, nothing, nothing + torch.inf).numpy()
+        means = (log_probs.exp() @ self.bin_means).numpy()
         for row, length in enumerate(gaps.tolist()):
             seen = self.seen_events
             if seen:

@@ -57,6 +57,7 @@ def recorded_futures(
     *,
     horizon_days: float,
     end_of_data: np.datetime64,
+    closed: ArrayLike | None = None,
 ) -> list[RecordedFuture]:
     """The futures of some patients.
 
@@ -66,6 +67,8 @@ def recorded_futures(
         prediction_times: `[n]` times, UTC; what happens at the instant itself is known.
         horizon_days: How far.
         end_of_data: Until when records were kept.
+        closed: `[n]` whether the prompt ends in [VE] [REG]; None: as the records close their visits. (A visit that had
+            lapsed by the prediction time is closed in the prompt, though no row had come to close it.)
 
     Raises:
         ValueError: A patient who is not there, a horizon that is not above 0.
@@ -80,14 +83,19 @@ def recorded_futures(
     instants = prediction_times.astype("datetime64[us]").astype(np.int64)
     known = rows_until(histories.row_time, histories.row_offsets, history, instants)
     last = int(end_of_data.astype("datetime64[us]").astype(np.int64))
+    if closed is None:
+        row = histories.row_offsets[history].astype(np.int64) + np.maximum(known - 1, 0)
+        is_closed = (known > 0) & ~histories.row_open[row].astype(bool)
+    else:
+        is_closed = np.asarray(closed, bool)
     return [
-        _future(histories, int(k), int(instant), int(rows), horizon_days, last)
-        for k, instant, rows in zip(history, instants, known, strict=True)
+        _future(histories, int(k), int(instant), int(rows), bool(ended), horizon_days, last)
+        for k, instant, rows, ended in zip(history, instants, known, is_closed, strict=True)
     ]
 
 
 def _future(
-    histories: EncodedHistories, k: int, instant: int, known: int, horizon_days: float, last: int
+    histories: EncodedHistories, k: int, instant: int, known: int, closed: bool, horizon_days: float, last: int
 ) -> RecordedFuture:
     base, stop = int(histories.offsets[k]), int(histories.offsets[k + 1])
     rows = slice(int(histories.row_offsets[k]), int(histories.row_offsets[k + 1]))
@@ -99,7 +107,7 @@ def _future(
     days = (times[np.searchsorted(ends, np.arange(begin, len(ids)), side="right")] - instant) / DAY_US
     tokens, kinds = ids[begin:], types[begin:]
     # 2. The prompt of a closed visit has its closing marks already.
-    if known and not is_open[known - 1]:
+    if closed:
         marks = int(np.isin(kinds[:2], (TYPE_VE, TYPE_REG)).sum())
         tokens, kinds, days = tokens[marks:], kinds[marks:], days[marks:]
     days = days.astype(np.float64)
