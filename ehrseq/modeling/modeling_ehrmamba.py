@@ -21,6 +21,7 @@ from .configuration_ehrmamba import EhrMambaConfig
 from .ehr_embeddings import EhrEmbeddings, last_real_positions, segment_starts
 from .ehrmamba_branches import branch_states
 from .ehrmamba_cache import EhrMambaCache
+from .ehrmamba_forecasts import EhrMambaForecastMixin
 from .ehrmamba_generation import EhrMambaGenerationMixin
 from .event_classification import gather_tokens, real_tokens
 from .event_encoder import EventForSequenceClassification, EventInputs, EventModel, EventPreTrainedModel
@@ -241,8 +242,11 @@ class EhrMambaModel(EhrMambaPreTrainedModel, EventModel):
         )
 
 
-class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaGenerationMixin):
-    """Next-token prediction: pretraining, and forecasting with `generate`. The head is not tied to the embeddings."""
+class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaForecastMixin, EhrMambaGenerationMixin):
+    """Next-token prediction: pretraining, and forecasting with `trajectories`, `forecast` and `generate`.
+
+    The head is not tied to the embeddings.
+    """
 
     _auto_class = "AutoModelForCausalLM"  # so that what saves it carries its code
 

@@ -281,13 +281,19 @@ class _SpecReader:
                 f"outcome {name!r}: {codes[:3]} {'have' if len(codes) > 1 else 'has'} no value bins in the vocabulary, "
                 "so that the model knows no values of it. Ask for the code alone."
             )
-        ids, others = set(), []
+        ids: set[int] = set()
+        said: list[str] = []
+        others: list[str] = []
         for code in binned:
             bins = self._bins(code, unit)
             if bins is None:
                 others.append(code)
                 continue
-            ids |= value_ids(f"outcome {name!r}", code, bins, limit, float(amount), notes)
+            found, words = value_ids(code, bins, limit, float(amount))
+            ids |= found
+            said += [words] if words else []
+        if not ids and said:
+            raise ValueError(f"outcome {name!r}: {'; '.join(said[:3])}.")
         if not ids:
             units = {code: [unit or "none" for unit in self.vocabulary.value_bins[code]] for code in others[:3]}
             raise ValueError(
@@ -295,6 +301,7 @@ class _SpecReader:
                 + (f"no code has values in {unit!r}" if unit is not None else "its codes have values in several units")
                 + f"; give 'unit' as one that they have: {units}."
             )
+        notes += said
         if others:
             notes.append(f"{len(others)} codes without values in that unit do not count, for example {others[0]}")
         return ids
@@ -309,39 +316,37 @@ class _SpecReader:
         return self.vocabulary.bins(code, unit)
 
 
-def value_ids(where: str, code: str, bins: Bins, limit: str, amount: float, notes: list[str]) -> set[int]:
-    """Tokens of a code's values that meet a limit; adds to the notes where the bins do not say it exactly.
+def value_ids(code: str, bins: Bins, limit: str, amount: float) -> tuple[set[int], str | None]:
+    """Tokens of a code's values that meet a limit, and what is to be said where they do not say it exactly.
 
     Args:
-        where: What the errors begin with.
         code: Whose bins they are.
         bins, limit, amount: As of `limited_bins`.
-        notes: Words are added here.
 
-    Raises:
-        ValueError: No bin lies wholly within the limit, or none of those is in the vocabulary.
+    Returns:
+        Token ids, none where no bin lies wholly within the limit; words, None where the bins say it exactly.
     """
     numbers, split = limited_bins(bins, limit, amount)
-    edges = [round(edge, 6) for edge in bins.cuts]
+    asked = f"{limit.replace('_', ' ')} {amount:g}"
     if not numbers:
-        raise ValueError(
-            f"{where}: no value bin of {code} lies wholly {limit.replace('_', ' ')} {amount:g}: its edges are {edges}. "
-            "The model cannot tell such values from others; ask for a limit among the edges."
+        edges = [float(f"{edge:.6g}") for edge in bins.cuts]
+        return set(), (
+            f"no value bin of {code} lies wholly {asked}: its edges are {edges}, and the model cannot tell such values "
+            "from others; ask for a limit among the edges"
         )
-    ids = {bins.ids[k] for k in numbers}
-    lost = len(ids & {None})
-    held = {number for number in ids if number is not None}
+    held = {number for number in (bins.ids[k] for k in numbers) if number is not None}
     if not held:
-        raise ValueError(f"{where}: none of the value bins of {code} {limit.replace('_', ' ')} {amount:g} is a token.")
-    if lost:
-        notes.append(f"{code}: {lost} of {len(numbers)} value bins are no tokens, their values do not count")
-    if split is not None:
-        bound = f"above {split[1]:g}" if limit in ("above", "at_least") else f"of at most {split[0]:g}"
-        notes.append(
-            f"{code}: {limit.replace('_', ' ')} {amount:g} splits the bin from {split[0]:g} to {split[1]:g}; only "
-            f"values {bound} count"
+        return set(), f"none of the value bins of {code} {asked} is a token of the vocabulary"
+    words = []
+    if len(held) < len(numbers):
+        words.append(
+            f"{len(numbers) - len(held)} of {len(numbers)} value bins are no tokens, their values do not count"
         )
-    return held
+    if split is not None:
+        low, high = split
+        counted = f"above {high:g}" if limit in ("above", "at_least") else f"of at most {low:g}"
+        words.append(f"{asked} splits the bin from {low:g} to {high:g}; only values {counted} count")
+    return held, f"{code}: {', '.join(words)}" if words else None
 
 
 def nearest_codes(code: str, codes: Iterable[str]) -> str:
