@@ -9,6 +9,7 @@ is to be evaluated otherwise is evaluated anew, by the scores that it keeps. The
 is done:
 
     config.json, model.safetensors, tokenizer or extractor    the checkpoint, with the code that loads it
+    pretrained/                                               the model of the first stage, which forecasts; its encoder
     README.md                                                 its card, filled from the evaluation
     thresholds.json                                           task -> score with the best F1 on the tuning patients
     evaluation/                                               the report on held-out patients, and their scores
@@ -52,6 +53,8 @@ logger = logging.getLogger(__name__)
 TRAINING = "training.json"
 THRESHOLDS_FILE = "thresholds.json"
 EVALUATION = "evaluation"
+PRETRAINED = "pretrained"
+"""Folder of the model that forecasts, beside the one that tells risks."""
 HELD_OUT, TUNING = "held_out", "tuning"
 DEFAULT_RECIPE = "ehrmamba_quick"
 
@@ -110,6 +113,10 @@ class _Finished:
     @property
     def checkpoint(self) -> Path:
         return self.trained.folder
+
+    @property
+    def pretrained(self) -> None:
+        return None  # it stands in the checkpoint's folder already
 
     def train(self, say: Say) -> dict[str, dict[str, Any]]:
         return self.trained.stages
@@ -305,8 +312,10 @@ def _write(
     }
 
     def build(temporary: Path) -> None:
-        others = shutil.ignore_patterns("steps", "*result.json", EVALUATION)
+        others = shutil.ignore_patterns("steps", "*result.json", TRAINING, EVALUATION)
         shutil.copytree(training.checkpoint, temporary, ignore=others)
+        if training.pretrained is not None:
+            shutil.copytree(training.pretrained, temporary / PRETRAINED, ignore=others)
         shutil.copytree(pages, temporary / EVALUATION, ignore=shutil.ignore_patterns(key))
         card.save(temporary, repo_id=out.absolute().name)
         (temporary / THRESHOLDS_FILE).write_text(json.dumps(thresholds, indent=2) + "\n", encoding="utf-8")
