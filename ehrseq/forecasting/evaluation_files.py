@@ -218,6 +218,32 @@ def evaluate_forecaster(
     return ForecastEvaluation(events, incidence, plausibility, skipped, settings, words)
 
 
+def load_forecaster(model: str | Path) -> tuple[Any, Any]:
+    """A model that draws trajectories, and its tokenizer.
+
+    Raises:
+        ValueError: No checkpoint, a model without a forecasting head, or one that forecasts nothing of this kind.
+        OSError: The Hub does not give it.
+    """
+    from transformers import AutoModelForPreTraining, AutoTokenizer
+
+    checkpoint = str(model)
+    check_checkpoint(checkpoint)
+    with quiet_loading():
+        loaded, told = AutoModelForPreTraining.from_pretrained(
+            checkpoint, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    if told["missing_keys"]:
+        raise ValueError(
+            f"{checkpoint} lacks {sorted(told['missing_keys'])[:3]}: it has no forecasting head. Give the pretrained "
+            "model, not the one that was finetuned on tasks."
+        )
+    if not hasattr(loaded, "trajectories"):
+        raise ValueError(f"{checkpoint} is a {type(loaded).__name__}, which draws no trajectories; give an EhrMamba.")
+    return loaded.eval(), tokenizer
+
+
 # -- records -----------------------------------------------------------------------------------------------------------
 
 
