@@ -30,6 +30,7 @@ from ehrseq.forecasting.incidence_calibration import (
 from ehrseq.forecasting.plausibility import PlausibilityReport, compare_futures
 from ehrseq.forecasting.prediction_points import as_prompt, read_prompts, visit_ends
 from ehrseq.forecasting.recorded_futures import RecordedFuture, recorded_futures
+from ehrseq.hub.checkpoints import check_checkpoint_files, quiet_loading
 from ehrseq.modeling.configuration_ehrmamba import INTERVAL_DAYS
 from ehrseq.modeling.ehr_trajectories import OutcomeTokens, PatientTrajectories, TrajectoryRequest
 from ehrseq.modeling.outcome_estimates import estimate_outcomes
@@ -228,7 +229,7 @@ def load_forecaster(model: str | Path) -> tuple[Any, Any]:
     from transformers import AutoModelForPreTraining, AutoTokenizer
 
     checkpoint = str(model)
-    check_checkpoint(checkpoint)
+    check_checkpoint_files(checkpoint)
     with quiet_loading():
         loaded, told = AutoModelForPreTraining.from_pretrained(
             checkpoint, trust_remote_code=False, use_safetensors=True, output_loading_info=True
