@@ -20,7 +20,8 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy, logging
 
 from .ehr_anchors import REASONS_AGAINST, UNANSWERABLE, reasons_against
-from .ehr_forecast_prompts import RecordToForecast, close_lapsed, record_to_forecast
+from .ehr_forecast_prompts import REASONS_AGAINST_FORECAST, RecordToForecast, close_lapsed, record_to_forecast
+from .ehr_forecast_questions import ForecastQuestion, TokenMeaning, read_question, token_meanings
 from .ehr_histories import EncodedHistories
 from .ehr_plans import CHANNEL_DTYPES, CHANNELS, check_context
 from .ehr_prompts import PatientPrompts
@@ -58,6 +59,7 @@ class EhrTokenizer(TokenizersBackend):
     padding_side = "right"
     task_reasons = REASONS_AGAINST
     unanswerable_reasons = UNANSWERABLE
+    forecast_reasons = REASONS_AGAINST_FORECAST
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -397,6 +399,14 @@ class EhrTokenizer(TokenizersBackend):
         patient = _as_patient(patient)
         prompts = self.sourced_rows(patient, [None], prediction_time, max_length, close_lapsed)
         return record_to_forecast(prompts, self.vocabulary.kind, _subject(patient))
+
+    def forecast_question(self, horizon: Any, outcomes: Any = None, **more: Any) -> ForecastQuestion:
+        """What is asked of a forecast, as tokens; arguments as of `ehr_forecast_questions.read_question`."""
+        return read_question(self.vocabulary, horizon, outcomes, **more)
+
+    def token_meanings(self) -> dict[int, TokenMeaning]:
+        """Token id -> code, range of values and unit, of every token that an event can become."""
+        return token_meanings(self.vocabulary)
 
     def reasons_against(
         self, patient: Any, tasks: Sequence[Mapping[str, Any]], prediction_time: Any = None
