@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ def evaluate_forecast_command(
         list[str] | None,
         typer.Option(help="Dataset in files: patients of this split; repeat for several. Default: held_out."),
     ] = None,
-    horizon: Annotated[str, typer.Option(help="How far trajectories go, in days (30d) or hours (48h).")] = "30d",
+    horizon: Annotated[str, typer.Option(help="How far trajectories go, such as 48h or 30d.")] = "30d",
     n: Annotated[
         int, typer.Option("--n", min=0, help="Trajectories of each prediction time; 0: next events and times alone.")
     ] = 20,
@@ -84,17 +84,21 @@ def evaluate_forecast_command(
         model, data, out=out, questions=questions, splits=split or None, end_of_data=end_of_data
     )
     typer.echo(report)
-    typer.echo(f"Written to {out}; the page is {out / 'report.html'}")
+    page = out / "report.html"
+    typer.echo(f"Written to {out}" + (f"; the page is {page}" if page.is_file() else ""))
 
 
 def _days(horizon: str) -> float:
-    """`30d` or `48h` in days."""
-    number, unit = horizon[:-1], horizon[-1:]
+    """A duration in days."""
+    from ehrseq.tokenization.ehr_durations import DURATION_FORM, parse_duration
+
     try:
-        days = float(number) * {"d": 1.0, "h": 1 / 24}[unit]
-    except (ValueError, KeyError):
-        raise ValueError(f"--horizon got {horizon!r}; expected days or hours, like 30d or 48h.") from None
-    return days
+        duration = parse_duration(horizon)
+    except OverflowError:
+        duration = None
+    if not duration:
+        raise ValueError(f"--horizon got {horizon!r}; expected {DURATION_FORM}.")
+    return duration / timedelta(days=1)
 
 
 def _outcomes(given: list[str] | None) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,17 @@ from ehrseq.forecasting.incidence_calibration import (
     observed_causes,
 )
 from ehrseq.forecasting.plausibility import PlausibilityReport, compare_futures
-from ehrseq.forecasting.prediction_points import as_prompt, read_prompts, visit_ends
+from ehrseq.forecasting.prediction_points import read_prompts, visit_ends
 from ehrseq.forecasting.recorded_futures import RecordedFuture, recorded_futures
+from ehrseq.forecasting.value_evaluation import evaluate_stay_forecasts
 from ehrseq.hub.checkpoints import check_checkpoint_files, quiet_loading
 from ehrseq.modeling.configuration_ehrmamba import INTERVAL_DAYS
 from ehrseq.modeling.ehr_trajectories import OutcomeTokens, PatientTrajectories, TrajectoryRequest
-from ehrseq.modeling.outcome_estimates import estimate_outcomes
+from ehrseq.modeling.outcome_estimates import check_outcomes, estimate_outcomes
+from ehrseq.modeling.record_forecasts import to_prompt
 from ehrseq.tasks.moments import LabelSource, checked_times, read_labelled_times
 from ehrseq.tokenization.ehr_forecast_prompts import REASONS_AGAINST_FORECAST
+from ehrseq.tokenization.ehr_forecast_questions import DEFAULT_OUTCOMES
 from ehrseq.tokenization.ehr_outcomes import death_ids, read_outcomes
 from ehrseq.tokenization.ehr_vocabulary import REG
 from ehrseq.version import __version__
@@ -47,7 +50,6 @@ logger = logging.getLogger(__name__)
 EVALUATED_SPLITS = ("held_out",)
 TRAINING_SPLITS = ("pretrain", "train")
 DAYS_TOLD = (1.0, 7.0, 14.0, 30.0, 60.0, 90.0, 180.0, 365.0)
-DEFAULT_OUTCOMES: Mapping[str, Any] = {"death": "death", "any admission": "any_admission"}
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,9 @@ def evaluate_forecast_files(
 ) -> str:
     """Evaluate the forecasts of a checkpoint on records.
 
+    A checkpoint of HyMaTE forecasts the values of stays: of it there are report.md and results.json, with the errors of
+    each variable beside the last value and the coverage of its intervals, and the questions do not matter.
+
     Args:
         model: Folder of a checkpoint with a forecasting head, or `owner/name` on the Hub.
         data: Prepared dataset in files, or any source that `ehrseq predict` reads, or an event table.
@@ -149,6 +154,8 @@ def evaluate_forecast_files(
             for, no prediction time.
     """
     asked = questions or ForecastQuestions()
+    if _reads_stays(model):
+        return _evaluate_stays(model, data, Path(out), splits, asked.seed)
     loaded, tokenizer = load_forecaster(model)
     records = read_records(data, splits, end_of_data, asked)
     found = evaluate_forecaster(loaded, tokenizer, records, asked, name=str(model), progress=progress)
@@ -217,6 +224,29 @@ def evaluate_forecaster(
     settings = {"model": name, "data": records.source, "horizon_days": asked.horizon_days, "num": asked.num}
     settings |= {"estimator": asked.estimator, "seed": asked.seed, "ehrseq": __version__}
     return ForecastEvaluation(events, incidence, plausibility, skipped, settings, words)
+
+
+def _reads_stays(model: str | Path) -> bool:
+    from transformers import AutoConfig
+
+    check_checkpoint_files(str(model))
+    with quiet_loading():
+        return bool(AutoConfig.from_pretrained(model, trust_remote_code=False).model_type == "hymate")
+
+
+def _evaluate_stays(
+    model: str | Path, data: str | Path | pl.DataFrame, out: Path, splits: Sequence[str] | None, seed: int
+) -> str:
+    """The report of a model of stays."""
+    if isinstance(data, pl.DataFrame) or not written_by_us(data):
+        raise ValueError("the forecasts of HyMaTE are evaluated on a dataset in files; run `ehrseq prepare` first.")
+    if len(splits or EVALUATED_SPLITS) != 1:
+        raise ValueError(f"splits got {splits}; the forecasts of HyMaTE are evaluated on the stays of one split.")
+    found = evaluate_stay_forecasts(model, data, (splits or EVALUATED_SPLITS)[0], seed=seed)
+    write_json(out / "results.json", found.to_dict(), indent=1)
+    report = f"# Forecasts\n\n{found.to_markdown()}"
+    write_text(out / "report.md", report)
+    return report
 
 
 def load_forecaster(model: str | Path) -> tuple[Any, Any]:
@@ -329,9 +359,9 @@ def _outcomes(
         skipped.update({f"outcome {each.name}": "; ".join(each.notes) for each in read if each.notes})
         return tuple(OutcomeTokens(each.name, each.ids, each.complement) for each in read)
     outcomes = []
-    for name, spec in DEFAULT_OUTCOMES.items():
+    for name in DEFAULT_OUTCOMES:
         try:
-            read = read_outcomes({name: spec}, vocabulary, time_head=time_head)
+            read = read_outcomes({name: name}, vocabulary, time_head=time_head)
         except ValueError as error:
             skipped[f"outcome {name}"] = str(error)
             continue
@@ -389,7 +419,7 @@ def _draw(
             f"there is no prediction time to forecast from. Left out: {skipped or 'nothing'}. Give prediction times of "
             "patients who are there, alive, with a visit before them."
         )
-    times, prompts = times[kept], [as_prompt(read[k]) for k in kept]
+    times, prompts = times[kept], [to_prompt(read[k]) for k in kept]
     closing = tokenizer.vocabulary.token_ids[REG]
     futures = recorded_futures(
         histories,
@@ -409,6 +439,8 @@ def _draw(
         death_ids=death_ids(tokenizer.vocabulary),
         keep_tokens=asked.estimator != "reach",
     )
+    if request.outcomes:
+        check_outcomes(request.outcomes, replace(request, grid_days=()))
     bar = progress_bar(
         model.trajectories(prompts, request), desc="Trajectories", total=len(prompts), disable=not progress
     )

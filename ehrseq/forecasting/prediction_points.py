@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from ehrseq.data.splits import uniform_of
-from ehrseq.modeling.ehr_trajectories import ForecastPrompt
 from ehrseq.tokenization.ehr_forecast_prompts import RecordToForecast
 from ehrseq.tokenization.ehr_histories import EncodedHistories
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
@@ -66,9 +64,3 @@ def read_prompts(
         if subject != patient["subject_id"]:
             patient = {"subject_id": subject, "events": records[(subject,)].drop("subject_id").to_dicts()}
         yield tokenizer.forecast_prompt(patient, time, max_length)
-
-
-def as_prompt(record: RecordToForecast) -> ForecastPrompt:
-    """The same for the model."""
-    channels = {name: torch.as_tensor(values)[None] for name, values in record.inputs.items()}
-    return ForecastPrompt(channels, record.elapsed_days, record.key)
