@@ -56,14 +56,15 @@ EHRSEQ_INLINE void dot_tile(const float* const* w, const float* x, int64_t x_str
     for (int b = 0; b < Rows; b++) {
       const FloatVector value = load<float>(x + b * x_stride + i, W);
       EHRSEQ_UNROLL
-      for (int o = 0; o < kTileOutputs; o++) sum[b][o] += weight[o] * value;
+      for (int o = 0; o < kTileOutputs; o++) sum[b][o] = fused(weight[o], value, sum[b][o]);
     }
   }
   if (i < inputs) {
     const int lanes = int(inputs - i);
     for (int o = 0; o < kTileOutputs; o++) {
       const FloatVector weight = load<float>(w[o] + i, lanes);
-      for (int b = 0; b < Rows; b++) sum[b][o] += weight * load<float>(x + b * x_stride + i, lanes);
+      for (int b = 0; b < Rows; b++)
+        sum[b][o] = fused(weight, load<float>(x + b * x_stride + i, lanes), sum[b][o]);
     }
   }
   for (int b = 0; b < Rows; b++)
