@@ -18,6 +18,7 @@ from ehrseq.cli.demo import demo_command
 from ehrseq.cli.doctor import doctor_command
 from ehrseq.cli.encode import label_command, tokenize_command
 from ehrseq.cli.evaluate import evaluate_command
+from ehrseq.cli.evaluate_forecast import evaluate_forecast_command
 from ehrseq.cli.explain import explain_command
 from ehrseq.cli.predict import predict_command
 from ehrseq.cli.prepare import prepare_command, split_command
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict_command,
     "explain": explain_command,
     "evaluate": evaluate_command,
+    "evaluate-forecast": evaluate_forecast_command,
     "benchmark": benchmark_command,
     "demo": demo_command,
     "doctor": doctor_command,

@@ -76,7 +76,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     from ehrseq.hub.families import load_class
 
     checkpoint = str(checkpoint)
-    _check_files(checkpoint)
+    check_checkpoint_files(checkpoint)
     try:
         with quiet_loading():
             # The registered classes need no trust; without this, a folder of somebody else's would ask for it.
@@ -148,7 +148,7 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_files(checkpoint: str) -> None:
+def check_checkpoint_files(checkpoint: str) -> None:
     """Say in our own words what transformers would say about its classes."""
     folder = Path(checkpoint)
     if not checkpoint.strip():
