@@ -16,6 +16,7 @@ from ehrseq.cli.audit import audit_command, stats_command
 from ehrseq.cli.benchmark import benchmark_command
 from ehrseq.cli.demo import demo_command
 from ehrseq.cli.doctor import doctor_command
+from ehrseq.cli.embed import embed_command
 from ehrseq.cli.encode import label_command, tokenize_command
 from ehrseq.cli.evaluate import evaluate_command
 from ehrseq.cli.explain import explain_command
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train_command,
     "predict": predict_command,
     "explain": explain_command,
+    "embed": embed_command,
     "evaluate": evaluate_command,
     "benchmark": benchmark_command,
     "demo": demo_command,
