@@ -1,9 +1,9 @@
 """From events to vectors: which rows a model reads, and how its hidden states become one vector each.
 
 A vector is made of the record up to its time and nothing later: a row is cut from the encoded history as a prompt is.
-A visit's vector is that of the record as it stood when the visit ended. EhrMamba, which reads from left to right, passes
-all visits of a patient in one row, since what stands before a token does not know what follows; the others read the
-record anew for each visit.
+A visit's vector is that of the record as it stood when the visit ended. EhrMamba reads from left to right, so all visits
+of a patient are one row: what stands before a token does not know what follows. The others read the record anew for
+each visit.
 
 Glossary: b rows of a batch, l length (tokens or triplets), d size of a vector.
 """
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
-LEVELS = ("patient", "visit")
+VECTOR_LEVELS = ("patient", "visit")
 POOLINGS = {
     "last": "the state of the last token",
     "mean": "the mean of the states of all tokens",
@@ -103,8 +103,8 @@ def vector_way(backbone: Backbone, level: str, pooling: str | None, task: str | 
     """
     config: Any = backbone.model.config
     family = config.model_type
-    if level not in LEVELS:
-        raise ValueError(f"level got {level!r}; expected one of {list(LEVELS)}.")
+    if level not in VECTOR_LEVELS:
+        raise ValueError(f"level got {level!r}; expected one of {list(VECTOR_LEVELS)}.")
     if pooling is not None and pooling not in POOLINGS:
         raise ValueError(f"pooling got {pooling!r}; expected one of {list(POOLINGS)}.")
     is_of_stays = FAMILIES[family].feature_extractor is not None

@@ -235,7 +235,7 @@ def test_a_checkpoint_without_weights_is_refused(tmp_path):
     weights = load_file(folder / "model.safetensors")
     del weights["model.norm_f.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="lacks 1 weights, e.g. norm_f.weight"):
+    with pytest.raises(ValueError, match="lacks 1 weights"):
         embed_dataset(folder, EVENTS, tmp_path / "out.parquet", engine=ONE)
 
 
