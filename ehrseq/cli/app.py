@@ -20,6 +20,7 @@ from ehrseq.cli.embed import embed_command
 from ehrseq.cli.encode import label_command, tokenize_command
 from ehrseq.cli.evaluate import evaluate_command
 from ehrseq.cli.explain import explain_command
+from ehrseq.cli.phenotypes import phenotypes_command
 from ehrseq.cli.predict import predict_command
 from ehrseq.cli.prepare import prepare_command, split_command
 from ehrseq.cli.simulate import simulate_command, simulate_stays_command
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict_command,
     "explain": explain_command,
     "embed": embed_command,
+    "phenotypes": phenotypes_command,
     "evaluate": evaluate_command,
     "benchmark": benchmark_command,
     "demo": demo_command,

@@ -5,6 +5,7 @@ from ehrseq._lazy import lazy_exports
 # Name -> module of this package that defines it.
 _EXPORTS = {
     "embed_dataset": "embeddings",
+    "find_phenotypes": "phenotypes",
     "read_embeddings": "embedding_files",
 }
 

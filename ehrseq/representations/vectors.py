@@ -1,9 +1,9 @@
 """From events to vectors: which rows a model reads, and how its hidden states become one vector each.
 
 A vector is made of the record up to its time and nothing later: a row is cut from the encoded history as a prompt is.
-A visit's vector is that of the record as it stood when the visit ended. EhrMamba reads from left to right, so all visits
-of a patient are one row: what stands before a token does not know what follows. The others read the record anew for
-each visit.
+A visit's vector is that of the record as it stood when the visit ended. EhrMamba reads from left to right, so that one
+row serves all visits of a patient: what stands before a token does not know what follows. The others read the record
+anew for each visit.
 
 Glossary: b rows of a batch, l length (tokens or triplets), d size of a vector.
 """
@@ -132,9 +132,7 @@ def vector_way(backbone: Backbone, level: str, pooling: str | None, task: str | 
     return VectorWay(level, pooling or usual, task)
 
 
-def vector_rows(
-    backbone: Backbone, events: pl.DataFrame, times: pl.DataFrame | None, way: VectorWay
-) -> VectorRows:
+def vector_rows(backbone: Backbone, events: pl.DataFrame, times: pl.DataFrame | None, way: VectorWay) -> VectorRows:
     """The rows of some patients' vectors.
 
     Args:
