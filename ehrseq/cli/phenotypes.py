@@ -55,8 +55,8 @@ def phenotypes_command(
     )
     stability = report.clusters["stability"]
     typer.echo(
-        f"{report.clusters['clusters']} clusters of {report.vectors:,} vectors ({report.patients:,} patients); two halves "
-        f"of the patients agree to {stability['mean']:.2f} (without structure {stability['shuffled']:.2f})"
+        f"{report.clusters['clusters']} clusters of {report.vectors:,} vectors ({report.patients:,} patients); two "
+        f"halves of the patients agree to {stability['mean']:.2f} (vectors without groups {stability['no_groups']:.2f})"
     )
     for each in report.agreement:
         typer.echo(f"  {each.name}, {each.reading}: {each.value:.3f} (chance {each.chance:.3f}, p {each.p_value:.3f})")

@@ -79,7 +79,10 @@ def group_of(code: str, kind: str, against: str, detail: str) -> str | None:
     parents = category_and_chapter(code)
     if detail == "code" or not parents:
         return code
-    return parents[0] if detail == "category" else parents[-1]
+    if detail == "chapter":
+        return parents[-1]
+    is_category = len(parents) == 1 and "-" in parents[0].rpartition("/")[2]  # nothing above it but its chapter
+    return code if is_category else parents[0]
 
 
 def group_matrix(pairs: Iterable[tuple[int, str]], rows: int) -> tuple[NDArray[np.bool_], list[str]]:

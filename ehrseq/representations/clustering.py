@@ -7,8 +7,8 @@
 2. Each number of clusters of a range is fitted; that with the best criterion is taken: the largest mean silhouette of
    k-means, the smallest Bayesian information criterion (BIC) of a Gaussian mixture.
 3. Stability: pairs of fits, each on half of the patients, divide all vectors; the adjusted Rand index says how far two
-   fits agree (1 = the same groups, 0 = chance). Beside it stands the same for vectors whose columns were shuffled: they
-   keep each column's values and have no groups, and any method divides those too.
+   fits agree (1 = the same groups, 0 = chance). Beside it stands the same for vectors that are drawn from one normal
+   distribution with the same variances: they have no groups, and any method divides those too.
 
 Glossary: n vectors, d their size, k clusters.
 """
@@ -76,13 +76,13 @@ class Stability:
     Attributes:
         mean: Mean over the pairs.
         low, high: 2.5th and 97.5th percentile over the pairs.
-        shuffled: Mean of vectors without structure.
+        no_groups: Mean over pairs of fits to vectors of one normal distribution.
     """
 
     mean: float
     low: float
     high: float
-    shuffled: float
+    no_groups: float
 
 
 @dataclass(frozen=True)
@@ -225,10 +225,10 @@ def _stability(
     vectors: NDArray[np.float64], subject_ids: NDArray[np.int64], number: int, settings: ClusterSettings
 ) -> Stability:
     rng = np.random.default_rng((settings.seed, 1))
-    shuffled = np.stack([rng.permutation(column) for column in vectors.T], axis=1)
+    reference = rng.normal(size=vectors.shape) * vectors.std(0)
     agreement = _agreement(vectors, subject_ids, number, settings)
     low, high = np.quantile(agreement, (0.025, 0.975))
-    chance = _agreement(shuffled, subject_ids, number, settings)
+    chance = _agreement(reference, subject_ids, number, settings)
     return Stability(float(agreement.mean()), float(low), float(high), float(chance.mean()))
 
 

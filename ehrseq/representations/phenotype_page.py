@@ -11,7 +11,7 @@ import polars as pl
 
 from ehrseq._html import COLOURS, GUIDE, figure, html_page, note
 from ehrseq.representations.clustering import CRITERIA
-from ehrseq.representations.phenotypes import TABLES, PhenotypeReport
+from ehrseq.representations.phenotype_report import PHENOTYPE_TABLES, PhenotypeReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ _LARGEST_RATE = 0.05
 
 def check_phenotype_folder(folder: Path) -> None:
     """Raise ValueError where a page cannot be written: it would replace what is not a page of ours."""
-    ours = {"index.html", "assignments.parquet", "report.json", *(f"{name}.csv" for name in TABLES)}
+    ours = {"index.html", "assignments.parquet", "report.json", *(f"{name}.csv" for name in PHENOTYPE_TABLES)}
     unknown = sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.is_dir() else []
     if not folder.is_dir() and folder.exists():
         unknown = [folder.name]
@@ -53,8 +53,8 @@ def phenotype_page(report: PhenotypeReport) -> str:
         "<h2>How many, how stable</h2>",
         _numbers(report.tables["numbers"], report.settings.method),
         f"<p>Two fits on halves of the patients agree with an adjusted Rand index of {stability['mean']:.2f} "
-        f"(95 % of pairs {stability['low']:.2f} to {stability['high']:.2f}); vectors whose columns were shuffled, which "
-        f"have no groups, give {stability['shuffled']:.2f}.</p>",
+        f"(95 % of pairs {stability['low']:.2f} to {stability['high']:.2f}); vectors of one normal "
+        f"distribution, which have no groups, give {stability['no_groups']:.2f}.</p>",
         note(
             f"{found['components']} principal components of the standardised vectors, {found['variance']:.0%} of their "
             f"variance; {found['constant_columns']} columns never change and were left out."
@@ -133,8 +133,8 @@ def _codes(codes: pl.DataFrame) -> str:
         head
         + _table(table, formats)
         + note(
-            f"The {shown.height} of {listed.height:,} codes more frequent here with the largest lower end; intervals hold "
-            "together at 95 % over all codes and clusters, q is the false discovery rate."
+            f"The {shown.height} of {listed.height:,} codes more frequent here with the largest lower end; intervals "
+            "hold together at 95 % over all codes and clusters, q is the false discovery rate."
         )
     )
 

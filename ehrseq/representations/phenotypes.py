@@ -11,7 +11,7 @@ of `ehrseq stats` do; the assignments name single patients and are nothing to pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,59 +22,17 @@ from numpy.typing import NDArray
 from ehrseq.data.metadata import written_by_us
 from ehrseq.data.shards import Shard, dataset_shards
 from ehrseq.data.sources import read_source
-from ehrseq.representations.agreement import Agreement, agreements, group_information
+from ehrseq.representations.agreement import agreements, group_information
 from ehrseq.representations.cluster_codes import CodeCounts, codes_of_vectors, group_matrix, group_of, kinds_of
 from ehrseq.representations.clustering import Clusters, ClusterSettings, find_clusters
 from ehrseq.representations.embedding_files import Embeddings, read_embeddings
+from ehrseq.representations.phenotype_page import check_phenotype_folder, phenotype_page
+from ehrseq.representations.phenotype_report import PhenotypeReport
 from ehrseq.tokenization.ehr_codes import EVENT_KINDS
 from ehrseq.work.files import write_json, write_whole
 
 DETAILS = ("category", "chapter", "code")
 _KINDS_NOT_DESCRIBED = frozenset({"visit_start", "visit_end", "birth", "ignore"})
-TABLES = ("sizes", "numbers", "agreement", "groups", "codes")
-
-
-@dataclass(frozen=True)
-class PhenotypeReport:
-    """What `find_phenotypes` found.
-
-    Attributes:
-        about: How the vectors were made.
-        vectors, patients: How many.
-        settings: How clusters were found.
-        clusters: The figures of the clusters.
-        against: What they were compared with.
-        agreement: Purity and mutual information.
-        tables: sizes (cluster, vectors, patients, silhouette), numbers (clusters tried), agreement, groups (of each
-            what the clusters say about it), codes (over-represented ones). Nothing of too few patients is in them.
-        hidden: A sentence about each thing that was left out.
-        without_record: Vectors whose patient the data do not hold.
-    """
-
-    about: dict[str, Any]
-    vectors: int
-    patients: int
-    settings: ClusterSettings
-    clusters: dict[str, Any]
-    against: str
-    agreement: list[Agreement]
-    tables: dict[str, pl.DataFrame]
-    hidden: list[str] = field(default_factory=list)
-    without_record: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without the tables."""
-        return {
-            "embeddings": self.about,
-            "vectors": self.vectors,
-            "patients": self.patients,
-            "settings": asdict(self.settings),
-            "found": self.clusters,
-            "against": self.against,
-            "agreement": [asdict(each) for each in self.agreement],
-            "hidden": self.hidden,
-            "vectors_without_record": self.without_record,
-        }
 
 
 def find_phenotypes(
@@ -110,8 +68,6 @@ def find_phenotypes(
         ValueError: A file that is none, data of other patients, an unknown kind, a folder that holds something else, or
             what `find_clusters` refuses.
     """
-    from ehrseq.representations.phenotype_page import check_phenotype_folder, phenotype_page
-
     out = Path(out)
     check_phenotype_folder(out)
     if isinstance(least_patients, bool) or not isinstance(least_patients, int) or least_patients < 1:
