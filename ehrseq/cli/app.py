@@ -23,6 +23,7 @@ from ehrseq.cli.explain import explain_command
 from ehrseq.cli.phenotypes import phenotypes_command
 from ehrseq.cli.predict import predict_command
 from ehrseq.cli.prepare import prepare_command, split_command
+from ehrseq.cli.probe import probe_command
 from ehrseq.cli.simulate import simulate_command, simulate_stays_command
 from ehrseq.cli.train import train_command
 from ehrseq.version import __version__
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "explain": explain_command,
     "embed": embed_command,
     "phenotypes": phenotypes_command,
+    "probe": probe_command,
     "evaluate": evaluate_command,
     "benchmark": benchmark_command,
     "demo": demo_command,

@@ -6,6 +6,7 @@ from ehrseq._lazy import lazy_exports
 _EXPORTS = {
     "embed_dataset": "embeddings",
     "find_phenotypes": "phenotypes",
+    "probe_tasks": "probe",
     "read_embeddings": "embedding_files",
 }
 

@@ -28,7 +28,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Agreement:
+class GroupAgreement:
     """A figure of clusters against groups.
 
     Attributes:
@@ -52,7 +52,7 @@ class Agreement:
 
 def agreements(
     clusters: Ints, groups: Bools, subject_ids: Ints, *, permutations: int = 200, seed: int = 0
-) -> list[Agreement]:
+) -> list[GroupAgreement]:
     """Purity and NMI in both readings.
 
     Args:
@@ -92,7 +92,7 @@ def agreements(
     for (name, reading), values in figures.items():
         chance = np.asarray(values[1:])
         found.append(
-            Agreement(
+            GroupAgreement(
                 name,
                 reading,
                 values[0],

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from ehrseq.representations.agreement import Agreement
+from ehrseq.representations.agreement import GroupAgreement
 from ehrseq.representations.clustering import ClusterSettings
 
 PHENOTYPE_TABLES = ("sizes", "numbers", "agreement", "groups", "codes")
@@ -36,7 +36,7 @@ class PhenotypeReport:
     settings: ClusterSettings
     clusters: dict[str, Any]
     against: str
-    agreement: list[Agreement]
+    agreement: list[GroupAgreement]
     tables: dict[str, pl.DataFrame]
     hidden: list[str] = field(default_factory=list)
     without_record: int = 0
