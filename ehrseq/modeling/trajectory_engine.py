@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from .ehr_trajectories import ForecastPrompt, PatientTrajectories, TrajectoryEnd, TrajectoryRequest
 from .ehrmamba_clock import DAYS_PER_WEEK, DAYS_PER_YEAR, TokenEffects
+from .fast_forecast import FastSlots, why_not_fast
 from .trajectory_draws import DRAWS_OF_A_STEP, pool_of, trajectory_keys, uniforms
 from .trajectory_gaps import GapLaw, Windows
 from .trajectory_prompts import RecordEnd, read_record
@@ -89,10 +90,14 @@ class TrajectoryEngine:
         for number, outcome in enumerate(request.outcomes):
             self._member[outcome.ids, number] = True
         # The slots.
-        self._slots: Slots = TorchSlots(model, slots, self._sets, self._sampling)
+        self._slots: Slots
+        if self._sampling.is_plain and why_not_fast(model) is None:
+            self._slots = FastSlots(model, slots, self._sets, torch.get_num_threads())
+        else:
+            self._slots = TorchSlots(model, slots, self._sets, self._sampling)
         m, g = len(self._sets), len(self._grid)
         self._live = np.zeros(slots, dtype=bool)
-        self._owner: list[_Patient | None] = [None] * slots
+        self._owner = np.full(slots, None, dtype=object)  # the `_Patient` of each
         self._number, self._pool, self._steps, self._kept = (np.zeros(slots, dtype=np.int64) for _ in range(4))
         self._keys = np.zeros((slots, 2), dtype=np.uint64)
         self._clock, self._weeks, self._age = (np.zeros(slots) for _ in range(3))  # the latter two at prediction time
@@ -161,8 +166,7 @@ class TrajectoryEngine:
         begun = [patient.pending.pop() for _ in rows]
         numbers, pools = (np.array(part, dtype=np.int64) for part in zip(*begun, strict=True))
         end, request = patient.end, self._request
-        for row in rows:
-            self._owner[row] = patient
+        self._owner[rows] = patient
         self._live[rows] = True
         self._number[rows], self._pool[rows] = numbers, pools
         for pool in np.unique(pools):
@@ -294,8 +298,8 @@ class TrajectoryEngine:
 
     def _finish(self, row: int, end: TrajectoryEnd, day: float) -> None:
         """Write a trajectory's outcome where it belongs, and free its slot."""
-        patient, number, pool, length = self._owner[row], self._number[row], self._pool[row], self._kept[row]
-        assert patient is not None
+        patient: _Patient = self._owner[row]
+        number, pool, length = self._number[row], self._pool[row], self._kept[row]
         result = patient.result
         place = (number, pool) if self._avoids else number
         result.ends[place], result.end_days[place], result.lengths[place] = end, day, length
