@@ -98,6 +98,11 @@ FAMILIES: dict[str, Family] = {
 
 PIPELINES: dict[str, RegisteredPipeline] = {
     "ehr-risk": RegisteredPipeline("pipelines.ehr_risk:EhrRiskPipeline", default=str(STARTER)),
+    "ehr-forecast": RegisteredPipeline(
+        "pipelines.ehr_forecast:EhrForecastPipeline",
+        default=str(STARTER_FORECAST),
+        auto_models=("AutoModelForPreTraining",),
+    ),
 }
 
 
