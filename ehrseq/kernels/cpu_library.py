@@ -17,7 +17,7 @@ from pathlib import Path
 import torch  # first: the library then shares torch's OpenMP threads instead of bringing its own
 from torch import Tensor
 
-ABI_VERSION = 1  # kAbiVersion of csrc/kernels.cpp
+ABI_VERSION = 2  # kAbiVersion of csrc/kernels.cpp
 CPP_TILE_STEPS = 32  # kTile of csrc/scan.h
 LIBRARY_FOLDER = Path(__file__).resolve().parent / "lib"
 
@@ -29,6 +29,8 @@ _FUNCTIONS = (
     "ehrseq_conv_forward",
     "ehrseq_conv_backward",
     "ehrseq_model_step",
+    "ehrseq_forecast_step",
+    "ehrseq_forecast_draw",
 )
 
 

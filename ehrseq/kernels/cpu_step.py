@@ -87,9 +87,8 @@ def run_step(
     fields = [layers, rows, hidden.shape[1], channels, state, rank, conv_states.shape[3] + 1, threads]
     tensors = (out, conv_states, ssm_states)
     real = None if real is None else real.contiguous()
-    cpu_library.call(
-        "ehrseq_model_step", [*fields, table.data_ptr(), *(t.data_ptr() for t in tensors), cpu_library.pointer(real)]
-    )
+    addresses = [table.data_ptr(), *(t.data_ptr() for t in tensors), cpu_library.pointer(real)]
+    cpu_library.call("ehrseq_model_step", [*fields, *addresses, rows, 0])
     return out
 
 

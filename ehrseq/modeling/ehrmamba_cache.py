@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .configuration_ehrmamba import EhrMambaConfig
+from .ehrmamba_clock import GenerationClock
 
 FILE_FORMAT = "ehrmamba-cache-1"
 _TENSORS = {"conv_states": 4, "ssm_states": 4, "last_times": 1}  # name -> dimensions
@@ -30,6 +31,7 @@ class EhrMambaCache:
         ssm_states: State of each block's scan, [layers, batch, d_inner, state_size], at least float32.
         last_times: `times` of the last real token, [batch], weeks; NaN where a row has had none yet.
         seen_tokens: Columns of all passes so far, padding included.
+        clock: Where each row's clock stands, which `generate` keeps here; None outside of it. It is not saved.
     """
 
     is_compileable = False  # asked by `generate`
@@ -48,6 +50,7 @@ class EhrMambaCache:
         self.ssm_states = torch.zeros(layers, batch_size, channels, config.state_size, dtype=wide, device=device)
         self.last_times = torch.full((batch_size,), float("nan"), dtype=wide, device=device)
         self.seen_tokens = 0
+        self.clock: GenerationClock | None = None
         self._own: tuple[Tensor, Tensor] | None = None
 
     def __repr__(self) -> str:
@@ -102,7 +105,9 @@ class EhrMambaCache:
             raise ValueError(
                 f"EhrMambaCache.select: rows must lie in 0 .. {self.batch_size - 1}, got {index.tolist()}."
             )
-        return self._replaced(self.conv_states[:, index], self.ssm_states[:, index], self.last_times[index])
+        selected = self._replaced(self.conv_states[:, index], self.ssm_states[:, index], self.last_times[index])
+        selected.clock = None if self.clock is None else self.clock.select(index)
+        return selected
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Put the rows in the order of `beam_idx` [batch], in place (beam search)."""
@@ -228,6 +233,7 @@ class EhrMambaCache:
         cache = object.__new__(EhrMambaCache)
         cache.conv_states, cache.ssm_states, cache.last_times = conv_states, ssm_states, last_times
         cache.seen_tokens = seen_tokens
+        cache.clock = None
         cache._own = None
         return cache
 

@@ -71,7 +71,7 @@ def step_blocks(layers: nn.ModuleList, hidden: Tensor, real: Tensor | None, cach
         return None
     if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in (hidden, *states)):
         return None
-    plan = _plan(layers)
+    plan = plan_blocks(layers)
     if plan is None or hidden.shape[2] != plan.width:
         return None
     conv_states, ssm_states = cache.states_to_change()
@@ -83,7 +83,7 @@ def step_blocks(layers: nn.ModuleList, hidden: Tensor, real: Tensor | None, cach
 # The plan: what was found on the walk over the modules, and what it rests on
 # ---------------------------------------------------------------------------------------------------------------------
 @dataclass
-class _Plan:
+class BlocksPlan:
     """What a walk found; it runs before every step, so `holds` loops over flat lists.
 
     Attributes:
@@ -109,7 +109,7 @@ class _Plan:
     def holds(self) -> bool:
         """Whether the model is still as it was on the walk."""
         for holder, name, module in self.modules:
-            if holder.get(name) is not module or _is_wrapped(module):
+            if holder.get(name) is not module or is_wrapped(module):
                 return False
         for slot, name, weight in self.slots:
             if slot.get(name) is not weight:
@@ -120,10 +120,11 @@ class _Plan:
         return _layouts(self.weights) == self.layouts and all(w.dtype is torch.float32 for w in self.weights)
 
 
-_plans: WeakKeyDictionary[nn.Module, _Plan] = WeakKeyDictionary()
+_plans: WeakKeyDictionary[nn.Module, BlocksPlan] = WeakKeyDictionary()
 
 
-def _plan(layers: nn.ModuleList) -> _Plan | None:
+def plan_blocks(layers: nn.ModuleList) -> BlocksPlan | None:
+    """How the kernels reach the weights of these blocks, here and now; None where they cannot."""
     if type(layers) is not nn.ModuleList or nn.modules.module._has_any_global_hook():
         return None
     plan = _plans.get(layers)
@@ -136,7 +137,7 @@ def _plan(layers: nn.ModuleList) -> _Plan | None:
     return plan
 
 
-def _walk(layers: nn.ModuleList) -> _Plan | None:
+def _walk(layers: nn.ModuleList) -> BlocksPlan | None:
     """The plan of these blocks, None where a module or a weight is not what the kernels know."""
     modules: list[tuple[dict[str, Any], str, nn.Module]] = []
     slots: list[tuple[dict[str, Any], str, Tensor | None]] = []
@@ -167,17 +168,17 @@ def _walk(layers: nn.ModuleList) -> _Plan | None:
                 slots.append((holder, name, None))
                 addresses.append(0)
                 continue
-            if not _is_readable(tensor, shapes[path, name]):
+            if not is_readable(tensor, shapes[path, name]):
                 return None
             slots.append((holder, name, tensor))
             addresses.append(tensor.data_ptr())
         norms.append((found["norm"], found["norm"].eps))
         rows.append((addresses, norms[-1][1]))
-    if shapes is None or any(_is_wrapped(module) for _, _, module in modules):
+    if shapes is None or any(is_wrapped(module) for _, _, module in modules):
         return None
     width, rank = shapes["norm", "weight"][0], shapes["mixer.dt_proj", "weight"][1]
     weights = [tensor for _, _, tensor in slots if tensor is not None]
-    return _Plan(modules, slots, weights, _layouts(weights), norms, width, rank, step_table(rows))
+    return BlocksPlan(modules, slots, weights, _layouts(weights), norms, width, rank, step_table(rows))
 
 
 def _shapes(mixer: EhrMambaMixer) -> dict[tuple[str, str], tuple[int, ...]]:
@@ -199,7 +200,7 @@ def _shapes(mixer: EhrMambaMixer) -> dict[tuple[str, str], tuple[int, ...]]:
     }
 
 
-def _is_readable(tensor: Any, shape: tuple[int, ...]) -> bool:
+def is_readable(tensor: Any, shape: tuple[int, ...]) -> bool:
     """Whether it is a plain contiguous float32 tensor of that shape in this process's memory."""
     return (
         type(tensor) in (Tensor, nn.Parameter)
@@ -216,9 +217,9 @@ def _layouts(weights: list[Tensor]) -> list[list[Any]]:
     return [list(map(of, weights)) for of in (Tensor.data_ptr, Tensor.numel, Tensor.stride)]
 
 
-def _is_wrapped(module: nn.Module) -> bool:
+def is_wrapped(module: nn.Module) -> bool:
     """Whether calling the module does more than its class's `forward`: hooks, or an own `forward` (offloading)."""
     return bool("forward" in module.__dict__ or module._forward_pre_hooks or module._forward_hooks)
 
 
-__all__ = ["step_blocks"]
+__all__ = ["BlocksPlan", "is_readable", "is_wrapped", "plan_blocks", "step_blocks"]

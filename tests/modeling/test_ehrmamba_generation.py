@@ -8,7 +8,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from ehrseq.modeling.configuration_ehrmamba import INTERVAL_DAYS, EhrMambaConfig
-from ehrseq.modeling.ehrmamba_generation import advance, read_clock
+from ehrseq.modeling.ehrmamba_clock import TokenEffects, read_clock
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
 from tests.modeling.common import assert_close, collate
 
@@ -253,8 +253,8 @@ def test_replaying_a_patients_tokens_gives_the_tokenizers_channels():
     length = 3
     prompt = {name: values[None, :length] for name, values in row.items()}
     real = torch.ones(1, length, dtype=torch.bool)
-    clock = read_clock(network.config, prompt["input_ids"], prompt, real)
-    replayed = advance(network.config, clock, row["input_ids"][None, length:])
+    clock = read_clock(TokenEffects.of(network.config), prompt["input_ids"], prompt, real)
+    replayed = clock.follow(row["input_ids"][None, length:])
     assert int(row["visit_orders"].max()) == 5
     for name in ("token_type_ids", "visit_orders", "visit_segments"):
         assert replayed[name][0].tolist() == row[name][length:].tolist(), name

@@ -1,17 +1,17 @@
 // The library's plain C interface: one struct in, 0 or an error out. No libtorch, no Python: one build serves every
 // version of both. Called from cpu_library.py.
 #include "conv.h"
+#include "forecast.h"
 #include "scan_backward.h"
 #include "scan_forward.h"
 #include "scan_step.h"
-#include "step.h"
 
 #define EHRSEQ_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
 
 // Goes up with every change of a struct or of its meaning; cpu_library.py refuses a library of another number.
-constexpr int kAbiVersion = 1;
+constexpr int kAbiVersion = 2;
 constexpr int kDone = 0, kOutOfMemory = 1, kFailed = 2;
 
 // An exception must not leave through the C interface.
@@ -74,4 +74,10 @@ EHRSEQ_EXPORT int ehrseq_conv_backward(const ehrseq::ConvCall* call) {
 }
 EHRSEQ_EXPORT int ehrseq_model_step(const ehrseq::StepCall* call) {
   return guarded([&] { ehrseq::model_step(*call); });
+}
+EHRSEQ_EXPORT int ehrseq_forecast_step(const ehrseq::ForecastCall* call) {
+  return guarded([&] { ehrseq::forecast_step(*call); });
+}
+EHRSEQ_EXPORT int ehrseq_forecast_draw(const ehrseq::DrawCall* call) {
+  return guarded([&] { ehrseq::forecast_draw(*call); });
 }

@@ -21,9 +21,11 @@ struct StepCall {
   int64_t layers, batch, width, channels, state, rank, kernel, threads;
   const StepLayer* table;  // [layers]
   float* hidden;           // [batch, width]: embeddings in, the last block's output out
-  float *conv_states;      // [layers, batch, channels, kernel - 1]
-  float *ssm_states;       // [layers, batch, channels, state]
+  float *conv_states;      // [layers, slots, channels, kernel - 1]
+  float *ssm_states;       // [layers, slots, channels, state]
   const uint8_t* real;     // [batch], 0 at padding, which changes no state; null when there is none
+  int64_t slots;           // rows of the states, at least batch
+  const int64_t* places;   // [batch], each row's own slot; null: row b stands in slot b
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -54,14 +56,15 @@ EHRSEQ_INLINE void dot_tile(const float* const* w, const float* x, int64_t x_str
     for (int b = 0; b < Rows; b++) {
       const FloatVector value = load<float>(x + b * x_stride + i, W);
       EHRSEQ_UNROLL
-      for (int o = 0; o < kTileOutputs; o++) sum[b][o] += weight[o] * value;
+      for (int o = 0; o < kTileOutputs; o++) sum[b][o] = fused(weight[o], value, sum[b][o]);
     }
   }
   if (i < inputs) {
     const int lanes = int(inputs - i);
     for (int o = 0; o < kTileOutputs; o++) {
       const FloatVector weight = load<float>(w[o] + i, lanes);
-      for (int b = 0; b < Rows; b++) sum[b][o] += weight * load<float>(x + b * x_stride + i, lanes);
+      for (int b = 0; b < Rows; b++)
+        sum[b][o] = fused(weight, load<float>(x + b * x_stride + i, lanes), sum[b][o]);
     }
   }
   for (int b = 0; b < Rows; b++)
@@ -142,12 +145,17 @@ struct StepBuffers {
 
 inline bool is_real(const StepCall& call, int64_t b) { return !call.real || call.real[b]; }
 
+// Where the states of a row stand, of all [layers, slots].
+inline int64_t slot_of(const StepCall& call, int64_t l, int64_t b) {
+  return l * call.slots + (call.places ? call.places[b] : b);
+}
+
 // u = silu(convolution); the newest input takes the oldest one's place in the state.
 inline void step_conv(const StepCall& call, const StepLayer& layer, int64_t l, int64_t b, const StepBuffers& memory) {
   constexpr int W = kLanes<float>;
   const int64_t past = call.kernel - 1;
   const float* x = memory.both.get() + b * 2 * call.channels;
-  float* const states = call.conv_states + (l * call.batch + b) * call.channels * past;
+  float* const states = call.conv_states + slot_of(call, l, b) * call.channels * past;
   const bool real = is_real(call, b);
   for (int64_t first = 0; first < call.channels; first += W) {
     const int lanes = int(std::min<int64_t>(W, call.channels - first));
@@ -195,7 +203,7 @@ inline void step_scan(const StepCall& call, const StepLayer& layer, int64_t l, i
   const float* B = memory.low_rank.get() + b * projected + call.rank;
   const float* C = B + state;
   const float* rates = memory.rates.get() + first * state;
-  float* const states = call.ssm_states + ((l * call.batch + b) * channels + first) * state;
+  float* const states = call.ssm_states + (slot_of(call, l, b) * channels + first) * state;
   FloatVector products[W] = {};
   for (int64_t n = 0; n < state; n += W) {
     const int some = int(std::min<int64_t>(W, state - n));

@@ -8,6 +8,8 @@
 #include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define EHRSEQ_INLINE __attribute__((always_inline)) inline
@@ -45,6 +47,20 @@ template <class T> using Vector = typename VectorOf<T>::type;
 template <class T> constexpr int kLanes = kVectorBytes / int(sizeof(T));
 
 template <class T> EHRSEQ_INLINE Vector<T> splat(T x) { return x - Vector<T>{}; }
+
+// a b + c, rounded once where the machine can: left to itself a compiler fuses in one copy of a loop and not in another,
+// and rows that must not depend on their number would.
+EHRSEQ_INLINE FloatVector fused(FloatVector a, FloatVector b, FloatVector c) {
+#if defined(__AVX512F__)
+  return (FloatVector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (FloatVector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (FloatVector)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
 
 // Decaying states run into denormal numbers, which cost a hundred cycles each. Flushed to zero inside the kernel's own
 // threads only: the caller's setting comes back.

@@ -1,0 +1,152 @@
+"""How long until the token that was drawn: the law of the gap before it, with a time head and without.
+
+A gap lies within a *window* [low, high): the span of an interval token where one came before, [elapsed, inf) where the
+patient has been silent since the record's last event, else [0, inf).
+
+Glossary: r rows, k tokens, g days, d hidden_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .ehr_intervals import draw_interval, interval_spans, share_beyond
+from .ehr_time_head import draw_gap, gap_cdf
+
+if TYPE_CHECKING:
+    from .modeling_ehrmamba import EhrMambaForCausalLM
+
+BLOCK_ROWS = 32
+"""Rows of every call of the time head, filled up: products of matrices round otherwise for other numbers of rows."""
+
+
+@dataclass
+class Windows:
+    """Where the next gap of each row lies, days after its latest event.
+
+    Attributes:
+        low: float64 [r].
+        high: float64 [r], may be infinite.
+        waiting: bool [r], whether an interval token came last.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    waiting: np.ndarray
+
+    def of(self, rows: np.ndarray) -> Windows:
+        """Those of some rows."""
+        return Windows(self.low[rows], self.high[rows], self.waiting[rows])
+
+
+class GapLaw:
+    """The law of a model.
+
+    Attributes:
+        spans: Span of each interval token, float64 [V, 2], NaN for others.
+        is_interval: bool [V].
+        is_instant: bool [V], tokens that stand at their predecessor's time: [VE], [REG].
+        has_head: Whether the model has a time head.
+    """
+
+    def __init__(self, model: EhrMambaForCausalLM):
+        config = model.config
+        specials = config.special_token_ids or {}
+        self.spans = interval_spans(config).numpy()
+        self.is_interval = ~np.isnan(self.spans[:, 0])
+        self.is_instant = np.zeros(config.vocab_size, dtype=bool)
+        self.is_instant[[specials[name] for name in ("[VE]", "[REG]") if name in specials]] = True
+        self._head = getattr(model, "time_head", None)
+        self._concepts = model.model.embeddings.word_embeddings.weight
+        self.has_head = self._head is not None
+        if self.has_head:
+            self._edges = torch.tensor(config.time_edges, dtype=torch.float64, device=self._concepts.device)
+
+    def draw(self, hidden: Tensor, tokens: np.ndarray, uniforms: np.ndarray, windows: Windows) -> np.ndarray:
+        """Days from the latest event to each drawn token, float64 [r].
+
+        Args:
+            hidden: States that the tokens were drawn from, [r, d].
+            tokens: int64 [r].
+            uniforms: float64 [r].
+            windows: Of the rows.
+        """
+        gaps = np.zeros(len(tokens))
+        if not self.has_head:
+            rows = windows.waiting
+            if rows.any():
+                parts = (windows.low[rows], windows.high[rows], uniforms[rows])
+                gaps[rows] = draw_interval(*map(torch.from_numpy, parts)).numpy()
+            return gaps
+        rows = np.flatnonzero(windows.waiting | ~(self.is_instant | self.is_interval)[tokens])
+        if len(rows):
+            index = torch.from_numpy(rows).to(hidden.device)
+            next_ids = torch.from_numpy(tokens[rows]).to(hidden.device)
+            log_probs = _in_blocks(self._head.log_probabilities, hidden[index], self._concepts[next_ids])
+            parts = [torch.from_numpy(part[rows]) for part in (uniforms, windows.low, windows.high)]
+            gaps[rows] = draw_gap(log_probs.cpu(), self._edges.cpu(), *parts).numpy()
+        return gaps
+
+    def reached(self, hidden: Tensor, tokens: np.ndarray, windows: Windows, days: np.ndarray) -> np.ndarray:
+        """Probability that a token's gap is at most some days, given that the token comes.
+
+        Args:
+            hidden: [r, d].
+            tokens: int64 [k], no interval tokens.
+            windows: Of the rows.
+            days: After the row's latest event, float64 [r, g].
+
+        Returns:
+            float64 [r, k, g]; without a time head [r, 1, g], the same for all tokens.
+        """
+        reached = (days >= 0).astype(np.float64)[:, None]
+        waiting = windows.waiting
+        if not self.has_head:
+            if waiting.any():
+                low, high = (torch.from_numpy(part[waiting])[:, None] for part in (windows.low, windows.high))
+                reached[waiting, 0] = 1.0 - share_beyond(low, high, torch.from_numpy(days[waiting])).numpy()
+            return reached
+        concepts = self._concepts[torch.from_numpy(tokens).to(hidden.device)][None]
+        by_head = []
+        for first in range(0, len(days), BLOCK_ROWS):
+            part = slice(first, first + BLOCK_ROWS)
+            log_probs = _in_blocks(lambda states: self._head.log_probabilities(states[:, None], concepts), hidden[part])
+            by_head.append(self._within(log_probs.cpu(), windows.of(part), days[part]))
+        at_once = (self.is_instant[tokens] & ~waiting[:, None])[..., None]
+        return np.where(at_once, reached, np.concatenate(by_head))
+
+    def _within(self, log_probs: Tensor, windows: Windows, days: np.ndarray) -> np.ndarray:
+        """The head's distribution function inside the windows, [r, k, g]: log_probs [r, k, bins], days [r, g]."""
+        edges = self._edges.cpu()
+        low, high = (torch.from_numpy(part)[:, None] for part in (windows.low, windows.high))  # [r, 1]
+        later = torch.from_numpy(days)
+        below = torch.where(low > 0, gap_cdf(log_probs, edges, low), 0.0)[..., None]  # [r, k, 1]
+        above = torch.where(torch.isinf(high), 1.0, gap_cdf(log_probs, edges, high))[..., None]
+        up_to = gap_cdf(log_probs[:, :, None], edges, torch.minimum(later, high)[:, None])  # [r, k, g]
+        mass = above - below
+        inside = ((up_to - below) / mass.clamp(min=torch.finfo(torch.float64).tiny)).clamp(0.0, 1.0)
+        # Where the span has no probability a gap is uniform over it, or its beginning where it has no end.
+        low, high, later = low[..., None], high[..., None], later[:, None]
+        evenly = torch.where(torch.isinf(high), 1.0, ((later - low) / (high - low)).clamp(0.0, 1.0))
+        return torch.where(later < low, 0.0, torch.where(mass > 0, inside, evenly)).numpy()
+
+
+def _in_blocks(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """A function of rows, always called with `BLOCK_ROWS` of them: [r, ...] each -> [r, ...]."""
+    results = []
+    for first in range(0, len(rows[0]), BLOCK_ROWS):
+        parts = [tensor[first : first + BLOCK_ROWS] for tensor in rows]
+        missing = BLOCK_ROWS - len(parts[0])
+        if missing:
+            parts = [torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) for part in parts]
+        results.append(function(*parts)[: BLOCK_ROWS - missing])
+    return torch.cat(results)
+
+
+__all__ = ["GapLaw", "Windows"]
