@@ -49,7 +49,8 @@ from ehrseq.evaluation import Interval, bootstrap_interval
 from ehrseq.evaluation.calibration import Calibration
 from ehrseq.forecasting.evaluation_files import load_forecaster
 from ehrseq.forecasting.prediction_points import read_prompts
-from ehrseq.forecasting.task_outcomes import TaskForecast, task_outcome
+from ehrseq.forecasting.task_forecast import TaskForecast
+from ehrseq.forecasting.task_outcomes import task_outcome
 from ehrseq.hub.families import STARTER
 from ehrseq.modeling.ehr_trajectories import ESTIMATORS, TrajectoryRequest
 from ehrseq.modeling.outcome_estimates import estimate_outcomes
@@ -94,7 +95,7 @@ def prepare(options: argparse.Namespace) -> tuple[Source, Budget]:
         write_whole(dataset, lambda path: write_dataset(cohort.events(), path, dataset_name=name))
     budget = replace(Budget.read("quick"), max_rows_per_task=options.max_rows)
     if options.quick:
-        small = {"hidden_size": 16, "num_layers": 1, "context": 64, "pretrain_tokens": 2000}
+        small: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "context": 64, "pretrain_tokens": 2000}
         budget = replace(budget, **small, name="zero_shot_quick")
     folder = options.output / "benchmark"
     run_benchmark(dataset, out=folder, tasks=options.tasks, models=[COUNTS], budget=budget, workers=1, num_resamples=10)
@@ -151,7 +152,8 @@ def draw(
     table = pl.DataFrame(frames, schema=schema, orient="row").with_columns(
         pl.col("prediction_time").cast(pl.Datetime("us"))
     )
-    cost = {"horizon": horizon.name, "tasks": [each.name for each in horizon.tasks], "estimator": estimator}
+    cost: dict[str, Any] = {"horizon": horizon.name, "estimator": estimator}
+    cost |= {"tasks": [each.name for each in horizon.tasks], "notes": {t.name: t.notes for t in horizon.tasks}}
     cost |= {"times": len(prompts), "num": num, "tokens": tokens, "seconds": seconds, "cut": cut / max(1, len(frames))}
     return table, cost
 
@@ -286,6 +288,10 @@ def report(found: Sequence[dict[str, Any]], costs: Sequence[dict[str, Any]], ref
         cells = [f"{cost['times']:,}", str(cost["num"]), f"{cost['tokens']:,}", f"{cost['tokens'] / max(1, drawn):.0f}"]
         cells += [f"{cost['seconds']:.0f}", f"{cost['tokens'] / cost['seconds']:,.0f}", f"{cost['cut']:.1%}"]
         yield f"| {TITLES[cost['estimator']]}, {', '.join(cost['tasks'])} | {' | '.join(cells)} |"
+    notes = {name: words for cost in costs for name, words in cost["notes"].items() if words}
+    for name, words in notes.items():
+        yield ""
+        yield f"{name}: {'; '.join(words)}."
     for name, reason in refused.items():
         yield ""
         yield f"{name} is not forecast: {reason}"

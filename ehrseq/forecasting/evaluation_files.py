@@ -238,7 +238,7 @@ def _evaluate_stays(
     model: str | Path, data: str | Path | pl.DataFrame, out: Path, splits: Sequence[str] | None, seed: int
 ) -> str:
     """The report of a model of stays."""
-    if isinstance(data, pl.DataFrame) or not written_by_us(data):
+    if isinstance(data, pl.DataFrame) or not written_by_us(Path(data)):
         raise ValueError("the forecasts of HyMaTE are evaluated on a dataset in files; run `ehrseq prepare` first.")
     if len(splits or EVALUATED_SPLITS) != 1:
         raise ValueError(f"splits got {splits}; the forecasts of HyMaTE are evaluated on the stays of one split.")
@@ -291,7 +291,7 @@ def read_records(
     if isinstance(data, pl.DataFrame):
         events, source = validate_events(data), "an event table"
         last: Any = events["time"].max()
-    elif written_by_us(data):
+    elif written_by_us(Path(data)):
         wanted = list(splits or EVALUATED_SPLITS)
         shards = dataset_shards(data)
         evaluated = dataset_shards(data, wanted)
