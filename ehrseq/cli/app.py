@@ -22,6 +22,7 @@ from ehrseq.cli.evaluate import evaluate_command
 from ehrseq.cli.evaluate_forecast import evaluate_forecast_command
 from ehrseq.cli.explain import explain_command
 from ehrseq.cli.phenotypes import phenotypes_command
+from ehrseq.cli.forecast import forecast_command
 from ehrseq.cli.predict import predict_command
 from ehrseq.cli.prepare import prepare_command, split_command
 from ehrseq.cli.probe import probe_command
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train_command,
     "predict": predict_command,
     "explain": explain_command,
+    "forecast": forecast_command,
     "embed": embed_command,
     "phenotypes": phenotypes_command,
     "probe": probe_command,
