@@ -22,6 +22,7 @@ from ehrseq.cli.explain import explain_command
 from ehrseq.cli.predict import predict_command
 from ehrseq.cli.prepare import prepare_command, split_command
 from ehrseq.cli.simulate import simulate_command, simulate_stays_command
+from ehrseq.cli.synthesize import synthesize_command
 from ehrseq.cli.train import train_command
 from ehrseq.version import __version__
 
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tokenize": tokenize_command,
     "train": train_command,
     "predict": predict_command,
+    "synthesize": synthesize_command,
     "explain": explain_command,
     "evaluate": evaluate_command,
     "benchmark": benchmark_command,
