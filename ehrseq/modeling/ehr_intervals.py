@@ -24,6 +24,7 @@ INTERVAL_SPANS: dict[str, tuple[float, float]] = {
 """Days that each interval token covers, [from, to)."""
 
 _MEAN_BEYOND = INTERVAL_DAYS["[LT]"] - _LONG_TERM_DAYS
+"""Mean days beyond the beginning of [LT]."""
 
 
 def interval_spans(config: EhrEventConfig) -> Tensor:
@@ -55,10 +56,14 @@ def draw_interval(low: Tensor, high: Tensor, uniform: Tensor) -> Tensor:
 
 def share_beyond(low: Tensor, high: Tensor, days: Tensor | float) -> Tensor:
     """Share of a span's probability that lies later than some days, without a time head: 1 before it, 0 behind."""
+    return log_share_beyond(low, high, days).exp()
+
+
+def log_share_beyond(low: Tensor, high: Tensor, days: Tensor | float) -> Tensor:
+    """Logarithm of `share_beyond`: finite at [LT], however long the silence."""
     days = torch.as_tensor(days, dtype=torch.float64, device=low.device)
-    inside = ((high - days) / (high - low)).clamp(0.0, 1.0)
-    beyond = torch.exp(-(days - low).clamp(min=0.0) / _MEAN_BEYOND)
-    return torch.where(torch.isinf(high), beyond, inside)
+    inside = ((high - days) / (high - low)).clamp(0.0, 1.0).log()
+    return torch.where(torch.isinf(high), -(days - low).clamp(min=0.0) / _MEAN_BEYOND, inside)
 
 
-__all__ = ["INTERVAL_SPANS", "draw_interval", "interval_spans", "share_beyond"]
+__all__ = ["INTERVAL_SPANS", "draw_interval", "interval_spans", "log_share_beyond", "share_beyond"]

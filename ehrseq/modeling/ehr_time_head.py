@@ -6,6 +6,10 @@ one event to the next, given the hidden state after the one and which token the 
 
     logits = W2 gelu(W_hidden h + W_next e + b) + b2,    e the word embedding of the next token
 
+Every token of a visit has a gap, [VE] too, which comes with the last row of its visit; [REG] comes with [VE], and an
+interval token has no time. Between visits the gap is the days from the last row of a visit to the [VS] of the next one:
+it is told at the interval token and restricted to the token's span.
+
 Gaps are told in bins. Bin 0 is a gap of exactly 0 (recorded at the same instant); bin k covers [edges[k - 1], edges[k])
 without 0, uniformly; the last one has no end and falls off exponentially, with `edges[-1]` as its mean.
 
@@ -36,6 +40,9 @@ DEFAULT_TIME_EDGES: tuple[float, ...] = (
 )
 """Edges of the bins in days: those of every interval token's span, finer ones below, and about ten years."""
 
+MICROSECOND_DAYS = 1e-6 / 86_400.0
+"""The least gap above 0 of a record, in days: what is still to come inside a visit is at least that far away."""
+
 
 class EhrTimeHead(nn.Module):
     """Distribution of the gap before the next event.
@@ -47,8 +54,9 @@ class EhrTimeHead(nn.Module):
     def __init__(self, config: EhrMambaConfig):
         super().__init__()
         d = config.hidden_size
-        edges = config.time_edges or DEFAULT_TIME_EDGES
-        self.num_bins = len(edges) + 1
+        if config.time_edges is None:
+            raise ValueError("config.time_edges is None: a time head needs edges, such as DEFAULT_TIME_EDGES.")
+        self.num_bins = len(config.time_edges) + 1
         self.from_hidden = nn.Linear(d, d)
         self.from_next = nn.Linear(d, d, bias=False)
         self.out = nn.Linear(d, self.num_bins)
@@ -79,18 +87,9 @@ def gap_cdf(log_probs: Tensor, edges: Tensor, days: Tensor) -> Tensor:
     Returns:
         float64 [...]; 0 before 0.
     """
-    probs = log_probs.double().exp()
-    days = days.double()[..., None]
-    reached = (days >= 0).double() * torch.cat([torch.ones_like(days), _share_reached(edges.double(), days)], dim=-1)
-    return (probs * reached).sum(-1).clamp(max=1.0)
-
-
-def _share_reached(edges: Tensor, days: Tensor) -> Tensor:
-    """Share of each bin but that of 0 which lies up to some days: edges [k], days [..., 1] -> [..., k]."""
-    width = edges[1:] - edges[:-1]
-    inside = ((days - edges[:-1]) / width).clamp(0.0, 1.0)
-    beyond = -torch.expm1(-(days - edges[-1:]).clamp(min=0.0) / edges[-1:])
-    return torch.cat([inside, beyond], dim=-1)
+    edges, days = edges.double(), days.double()[..., None]
+    reached = torch.cat([(days >= 0).double(), _share_until(edges, days)], dim=-1)
+    return (_probabilities(log_probs) * reached).sum(-1).clamp(max=1.0)
 
 
 def draw_gap(log_probs: Tensor, edges: Tensor, uniform: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -107,12 +106,8 @@ def draw_gap(log_probs: Tensor, edges: Tensor, uniform: Tensor, low: Tensor, hig
         Days, float64 [r]. Where the span has no probability: uniform over it, or `low` where it has no end.
     """
     # 1. What of each bin lies within the span: [r, bins], the bin of 0 first.
-    probs, edges = log_probs.double().exp(), edges.double()
-    low_column, high_column = low[:, None], high[:, None]
-    below = _share_reached(edges, low_column)
-    above = torch.where(torch.isinf(high_column), 1.0, _share_reached(edges, high_column))
-    share = torch.cat([(low_column <= 0).double(), (above - below).clamp(min=0.0)], dim=-1)
-    mass = probs * share
+    edges = edges.double()
+    mass = _probabilities(log_probs) * share_within(edges, low, high)
     through = mass.cumsum(-1)
     total = through[:, -1]
     # 2. The bin, and the place in its part of the span.
@@ -124,22 +119,42 @@ def draw_gap(log_probs: Tensor, edges: Tensor, uniform: Tensor, low: Tensor, hig
     place = ((target - before) / own.clamp(min=torch.finfo(torch.float64).tiny)).clamp(0.0, 1.0)
     # 3. From the place to days: linear inside a bin, the inverse of the exponential in the last one.
     number = (chosen - 1).clamp(min=0)
-    start = edges[number]
     end = torch.cat([edges[1:], edges.new_full((1,), float("inf"))])[number]
-    start, stop = torch.maximum(start, low), torch.minimum(end, high)
-    finite = torch.where(torch.isinf(stop), start, stop)
-    days = start + place * (finite - start)
-    last_share = torch.where(
-        torch.isinf(stop), 0.0, torch.exp(-(finite - start).clamp(min=0.0) / edges[-1])
-    )  # what lies beyond the span, of what lies beyond its start
-    tail = start - edges[-1] * torch.log1p(-(place * (1.0 - last_share)).clamp(max=1.0 - 2.0**-53))
-    days = torch.where(number == len(edges) - 1, tail, days)
+    start, stop = torch.maximum(edges[number], low), torch.minimum(end, high)
+    endless = torch.isinf(stop)
+    width = torch.where(endless, start, stop) - start
+    beyond = torch.where(endless, 1.0, -torch.expm1(-width / edges[-1]))  # of what follows `start`, before `stop`
+    tail = start - edges[-1] * torch.log1p(-(place * beyond).clamp(max=1.0 - 2.0**-53))
+    days = torch.where(number == len(edges) - 1, tail, start + place * width)
     days = torch.where(chosen == 0, 0.0, days)
     # 4. A span that the head finds impossible; an end that rounding reached belongs to the next span.
-    endless = torch.isinf(high)
-    evenly = torch.where(endless, low, low + uniform * (torch.where(endless, low, high) - low))
+    evenly = low + uniform * (torch.where(torch.isinf(high), low, high) - low)
     days = torch.where(total > 0, days, evenly)
     return torch.where(days >= high, torch.nextafter(high, low), days)
+
+
+def gap_bins(edges: Tensor, days: Tensor) -> Tensor:
+    """Number of the bin that each gap lies in, int64: edges [k], days [...] -> [...]."""
+    return torch.bucketize(days.double(), edges.double(), right=True).masked_fill(days <= 0, 0)
+
+
+def share_within(edges: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Share of each bin that lies within a span [low, high): edges [k], low and high [r] -> float64 [r, bins]."""
+    edges, low, high = edges.double(), low.double()[:, None], high.double()[:, None]
+    inside = (_share_until(edges, high) - _share_until(edges, low)).clamp(min=0.0)
+    return torch.cat([((low <= 0) & (high > 0)).double(), inside], dim=-1)
+
+
+def _share_until(edges: Tensor, days: Tensor) -> Tensor:
+    """Share of each bin but that of 0 which lies before some days: edges [k], days [..., 1] -> [..., k]."""
+    inside = ((days - edges[:-1]) / (edges[1:] - edges[:-1])).clamp(0.0, 1.0)
+    beyond = -torch.expm1(-(days - edges[-1:]).clamp(min=0.0) / edges[-1:])
+    return torch.cat([inside, beyond], dim=-1)
+
+
+def _probabilities(log_probs: Tensor) -> Tensor:
+    """Of the bins, in float64; they sum to 1, as those of single precision do not."""
+    return log_probs.double().softmax(-1)
 
 
 @torch.no_grad()
@@ -154,6 +169,9 @@ def waiting_weights(
     """Probability of each next token's gap to be longer than what has passed already without any event.
 
     Multiplied with the probabilities of the next token, it gives those of a record that has been silent for a while.
+    What happened at the time of the last event stands in the record, so inside a visit a gap of 0 is ruled out even
+    where nothing has passed. [VE] is the exception: where the end of a visit is not recorded, it is put behind the last
+    row as soon as anything else happens, however late.
 
     Args:
         config: With `special_token_ids`.
@@ -166,18 +184,47 @@ def waiting_weights(
     Returns:
         float64 [V] within [0, 1]. Interval tokens: the share of their span beyond (by its edges alone, since the day is
         drawn later). Other tokens: by the time head inside a visit, else 1.
+
+    Raises:
+        ValueError: `special_token_ids` are unknown, or the days negative or not finite.
     """
-    spans = interval_spans(config).to(hidden.device)
-    is_interval = ~spans[:, 0].isnan()
+    tokens = known_specials(config)
+    if not 0 <= elapsed_days < float("inf"):
+        raise ValueError(f"elapsed_days got {elapsed_days!r}; expected a finite number of days of at least 0.")
+    low, high = interval_spans(config).to(hidden.device).unbind(-1)
     weights = torch.ones(config.vocab_size, dtype=torch.float64, device=hidden.device)
-    if elapsed_days <= 0:
-        return weights
     if time_head is not None and inside_visit:
         log_probs = time_head.log_probabilities(hidden.expand(config.vocab_size, -1), word_embeddings)
         edges = torch.tensor(config.time_edges, dtype=torch.float64, device=hidden.device)
         weights = 1.0 - gap_cdf(log_probs, edges, torch.full_like(weights, elapsed_days))
-    low, high = spans[:, 0], spans[:, 1]
-    return torch.where(is_interval, share_beyond(low, high, elapsed_days), weights)
+        weights[tokens["[VE]"]] += _probabilities(log_probs[tokens["[VE]"]])[0]
+    return torch.where(low.isnan(), weights, share_beyond(low, high, elapsed_days))
 
 
-__all__ = ["DEFAULT_TIME_EDGES", "EhrTimeHead", "draw_gap", "gap_cdf", "waiting_weights"]
+def known_specials(config: EhrMambaConfig) -> dict[str, int]:
+    """Ids of [VS], [VE], and of [REG] and the interval tokens where the vocabulary has them.
+
+    Raises:
+        ValueError: The configuration does not know the first two.
+    """
+    tokens = config.special_token_ids or {}
+    missing = sorted({"[VS]", "[VE]"} - set(tokens))
+    if missing:
+        raise ValueError(
+            f"config.special_token_ids lacks {missing}, without which no token is known to be a visit's or an "
+            "interval: call config.update_from_tokenizer(tokenizer)."
+        )
+    return tokens
+
+
+__all__ = [
+    "DEFAULT_TIME_EDGES",
+    "MICROSECOND_DAYS",
+    "EhrTimeHead",
+    "draw_gap",
+    "gap_bins",
+    "gap_cdf",
+    "known_specials",
+    "share_within",
+    "waiting_weights",
+]

@@ -19,6 +19,8 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_ehrmamba import EhrMambaConfig
 from .ehr_embeddings import EhrEmbeddings, last_real_positions, segment_starts
+from .ehr_gap_losses import check_silence, event_gaps, gap_loss, silence_loss
+from .ehr_time_head import EhrTimeHead
 from .ehrmamba_branches import branch_states
 from .ehrmamba_cache import EhrMambaCache
 from .ehrmamba_forecasts import EhrMambaForecastMixin
@@ -53,16 +55,23 @@ class EhrMambaCausalLMOutput(ModelOutput):
     """Output of `EhrMambaForCausalLM`.
 
     Attributes:
-        loss: Cross-entropy of the next token, when `labels` are given.
+        loss: Cross-entropy of the next token, when `labels` are given; with a time head or silences the sum of the
+            three parts below (`ehr_gap_losses.py`).
         logits: [b, l, V], float32.
         cache_params: As in `EhrMambaOutput`.
         hidden_states: As in `EhrMambaOutput`.
+        token_loss: Cross-entropy of the next token, where the loss has other parts.
+        time_loss: That of the gaps, with a time head.
+        silence_loss: That of what did not come, with `silent_days`.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     cache_params: EhrMambaCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    token_loss: Tensor | None = None
+    time_loss: Tensor | None = None
+    silence_loss: Tensor | None = None
 
 
 @dataclass
@@ -245,7 +254,8 @@ class EhrMambaModel(EhrMambaPreTrainedModel, EventModel):
 class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaForecastMixin, EhrMambaGenerationMixin):
     """Next-token prediction: pretraining, and forecasting with `trajectories`, `forecast` and `generate`.
 
-    The head is not tied to the embeddings.
+    The head is not tied to the embeddings. With `config.time_edges` there is a `time_head` as well, which tells when
+    the next token comes.
     """
 
     _auto_class = "AutoModelForCausalLM"  # so that what saves it carries its code
@@ -254,6 +264,7 @@ class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaForecastMixin, EhrMam
         super().__init__(config)
         self.model = EhrMambaModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.time_head = None if config.time_edges is None else EhrTimeHead(config)
         self.post_init()
 
     @can_return_tuple
@@ -274,14 +285,17 @@ class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaForecastMixin, EhrMam
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        silent_days: Tensor | None = None,
         **loss_kwargs: Any,
     ) -> EhrMambaCausalLMOutput:
         """Predict each next token; the channels and the cache are those of `EhrMambaModel.forward`.
 
         Args:
             labels: Usually the input ids, [b, l], -100 = no target; they are shifted inside. Padding and the first
-                token of a packed sequence are never targets, whatever stands there.
+                token of a row or packed sequence are never targets, whatever stands there.
             logits_to_keep: Compute logits of the last tokens only (a number, 0 = all), or of these positions.
+            silent_days: Float [b, l], for the loss: at the [REG] that ends a record the days in which nothing came
+                until the end of the data, 0 at all other tokens and where that is not known (or the patient died).
             loss_kwargs: Passed on to the loss, such as Trainer's `num_items_in_batch`, by which gradient accumulation
                 over rows of different length stays exact.
         """
@@ -291,18 +305,61 @@ class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaForecastMixin, EhrMam
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
         logits = linear(self.lm_head, hidden_states).float()
 
-        loss = None
+        losses: dict[str, Tensor] = {}
         if labels is not None:
             real = real_tokens(attention_mask, segment_ids)
             if real is not None:
                 real = real[:, -labels.shape[1] :]
-                labels = labels.masked_fill(~real, IGNORED_LABEL)
-            if segment_ids is not None:
-                labels = labels.masked_fill(segment_starts(segment_ids), IGNORED_LABEL)
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_kwargs)
+                labels = labels.masked_fill(~real | (real.cumsum(1) == 1), IGNORED_LABEL)
+            starts = None if segment_ids is None else segment_starts(segment_ids)
+            if starts is not None:
+                labels = labels.masked_fill(starts, IGNORED_LABEL)
+            vocab_size = self.config.vocab_size
+            losses["loss"] = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **loss_kwargs)
+            if self.time_head is not None or silent_days is not None:
+                states = outputs.last_hidden_state
+                channels = {"input_ids": input_ids, "times": times, "visit_segments": visit_segments}
+                items = loss_kwargs.get("num_items_in_batch")
+                losses |= self._losses_of_time(
+                    losses["loss"], states, channels, labels, real, starts, silent_days, items
+                )
         return EhrMambaCausalLMOutput(
-            loss=loss, logits=logits, cache_params=outputs.cache_params, hidden_states=outputs.hidden_states
+            logits=logits, cache_params=outputs.cache_params, hidden_states=outputs.hidden_states, **losses
         )
+
+    def _losses_of_time(
+        self,
+        token_loss: Tensor,
+        hidden_states: Tensor,
+        channels: Mapping[str, Tensor | None],
+        labels: Tensor,
+        real: Tensor | None,
+        starts: Tensor | None,
+        silent_days: Tensor | None,
+        targets: Tensor | int | None,
+    ) -> dict[str, Tensor]:
+        """The parts of the loss and their sum, each over as many tokens as the loss of tokens is."""
+        missing = [name for name, channel in channels.items() if channel is None]
+        if missing:
+            raise ValueError(
+                f"the loss of times needs {missing} beside labels: give all channels of the tokenizer, and ids in "
+                "place of inputs_embeds."
+            )
+        input_ids, times, segments = (cast(Tensor, channel) for channel in channels.values())
+        if targets is None:
+            targets = (labels[:, 1:] != IGNORED_LABEL).sum()
+        parts = {"token_loss": token_loss}
+        if self.time_head is not None:
+            gaps = event_gaps(self.config, input_ids, times, segments, labels, real, starts)
+            concepts = self.model.embeddings.word_embeddings(input_ids[gaps.rows, gaps.positions + 1])
+            states = hidden_states[gaps.rows, gaps.positions]
+            parts["time_loss"] = gap_loss(self.config, self.time_head, states, concepts, gaps) / targets
+        if silent_days is not None:
+            check_silence(self.config, input_ids, silent_days, real)
+            ends = silent_days > 0
+            logits = linear(self.lm_head, hidden_states[ends]).float()
+            parts["silence_loss"] = silence_loss(self.config, logits, silent_days[ends]) / targets
+        return {**parts, "loss": torch.stack([part.to(token_loss) for part in parts.values()]).sum()}
 
 
 class EhrMambaForSequenceClassification(EhrMambaPreTrainedModel, EventForSequenceClassification):

@@ -67,6 +67,11 @@ class FamilyTraining(Protocol):
         """Folder of the last stage."""
         ...
 
+    @property
+    def pretrained(self) -> Path | None:
+        """Folder of the pretrained model, where it is to be kept."""
+        ...
+
     def score(self, split: str) -> pl.DataFrame:
         """task, subject_id, prediction_time, boolean_value, score of the labels of a split's patients."""
         ...
@@ -99,6 +104,11 @@ class PromptTraining:
     def checkpoint(self) -> Path:
         """Folder of the last stage."""
         return self.folder / "finetune"
+
+    @property
+    def pretrained(self) -> Path | None:
+        """Folder of the pretrained model, where it is to be kept."""
+        return self.folder / "pretrain" if self.recipe.keep_pretrained else None
 
     def train(self, say: Say) -> dict[str, dict[str, Any]]:
         """Run the stages."""
@@ -168,6 +178,11 @@ class TripletTraining:
     def checkpoint(self) -> Path:
         """Folder of the last stage."""
         return self.folder / "finetune"
+
+    @property
+    def pretrained(self) -> Path | None:
+        """None: HyMaTE's pretrained model is not kept."""
+        return None
 
     def train(self, say: Say) -> dict[str, dict[str, Any]]:
         """Run both stages."""

@@ -13,6 +13,7 @@ is done:
     thresholds.json                                           task -> score with the best F1 on the tuning patients
     evaluation/                                               the report on held-out patients, and their scores
     training.json                                             recipe, data, seed, and what every stage reached
+    pretrained/                                               the pretrained model, by a recipe that keeps it
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from ehrseq.hub.cards import DataDescription, EhrModelCard
 from ehrseq.tasks.storage import labelled_tasks, read_labels
 from ehrseq.training.families import FamilyTraining, Say, TrainingData, family_training, finetune_splits
 from ehrseq.training.named_recipes import read_recipe
+from ehrseq.training.prompt_recipe import PRETRAINED
 from ehrseq.training.prompts import present_splits
 from ehrseq.training.recipe import Recipe
 from ehrseq.training.stages import disk_errors
@@ -110,6 +112,11 @@ class _Finished:
     @property
     def checkpoint(self) -> Path:
         return self.trained.folder
+
+    @property
+    def pretrained(self) -> Path | None:
+        folder = self.trained.folder / PRETRAINED
+        return folder if folder.is_dir() else None
 
     def train(self, say: Say) -> dict[str, dict[str, Any]]:
         return self.trained.stages
@@ -305,8 +312,10 @@ def _write(
     }
 
     def build(temporary: Path) -> None:
-        others = shutil.ignore_patterns("steps", "*result.json", EVALUATION)
+        others = shutil.ignore_patterns("steps", "*result.json", EVALUATION, PRETRAINED)
         shutil.copytree(training.checkpoint, temporary, ignore=others)
+        if training.pretrained is not None:
+            shutil.copytree(training.pretrained, temporary / PRETRAINED, ignore=others)
         shutil.copytree(pages, temporary / EVALUATION, ignore=shutil.ignore_patterns(key))
         card.save(temporary, repo_id=out.absolute().name)
         (temporary / THRESHOLDS_FILE).write_text(json.dumps(thresholds, indent=2) + "\n", encoding="utf-8")
