@@ -156,7 +156,7 @@ def allowed_run(natural: np.ndarray, asked: int | None = None) -> int:
         if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
             raise ValueError(f"max_copied got {asked!r}; expected a number of events from 1 on.")
         return asked
-    usual = int(np.quantile(natural, NATURAL_SHARE, method="higher")) if len(natural) else 0
+    usual = int(np.quantile(natural, NATURAL_SHARE, method="inverted_cdf")) if len(natural) else 0
     return max(LEAST_RUN, usual)
 
 
@@ -360,7 +360,7 @@ def run_lengths(lengths: np.ndarray) -> dict[str, float]:
     series = pl.Series(lengths)
     return {
         "median": float(np.median(lengths)),
-        "p99": float(np.quantile(lengths, NATURAL_SHARE, method="higher")),
+        "p99": float(np.quantile(lengths, NATURAL_SHARE, method="inverted_cdf")),
         "longest": float(series.max() or 0),  # type: ignore[arg-type]
     }
 

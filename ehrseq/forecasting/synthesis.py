@@ -19,6 +19,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -230,10 +231,10 @@ class PatientDrawer:
         """[CLS], the static tokens, and the [VS] of the first visit, with the age at its time."""
         import torch
 
-        at = EPOCH + _microseconds(beginning.start)
+        at = EPOCH + timedelta(microseconds=beginning.start)
         events: list[dict[str, Any]] = [{"time": None, "code": code} for code in beginning.statics]
         if beginning.birth is not None:
-            events.append({"time": EPOCH + _microseconds(beginning.birth), "code": "MEDS_BIRTH"})
+            events.append({"time": EPOCH + timedelta(microseconds=beginning.birth), "code": "MEDS_BIRTH"})
         first = next(code for code in self.shape.codes if self.tokenizer.vocabulary.token_type(code))
         row = self.tokenizer.encode_patient({"subject_id": 0, "events": [*events, {"time": at, "code": first}]})
         length = int(np.flatnonzero(row["input_ids"] == self.tokenizer.vocabulary.token_ids[VS])[0]) + 1
@@ -395,14 +396,8 @@ def synthesize(
 
         remove(prepared / "fhir")
         totals["notes"] |= write_events_as_fhir(made, prepared / "fhir")
-    compared = compare_cohorts(
-        made,
-        training,
-        held_out,
-        tasks=tasks,
-        code_map=settings.rules,
-        end_of_data=EPOCH + _microseconds(shape.end_of_data),
-    )
+    last = EPOCH + timedelta(microseconds=shape.end_of_data)
+    compared = compare_cohorts(made, training, held_out, tasks=tasks, code_map=settings.rules, end_of_data=last)
     report = SynthesisReport(
         model=Path(model).name,
         like=dataset.path.resolve().name,
@@ -479,8 +474,8 @@ def _split(dataset: EventDataset) -> tuple[pl.DataFrame, pl.DataFrame]:
     names = dataset.splits["split"].unique().sort().to_list()
     if HELD_OUT not in names or len(names) < 2:
         raise ValueError(
-            f"{dataset.path} has the splits {names}; expected {HELD_OUT!r} beside others: what a copy is, only patients "
-            "say that the model has not seen. `ehrseq prepare` makes splits."
+            f"{dataset.path} has the splits {names}; expected {HELD_OUT!r} beside others: what a copy is, only "
+            "patients say that the model has not seen. `ehrseq prepare` makes splits."
         )
     return dataset.events([name for name in names if name != HELD_OUT]), dataset.events(HELD_OUT)
 
@@ -562,12 +557,6 @@ def _add(counts: list[DrawnCounts]) -> dict[str, Any]:
 
 
 _SUMS = ("patients", "refused", "missing", "events", "tokens")
-
-
-def _microseconds(number: int) -> Any:
-    from datetime import timedelta
-
-    return timedelta(microseconds=number)
 
 
 __all__ = ["PatientDrawer", "SynthesisPart", "load_forecaster", "synthesize"]

@@ -21,13 +21,13 @@ from ehrseq.work.files import write_json, write_whole
 MOST_PATIENTS = 10_000
 """Real patients of a kind that are compared; more are drawn from."""
 _WORDS = (
-    "These patients never lived: a model drew them. They may stand in for real ones where software is tried, courses are "
-    "taught or a method is rehearsed. They are no evidence about patients: what is found in them has to be found again "
-    "in real records.",
-    "The numbers below are no guarantee of privacy. They say that the attacks which were tried learn no more from these "
-    "patients than from held-out ones, or by how much more. Others may be tried; training was not differentially private, "
-    "so no bound holds for what was not tried. Whether the data may leave the hospital is for its data protection "
-    "officer to say, with this report in hand.",
+    "These patients never lived: a model drew them. They may stand in for real ones where software is tried, courses "
+    "are taught or a method is rehearsed. They are no evidence about patients: what is found in them has to be found "
+    "again in real records.",
+    "The numbers below are no guarantee of privacy. They say how much more the tried attacks learn from these "
+    "patients than from held-out ones. Others may be tried; training was not differentially private, so no bound holds "
+    "for what was not tried. Whether the data may leave the hospital is for its data protection officer to say, with "
+    "this report in hand.",
 )
 
 
@@ -110,8 +110,8 @@ class SynthesisReport:
         if not self.fitted_on_training:
             words.append(
                 f"The model's tokenizer was not fitted on the training patients of {self.like}. So the numbers on "
-                "privacy are about patients that the model has probably never seen, and say nothing about those that it "
-                "was trained on: give --like the dataset that it was trained on."
+                "privacy are about patients that the model has probably never seen, and say nothing about those that "
+                "it was trained on: give --like the dataset that it was trained on."
             )
         if self.allowed_run is None:
             words.append("Copies were allowed: a patient was written whatever run it shares with a training patient.")
@@ -197,8 +197,8 @@ class SynthesisReport:
         ]
         limit = "any run" if self.allowed_run is None else f"up to {self.allowed_run} events"
         words = (
-            "Events in a row (code and value's bin) that some training patient has too. What held-out patients share is "
-            f"common by nature; {limit} may be shared."
+            "Events in a row (code and value's bin) that some training patient has too. What held-out patients share "
+            f"is common by nature; {limit} may be shared."
         )
         header = ["longest run shared with a training patient", "median", f"{NATURAL_SHARE:.0%}", "longest"]
         return ReportTable("Copied runs", header, rows, words)
@@ -220,10 +220,10 @@ def _privacy(found: PrivacyReport) -> ReportTable:
         ["... the same about held-out patients", number(found.attribute_held_out), ""],
     ]
     words = (
-        "Half is chance in the third and fifth row. In the right column held-out patients stand in place of the synthetic "
-        "ones, from whom nothing of the training patients can leak. A code that is guessed as well of held-out patients "
-        f"was inferred, not leaked; asked were {len(found.sensitive)} diagnoses. Compared were {found.patients[0]:,} "
-        f"synthetic, {found.patients[1]:,} training and {found.patients[2]:,} held-out patients."
+        "Half is chance in the third and fifth row. In the right column held-out patients stand in place of the "
+        "synthetic ones, from whom nothing of the training patients can leak. A code that is guessed as well of "
+        f"held-out patients was inferred, not leaked; asked were {len(found.sensitive)} diagnoses. Compared were "
+        f"{found.patients[0]:,} synthetic, {found.patients[1]:,} training and {found.patients[2]:,} held-out patients."
     )
     return ReportTable("Attacks", ["", "synthetic", "held-out in their place"], rows, words)
 
