@@ -27,6 +27,7 @@ from ehrseq.cli.predict import predict_command
 from ehrseq.cli.prepare import prepare_command, split_command
 from ehrseq.cli.probe import probe_command
 from ehrseq.cli.simulate import simulate_command, simulate_stays_command
+from ehrseq.cli.synthesize import synthesize_command
 from ehrseq.cli.train import train_command
 from ehrseq.version import __version__
 
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tokenize": tokenize_command,
     "train": train_command,
     "predict": predict_command,
+    "synthesize": synthesize_command,
     "explain": explain_command,
     "forecast": forecast_command,
     "embed": embed_command,
