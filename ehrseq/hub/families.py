@@ -16,6 +16,10 @@ STARTER = Path(__file__).with_name("starter")
 """Folder of the checkpoint that comes with the package (`ehrseq.hub.starter`)."""
 
 
+STARTER_FORECAST = Path(__file__).with_name("starter_forecast")
+"""Folder of its pretrained twin, which foretells what comes next."""
+
+
 @dataclass(frozen=True)
 class Family:
     """The classes of one `model_type`, each written `module:Class` under the package.
@@ -96,6 +100,11 @@ FAMILIES: dict[str, Family] = {
 
 PIPELINES: dict[str, RegisteredPipeline] = {
     "ehr-risk": RegisteredPipeline("pipelines.ehr_risk:EhrRiskPipeline", default=str(STARTER)),
+    "ehr-forecast": RegisteredPipeline(
+        "pipelines.ehr_forecast:EhrForecastPipeline",
+        default=str(STARTER_FORECAST),
+        auto_models=("AutoModelForPreTraining",),
+    ),
 }
 
 

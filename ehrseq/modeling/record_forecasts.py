@@ -1,4 +1,4 @@
-"""Forecasts of records: from a tokenizer's channels to probabilities with their errors, and the trajectories behind them.
+"""Forecasts of records: from a tokenizer's channels to probabilities with their errors, and the trajectories behind.
 
 Whatever is drawn depends on seed, record and trajectory alone, so blocks, slots and the company in which a record is
 read change no bit of an answer.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import batched
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -47,13 +47,16 @@ class TokenRecord(Protocol):
     """
 
     @property
-    def inputs(self) -> Mapping[str, Any]: ...
+    def inputs(self) -> Mapping[str, Any]:
+        """See above."""
 
     @property
-    def elapsed_days(self) -> float: ...
+    def elapsed_days(self) -> float:
+        """See above."""
 
     @property
-    def key(self) -> int: ...
+    def key(self) -> int:
+        """See above."""
 
 
 def to_prompt(record: TokenRecord) -> ForecastPrompt:
@@ -68,14 +71,14 @@ def to_prompt(record: TokenRecord) -> ForecastPrompt:
         raise ValueError("a record to forecast has no input_ids; make it with EhrTokenizer.forecast_prompt(patient).")
     if "segment_ids" in channels:
         raise ValueError(
-            "a record to forecast has segment_ids: it is a packed row, which holds several. Give each record by itself, "
-            "as EhrTokenizer.forecast_prompt makes it."
+            "a record to forecast has segment_ids: it is a packed row, which holds several. Give each record by "
+            "itself, as EhrTokenizer.forecast_prompt makes it."
         )
     channels = {name: channel if channel.ndim > 1 else channel[None] for name, channel in channels.items()}
     shape = channels["input_ids"].shape
     if len(shape) != 2 or shape[0] != 1 or not shape[1] or any(c.shape != shape for c in channels.values()):
         shapes = {name: list(channel.shape) for name, channel in channels.items()}
-        raise ValueError(f"a record to forecast has the channels {shapes}; expected [1, length] alike, one record each.")
+        raise ValueError(f"a record to forecast has the channels {shapes}; expected one record, [1, length] alike.")
     mask = channels.pop("attention_mask", None)
     if mask is not None and not bool(mask.all()):
         raise ValueError("a record to forecast is padded; give it alone and unpadded, as forecast_prompt makes it.")
@@ -143,6 +146,10 @@ def forecast_records(
         max_tokens=max_tokens,
     )
     _check(request, keep_tokens=keep_tokens)
+    if standard_error is not None:
+        estimate_to_error(model.trajectories, [], request, standard_error=standard_error, max_num=max_num)  # checks it
+    if model.training:
+        raise ValueError("the model is in training mode, in which dropout changes every forecast: call model.eval().")
     return _in_blocks(model, records, request, standard_error, max_num, keep_tokens, slots)
 
 
@@ -163,8 +170,8 @@ def _in_blocks(
     is_ordinary = request.estimator != "reach" or not request.outcomes
     together = keep_tokens and is_ordinary and standard_error is None
     ordinary = replace(request, outcomes=(), grid_days=(), estimator="monte_carlo", keep_tokens=True)
-    for block in batched(records, BLOCK, strict=False):
-        prompts = [to_prompt(record) for record in block]
+    waiting = iter(records)
+    while prompts := [to_prompt(record) for record in islice(waiting, BLOCK)]:
         if together:
             for trajectories in draw(prompts, replace(request, keep_tokens=True)):
                 estimates = estimate_outcomes(trajectories, request) if request.outcomes else []

@@ -68,20 +68,22 @@ class GapLaw:
         if self.has_head:
             self._edges = torch.tensor(config.time_edges, dtype=torch.float64, device=self._concepts.device)
 
-    def draw(self, hidden: Tensor, tokens: np.ndarray, uniforms: np.ndarray, windows: Windows) -> np.ndarray:
+    def draw(
+        self, hidden: Tensor, tokens: np.ndarray, uniforms: Callable[[np.ndarray], np.ndarray], windows: Windows
+    ) -> np.ndarray:
         """Days from the latest event to each drawn token, float64 [r].
 
         Args:
             hidden: States that the tokens were drawn from, [r, d].
             tokens: int64 [r].
-            uniforms: float64 [r].
+            uniforms: Numbers of some rows -> random numbers in [0, 1), float64.
             windows: Of the rows.
         """
         gaps = np.zeros(len(tokens))
         if not self.has_head:
-            rows = windows.waiting
-            if rows.any():
-                parts = (windows.low[rows], windows.high[rows], uniforms[rows])
+            rows = np.flatnonzero(windows.waiting)
+            if len(rows):
+                parts = (windows.low[rows], windows.high[rows], uniforms(rows))
                 gaps[rows] = draw_interval(*map(torch.from_numpy, parts)).numpy()
             return gaps
         rows = np.flatnonzero(windows.waiting | ~(self.is_instant | self.is_interval)[tokens])
@@ -89,7 +91,7 @@ class GapLaw:
             index = torch.from_numpy(rows).to(hidden.device)
             next_ids = torch.from_numpy(tokens[rows]).to(hidden.device)
             log_probs = _in_blocks(self._head.log_probabilities, hidden[index], self._concepts[next_ids])
-            parts = [torch.from_numpy(part[rows]) for part in (uniforms, windows.low, windows.high)]
+            parts = map(torch.from_numpy, (uniforms(rows), windows.low[rows], windows.high[rows]))
             gaps[rows] = draw_gap(log_probs.cpu(), self._edges.cpu(), *parts).numpy()
         return gaps
 

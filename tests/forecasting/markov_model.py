@@ -15,6 +15,7 @@ all edges lie, the expectation over a uniform piece is a difference of integrals
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -223,8 +224,7 @@ class Enumeration:
         total, mass = np.zeros(self.size), 0.0
         if low <= 0:
             total, mass = law[0] * after, law[0]
-        bounds = [*zip(TIME_EDGES[:-1], TIME_EDGES[1:], strict=True)]
-        for chance, (start, stop) in zip(law[1:-1], bounds, strict=True):
+        for chance, (start, stop) in zip(law[1:-1], pairwise(TIME_EDGES), strict=True):
             first, last = max(start, low), min(stop, high)
             if last > first:
                 share = chance * (last - first) / (stop - start)
