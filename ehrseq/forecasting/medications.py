@@ -11,10 +11,10 @@ discharge, that is no forecast.
 
 Measures, all over held-out visits: recall at k, Jaccard index and average precision (PR-AUC) of each visit, averaged
 over visits (arXiv:1809.01852 and 2105.02711; theirs are averaged over patients first); average precision of each drug
-(macro) and of all pairs of visit and drug (micro). The set of a recommendation, for the Jaccard index, is what scores
-at least a threshold, that of the largest mean Jaccard index on tuning visits. Most of what is given was given before,
-so the drugs started (never given to the patient before) and those repeated are measured apart, each among their own
-kind.
+(macro: of those given in ten visits or more) and of all pairs of visit and drug (micro). The set of a recommendation,
+for the Jaccard index, is what scores at least a threshold, that of the largest mean Jaccard index on tuning visits.
+Most of what is given was given before, so the drugs started (never given to the patient before) and those repeated are
+measured apart, each among their own kind.
 
 Glossary: n questions, c drugs (codes of training visits).
 """
@@ -41,6 +41,7 @@ MEDICATION_CONTEXTS = ("start", "so_far", "visit")
 RECALL_AT = (5, 10, 20)
 PARTS = ("all", "started", "repeated")
 _MOST_CELLS = 2_000_000  # pairs of visit and drug up to which the micro average gets its interval
+_LEAST_GIVEN = 10  # visits from which on a drug counts in the macro average: of fewer, a precision is chance
 _ADDED_KINDS = ("diagnosis", "procedure")
 
 Bools = NDArray[np.bool_]
@@ -266,7 +267,7 @@ class MedicationReport:
                 rows = [each for each in self.measures if (each.which, each.part) == (which, part)]
                 if rows:
                     names = list(rows[0].figures)
-                    cells = [[each.system, *(str(each.figures[name]) for name in names)] for each in rows]
+                    cells = [[each.system, *(_cell(each.figures[name]) for name in names)] for each in rows]
                     title = f"{which} visits, {'all drugs' if part == 'all' else f'drugs {part}'}"
                     tables.append(ReportTable(title, ["system", *names], cells, f"{rows[0].visits:,} held-out visits."))
         return tables
@@ -321,6 +322,13 @@ def assess_medications(
                     visits, figures, threshold = found
                     measures.append(MedicationMeasures(system, part, visits, which, figures, threshold))
     return MedicationReport(measures, shape[1], +notes)
+
+
+def _cell(figure: Interval) -> str:
+    """A figure as text: nothing where it does not exist."""
+    if not np.isfinite(figure.value):
+        return ""
+    return str(figure) if np.isfinite(figure.low) else f"{figure.value:.3f}"
 
 
 def _measure(
@@ -403,8 +411,10 @@ def best_jaccard_threshold(scores: Floats, truth: Bools, more: NDArray[np.int64]
 
 
 def _macro(scores: Floats, truth: Bools, candidates: Bools) -> Callable[[Floats | None], Floats]:
-    """Mean over drugs of their average precision over visits where they are candidates."""
-    drugs = np.flatnonzero(truth.any(0))
+    """Mean over drugs, those given in some visits at least, of their average precision over visits where they are
+    candidates.
+    """
+    drugs = np.flatnonzero(truth.sum(0) >= _LEAST_GIVEN)
     rankings = [(candidates[:, d], Ranking(truth[candidates[:, d], d], scores[candidates[:, d], d])) for d in drugs]
 
     def metric(weights: Floats | None) -> Floats:
