@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from ehrseq.modeling.risk_tasks import IGNORED_LABEL
+from ehrseq.tokenization.ehr_plans import SILENT_DAYS
 
-FLOAT_CHANNELS = frozenset({"times", "ages"})
+FLOAT_CHANNELS = frozenset({"times", "ages", SILENT_DAYS})
 """Channels that are float32; all others are int64."""
 
 
@@ -69,6 +70,11 @@ def pad_channels(
     return batch
 
 
+def next_token_channels(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The tokenizer's channels, and that of known silences where rows have it."""
+    return [*tokenizer.model_input_names, *([SILENT_DAYS] if any(SILENT_DAYS in row for row in rows) else [])]
+
+
 @dataclass
 class _ChannelCollator:
     """What both collators share: the tokenizer that names the channels and their padding."""
@@ -76,10 +82,12 @@ class _ChannelCollator:
     tokenizer: Any
     pad_to_multiple_of: int | None = None
 
-    def _channels(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def _channels(
+        self, features: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None
+    ) -> dict[str, torch.Tensor]:
         return pad_channels(
             features,
-            self.tokenizer.model_input_names,
+            names or self.tokenizer.model_input_names,
             padding_side=self.tokenizer.padding_side,
             pad_to_multiple_of=self.pad_to_multiple_of,
         )
@@ -98,7 +106,7 @@ class DataCollatorForNextToken(_ChannelCollator):
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate rows into tensors `[b, L]`, `labels` included."""
-        batch = self._channels(features)
+        batch = self._channels(features, next_token_channels(self.tokenizer, features))
         batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED_LABEL)
         return batch
 

@@ -38,6 +38,7 @@ from ehrseq.batches.collation import (
     FLOAT_CHANNELS,
     DataCollatorForNextToken,
     DataCollatorForPrompts,
+    next_token_channels,
 )
 from ehrseq.modeling.risk_tasks import IGNORED_LABEL
 from ehrseq.tokenization.ehr_plans import SEGMENTS
@@ -218,9 +219,8 @@ class DataCollatorForPackedNextToken(_Packing):
         plan = self._plan(features)
         if plan is None:
             return DataCollatorForNextToken(self.tokenizer, self.pad_to_multiple_of)(features)
-        batch = pack_channels(
-            features, self.tokenizer.model_input_names, plan, pad_to_multiple_of=self.pad_to_multiple_of
-        )
+        channels = next_token_channels(self.tokenizer, features)
+        batch = pack_channels(features, channels, plan, pad_to_multiple_of=self.pad_to_multiple_of)
         segments = batch[SEGMENTS]
         # A sequence's first token has no past to be told from: no target, and not counted as one by Trainer.
         first = torch.ones_like(segments, dtype=torch.bool)

@@ -22,6 +22,7 @@ from uuid import uuid4
 
 import numpy as np
 
+from ehrseq.encode.follow_up import EndOfData
 from ehrseq.encode.patients import EncodedPatients
 from ehrseq.encode.rows import HistoryWindows, PromptedDataset
 from ehrseq.encode.shards import SUMMARY
@@ -88,15 +89,22 @@ class EncodedDataset:
         """The patients of some splits, default all, mapped into memory (Parquet: read into it)."""
         return EncodedPatients(self.files(splits), self.path / "tokenizer", self.tokenizer)
 
-    def windows(self, max_length: int, splits: str | Sequence[str] | None = None) -> HistoryWindows:
+    def windows(
+        self,
+        max_length: int,
+        splits: str | Sequence[str] | None = None,
+        end_of_data: EndOfData | None = None,
+    ) -> HistoryWindows:
         """Pretraining rows: each history in consecutive windows cut at visit boundaries, no event lost.
 
         Args:
             max_length: Context length.
             splits: Splits of the patients, default all.
+            end_of_data: As of `EncodedHistories.windows`.
         """
         patients = self.patients(splits)
-        return HistoryWindows(patients, patients.plan_windows(max_length))
+        silent = None if end_of_data is None else patients.silent_days(end_of_data)
+        return HistoryWindows(patients, patients.plan_windows(max_length), silent)
 
     def prompts(
         self, labels: Mapping[str, pl.DataFrame], max_length: int, splits: str | Sequence[str] | None = None
@@ -122,6 +130,7 @@ class EncodedDataset:
         seed: int = 0,
         repeat: bool = True,
         packable: bool = False,
+        end_of_data: EndOfData | None = None,
     ) -> Any:
         """Pretraining rows as a `datasets.IterableDataset` whose files the processes and loader workers share out.
 
@@ -136,6 +145,7 @@ class EncodedDataset:
             repeat: Begin again at the end, without end: processes have unequal numbers of rows, and none may stop
                 before the others.
             packable: Mark the rows for the packing collators, as `PackableRows` does.
+            end_of_data: As of `EncodedHistories.windows`.
 
         Raises:
             ValueError: Fewer files than processes.
@@ -161,6 +171,7 @@ class EncodedDataset:
                 "seed": seed,
                 "packable": packable,
                 "stream": uuid4().hex,
+                "end_of_data": end_of_data,
             },
         )
         return stream.repeat(None) if repeat else stream

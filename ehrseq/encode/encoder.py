@@ -47,7 +47,7 @@ class Encoder:
     def __init__(
         self, vocabulary: EventVocabulary, task_names: list[str], task_token_ids: list[int], max_num_visits: int
     ) -> None:
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._common: dict[str, Any] = {
             "vocabulary": vocabulary,
             "task_names": list(task_names),
@@ -65,7 +65,7 @@ class Encoder:
             ValueError: A required column is absent or has the wrong type.
         """
         encoded = in_threads(
-            lambda part: lay_out(read_rows(part, self._vocabulary), self._vocabulary),
+            lambda part: lay_out(read_rows(part, self.vocabulary), self.vocabulary),
             self._parts(events),
             "Encoding patients",
         )
@@ -84,13 +84,13 @@ class Encoder:
         """
 
         def encode_and_work(part: pl.DataFrame) -> T:
-            return work(self.histories(read_rows(part, self._vocabulary)))
+            return work(self.histories(read_rows(part, self.vocabulary)))
 
         return in_threads(encode_and_work, self._parts(events), "Encoding patients")
 
     def histories(self, rows: HistoryRows) -> EncodedHistories:
         """The histories of rows that were read before."""
-        flat: dict[str, Any] = lay_out(rows, self._vocabulary)
+        flat: dict[str, Any] = lay_out(rows, self.vocabulary)
         return EncodedHistories(**self._common, **flat)
 
     @staticmethod

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ehrseq.encode.follow_up import silence_of_histories
 from ehrseq.encode.labels import labels_of_subjects, rows_until
 from ehrseq.encode.windows import plan_windows
 
 if TYPE_CHECKING:
+    from ehrseq.encode.follow_up import EndOfData
     from ehrseq.encode.rows import HistoryWindows
     from ehrseq.tokenization.ehr_histories import EncodedHistories
     from ehrseq.tokenization.ehr_plans import PromptIndex
@@ -21,8 +23,9 @@ def index_labels(histories: EncodedHistories, labels: Mapping[str, Any]) -> Prom
     return histories.index_rows(rows, known)
 
 
-def windows(histories: EncodedHistories, max_length: int) -> HistoryWindows:
+def windows(histories: EncodedHistories, max_length: int, end_of_data: EndOfData | None = None) -> HistoryWindows:
     """Pretraining rows, see `EncodedHistories.windows`."""
     from ehrseq.encode.rows import HistoryWindows  # here, since it brings torch, which tables do not need
 
-    return HistoryWindows(histories, plan_windows(histories, max_length))
+    silent = None if end_of_data is None else silence_of_histories(histories, end_of_data)
+    return HistoryWindows(histories, plan_windows(histories, max_length), silent)

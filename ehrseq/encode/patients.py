@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehrseq.encode.files import first_times, from_batch, is_open, open_batches, row_times
+from ehrseq.encode.follow_up import EndOfData, silence_of_rows
 from ehrseq.encode.labels import labels_of_subjects, rows_until
 from ehrseq.encode.windows import plan_pieces, plan_windows, window_statics
 from ehrseq.tokenization.ehr_plans import LabelIndex, PromptIndex, check_context
@@ -149,6 +150,14 @@ class EncodedPatients:
         start, end = plan.start[[row]].astype(np.int64), plan.end[[row]].astype(np.int64)
         piece = plan_pieces(histories, np.zeros(1, np.int64), start, end, plan.is_last[[row]], plan.max_length)
         return histories.row(piece, 0)
+
+    def silent_days(self, end_of_data: EndOfData) -> NDArray[np.float32]:
+        """`[patients]` days of each between the last visit and the end of the data; see `ehrseq.encode.follow_up`."""
+        silent = np.zeros(len(self), np.float32)
+        for number, batch in enumerate(self._batches):
+            rows = from_batch(batch)
+            silent[self._positions(number)] = silence_of_rows(rows, self._encoder.vocabulary, end_of_data)
+        return silent
 
     # -- prompts -----------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
 from ehrseq.encode.assembly import prompt_table
-from ehrseq.tokenization.ehr_plans import LabelIndex, PromptIndex
+from ehrseq.tokenization.ehr_plans import SILENT_DAYS, LabelIndex, PromptIndex
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,11 +61,16 @@ class HistoryWindows(Dataset[dict[str, Any]]):
 
     Args:
         histories: The patients.
-        plan: Their windows.
+        plan: Their windows, in their order.
+        silent_days: Of each patient the days between the last visit and the end of the data, 0 where they are unknown
+            (`ehrseq.encode.follow_up`): the patient's last window then has the channel of that name, as the others
+            have, with these days at its last token. None: no such channel.
     """
 
-    def __init__(self, histories: WindowedPatients, plan: WindowPlan) -> None:
-        self.histories, self.plan = histories, plan
+    def __init__(
+        self, histories: WindowedPatients, plan: WindowPlan, silent_days: NDArray[np.float32] | None = None
+    ) -> None:
+        self.histories, self.plan, self.silent_days = histories, plan, silent_days
 
     def __len__(self) -> int:
         return len(self.plan.history)
@@ -73,7 +78,14 @@ class HistoryWindows(Dataset[dict[str, Any]]):
     def __getitem__(self, row: int) -> dict[str, Any]:
         if not -len(self) <= row < len(self):
             raise IndexError(f"window {row} of {len(self)}")
-        return self.histories.row(self.plan, row % len(self))
+        row %= len(self)
+        values = self.histories.row(self.plan, row)
+        if self.silent_days is not None:
+            patient = self.plan.history[row]
+            is_last = row + 1 == len(self) or self.plan.history[row + 1] != patient
+            values[SILENT_DAYS] = np.zeros(len(values["input_ids"]), np.float32)
+            values[SILENT_DAYS][-1] = self.silent_days[patient] * is_last
+        return values
 
     @property
     def subject_ids(self) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ehrseq.encode.files import from_batch, stream_batches
+from ehrseq.encode.follow_up import EndOfData
 from ehrseq.tokenization.ehr_plans import SEGMENTS
 
 _passes: Counter[tuple[str, str]] = Counter()
@@ -21,7 +22,13 @@ and every time it begins again, and each time is to have an order of its own."""
 
 
 def stream_windows(
-    files: Sequence[str], tokenizer: str, max_length: int, seed: int, packable: bool, stream: str
+    files: Sequence[str],
+    tokenizer: str,
+    max_length: int,
+    seed: int,
+    packable: bool,
+    stream: str,
+    end_of_data: EndOfData | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Windows of the files, see `EncodedDataset.stream`.
 
@@ -32,6 +39,7 @@ def stream_windows(
         seed: Seed of the order.
         packable: Whether the rows are marked for the packing collators.
         stream: Name of the stream; another one starts its passes from the first.
+        end_of_data: As of `EncodedHistories.windows`.
     """
     encoder = _encoder(tokenizer)
     for file in files:
@@ -39,7 +47,7 @@ def stream_windows(
         order = np.random.default_rng([seed, _passes[stream, file], zlib.crc32(name.encode())])
         _passes[stream, file] += 1
         for batch in stream_batches(file):
-            windows = encoder.histories(from_batch(batch)).windows(max_length)
+            windows = encoder.histories(from_batch(batch)).windows(max_length, end_of_data)
             for row in order.permutation(len(windows)).tolist():
                 values = windows[row]
                 if packable:

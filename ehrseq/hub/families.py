@@ -14,6 +14,8 @@ from typing import Any
 
 STARTER = Path(__file__).with_name("starter")
 """Folder of the checkpoint that comes with the package (`ehrseq.hub.starter`)."""
+STARTER_FORECAST = Path(__file__).with_name("starter_forecast")
+"""Its pretrained twin, which forecasts."""
 
 
 STARTER_FORECAST = Path(__file__).with_name("starter_forecast")

@@ -292,7 +292,7 @@ class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaForecastMixin, EhrMam
 
         Args:
             labels: Usually the input ids, [b, l], -100 = no target; they are shifted inside. Padding and the first
-                token of a packed sequence are never targets, whatever stands there.
+                token of a row or packed sequence are never targets, whatever stands there.
             logits_to_keep: Compute logits of the last tokens only (a number, 0 = all), or of these positions.
             silent_days: Float [b, l], for the loss: at the [REG] that ends a record the days in which nothing came
                 until the end of the data, 0 at all other tokens and where that is not known (or the patient died).
@@ -310,7 +310,7 @@ class EhrMambaForCausalLM(EhrMambaPreTrainedModel, EhrMambaForecastMixin, EhrMam
             real = real_tokens(attention_mask, segment_ids)
             if real is not None:
                 real = real[:, -labels.shape[1] :]
-                labels = labels.masked_fill(~real, IGNORED_LABEL)
+                labels = labels.masked_fill(~real | (real.cumsum(1) == 1), IGNORED_LABEL)
             starts = None if segment_ids is None else segment_starts(segment_ids)
             if starts is not None:
                 labels = labels.masked_fill(starts, IGNORED_LABEL)

@@ -111,6 +111,25 @@ def labelled_tasks(dataset_path: str | Path) -> list[dict[str, Any]]:
     return tasks
 
 
+def end_of_labels(dataset_path: str | Path) -> str:
+    """Where follow-up ended for the labels of a dataset, ISO 8601, as the reports beside them say.
+
+    Raises:
+        ValueError: No report says it, or they say different things.
+    """
+    root = _dataset(dataset_path) / "labels"
+    reports = [folder / "report.json" for folder in _label_folders(root)]
+    known = {json.loads(file.read_text(encoding="utf-8")).get("end_of_data") for file in reports if file.is_file()}
+    ends = sorted(end for end in known if isinstance(end, str))
+    if len(ends) != 1:
+        found = f"say {ends}" if ends else "do not say where follow-up ended"
+        raise ValueError(
+            f"the labels of {root} {found}; expected one end of the data. Give it as ISO 8601 text (follow_up: "
+            "2024-12-31), or make the labels again: `ehrseq label --end-of-data`."
+        )
+    return ends[0]
+
+
 def label_tokens(dataset_path: str | Path) -> dict[str, str]:
     """Task -> token of every task that a dataset has labels of, in the order of `labelled_tasks`."""
     return {task["name"]: task["token"] for task in labelled_tasks(dataset_path)}

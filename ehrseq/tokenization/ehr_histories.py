@@ -292,13 +292,18 @@ class EncodedHistories:
             order=_pick(self.row_order, last),
         )
 
-    def windows(self, max_length: int) -> HistoryWindows:
+    def windows(self, max_length: int, end_of_data: Any = None) -> HistoryWindows:
         """Pretraining rows: a sequence (`len`, `[i]`, `.subject_ids`) of dicts of channels.
 
         Consecutive windows of every history, cut before a [VS] where one lies in the window: every event is in exactly
         one.
+
+        Args:
+            max_length: Context length.
+            end_of_data: Last instant that the data cover (datetime, date, or ISO 8601 text). The rows then have the
+                channel `silent_days` (`ehrseq.encode.follow_up`); None: it is not known.
         """
-        windows: HistoryWindows = _tables().windows(self, max_length)
+        windows: HistoryWindows = _tables().windows(self, max_length, end_of_data)
         return windows
 
     # -- rows --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,9 @@ MAX_STATIC_SHARE = 4
 CHANNELS = ["input_ids", "attention_mask", "token_type_ids", "times", "ages", "visit_orders", "visit_segments"]
 SEGMENTS = "segment_ids"
 """The channel of packed rows: which of its sequences a token belongs to, see `ehrseq.batches.packing`."""
+SILENT_DAYS = "silent_days"
+"""The channel of pretraining rows whose follow-up is known: at the last token of a record the days without anything up
+to the end of the data, 0 elsewhere; see `ehrseq.encode.follow_up`."""
 CHANNEL_DTYPES = {
     "input_ids": np.int64,
     "attention_mask": np.int64,

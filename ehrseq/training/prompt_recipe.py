@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, ClassVar
 
+from ehrseq.tasks.timeline import as_instant
 from ehrseq.training.recipe import Recipe, Stage, check_number
 
 _DEFAULTS: dict[str, Any] = {"epochs": None, "schedule": "paper", "patience": 0, "keep": "last"}
 SPLITS = ("pretrain", "train")
+FROM_LABELS = "labels"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class PromptRecipe(Recipe):
         pretrain_splits: Splits whose patients are pretrained on; the tokenizer is fitted on pretrain and train.
         finetune_splits: Splits whose labels are learnt; those with nobody in them are passed over.
         max_rows_per_task: Tuning and held-out rows of a task that are scored, drawn at random; None = all.
+        time_head: Whether pretraining learns the time between events as well, in bins of `DEFAULT_TIME_EDGES` where
+            the model names none (`time_edges`).
+        follow_up: End of the data for pretraining, which then learns from the silence after a patient's last visit
+            (`ehrseq.encode.follow_up`): "labels" = as the labels were made, or ISO 8601 text. None = unknown, as where
+            dates are shifted patient by patient.
     """
 
     family: ClassVar[str] = "ehrmamba"
@@ -41,8 +49,16 @@ class PromptRecipe(Recipe):
     pretrain_splits: tuple[str, ...] = SPLITS
     finetune_splits: tuple[str, ...] = ("train",)
     max_rows_per_task: int | None = None
+    time_head: bool = False
+    follow_up: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.time_head, bool):
+            raise ValueError(f"time_head got {self.time_head!r}; expected true or false.")
+        if self.follow_up not in (None, FROM_LABELS):
+            if isinstance(self.follow_up, date):  # YAML reads 2020-12-31 as one
+                object.__setattr__(self, "follow_up", self.follow_up.isoformat())
+            as_instant(self.follow_up)
         for name in ("shared_context", "max_rows_per_task"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), 1, whole=True)
@@ -50,3 +66,11 @@ class PromptRecipe(Recipe):
             splits: tuple[str, ...] = getattr(self, name)
             if not splits or isinstance(splits, str) or set(splits) - set(SPLITS):
                 raise ValueError(f"{name} got {splits!r}; expected some of {list(SPLITS)}.")
+
+    @property
+    def model_fields(self) -> dict[str, Any]:
+        """Fields of the configuration, with the edges of a time head."""
+        from ehrseq.modeling.ehr_time_head import DEFAULT_TIME_EDGES  # here, since it brings torch
+
+        default = {"time_edges": list(DEFAULT_TIME_EDGES)} if self.time_head else {}
+        return {**default, **self.model}

@@ -22,7 +22,8 @@ from ehrseq.data.dataset import EventDataset
 from ehrseq.encode import EncodedDataset, is_encoded
 from ehrseq.evaluation.trainer_metrics import ComputeTaskMetrics
 from ehrseq.hub.checkpoints import quiet_loading
-from ehrseq.training.prompt_recipe import SPLITS, PromptRecipe
+from ehrseq.tasks.storage import end_of_labels
+from ehrseq.training.prompt_recipe import FROM_LABELS, SPLITS, PromptRecipe
 from ehrseq.training.recipe import Stage
 from ehrseq.training.stages import TuningRows, mean_length, resumable_arguments, run_stage
 from ehrseq.training.trainer import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     import polars as pl
     from transformers import PreTrainedModel, TrainingArguments
 
+    from ehrseq.encode.follow_up import EndOfData
     from ehrseq.encode.rows import HistoryWindows, PromptedDataset
     from ehrseq.modeling.configuration_ehrmamba import EhrMambaConfig
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
@@ -60,12 +62,12 @@ class EventRows:
     def __init__(self, dataset: str | Path, tokenizer: EhrTokenizer, encoded: EncodedDataset | None = None) -> None:
         self.dataset, self.tokenizer, self.encoded = EventDataset(dataset), tokenizer, encoded
 
-    def windows(self, context: int, splits: Sequence[str]) -> HistoryWindows:
-        """Pretraining rows of the patients of some splits."""
+    def windows(self, context: int, splits: Sequence[str], end_of_data: EndOfData | None = None) -> HistoryWindows:
+        """Pretraining rows of the patients of some splits, see `EncodedHistories.windows`."""
         if self.encoded is not None:
-            result: HistoryWindows = self.encoded.windows(context, splits)
+            result: HistoryWindows = self.encoded.windows(context, splits, end_of_data)
             return result
-        return self.tokenizer.encode_histories(self.dataset.events(splits)).windows(context)
+        return self.tokenizer.encode_histories(self.dataset.events(splits)).windows(context, end_of_data)
 
     def prompts(self, labels: Labels, context: int, splits: Sequence[str]) -> PromptedDataset:
         """MPF rows of the labels of the patients of some splits."""
@@ -163,7 +165,7 @@ class PromptStages:
         """
         run: Callable[[Stage, Path, Path | None, dict[str, Any]], dict[str, Any]] = getattr(self, f"_{name}")
         stage: Stage = getattr(self.recipe, name)
-        own = {"stage": stage.to_dict(), "model": dict(self.recipe.model), "seed": self.seed}
+        own = {"stage": stage.to_dict(), "model": self.recipe.model_fields, "seed": self.seed}
         return run(stage, folder, before, {**settings, **own})
 
     def _pretrain(self, stage: Stage, folder: Path, _: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +174,9 @@ class PromptStages:
 
         config = self._config()
         context, splits = config.max_position_embeddings, self.recipe.pretrain_splits
-        windows = self.rows.windows(context, present_splits(self.rows.dataset, splits))
+        end = self.recipe.follow_up
+        end = end_of_labels(self.rows.dataset.path) if end == FROM_LABELS else end
+        windows = self.rows.windows(context, present_splits(self.rows.dataset, splits), end)
         size = rows_to_see(stage, windows)
         return run_stage(
             folder,
@@ -180,7 +184,7 @@ class PromptStages:
             arguments=lambda steps: stage_arguments(stage, steps, size, self.seed, label_names=["labels"]),
             rows=PackableRows(windows),
             collate=DataCollatorForPackedNextToken(self.rows.tokenizer, context),
-            settings={**settings, "splits": list(splits)},
+            settings={**settings, "splits": list(splits), "end_of_data": end},
             encoder=self.rows.tokenizer,
             report=lambda _: {"windows": len(windows), "rows": size},
             changed="restart",
@@ -257,7 +261,7 @@ class PromptStages:
         return self.rows.prompts(self.labels, context, splits)
 
     def _config(self) -> EhrMambaConfig:
-        config: EhrMambaConfig = model_config(self.rows.tokenizer, tasks=self.tasks, **self.recipe.model)
+        config: EhrMambaConfig = model_config(self.rows.tokenizer, tasks=self.tasks, **self.recipe.model_fields)
         return config
 
     def _classifier(self, before: Path | None) -> PreTrainedModel:

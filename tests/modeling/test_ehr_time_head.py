@@ -1,4 +1,4 @@
-"""Gaps between events in bins: their distribution function, its inverse, what waiting rules out; hand-computed cases."""
+"""Gaps between events in bins: distribution function, its inverse, and what waiting rules out; by hand-made cases."""
 
 import math
 from itertools import pairwise
