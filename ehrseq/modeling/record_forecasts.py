@@ -146,6 +146,8 @@ def forecast_records(
         max_tokens=max_tokens,
     )
     _check(request, keep_tokens=keep_tokens)
+    if not asked:
+        request = replace(request, estimator="monte_carlo")  # there is nothing that the trajectories could avoid
     if standard_error is not None:
         estimate_to_error(model.trajectories, [], request, standard_error=standard_error, max_num=max_num)  # checks it
     if model.training:
@@ -167,8 +169,7 @@ def _in_blocks(
         return trajectories
 
     # One draw gives tokens and estimates where its trajectories are ordinary ones and their number is settled.
-    is_ordinary = request.estimator != "reach" or not request.outcomes
-    together = keep_tokens and is_ordinary and standard_error is None
+    together = keep_tokens and request.estimator != "reach" and standard_error is None
     ordinary = replace(request, outcomes=(), grid_days=(), estimator="monte_carlo", keep_tokens=True)
     waiting = iter(records)
     while prompts := [to_prompt(record) for record in islice(waiting, BLOCK)]:
