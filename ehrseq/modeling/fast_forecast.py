@@ -148,6 +148,7 @@ class FastSlots:
         self._model, self._sets = model, sets
         sizes = (config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.state_size)
         whole = (*sizes, int(config.time_step_rank), config.conv_kernel)
+        self.refresh()
         self._kernel = ForecastKernel(size, whole, config.vocab_size, config.time_embeddings_size, sets.ids, threads)
 
     def put(self, rows: np.ndarray, state: EhrMambaCache) -> None:
@@ -156,7 +157,7 @@ class FastSlots:
         self._kernel.conv_states[:, places] = state.conv_states
         self._kernel.ssm_states[:, places] = state.ssm_states
 
-    def step(self, rows: np.ndarray, new: NewTokens) -> NextTokens:
+    def refresh(self) -> None:
         """See `Slots`.
 
         Raises:
@@ -165,7 +166,11 @@ class FastSlots:
         reach = _reach(self._model)
         if isinstance(reach, str):
             raise RuntimeError(f"The model was changed while trajectories were drawn from it: {reach}.")
-        ids = (new.ids, new.types, new.orders, new.segments)
+        self._reach = reach
+
+    def step(self, rows: np.ndarray, new: NewTokens) -> NextTokens:
+        """See `Slots`."""
+        reach, ids = self._reach, (new.ids, new.types, new.orders, new.segments)
         self._kernel.step(reach.table, reach.addresses, reach.epsilons, rows, ids, (new.times - new.before, new.ages))
         return _KernelTokens(self._kernel, len(rows), self._sets)
 

@@ -3,8 +3,9 @@
 Every estimator gives a number a trajectory (`PatientTrajectories.incidence`); their mean estimates the probability. Its
 standard error is:
 
-- *Monte Carlo*, whose numbers are 0 and 1: the binomial one after adding z^2 / 2 trajectories of each kind, z = 1.96
-  (Agresti and Coull 1998, doi:10.1080/00031305.1998.10480550). So 0 of 20 is 0 +- 0.06 and never 0 +- 0.
+- *Monte Carlo*, whose numbers are 0 and 1: sqrt(p (1 - p) / n) with p the share after adding z^2 / 2 trajectories of
+  each kind, z = 1.96 (Agresti and Coull 1998, doi:10.1080/00031305.1998.10480550; their n + z^2 belongs to an interval
+  around that p, not around the estimate). So 0 of 20 is 0 +- 0.06 and never 0 +- 0.
 - *SCOPE* and *REACH*: that of the sample, its variance averaged with one further trajectory's of the variance that
   Monte Carlo would have, which no estimator within [0, 1] can exceed. A few trajectories that happen to lie close
   together therefore do not look certain. Where all agree to the last digit (one trajectory among them), they say no
@@ -129,7 +130,7 @@ def standard_errors(values: np.ndarray, *, is_binary: bool) -> np.ndarray:
     if is_binary or num == 1:
         return binomial
     squares = ((values - values.mean(0)) ** 2).sum(0)
-    shrunk = (squares + binomial**2 * (num + _Z2)) / num
+    shrunk = (squares + binomial**2 * num) / num
     agree = values.max(0) == values.min(0)
     return np.where(agree, binomial, np.sqrt(shrunk / num))
 
@@ -254,9 +255,9 @@ def _checked(trajectories: PatientTrajectories, request: TrajectoryRequest) -> n
 
 
 def _binomial_error(means: np.ndarray | np.float64, num: float) -> np.ndarray:
-    """Agresti and Coull's standard error of a share among `num`."""
+    """Standard error of a share among `num`, of the share that Agresti and Coull's interval lies around."""
     shrunk = (means * num + _Z2 / 2) / (num + _Z2)
-    return np.asarray(np.sqrt(shrunk * (1 - shrunk) / (num + _Z2)))
+    return np.asarray(np.sqrt(shrunk * (1 - shrunk) / num))
 
 
 def _joined(first: PatientTrajectories, second: PatientTrajectories) -> PatientTrajectories:

@@ -25,6 +25,8 @@ from transformers.utils import logging
 from .ehr_trajectories import ForecastPrompt, PatientTrajectories, TrajectoryEnd, TrajectoryRequest
 from .ehrmamba_clock import DAYS_PER_WEEK, DAYS_PER_YEAR, TokenEffects
 from .fast_forecast import FastSlots, why_not_fast
+from .fast_linear import plain_products
+from .trajectory_checks import check_forecast_prompt
 from .trajectory_draws import DRAWS_OF_A_STEP, pool_of, trajectory_keys, uniforms
 from .trajectory_gaps import GapLaw, Windows
 from .trajectory_prompts import RecordEnd, read_record
@@ -49,13 +51,14 @@ class _Patient:
 
     Attributes:
         end: Where its record stands.
-        first: Its first token's distribution.
+        weights: Of its first token, float64 [V], summing to 1.
         result: What is filled.
         open: Trajectories that have not ended.
         pending: (number, outcome of the pool or -1) of those that have not begun, the next one last.
     """
 
     end: RecordEnd
+    weights: np.ndarray
     result: PatientTrajectories
     open: int
     pending: list[tuple[int, int]]
@@ -120,6 +123,7 @@ class TrajectoryEngine:
             more = more and self._fill(waiting)
             while self._patients and not self._patients[0].open:
                 yield self._patients.popleft().result
+                self._slots.refresh()
             if self._live.any():
                 self._step()
             elif not more and not self._patients:
@@ -137,10 +141,13 @@ class TrajectoryEngine:
                 prompt = next(prompts, None)
                 if prompt is None:
                     return False
-                with _one_thread():
+                check_forecast_prompt(self._model.config, prompt, self._request.death_ids)
+                self._slots.refresh()
+                with _alike():
                     patient = self._begin(read_record(self._model, self._effects, prompt))
                 self._patients.append(patient)
-            self._start(patient)
+            with _alike():
+                self._start(patient)
         return True
 
     def _begin(self, end: RecordEnd) -> _Patient:
@@ -158,7 +165,20 @@ class TrajectoryEngine:
         )
         pools = range(m) if self._avoids else [-1]
         pending = [(number, pool) for number in range(n) for pool in pools][::-1]
-        return _Patient(end, result, len(pending), pending)
+        return _Patient(end, self._first_weights(end), result, len(pending), pending)
+
+    def _first_weights(self, end: RecordEnd) -> np.ndarray:
+        """Probabilities of the first token, given that nothing happened in the elapsed days, float64 [V]."""
+        weights: np.ndarray = self._sampling.probabilities(end.logits[None])[0].cpu().numpy()
+        later = weights * end.waiting
+        total = later.sum()
+        if total > 0:
+            return later / total
+        logger.warning_once(
+            "A record has been silent for longer than the model finds possible: what comes next is drawn as if its "
+            "last event had been just now."
+        )
+        return weights
 
     def _start(self, patient: _Patient) -> None:
         """As many of a patient's trajectories as there are free slots, with their first token."""
@@ -177,22 +197,16 @@ class TrajectoryEngine:
         self._clock[rows] = -end.elapsed_days
         self._weeks[rows] = end.weeks + end.elapsed_days / DAYS_PER_WEEK
         self._age[rows] = end.age + end.elapsed_days / DAYS_PER_YEAR if end.age else 0.0
-        self._windows.low[rows], self._windows.high[rows] = end.elapsed_days, np.inf
+        # What happened at the time of an open visit's last event stands in the record.
+        silent = max(end.elapsed_days, np.finfo(np.float64).tiny) if end.inside_visit else end.elapsed_days
+        self._windows.low[rows], self._windows.high[rows] = silent, np.inf
         self._windows.waiting[rows] = False
         self._orders[rows], self._segments[rows] = end.order, end.segment
         self._times[rows] = end.last_time
         self._avoided[rows], self._sums[rows], self._first_days[rows] = 1.0, 0.0, np.inf
         self._slots.put(rows, end.state)
-        weights = self._sampling.probabilities(end.logits[None])[0].cpu().numpy() * end.waiting
-        total = weights.sum()
-        if not total > 0:
-            logger.warning_once(
-                "A record has been silent for longer than the model finds possible: what comes next is drawn as if its "
-                "last event had been just now."
-            )
-            weights, total = self._sampling.probabilities(end.logits[None])[0].cpu().numpy(), 1.0
         hidden = end.hidden[None].expand(len(rows), -1)
-        self._draw(rows, DenseTokens(hidden, weights / total, self._sets))
+        self._draw(rows, DenseTokens(hidden, patient.weights, self._sets))
 
     # -- one token -----------------------------------------------------------------------------------------------------
     def _step(self) -> None:
@@ -207,48 +221,50 @@ class TrajectoryEngine:
             segments=self._shown[rows],
             before=self._before[rows],
         )
-        with _one_thread():
+        with _alike():
             self._draw(rows, self._slots.step(rows, new))
 
     def _draw(self, rows: np.ndarray, following: NextTokens) -> None:
         """The next token of these rows and its time; what ends there makes room."""
         request, horizon = self._request, self._request.horizon_days
-        clock, windows, counters = self._clock[rows], self._windows.of(rows), DRAWS_OF_A_STEP * self._steps[rows]
+        clock, windows = self._clock[rows], self._windows.of(rows)
+        keys, counters = self._keys[rows], DRAWS_OF_A_STEP * self._steps[rows]
         # 1. What the distribution says of the outcomes.
         avoided = kept = None
         if request.estimator != "monte_carlo" and len(self._sets):
             kept = self._count(rows, following, clock, windows)
             avoided = self._pool[rows] if self._avoids else None
         # 2. The token, and how long until it.
-        tokens = following.draw(uniforms(self._keys[rows], counters), avoided, kept)
+        tokens = following.draw(uniforms(keys, counters), avoided, kept)
         none = tokens < 0
-        if none.any():
-            tokens[none] = 0
-        gaps = self._gaps.draw(following.hidden, tokens, uniforms(self._keys[rows], counters + 1), windows)
-        clock = clock + gaps
+        tokens[none] = 0
+        clock = clock + self._gaps.draw(
+            following.hidden, tokens, lambda some: uniforms(keys[some], counters[some] + 1), windows
+        )
         interval = self._gaps.is_interval[tokens]
         days = np.maximum(clock, 0.0)
+        clock = np.where(interval, clock, days)  # an event that could have come in the silent days comes now
         low = np.where(windows.waiting, 0.0, windows.low)
         low = np.where(interval, np.maximum(self._gaps.spans[tokens, 0], low), 0.0)
-        # 3. Why a trajectory ends here, the first reason counts.
+        # 3. Why a trajectory ends here; the last word counts.
         beyond = clock + low > horizon
         if avoided is not None:
             beyond |= self._member[tokens, avoided]  # one that comes too late
-        counts = ~beyond & ~none
-        self._kept[rows] += counts
-        happens = self._member[tokens] & counts[:, None] & np.isinf(self._first_days[rows])
-        if not self._avoids and happens.any():
-            self._first_days[rows] = np.where(happens, days[:, None], self._first_days[rows])
-        reasons = [
-            (none, TrajectoryEnd.OUTCOME),
-            (beyond, TrajectoryEnd.HORIZON),
-            (self._death[tokens], TrajectoryEnd.DEATH),
-            (self._until[tokens], TrajectoryEnd.UNTIL),
-        ]
-        if self._stops:
-            reasons.append((np.isfinite(self._first_days[rows]).all(axis=1), TrajectoryEnd.OUTCOME))
-        reasons.append((self._kept[rows] >= request.max_tokens, TrajectoryEnd.LENGTH))
-        ended = np.select([mask for mask, _ in reasons], [int(end) for _, end in reasons], -1)
+        counts = ~(beyond | none)
+        lengths = self._kept[rows] + counts
+        self._kept[rows] = lengths
+        ended = np.where(lengths >= request.max_tokens, int(TrajectoryEnd.LENGTH), -1)
+        if not self._avoids and len(self._sets):
+            happens = self._member[tokens] & counts[:, None]
+            if happens.any():
+                before = self._first_days[rows]
+                self._first_days[rows] = np.where(happens & np.isinf(before), days[:, None], before)
+                if self._stops:
+                    ended[np.isfinite(self._first_days[rows]).all(axis=1)] = TrajectoryEnd.OUTCOME
+        ended[self._until[tokens]] = TrajectoryEnd.UNTIL
+        ended[self._death[tokens]] = TrajectoryEnd.DEATH
+        ended[beyond] = TrajectoryEnd.HORIZON
+        ended[none] = TrajectoryEnd.OUTCOME
         if request.keep_tokens:
             self._keep(rows[counts], tokens[counts], np.where(interval, np.nan, days)[counts])
         # 4. The clock, and the token's channels.
@@ -257,16 +273,19 @@ class TrajectoryEngine:
         self._windows.low[rows] = low
         self._windows.high[rows] = np.where(interval, self._gaps.spans[tokens, 1], np.inf)
         self._windows.waiting[rows] = interval
-        opens = self._opens[tokens]
-        self._orders[rows] = np.minimum(self._orders[rows] + opens, self._effects.last_order)
-        self._segments[rows] = np.where(opens, 1 + (self._segments[rows] == 1), self._segments[rows])
-        self._token[rows], self._before[rows] = tokens, self._times[rows]
+        opens, segments, times, ages = self._opens[tokens], self._segments[rows], self._times[rows], self._age[rows]
+        if opens.any():
+            self._orders[rows] = np.minimum(self._orders[rows] + opens, self._effects.last_order)
+            segments = np.where(opens, 1 + (segments == 1), segments)
+            self._segments[rows] = segments
+        self._token[rows], self._before[rows] = tokens, times
         self._times[rows] = np.where(interval, 0.0, self._weeks[rows] + clock / DAYS_PER_WEEK)
-        known = (self._age[rows] != 0) & ~interval
-        self._ages[rows] = np.where(known, self._age[rows] + clock / DAYS_PER_YEAR, 0.0)
-        self._shown[rows] = np.where(interval, 0, self._segments[rows])
-        for row, end, day in zip(rows[ended >= 0], ended[ended >= 0], days[ended >= 0], strict=True):
-            self._finish(row, TrajectoryEnd(end), horizon if end == TrajectoryEnd.HORIZON else day)
+        self._ages[rows] = np.where(interval | (ages == 0), 0.0, ages + clock / DAYS_PER_YEAR)
+        self._shown[rows] = np.where(interval, 0, segments)
+        if (ended >= 0).any():
+            for place in np.flatnonzero(ended >= 0):
+                end = TrajectoryEnd(ended[place])
+                self._finish(rows[place], end, horizon if end == TrajectoryEnd.HORIZON else days[place])
 
     def _count(self, rows: np.ndarray, following: NextTokens, clock: np.ndarray, windows: Windows) -> np.ndarray | None:
         """Add what the next token's distribution says of each outcome; what is left of the avoided ones, [r, most]."""
@@ -321,15 +340,13 @@ class TrajectoryEngine:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Products of matrices sum in another order on more threads; here each is computed by one."""
+def _alike() -> Iterator[None]:
+    """Products of matrices sum in another order on more threads, or by another library: here by one of each."""
     threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
     torch.set_num_threads(1)
     try:
-        yield
+        with plain_products():
+            yield
     finally:
         torch.set_num_threads(threads)
 

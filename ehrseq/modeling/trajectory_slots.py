@@ -102,6 +102,10 @@ class Slots(Protocol):
         """Give slots [r] the state of a record (of batch 1)."""
         ...
 
+    def refresh(self) -> None:
+        """Look at the model again: other code ran in between, which may have changed it."""
+        ...
+
     def step(self, rows: np.ndarray, new: NewTokens) -> NextTokens:
         """Read one token in each of these slots, ascending [r]."""
         ...
@@ -132,6 +136,9 @@ class TorchSlots:
             places = torch.from_numpy(rows[rows // BLOCK_SLOTS == number] % BLOCK_SLOTS).to(block.last_times.device)
             block.conv_states[:, places] = state.conv_states
             block.ssm_states[:, places] = state.ssm_states
+
+    def refresh(self) -> None:
+        """See `Slots`: the model is asked anew at every step."""
 
     def step(self, rows: np.ndarray, new: NewTokens) -> NextTokens:
         """See `Slots`."""

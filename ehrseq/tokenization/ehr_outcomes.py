@@ -115,8 +115,13 @@ def visit_start_ids(vocabulary: EventVocabulary, classes: Iterable[str]) -> tupl
 
 
 def visit_end_ids(vocabulary: EventVocabulary, classes: Iterable[str] | None = None) -> tuple[int, ...]:
-    """Tokens by which a visit ends: [VE], and what the ends of encounters of these classes say (None: of all)."""
-    wanted = None if classes is None else {*classes, "*"}
+    """Tokens by which a visit ends: [VE], and what the ends of encounters of these classes say.
+
+    Args:
+        vocabulary: Of the model's tokenizer.
+        classes: Encounter classes, "*" among them for ends that do not tell theirs; None: all.
+    """
+    wanted = None if classes is None else set(classes)
     ends = (
         token
         for code, token in event_tokens(vocabulary)
@@ -362,13 +367,13 @@ def token_array(ids: Iterable[int]) -> np.ndarray:
 
 
 def _notes_without_time_head(name: str, ids: np.ndarray, vocabulary: EventVocabulary, *, complement: bool) -> list[str]:
-    ends = set(visit_end_ids(vocabulary)) & set(ids.tolist())
+    ends = (set(visit_end_ids(vocabulary)) - set(death_ids(vocabulary))) & set(ids.tolist())
     if ends and complement:
         raise ValueError(
             f"outcome {name!r} is that a visit goes on, and the model has no time within visits: to it each is over at "
             "once. Train one with a time head (`time_edges`)."
         )
-    return ["the model has no time within visits: an end of one counts as soon as the visit begins"] if ends else []
+    return ["the model has no time within visits: an end of one counts as soon as it begins"] if ends else []
 
 
 __all__ = [
