@@ -1,5 +1,6 @@
 """`ehrseq forecast`: from records to a table of probabilities, a page and trajectories."""
 
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -41,8 +42,9 @@ def test_a_dataset_with_a_page_and_trajectories(checkpoint: Path, dataset: Path,
     assert "cumulative" not in (tmp_path / "f.html").read_text()[:200]
     assert sorted(file.name for file in (tmp_path / "futures").iterdir()) == ["0.parquet", "1.parquet"]
     assert not list(tmp_path.glob("*.parts"))
+    shutil.copytree(dataset / "data", tmp_path / "meds" / "data")  # the same records, not prepared by us
     again = run_ehrseq(
-        *("forecast", "--model", checkpoint, "--data", dataset / "data", "--out", tmp_path / "g.parquet", "--num", 2),
+        *("forecast", "--model", checkpoint, "--data", tmp_path / "meds", "--out", tmp_path / "g.parquet", "--num", 2),
         *("--outcome", "clinic=VISIT_START//AMB", "--outcome", 'any=["VISIT_START//*"]', "--horizon", "60d"),
     )
     assert again.returncode == 0, again.stderr
@@ -76,7 +78,9 @@ def test_what_is_refused(options: list[str], why: str, checkpoint: Path, dataset
 
 
 def test_records_without_files_have_no_engine(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
-    done = run_ehrseq("forecast", "--model", checkpoint, "--data", dataset / "data", "--workers", 2, folder=tmp_path)
+    shutil.copytree(dataset / "data", tmp_path / "meds" / "data")
+    given = ("--model", checkpoint, "--data", tmp_path / "meds")
+    done = run_ehrseq("forecast", *given, "--workers", 2, folder=tmp_path)
     assert "need a dataset in files" in done.stderr
 
 
