@@ -10,8 +10,8 @@
     events                  within the horizon, a patient
 
 A distance of 0 is not to be had: two samples of one distribution differ. The yardstick is the distance between two
-random halves of the recorded patients (mean over `NUM_HALVINGS` splits). A drawn set that is as near to the records as these
-are to each other cannot be told from them by that measure alone.
+random halves of the recorded patients (mean of `NUM_HALVINGS`). A drawn set that is as near to the records as these are
+to each other cannot be told from them by that measure alone.
 
 Rates (by kind of event, and by age) are events per 100 patient-days, drawn and recorded, and their ratio with an
 interval over patients. Predictions that were not followed to the horizon are left out and counted.
