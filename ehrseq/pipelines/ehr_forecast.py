@@ -127,7 +127,11 @@ class EhrForecastPipeline(pipelines_base.Pipeline):
         batch_size = kwargs.pop("batch_size", None)
         check_batch_size(batch_size)
         settings = self._settings(**kwargs)
-        question = None if self._reads_stays else self._ask(settings)
+        question = None
+        if self._stays is None:
+            question = self._ask(settings)
+        elif "alpha" in settings:
+            self._stays.check_alpha(settings["alpha"])
         if notice := getattr(self.model.config, "notice", None):
             logger.warning(notice)
         self._reasons.clear()
@@ -234,9 +238,7 @@ class EhrForecastPipeline(pipelines_base.Pipeline):
         """The answer for one patient, see `__call__`."""
         if self._stays is not None:
             stay, predictions = output
-            if settings.get("alpha", self._stays.alpha) != self._stays.alpha:
-                self._stays = StayForecaster(self.model, self.feature_extractor, alpha=settings["alpha"])
-            answer = self._stays.answer(predictions, stay)
+            answer = self._stays.answer(predictions, stay, alpha=settings.get("alpha"))
             self._reasons[answer.get("reason", "")] += "reason" in answer
             return answer
         record, forecast = output
@@ -258,7 +260,7 @@ class EhrForecastPipeline(pipelines_base.Pipeline):
         """One line a call for whom no forecast is given, and for trajectories that were too long."""
         reasons = +self._reasons
         if reasons:
-            words = {} if self._stays is not None else self._tokenizer.forecast_reasons
+            words = self._tokenizer.forecast_reasons if self._stays is None else self._stays.reasons
             logger.warning(f"No forecast for some patients, see their 'reason': {words_of_counts(reasons, words)}.")
         if self._cut:
             logger.warning(
