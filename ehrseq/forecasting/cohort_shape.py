@@ -101,7 +101,7 @@ class CohortShape:
             (code, unit): ValueLaw(tuple(law["knots"]), law["decimals"]) for code, unit, law in content.pop("values")
         }
         content["texts"] = tuple((code, value) for code, value in content["texts"])
-        lists = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+        lists: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
         return cls(profiles=profiles, values=values, **lists)
 
 
