@@ -41,10 +41,11 @@ test: install
 test-full: install
 	$(PYTEST) --hypothesis-profile=full --durations=30
 
-# The checkpoint that comes with the package (ehrseq/hub/starter): minutes on two idle cores.
+# The checkpoints that come with the package (ehrseq/hub/starter, starter_forecast): a quarter of an hour on two cores.
 starter: install
 	$(BIN)/ehrseq demo --output build/starter
-	$(BIN)/python -P -m ehrseq.hub.starter build/starter/checkpoint
+	$(BIN)/ehrseq train build/starter/dataset --out build/starter/forecaster --recipe demo_forecast
+	$(BIN)/python -P -m ehrseq.hub.starter build/starter/checkpoint build/starter/forecaster/pretrained
 
 lint: install
 	$(BIN)/ruff check .

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         EhrMambaModel,
     )
     from ehrseq.modeling.modeling_hymate import HyMaTEForPreTraining, HyMaTEForSequenceClassification, HyMaTEModel
+    from ehrseq.pipelines.ehr_forecast import EhrForecastPipeline
     from ehrseq.pipelines.ehr_risk import EhrRiskPipeline
     from ehrseq.tasks import label_events, list_tasks, load_task
     from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
@@ -97,6 +98,7 @@ __all__ = [
     "EhrBigBirdForMaskedLM",
     "EhrBigBirdForSequenceClassification",
     "EhrBigBirdModel",
+    "EhrForecastPipeline",
     "EhrLstmConfig",
     "EhrLstmForSequenceClassification",
     "EhrLstmModel",

@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("tasks", "encode"),
     ("prepare", "batches", "evaluation", "audit", "stats", "calibration"),
     ("baselines", "hub"),
-    ("training", "prediction", "interpretability", "forecasting", "monitoring"),
+    ("training", "prediction", "interpretability", "forecasting", "representations", "monitoring"),
     ("benchmark", "demo", "serving"),
     ("cli",),
 )

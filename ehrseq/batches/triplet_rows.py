@@ -234,8 +234,7 @@ class ForecastRows(_Rows):
         epoch = self.epoch if self.epochs is None else row // len(self.stays)
         stay = int(self.stays[row % len(self.stays)])
         minutes = self.table.minutes[self.table.offsets[stay] : self.table.offsets[stay + 1]]
-        candidates = np.unique(minutes[(minutes >= self.first_minute) & (minutes < minutes[-1])])
-        return float(self._rng(stay, epoch).choice(candidates))
+        return float(self._rng(stay, epoch).choice(self._times(minutes)))
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         if not -len(self) <= row < len(self):
@@ -246,24 +245,51 @@ class ForecastRows(_Rows):
         minutes = self.table.minutes[place]
         end = place.start + int(np.searchsorted(minutes, t1, side="right"))
         start = place.start if self.max_length is None else max(place.start, end - self.max_length)
-        labels, mask = self._targets(place, minutes, t1)
-        return {**self._channels(stay, slice(start, end)), "labels": labels, "label_mask": mask}
+        targets = self._targets(place, minutes, t1)
+        observed = targets >= 0
+        return {
+            **self._channels(stay, slice(start, end)),
+            "labels": np.where(observed, self.values[targets], np.float32(0)).ravel(),
+            "label_mask": observed.astype(np.float32).ravel(),
+        }
 
-    def _targets(
-        self, place: slice, minutes: NDArray[np.float64], t1: float
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        size = self.extractor.num_variables
-        labels = np.zeros((len(self.horizons), size), np.float32)
-        mask = np.zeros((len(self.horizons), size), np.float32)
+    def targets(self, row: int) -> NDArray[np.float64]:
+        """What a row's forecast is compared with, as measured (not clipped), [H, V]; NaN where nothing is."""
+        _, place = self._place(int(self.stays[int(row) % len(self) % len(self.stays)]))
+        targets = self._targets(place, self.table.minutes[place], self.last_minute_of_input(row))
+        return np.where(targets >= 0, self.table.values[targets], np.nan)
+
+    def _targets(self, place: slice, minutes: NDArray[np.float64], t1: float) -> NDArray[np.int64]:
+        """Triplet of the table that is the target, [H, V]; -1 where none is."""
+        targets = np.full((len(self.horizons), self.extractor.num_variables), -1, np.int64)
         after = t1
         for number, horizon in enumerate(self.horizons):
             first, last = np.searchsorted(minutes, (after, t1 + horizon), side="right")
-            ids = self.table.variable_ids[place.start + first : place.start + last][::-1]
+            found = np.arange(place.start + first, place.start + last)[::-1]
             # Backwards, the first value of a variable is written last.
-            labels[number, ids] = self.values[place.start + first : place.start + last][::-1]
-            mask[number, ids] = 1
+            targets[number, self.table.variable_ids[found]] = found
             after = t1 + horizon
-        return labels.ravel(), mask.ravel()
+        return targets
+
+    def possible_targets(self) -> NDArray[np.int64]:
+        """Measurements of each variable that some time t1 could make a target, [H, V].
+
+        A variable with 0 is never forecast in training, in however many epochs.
+        """
+        counts = np.zeros((len(self.horizons), self.extractor.num_variables), np.int64)
+        for stay in self.stays.tolist():
+            place = slice(int(self.table.offsets[stay]), int(self.table.offsets[stay + 1]))
+            minutes, ids = self.table.minutes[place], self.table.variable_ids[place]
+            times = self._times(minutes)
+            for number, (after, end) in enumerate(zip((0.0, *self.horizons[:-1]), self.horizons, strict=True)):
+                begun, ended = np.searchsorted(times, minutes - end), np.searchsorted(times, minutes - after)
+                counts[number] += np.bincount(ids[begun < ended], minlength=counts.shape[1])
+        return counts
+
+    def _times(self, minutes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The times t1 that may be drawn in a stay, ascending."""
+        array: NDArray[np.float64] = np.unique(minutes[(minutes >= self.first_minute) & (minutes < minutes[-1])])
+        return array
 
     @property
     def subject_ids(self) -> NDArray[np.int64]:

@@ -16,11 +16,16 @@ from ehrseq.cli.audit import audit_command, stats_command
 from ehrseq.cli.benchmark import benchmark_command
 from ehrseq.cli.demo import demo_command
 from ehrseq.cli.doctor import doctor_command
+from ehrseq.cli.embed import embed_command
 from ehrseq.cli.encode import label_command, tokenize_command
 from ehrseq.cli.evaluate import evaluate_command
+from ehrseq.cli.evaluate_forecast import evaluate_forecast_command
 from ehrseq.cli.explain import explain_command
+from ehrseq.cli.phenotypes import phenotypes_command
+from ehrseq.cli.forecast import forecast_command
 from ehrseq.cli.predict import predict_command
 from ehrseq.cli.prepare import prepare_command, split_command
+from ehrseq.cli.probe import probe_command
 from ehrseq.cli.simulate import simulate_command, simulate_stays_command
 from ehrseq.cli.synthesize import synthesize_command
 from ehrseq.cli.train import train_command
@@ -39,7 +44,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict_command,
     "synthesize": synthesize_command,
     "explain": explain_command,
+    "forecast": forecast_command,
+    "embed": embed_command,
+    "phenotypes": phenotypes_command,
+    "probe": probe_command,
     "evaluate": evaluate_command,
+    "evaluate-forecast": evaluate_forecast_command,
     "benchmark": benchmark_command,
     "demo": demo_command,
     "doctor": doctor_command,

@@ -16,7 +16,11 @@ def train_command(
         Path | None, typer.Argument(help="Dataset with labels (`ehrseq prepare`, `ehrseq label`).", show_default=False)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write: checkpoint, tokenizer, card, evaluation.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Folder to write: checkpoint, tokenizer, card, evaluation; in `pretrained` the model that forecasts.",
+            show_default=False,
+        ),
     ] = None,
     recipe: Annotated[str, typer.Option(help="Name of a recipe (--list), or a YAML file.")] = "ehrmamba_quick",
     change: Annotated[

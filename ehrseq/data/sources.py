@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from ehrseq.data.fhir.plan import fhir_files
 from ehrseq.data.fhir.reader import read_fhir
-from ehrseq.data.meds import read_meds_with_report
+from ehrseq.data.meds import read_descriptions, read_meds_with_report
+from ehrseq.data.metadata import written_by_us
 from ehrseq.data.physionet2012.files import is_challenge_data
 from ehrseq.data.physionet2012.reader import load_physionet2012
 from ehrseq.data.report import ConversionReport
+from ehrseq.data.schema import validate_events
+from ehrseq.data.shards import Shard, dataset_shards
 
 logger = logging.getLogger(__name__)
 
@@ -105,3 +108,37 @@ def source_format(path: Path) -> str:
         f"{endings[:8] or 'no files'}. "
         "Convert MIMIC-IV or OMOP tables to MEDS first (MIMIC_IV_MEDS, meds_etl)."
     )
+
+
+def read_source(
+    data: str | Path | pl.DataFrame, splits: Sequence[str] | None, on_error: str, *, purpose: str
+) -> tuple[pl.DataFrame | None, list[Shard], ConversionReport]:
+    """What a command of many patients works on: events that were read, or the files of a prepared dataset.
+
+    Args:
+        data: Folder of a prepared dataset; FHIR or MEDS (folder or file); or an event table.
+        splits: Splits of a prepared dataset, None = all.
+        on_error: See `load_events`.
+        purpose: What nobody is there for, in the message of an empty source ("explain").
+
+    Returns:
+        `(events, shards, report)`: events sorted by subject, and no files; or None, and the files.
+
+    Raises:
+        ValueError: Splits of what is no dataset in files, a source without events, or what `load_events` refuses.
+    """
+    named = str(data) if isinstance(data, str | Path) else "the table"
+    if not isinstance(data, pl.DataFrame) and written_by_us(Path(data)):
+        shards = dataset_shards(data, splits)
+        report = ConversionReport(source=str(data), format="meds", files=len(shards))
+        report.code_descriptions = read_descriptions(Path(data))
+        return None, shards, report
+    if splits:
+        raise ValueError(f"splits need a dataset in files, which `ehrseq prepare` makes; {named} is none.")
+    if isinstance(data, pl.DataFrame):
+        events, report = validate_events(data), ConversionReport()
+    else:
+        events, report = load_events(data, on_error=on_error)
+    if events.is_empty():
+        raise ValueError(f"the data hold no event, so there is nobody to {purpose}. What was read:\n{report}")
+    return events.sort("subject_id", maintain_order=True), [], report

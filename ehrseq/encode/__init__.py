@@ -15,6 +15,7 @@ _EXPORTS = {
     "TripletTable": "triplets",
     "build_triplets": "triplets",
     "select_variables": "triplets",
+    "variable_units": "triplets",
 }
 
 __all__ = list(_EXPORTS)

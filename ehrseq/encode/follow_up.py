@@ -3,7 +3,7 @@
 A record that ends with a closed visit is followed by silence up to the end of the data. The days of that silence stand
 at the record's last token (the channel `silent_days`), so that a model learns that the next interval is longer. There
 are none where the end of the data is unknown (of dates that are shifted patient by patient no common one is), where a
-visit is open, and after a death.
+visit is open, and after a death. (A death without a time makes no token, so that it is not known here.)
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from ehrseq.data.physionet2012.codes import (
     WINDOW_HOURS,
 )
 from ehrseq.data.schema import BIRTH_CODE, DEATH_CODE, validate_labels
+from ehrseq.data.units import canonical_unit
 from ehrseq.tokenization.ehr_codes import MINUTE_US, YEAR_US
 from ehrseq.tokenization.triplet_stays import StaticFeature, TripletSpec
 
@@ -167,6 +168,24 @@ def select_variables(
             f"{'' if prefixes is None else f' and begins with one of {list(prefixes)}'}; lower the thresholds."
         )
     return tuple((code, (code,)) for code in sorted(kept["code"].to_list()))
+
+
+def variable_units(events: pl.DataFrame, spec: TripletSpec) -> dict[str, str]:
+    """Unit of each variable, as the events write it; variables whose rows have none, or several, are absent.
+
+    Args:
+        events: Event table of the training subjects.
+        spec: What becomes triplets.
+    """
+    if "unit" not in events.columns:
+        return {}
+    names = {code: name for name, codes in spec.variables for code in codes}
+    rows = events.filter(pl.col("code").is_in(list(names)) & pl.col("numeric_value").is_not_null())
+    pairs = rows.select("code", "unit").drop_nulls().unique().sort("code", "unit").iter_rows()
+    units: dict[str, dict[str, str]] = {}
+    for code, unit in pairs:
+        units.setdefault(names[code], {}).setdefault(canonical_unit(unit), unit)
+    return {name: next(iter(units[name].values())) for name in spec.variable_names if len(units.get(name, {})) == 1}
 
 
 class NoStayError(ValueError):
@@ -355,6 +374,7 @@ __all__ = [
     "TripletTable",
     "build_triplets",
     "select_variables",
+    "variable_units",
 ]
 
 

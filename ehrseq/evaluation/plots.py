@@ -104,6 +104,35 @@ def subgroup_forest(groups: Sequence[Subgroup]) -> str:
     return figure(draw, height=0.8 + 0.24 * len(shown))
 
 
+def few_shot_curves(curves: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]) -> str:
+    """AUROC by number of training labels, a panel a task, as inline SVG.
+
+    Args:
+        curves: Task -> what is compared -> number of labels -> AUROC of each draw.
+    """
+
+    def draw(axes: Sequence[Axes]) -> None:
+        for axis, (task, of_task) in zip(axes, curves.items(), strict=True):
+            for colour, (name, points) in zip(COLOURS, of_task.items(), strict=False):
+                labels = sorted(points)
+                values = [points[label] for label in labels]
+                axis.fill_between(
+                    labels, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, lw=0
+                )
+                axis.plot(
+                    labels, [float(np.mean(v)) for v in values], color=colour, marker="o", ms=3, lw=1.4, label=name
+                )
+            axis.axhline(0.5, **_GUIDE)
+            axis.set_xscale("log")
+            axis.set_title(task, loc="left", fontsize=9, fontweight="bold")
+            axis.set(xlabel="training labels", ylabel="AUROC")
+        if any(len(of_task) > 1 for of_task in curves.values()):
+            axes[0].legend(frameon=False, fontsize=7, loc="lower right")
+
+    rows = -(-len(curves) // 2)
+    return figure(draw, height=0.4 + 2.6 * rows, panels=len(curves), columns=2, sharex=False)
+
+
 def _mark(roc: Axes, recall: Axes, decisions: Axes, alerts: AlertBurden, prevalence: float, colour: str) -> None:
     """Where the threshold stands on the curves."""
     share, right = alerts.alerts_per_1000 / 1000, alerts.positive_predictive_value

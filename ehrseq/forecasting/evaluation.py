@@ -1,19 +1,22 @@
-"""How well does a model foretell what comes next? Recall and NLL of the next event, error of the next visit's time.
+"""How well does a model foretell what comes next? Recall and NLL of the next event, error of the next time.
 
-Every position whose next token is an event (lab, medication, procedure, diagnosis, vital, other) is a question. Beside
-the model stand forecasts that only count: "most frequent" lists the patient's own tokens so far by frequency, "last
-visit" those of the visit before; both go on with the tokens that are frequent in training. Their NLL is that of the
-training frequencies.
+Every position whose next token is an event (lab, medication, procedure, diagnosis, vital, other) is a question. A
+record repeats itself, and who repeats it scores well: so *first occurrences* (the code, whatever its value, stands
+nowhere earlier in the patient's record) are told apart from *repeats* and come first (arXiv:2603.24562: "repeated event
+tokens can inflate performance metrics").
 
-The time is asked for wherever an interval token follows: the days until the next visit that the model expects (its
-probabilities of the interval tokens times their middles, as `generate` moves the clock) against those that passed.
-Beside it: the patient's mean interval so far, and the last one; the first interval of a row is the training mean.
+Beside the model stand forecasts that only count: "most frequent" lists the patient's own tokens so far by frequency,
+"last visit" those of the visit before; both go on with the tokens that are frequent in training. Their probabilities
+are those counts with `PRIOR` tokens of the training frequencies added; "frequencies" is the training frequencies alone.
+
+Times are asked by `forecast_times`: days until the next visit, and, of a model with a time head, hours between the
+events of a visit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ehrseq.modeling.configuration_ehrmamba import INTERVAL_DAYS
+from ehrseq.evaluation.bootstrap import patient_weights
+from ehrseq.forecasting.forecast_times import GapForecast, TimeTally
 from ehrseq.tokenization.ehr_vocabulary import (
     TYPE_DIAGNOSIS,
     TYPE_INTERVAL,
@@ -30,6 +34,8 @@ from ehrseq.tokenization.ehr_vocabulary import (
     TYPE_OTHER,
     TYPE_PROCEDURE,
     TYPE_VITAL,
+    EventVocabulary,
+    bin_token,
 )
 from ehrseq.work.progress import progress_bar
 
@@ -42,7 +48,12 @@ KIND_OF_TYPE = {
     TYPE_OTHER: "other",
 }
 TOP = (1, 10)
-_DAYS_A_WEEK = 7.0
+PRIOR = 10.0
+"""Tokens of the training frequencies that are added to a patient's counts, to make probabilities of them."""
+FORECASTERS = ("model", "most frequent", "last visit")
+_NLLS = ("NLL", "NLL: most frequent", "NLL: last visit", "NLL: frequencies")
+EVENT_MEASURES = (*_NLLS, *(f"recall at {k}: {who}" for k in TOP for who in FORECASTERS))
+_KINDS = tuple(KIND_OF_TYPE.values())
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,10 @@ class KindForecast:
         recall: Size of the list -> share of the events that are in the model's.
         recall_most_frequent: The same of "most frequent".
         recall_last_visit: The same of "last visit".
+        nll_most_frequent: Negative log-likelihood of "most frequent".
+        nll_last_visit: The same of "last visit".
+        low: Name of `EVENT_MEASURES` -> lower end of its 95 % interval over patients.
+        high: The upper ends.
     """
 
     events: int
@@ -64,6 +79,19 @@ class KindForecast:
     recall: Mapping[int, float]
     recall_most_frequent: Mapping[int, float]
     recall_last_visit: Mapping[int, float]
+    nll_most_frequent: float
+    nll_last_visit: float
+    low: Mapping[str, float] = field(default_factory=dict)
+    high: Mapping[str, float] = field(default_factory=dict)
+
+    def value(self, measure: str) -> float:
+        """The value of one of `EVENT_MEASURES`."""
+        return dict(zip(EVENT_MEASURES, self._values(), strict=True))[measure]
+
+    def _values(self) -> Iterator[float]:
+        yield from (self.nll, self.nll_most_frequent, self.nll_last_visit, self.nll_of_frequencies)
+        for k in TOP:
+            yield from (self.recall[k], self.recall_most_frequent[k], self.recall_last_visit[k])
 
 
 @dataclass(frozen=True)
@@ -73,38 +101,50 @@ class ForecastReport:
     Attributes:
         kinds: Kind of event, and "all", -> its forecasts; kinds that never occur are absent.
         intervals: Intervals between visits that were asked for.
-        days_off: Mean absolute error in days: "model", "mean so far", "last"; None without an interval.
+        days_off: Mean absolute error in days: "model" (its expected days), "model, median", "mean so far", "last"; None
+            without an interval.
+        first: As `kinds`, of events whose code never stood in the patient's record before.
+        repeats: As `kinds`, of the others.
+        visit_gaps: More of the days between visits, None without an interval.
+        event_gaps: The gaps between events of a visit; None without a time head, or without such a gap.
     """
 
     kinds: Mapping[str, KindForecast]
     intervals: int
     days_off: Mapping[str, float] | None
+    first: Mapping[str, KindForecast] = field(default_factory=dict)
+    repeats: Mapping[str, KindForecast] = field(default_factory=dict)
+    visit_gaps: GapForecast | None = None
+    event_gaps: GapForecast | None = None
+
+    @property
+    def parts(self) -> dict[str, Mapping[str, KindForecast]]:
+        """Title -> its events by kind, first occurrences first."""
+        return {"first occurrences": self.first, "repeats": self.repeats, "all events": self.kinds}
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
         return asdict(self)
 
     def to_markdown(self) -> str:
-        """Tables of the events and of the intervals."""
-        heads = [f"recall at {k}: {who}" for k in TOP for who in ("model", "most frequent", "last visit")]
-        lines = [
-            f"| next event | events | NLL | of frequencies | {' | '.join(heads)} |",
-            "|---|" + "---:|" * (3 + len(heads)),
-        ]
-        for kind, forecast in self.kinds.items():
-            recalls = [
-                f"{each[k]:.3f}"
-                for k in TOP
-                for each in (forecast.recall, forecast.recall_most_frequent, forecast.recall_last_visit)
-            ]
-            lines.append(
-                f"| {kind} | {forecast.events:,} | {forecast.nll:.3f} | {forecast.nll_of_frequencies:.3f} | "
-                f"{' | '.join(recalls)} |"
-            )
-        if self.days_off is not None:
-            errors = ", ".join(f"{who} {days:.1f}" for who, days in self.days_off.items())
-            lines += ["", f"Days until the next visit, {self.intervals:,} intervals, mean absolute error: {errors}."]
-        return "\n".join(lines) + "\n"
+        """Tables of the events and of the times."""
+        lines = []
+        for title, kinds in self.parts.items():
+            if kinds:
+                lines += [
+                    f"| {title} | events | {' | '.join(EVENT_MEASURES)} |",
+                    "|---|" + "---:|" * (1 + len(EVENT_MEASURES)),
+                    *(f"| {kind} | {' | '.join(kind_cells(forecast))} |" for kind, forecast in kinds.items()),
+                    "",
+                ]
+        for gaps in (self.visit_gaps, self.event_gaps):
+            lines += [] if gaps is None else [gaps.to_text(), ""]
+        return "\n".join(lines)
+
+
+def kind_cells(forecast: KindForecast) -> list[str]:
+    """Events, then `EVENT_MEASURES`, as texts."""
+    return [f"{forecast.events:,}", *(f"{forecast.value(measure):.3f}" for measure in EVENT_MEASURES)]
 
 
 def token_frequencies(rows: Sequence[Mapping[str, Any]], vocab_size: int) -> NDArray[np.int64]:
@@ -123,6 +163,21 @@ def token_frequencies(rows: Sequence[Mapping[str, Any]], vocab_size: int) -> NDA
     return counts
 
 
+def code_groups(vocabulary: EventVocabulary, vocab_size: int) -> NDArray[np.int64]:
+    """Which tokens are one code with different values: `[vocab_size]`, equal numbers for the value bins of a code.
+
+    A creatinine is a first occurrence when the patient never had one, not when it falls into a bin for the first time.
+    """
+    groups = np.arange(vocab_size)
+    ids = vocabulary.token_ids
+    for code, units in vocabulary.value_bins.items():
+        names = [bin_token(code, unit, k) for unit, edges in units.items() for k in range(len(edges) + 1)]
+        tokens = [ids[name] for name in (code, *names) if name in ids]
+        if tokens:
+            groups[tokens] = min(tokens)
+    return groups
+
+
 def evaluate_forecast(
     model: Any,
     rows: Sequence[Mapping[str, Any]],
@@ -132,6 +187,10 @@ def evaluate_forecast(
     training_interval: float = 90.0,
     batch_size: int = 16,
     progress: bool = True,
+    subjects: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    num_resamples: int = 500,
+    seed: int = 0,
 ) -> ForecastReport:
     """Ask a causal model for every next event of some histories.
 
@@ -140,113 +199,158 @@ def evaluate_forecast(
         rows: Histories, rows of channels, such as `tokenizer.encode_histories(events).windows(context)`.
         collator: Pads rows, such as `DataCollatorForNextToken(tokenizer)`.
         frequencies: `[vocabulary]` counts in training rows, see `token_frequencies`.
-        training_interval: Days between visits in training, for the first interval of a row.
+        training_interval: Days between visits in training, for the first interval of a record.
         batch_size: Rows in a forward pass.
         progress: Show a progress bar.
+        subjects: `[rows]` patient of each row, such as `windows.subject_ids`: what stood in earlier rows of a patient,
+            which are together and in order, is known to have occurred, to the counting forecasts too. None: every row
+            is a record of its own. (A visit that two rows share counts as two.)
+        groups: `[vocabulary]`, equal for tokens that are one code, see `code_groups`; None = every token is one.
+        num_resamples: Resamples of patients for the intervals; 0 = no intervals.
+        seed: Of the resamples.
 
     Raises:
-        ValueError: Frequencies of another vocabulary, all zero, or no rows.
+        ValueError: Frequencies of another vocabulary, all zero, groups or subjects of another length, or no rows.
     """
     counts = np.asarray(frequencies, np.float64)
-    if counts.shape != (model.config.vocab_size,) or counts.sum() <= 0:
+    size = model.config.vocab_size
+    if counts.shape != (size,) or counts.sum() <= 0:
         raise ValueError(
             f"frequencies got shape {counts.shape} with the sum {counts.sum():g}; expected "
-            f"({model.config.vocab_size},) counts of training tokens, see token_frequencies."
+            f"({size},) counts of training tokens, see token_frequencies."
         )
     if len(rows) == 0:
         raise ValueError("there are no rows to forecast.")
-    tally = _Tally(counts, model.config.special_token_ids or {}, training_interval)
+    whose = np.arange(len(rows)) if subjects is None else np.asarray(subjects)
+    codes = np.arange(size) if groups is None else np.asarray(groups)
+    for name, given, length in (("subjects", whose, len(rows)), ("groups", codes, size)):
+        if given.shape != (length,):
+            raise ValueError(f"{name} got shape {given.shape}; expected ({length},).")
+    if len(np.unique(whose)) != 1 + np.count_nonzero(whose[1:] != whose[:-1]):
+        raise ValueError("subjects are not in order: the rows of a patient must stand together, the oldest first.")
+    tally = _EventTally(counts, codes)
+    times = TimeTally(model, training_interval)
     was_training = model.training
     model.eval()
     try:
-        for first in progress_bar(range(0, len(rows), batch_size), desc="Forecasting", disable=not progress):
-            batch = dict(collator([rows[i] for i in range(first, min(first + batch_size, len(rows)))]))
+        for first in progress_bar(range(0, len(rows), batch_size), desc="Next events", disable=not progress):
+            numbers = range(first, min(first + batch_size, len(rows)))
+            batch = dict(collator([rows[i] for i in numbers]))
             batch.pop("labels", None)
+            inputs = {name: value.to(model.device) for name, value in batch.items()}
             with torch.no_grad():
-                logits = model(**{name: value.to(model.device) for name, value in batch.items()}).logits
-            tally.add({name: value.numpy() for name, value in batch.items()}, logits.float().cpu())
+                if times.head is None:
+                    output = model(**inputs)
+                else:
+                    output = model(**inputs, output_hidden_states=True)
+            log_shares = output.logits.float().log_softmax(-1)
+            best = log_shares.topk(min(TOP[-1], log_shares.shape[-1]), dim=-1).indices.cpu().numpy()
+            for place, number in enumerate(numbers):
+                real = torch.as_tensor(batch["attention_mask"][place]).nonzero()[:, 0]
+                channels = {
+                    name: batch[name][place][real].numpy()
+                    for name in ("input_ids", "token_type_ids", "times", "visit_orders")
+                }
+                shares = log_shares[place][real.to(model.device)]
+                tally.add(whose[number], channels, shares.cpu().numpy(), best[place][real.numpy()])
+                hidden = None if times.head is None else output.hidden_states[-1][place][real.to(model.device)]
+                times.add(whose[number], channels, shares, hidden)
     finally:
         model.train(was_training)
-    return tally.report()
+    kinds, new, repeats = tally.report(num_resamples, seed)
+    visits, events = times.report(num_resamples, seed)
+    off = None if visits is None else dict(visits.off)
+    return ForecastReport(kinds, 0 if visits is None else visits.gaps, off, new, repeats, visits, events)
 
 
-class _Tally:
-    """Sums over all questions."""
+@dataclass
+class _Past:
+    """What has been seen of a patient: token -> how often."""
 
-    def __init__(self, counts: NDArray[np.float64], specials: Mapping[str, int], training_interval: float) -> None:
-        self.frequent = np.argsort(-counts, kind="stable")[: TOP[-1]]
+    so_far: dict[int, int] = field(default_factory=dict)
+    this_visit: dict[int, int] = field(default_factory=dict)
+    last_visit: dict[int, int] = field(default_factory=dict)
+    codes: set[int] = field(default_factory=set)
+
+
+class _EventTally:
+    """Sums over all questions of each patient: [kind, repeated or not, events and measures]."""
+
+    def __init__(self, counts: NDArray[np.float64], groups: NDArray[np.int64]) -> None:
+        self.frequent = np.argsort(-counts, kind="stable")[: TOP[-1]].tolist()
         self.rank = np.argsort(np.argsort(-counts, kind="stable"), kind="stable")
         smoothed = counts + 0.5  # a token that training never held is not impossible
-        self.log_shares = np.log(smoothed / smoothed.sum())
-        self.interval_ids = np.array([specials[name] for name in INTERVAL_DAYS if name in specials], np.int64)
-        self.interval_days = np.array([days for name, days in INTERVAL_DAYS.items() if name in specials])
-        self.training_interval = training_interval
-        self.questions: dict[str, list[tuple[float, ...]]] = {}
-        self.off: list[tuple[float, float, float]] = []
+        self.shares = smoothed / smoothed.sum()
+        self.groups = groups
+        self.sums: list[NDArray[np.float64]] = []
+        self.past = _Past()
+        self.subject: Any = None
 
-    def add(self, batch: Mapping[str, NDArray[Any]], logits: Tensor) -> None:
-        """The questions of a batch."""
-        log_shares = logits.log_softmax(-1)
-        best = logits.topk(min(TOP[-1], logits.shape[-1]), dim=-1).indices.numpy()
-        for row in range(len(batch["input_ids"])):
-            real = np.flatnonzero(batch["attention_mask"][row])
-            channels = {
-                name: batch[name][row][real] for name in ("input_ids", "token_type_ids", "times", "visit_orders")
-            }
-            self._events(channels, log_shares[row][real].numpy(), best[row][real])
-            self._intervals(channels, log_shares[row][real].numpy())
-
-    def _events(self, channels: Mapping[str, NDArray[Any]], log_shares: NDArray[Any], best: NDArray[Any]) -> None:
+    def add(
+        self, subject: Any, channels: Mapping[str, NDArray[Any]], log_shares: NDArray[Any], best: NDArray[Any]
+    ) -> None:
+        """The questions of a row."""
+        if not self.sums or subject != self.subject:
+            self.subject, self.past = subject, _Past()
+            self.sums.append(np.zeros((len(_KINDS), 2, 1 + len(EVENT_MEASURES))))
+        sums, past = self.sums[-1], self.past
         ids, types, orders = channels["input_ids"], channels["token_type_ids"], channels["visit_orders"]
-        so_far: dict[int, int] = {}
-        this_visit: dict[int, int] = {}
-        last_visit: dict[int, int] = {}
         for place in range(1, len(ids)):
             if orders[place] != orders[place - 1] and types[place] != TYPE_INTERVAL:
-                last_visit, this_visit = this_visit or last_visit, {}
+                past.last_visit, past.this_visit = past.this_visit or past.last_visit, {}
             token, kind = int(ids[place]), KIND_OF_TYPE.get(int(types[place]))
             if kind is None:
                 continue
-            lists = (best[place - 1], self._list(so_far), self._list(last_visit))
+            lists = (best[place - 1], self._list(past.so_far), self._list(past.last_visit))
+            chances = (self._share(past.so_far, token), self._share(past.last_visit, token), self.shares[token])
+            nlls = [-float(log_shares[place - 1, token]), *(-float(np.log(chance)) for chance in chances)]
             hits = [float(token in each[:k]) for k in TOP for each in lists]
-            answer = (-float(log_shares[place - 1, token]), -float(self.log_shares[token]), *hits)
-            self.questions.setdefault(kind, []).append(answer)
-            so_far[token] = so_far.get(token, 0) + 1
-            this_visit[token] = this_visit.get(token, 0) + 1
+            code = int(self.groups[token])
+            sums[_KINDS.index(kind), int(code in past.codes)] += (1.0, *nlls, *hits)
+            past.codes.add(code)
+            past.so_far[token] = past.so_far.get(token, 0) + 1
+            past.this_visit[token] = past.this_visit.get(token, 0) + 1
 
     def _list(self, counts: Mapping[int, int]) -> list[int]:
         """The tokens of a count by falling frequency, then those that are frequent in training."""
         seen = sorted(counts, key=lambda token: (-counts[token], self.rank[token]))[: TOP[-1]]
-        return (seen + [int(token) for token in self.frequent if token not in counts])[: TOP[-1]]
+        return (seen + [token for token in self.frequent if token not in counts])[: TOP[-1]]
 
-    def _intervals(self, channels: Mapping[str, NDArray[Any]], log_shares: NDArray[Any]) -> None:
-        if len(self.interval_ids) == 0:
-            return
-        types, times = channels["token_type_ids"], channels["times"]
-        seen: list[float] = []
-        for place in np.flatnonzero(types == TYPE_INTERVAL):
-            if place == 0 or place + 1 >= len(types):
-                continue  # what stood before it, or follows, was cut off
-            days = _DAYS_A_WEEK * float(times[place + 1] - times[place - 1])
-            shares = np.exp(log_shares[place - 1, self.interval_ids])
-            expected = float(shares @ self.interval_days / shares.sum())
-            mean, last = (float(np.mean(seen)), seen[-1]) if seen else (self.training_interval,) * 2
-            self.off.append((abs(expected - days), abs(mean - days), abs(last - days)))
-            seen.append(days)
+    def _share(self, counts: Mapping[int, int], token: int) -> float:
+        """Probability of a token by a count."""
+        return float((counts.get(token, 0) + PRIOR * self.shares[token]) / (sum(counts.values()) + PRIOR))
 
-    def report(self) -> ForecastReport:
-        kinds = {name: self.questions[name] for name in KIND_OF_TYPE.values() if name in self.questions}
-        everything = [answer for answers in kinds.values() for answer in answers]
-        by_kind = {"all": everything, **kinds} if everything else {}
-        errors = np.mean(self.off, axis=0).tolist() if self.off else None
-        return ForecastReport(
-            {name: _summary(answers) for name, answers in by_kind.items()},
-            len(self.off),
-            None if errors is None else dict(zip(("model", "mean so far", "last"), errors, strict=True)),
+    def report(self, num_resamples: int, seed: int) -> tuple[dict[str, KindForecast], ...]:
+        """All events, first occurrences, repeats: each by kind."""
+        sums = np.stack(self.sums)  # [patients, kinds, 2, 1 + measures]
+        return tuple(_by_kind(part, num_resamples, seed) for part in (sums.sum(2), sums[:, :, 0], sums[:, :, 1]))
+
+
+def _by_kind(sums: NDArray[np.float64], num_resamples: int, seed: int) -> dict[str, KindForecast]:
+    """Sums [patients, kinds, 1 + measures] -> forecasts of "all" and of the kinds that occur."""
+    sums = np.concatenate([sums.sum(1, keepdims=True), sums], axis=1)
+    flat = sums.reshape(len(sums), -1)
+    drawn = [weights @ flat for weights in patient_weights(np.arange(len(sums)), num_resamples, seed=seed)]
+    resamples = np.concatenate(drawn or [np.empty((0, flat.shape[1]))]).reshape(-1, *sums.shape[1:])
+    kinds = {}
+    for number, name in enumerate(("all", *_KINDS)):
+        total = sums[:, number].sum(0)
+        if not total[0]:
+            continue
+        here = resamples[:, number]
+        here = here[here[:, 0] > 0]  # a resample without such an event has no mean
+        means = here[:, 1:] / here[:, :1]
+        low, high = np.quantile(means, (0.025, 0.975), axis=0) if len(means) else ((), ())
+        values = (total[1:] / total[0]).tolist()
+        recalls = [{k: values[4 + 3 * place + who] for place, k in enumerate(TOP)} for who in range(3)]
+        kinds[name] = KindForecast(
+            int(total[0]),
+            values[0],
+            values[3],
+            *recalls,
+            nll_most_frequent=values[1],
+            nll_last_visit=values[2],
+            low=dict(zip(EVENT_MEASURES, map(float, low), strict=False)),
+            high=dict(zip(EVENT_MEASURES, map(float, high), strict=False)),
         )
-
-
-def _summary(answers: Sequence[tuple[float, ...]]) -> KindForecast:
-    means = np.mean(answers, axis=0).tolist()
-    recalls = [{k: means[2 + 3 * place + who] for place, k in enumerate(TOP)} for who in range(3)]
-    return KindForecast(len(answers), means[0], means[1], *recalls)
+    return kinds

@@ -21,6 +21,8 @@ from ehrseq.work.files import file_digest
 from ehrseq.work.progress import bars_are_shown
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ehrseq.batches.scoring import RiskModel
     from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
     from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
@@ -41,6 +43,18 @@ class Checkpoint(NamedTuple):
     """
 
     model: RiskModel
+    encoder: RiskEncoder
+
+
+class Backbone(NamedTuple):
+    """A model without its head.
+
+    Attributes:
+        model: From channels or triplets to hidden states, in evaluation mode.
+        encoder: Its tokenizer, or its feature extractor.
+    """
+
+    model: PreTrainedModel
     encoder: RiskEncoder
 
 
@@ -69,29 +83,12 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         ValueError: A file is missing or damaged, or the head was never trained.
         OSError: The Hub does not give it.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification, AutoTokenizer
-
     from ehrseq.batches.scoring import RiskModel
     from ehrseq.hub.families import load_class
 
     checkpoint = str(checkpoint)
-    _check_files(checkpoint)
-    try:
-        with quiet_loading():
-            # The registered classes need no trust; without this, a folder of somebody else's would ask for it.
-            # A class of somebody else's, which is refused below, would read a pickle.
-            model = AutoModelForSequenceClassification.from_pretrained(
-                checkpoint, trust_remote_code=False, use_safetensors=True
-            )
-            family = FAMILIES.get(model.config.model_type, _UNKNOWN_FAMILY)
-            auto_class: Any = AutoTokenizer if family.feature_extractor is None else AutoFeatureExtractor
-            encoder = auto_class.from_pretrained(checkpoint, trust_remote_code=False)
-    except (SafetensorError, StrictDataclassError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{checkpoint} cannot be loaded, a file of it is damaged or of another model: {reason}"
-        ) from error
+    model, encoder, _ = _loaded(checkpoint, "AutoModelForSequenceClassification")
+    family = FAMILIES.get(model.config.model_type, _UNKNOWN_FAMILY)
     is_risk_model = isinstance(model, RiskModel)
     untrained = model.untrained_weights() if is_risk_model else []
     if untrained:
@@ -104,6 +101,39 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
             "of ehrseq with its EhrTokenizer or HyMaTEFeatureExtractor."
         )
     return Checkpoint(model, encoder)
+
+
+def load_backbone(checkpoint: str | Path) -> Backbone:
+    """Load what a checkpoint knows of patients: a pretrained or a finetuned model without its head.
+
+    Args:
+        checkpoint: Folder of any model of the package with its encoder, or `owner/name` on the Hub.
+
+    Raises:
+        ValueError: A file is missing or damaged, a weight is missing, or it is no model of the package.
+        OSError: The Hub does not give it.
+    """
+    from ehrseq.hub.families import load_class
+
+    checkpoint = str(checkpoint)
+    model, encoder, missing = _loaded(checkpoint, "AutoModel")
+    family = FAMILIES.get(model.config.model_type, _UNKNOWN_FAMILY)
+    if not family.models or not isinstance(encoder, load_class(family.encoder)):
+        raise ValueError(
+            f"{checkpoint} holds a {type(model).__name__} and a {type(encoder).__name__}; expected a model of ehrseq "
+            "with its EhrTokenizer or HyMaTEFeatureExtractor."
+        )
+    if missing:
+        raise ValueError(
+            f"{checkpoint} lacks {len(missing)} weights, e.g. {missing[0]}: they would be random. Save the model again."
+        )
+    return Backbone(model.eval(), encoder)
+
+
+@lru_cache(maxsize=1)
+def kept_backbone(checkpoint: str, digest: str) -> Backbone:
+    """`load_backbone`, once for many calls; arguments as of `kept_checkpoint`."""
+    return load_backbone(checkpoint)
 
 
 @lru_cache(maxsize=1)
@@ -148,7 +178,36 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_files(checkpoint: str) -> None:
+def _loaded(checkpoint: str, auto_model: str) -> tuple[Any, Any, list[str]]:
+    """The model of an Auto class, its encoder, and the names of weights that the files lack.
+
+    Raises:
+        ValueError: A file is missing or damaged.
+        OSError: The Hub does not give it.
+    """
+    import transformers
+    from safetensors import SafetensorError
+
+    check_checkpoint_files(checkpoint)
+    try:
+        with quiet_loading():
+            # The registered classes need no trust; without this, a folder of somebody else's would ask for it.
+            # A class of somebody else's, which is refused by the caller, would read a pickle.
+            model, found = getattr(transformers, auto_model).from_pretrained(
+                checkpoint, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            )
+            family = FAMILIES.get(model.config.model_type, _UNKNOWN_FAMILY)
+            auto_encoder = "AutoTokenizer" if family.feature_extractor is None else "AutoFeatureExtractor"
+            encoder = getattr(transformers, auto_encoder).from_pretrained(checkpoint, trust_remote_code=False)
+    except (SafetensorError, StrictDataclassError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{checkpoint} cannot be loaded, a file of it is damaged or of another model: {reason}"
+        ) from error
+    return model, encoder, sorted(found["missing_keys"])
+
+
+def check_checkpoint_files(checkpoint: str) -> None:
     """Say in our own words what transformers would say about its classes."""
     folder = Path(checkpoint)
     if not checkpoint.strip():

@@ -14,6 +14,8 @@ from typing import Any
 
 STARTER = Path(__file__).with_name("starter")
 """Folder of the checkpoint that comes with the package (`ehrseq.hub.starter`)."""
+STARTER_FORECAST = Path(__file__).with_name("starter_forecast")
+"""Its pretrained twin, which forecasts."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,11 @@ FAMILIES: dict[str, Family] = {
 
 PIPELINES: dict[str, RegisteredPipeline] = {
     "ehr-risk": RegisteredPipeline("pipelines.ehr_risk:EhrRiskPipeline", default=str(STARTER)),
+    "ehr-forecast": RegisteredPipeline(
+        "pipelines.ehr_forecast:EhrForecastPipeline",
+        default=str(STARTER_FORECAST),
+        auto_models=("AutoModelForPreTraining",),
+    ),
 }
 
 

@@ -17,12 +17,10 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from ehrseq.batches.requests import TaskNames, check_request, read_request
-from ehrseq.data.meds import read_descriptions
-from ehrseq.data.metadata import written_by_us
 from ehrseq.data.report import ConversionReport
-from ehrseq.data.schema import EVENT_COLUMNS, LABEL_KEYS, validate_events
-from ehrseq.data.shards import Shard, dataset_shards, scan_shard
-from ehrseq.data.sources import load_events
+from ehrseq.data.schema import EVENT_COLUMNS, LABEL_KEYS
+from ehrseq.data.shards import Shard, scan_shard
+from ehrseq.data.sources import read_source
 from ehrseq.hub.checkpoints import checkpoint_digest, kept_checkpoint
 from ehrseq.interpretability.explanation import CONTRIBUTION_SCHEMA, Explanation
 from ehrseq.interpretability.patients import Answer, Ways, explain_events, ways_of
@@ -165,7 +163,7 @@ def explain_dataset(
     loaded = kept_checkpoint(str(checkpoint), digest)
     request = read_request(loaded.model, checkpoint, tasks, prediction_times, labels)
     ways = ways_of(loaded, list(request.tasks), methods, settings, weights=False)
-    events, shards, report = read_source(data, splits, on_error)
+    events, shards, report = read_source(data, splits, on_error, purpose="explain")
     report.notes.update(request.notes)
     source = [table_digest(events)] if events is not None else [file_digest(shard.path) for shard in shards]
     key = [source, [shard.name for shard in shards], digest, ways, _asked(request.moments), report.code_descriptions]
@@ -236,26 +234,6 @@ def _table(explanation: Explanation, subject: int, at: Any) -> pl.DataFrame:
         reason=pl.lit(explanation.reason, pl.String),
         **{name: pl.lit(number if has_score else None, pl.Float64) for name, number in numbers.items()},
     ).select(pl.col(name).cast(kind) for name, kind in EXPLAINED_SCHEMA.items())
-
-
-def read_source(
-    data: str | Path | pl.DataFrame, splits: Sequence[str] | None, on_error: str
-) -> tuple[pl.DataFrame | None, list[Shard], ConversionReport]:
-    """Events that were read, or the files of a prepared dataset; and the report so far."""
-    if not isinstance(data, pl.DataFrame) and written_by_us(Path(data)):
-        shards = dataset_shards(data, splits)
-        report = ConversionReport(source=str(data), format="meds", files=len(shards))
-        report.code_descriptions = read_descriptions(Path(data))
-        return None, shards, report
-    if splits:
-        raise ValueError(f"splits need a dataset in files, which `ehrseq prepare` makes; {_named(data)} is none.")
-    if isinstance(data, pl.DataFrame):
-        events, report = validate_events(data), ConversionReport()
-    else:
-        events, report = load_events(data, on_error=on_error)
-    if events.is_empty():
-        raise ValueError(f"the data hold no event, so there is nobody to explain. What was read:\n{report}")
-    return events.sort("subject_id", maintain_order=True), [], report
 
 
 def _ranges(shard: Shard) -> tuple[pl.Series, list[tuple[int, int]]]:

@@ -14,9 +14,9 @@ from ehrseq.batches.requests import TaskNames, check_request, read_request
 from ehrseq.data.report import ConversionReport
 from ehrseq.data.schema import EVENT_COLUMNS
 from ehrseq.data.shards import scan_shard
+from ehrseq.data.sources import read_source
 from ehrseq.hub.checkpoints import Checkpoint, checkpoint_digest, kept_checkpoint, notice_of
 from ehrseq.interpretability.attention_weights import AttentionWeights
-from ehrseq.interpretability.datasets import read_source
 from ehrseq.interpretability.page import write_page
 from ehrseq.interpretability.patients import Answer, explain_events, ways_of
 from ehrseq.interpretability.picture import save_picture
@@ -61,7 +61,7 @@ def explain_subjects(
     loaded = kept_checkpoint(str(checkpoint), checkpoint_digest(checkpoint))
     request = read_request(loaded.model, checkpoint, tasks, prediction_times, labels)
     ways = ways_of(loaded, list(request.tasks), methods, settings, weights=True)
-    events, shards, report = read_source(data, splits, on_error)
+    events, shards, report = read_source(data, splits, on_error, purpose="explain")
     report.notes.update(request.notes)
     these = pl.col("subject_id").is_in(wanted)
     if events is None:

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from .configuration_mamba_block import MambaBlockConfig, width_as_factors
 from .hub_mixin import EhrConfigMixin
+from .hymate_intervals import ForecastCalibration
 from .risk_tasks import RiskConfigMixin
 
 
@@ -64,6 +65,8 @@ class HyMaTEConfig(RiskConfigMixin, MambaBlockConfig, EhrConfigMixin, PreTrained
         num_horizons: Forecasting windows (H), each predicted by outputs of its own [C]; 1 in [P] and [S].
         forecast_from_last_value: Forecast a correction of each variable's last value instead of the value [C]. Not in
             the paper.
+        forecast_calibration: Horizons in minutes, intervals of the forecasts and units of the variables, as
+            `ForecastCalibration.to_dict` has them [C]. Pretraining fits it; None: forecasts have no interval.
         classifier_head: "direct", from the pooled patient to the classes, or "via_forecast", from the forecast to the
             classes [S].
         class_weights: Weight of each class in the cross-entropy of the classifier, or None. [S] weighs positives by
@@ -120,6 +123,7 @@ class HyMaTEConfig(RiskConfigMixin, MambaBlockConfig, EhrConfigMixin, PreTrained
     # Forecasting and outcomes
     num_horizons: int = 1
     forecast_from_last_value: bool = False
+    forecast_calibration: dict[str, Any] | None = None
     classifier_head: Literal["direct", "via_forecast"] = "direct"
     class_weights: list[float] | None = None
     tasks: list[dict[str, Any]] | None = None
@@ -192,6 +196,7 @@ class HyMaTEConfig(RiskConfigMixin, MambaBlockConfig, EhrConfigMixin, PreTrained
             raise ValueError("tie_word_embeddings=True: HyMaTE has no output that could be tied; leave it False.")
         self.check_tasks()
         self._check_auxiliary_outcomes()
+        self.read_calibration()
 
     def _check_auxiliary_outcomes(self) -> None:
         if not self.auxiliary_loss_weight >= 0.0:
@@ -204,6 +209,16 @@ class HyMaTEConfig(RiskConfigMixin, MambaBlockConfig, EhrConfigMixin, PreTrained
                     f"auxiliary_outcomes: got {outcome!r}; expected dicts with a name, and the mean and a positive "
                     "std of its values in training."
                 )
+
+    def read_calibration(self) -> ForecastCalibration | None:
+        """`forecast_calibration` as an object, None where there is none.
+
+        Raises:
+            ValueError: It is damaged, or of a model of another size.
+        """
+        if self.forecast_calibration is None:
+            return None
+        return ForecastCalibration.from_dict(self.forecast_calibration, self.num_horizons, self.num_variables)
 
     @property
     def num_hidden_layers(self) -> int:

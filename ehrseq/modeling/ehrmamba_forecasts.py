@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from .ehr_trajectories import Estimator, ForecastPrompt, OutcomeTokens, PatientTrajectories, TrajectoryRequest
-from .outcome_estimates import OutcomeEstimate, estimate_outcomes, estimate_to_error
+from .ehr_trajectories import ForecastPrompt, OutcomeTokens, PatientTrajectories, TrajectoryRequest
+from .record_forecasts import RecordForecast, TokenRecord, forecast_records
 from .trajectory_checks import check_trajectory_request, prompts_of_batch
 from .trajectory_engine import DEFAULT_SLOTS, TrajectoryEngine
 
@@ -61,69 +61,40 @@ class EhrMambaForecastMixin:
 
     def forecast(
         self,
-        inputs: Mapping[str, Tensor] | Iterable[ForecastPrompt],
+        records: Iterable[TokenRecord] | Mapping[str, Tensor],
         *,
-        outcomes: Mapping[str, Sequence[int]] | Sequence[OutcomeTokens],
-        horizon_days: float,
-        num: int = 32,
-        estimator: Estimator = "reach",
-        seed: int = 0,
-        standard_error: float | None = None,
-        max_num: int = 4096,
+        outcomes: Mapping[str, Sequence[int]] | Iterable[Any] = (),
         elapsed_days: float | Sequence[float] = 0.0,
         keys: Sequence[int] | None = None,
-        slots: int | None = None,
-        progress: bool = False,
-        **options: Any,
-    ) -> list[list[OutcomeEstimate]]:
-        """How probable outcomes are within a horizon.
+        **request: Any,
+    ) -> Iterator[RecordForecast]:
+        """Foretell outcomes of records, with their errors.
+
+            records = [tokenizer.forecast_prompt(patient)]
+            asked = tokenizer.forecast_question("30d", {"death": "death"})
+            model.forecast(records, horizon_days=30, outcomes=asked.outcomes, death_ids=asked.death_ids)
 
         Args:
-            inputs: A batch of the tokenizer's channels, [b, l], padded on either side, or prompts.
-            outcomes: Name -> token ids of an outcome, which happens when the first of them comes; or `OutcomeTokens`.
-            horizon_days: How far ahead.
-            num: Trajectories a patient (for "reach": and outcome).
-            estimator: "monte_carlo", "scope" or "reach", see `PatientTrajectories`.
-            seed: Of the random numbers.
-            standard_error: Draw until each outcome is known to this error, `num` in the first round.
-            max_num: At most so many trajectories a patient then.
+            records: From `EhrTokenizer.forecast_prompt`, read as they are needed; or a batch of its channels, [b, l],
+                padded on either side.
+            outcomes: `OutcomeTokens`, or name -> token ids: an outcome happens when the first of its tokens comes.
             elapsed_days: Of a batch: days from each record's last event to the prediction time.
             keys: Of a batch: what tells the random numbers of its rows apart, by default their place.
-            slots: As in `trajectories`.
-            progress: As in `trajectories`.
-            options: Further fields of `TrajectoryRequest`, such as `grid_days` and `death_ids`.
+            **request: As of `record_forecasts.forecast_records`.
 
         Returns:
-            For each row or prompt one estimate an outcome.
+            The forecast of each record, in order.
 
         Raises:
-            ValueError: As `trajectories`; or an option that a request does not have.
+            ValueError: See there; a packed batch.
         """
-        unknown = sorted(set(options) - set(TrajectoryRequest.__dataclass_fields__))
-        if unknown:
-            fields = sorted(TrajectoryRequest.__dataclass_fields__)
-            raise ValueError(f"forecast got unknown options {unknown}; expected fields of a request: {fields}.")
-        named = (
-            tuple(OutcomeTokens(name, _sorted_ids(name, ids)) for name, ids in outcomes.items())
-            if isinstance(outcomes, Mapping)
-            else tuple(outcomes)
-        )
-        if not named:
-            raise ValueError("no outcome is asked for; name at least one, like {'death': death_ids}.")
-        request = TrajectoryRequest(
-            horizon_days=horizon_days, num=num, seed=seed, outcomes=named, estimator=estimator, **options
-        )
-        if isinstance(inputs, Mapping):
-            prompts: Iterable[ForecastPrompt] = prompts_of_batch(inputs, elapsed_days, keys)
-        else:
-            prompts = inputs
-
-        def draw(some: Iterable[ForecastPrompt], asked: TrajectoryRequest) -> Iterator[PatientTrajectories]:
-            return self.trajectories(some, asked, slots=slots, progress=progress)
-
-        if standard_error is not None:
-            return estimate_to_error(draw, prompts, request, standard_error=standard_error, max_num=max_num)
-        return [estimate_outcomes(drawn, request) for drawn in draw(prompts, request)]
+        if isinstance(records, Mapping):
+            records = prompts_of_batch(records, elapsed_days, keys)
+        elif elapsed_days != 0.0 or keys is not None:
+            raise ValueError("elapsed_days and keys are those of a batch's rows; records have their own.")
+        if isinstance(outcomes, Mapping):
+            outcomes = [OutcomeTokens(name, _sorted_ids(name, ids)) for name, ids in outcomes.items()]
+        return forecast_records(self, records, outcomes=outcomes, **request)
 
 
 @torch.no_grad()

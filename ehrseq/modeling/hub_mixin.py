@@ -39,7 +39,14 @@ CUSTOM_PIPELINES: dict[str, dict[str, Any]] = {
         "pt": ["AutoModelForSequenceClassification"],
         "type": "multimodal",
     },
+    "ehr-forecast": {
+        "impl": "ehr_forecast.EhrForecastPipeline",
+        "pt": ["AutoModelForPreTraining"],
+        "type": "multimodal",
+    },
 }
+FORECASTING = ("ehrmamba", "hymate")
+"""Types of models whose pretrained head foretells what comes next: only their checkpoints carry "ehr-forecast"."""
 
 
 def is_remote_code() -> bool:
@@ -142,6 +149,8 @@ def _copy_pipelines(folder: Path, config: Any) -> dict[str, dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
     copied = {}
     for task, entry in CUSTOM_PIPELINES.items():
+        if task == "ehr-forecast" and config.model_type not in FORECASTING:
+            continue
         file_name = entry["impl"].split(".")[0] + ".py"
         source = _find_code(file_name, config)
         if source is None:

@@ -243,6 +243,7 @@ class TrajectoryEngine:
         )
         interval = self._gaps.is_interval[tokens]
         days = np.maximum(clock, 0.0)
+        clock = np.where(interval, clock, days)  # an event that could have come in the silent days comes now
         low = np.where(windows.waiting, 0.0, windows.low)
         low = np.where(interval, np.maximum(self._gaps.spans[tokens, 0], low), 0.0)
         # 3. Why a trajectory ends here; the last word counts.

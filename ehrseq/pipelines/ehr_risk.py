@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.pipelines import base as pipelines_base  # by way of its package: threads may import that, too
 from transformers.utils import logging
 
+from .patient_inputs import check_batch_size, is_fhir, patient_from_fhir, subject_of, warn_where_nothing_is_known
 from .risk_explanations import explain_rows, method_asked_for, rows_to_explain
 
 logger = logging.get_logger(__name__)
@@ -108,7 +109,7 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
     _load_processor = False  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        _check_batch_size(kwargs.get("batch_size"))
+        check_batch_size(kwargs.get("batch_size"))
         super().__init__(*args, **kwargs)
         self._outside: Counter[tuple[str, str]] = Counter()  # (reason, task) of this call's answers
         self.encoder = self._check_encoder()
@@ -139,7 +140,7 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
             ValueError: An unknown task, an unreadable patient, a `batch_size` below 1, a method that the model does not
                 have or that needs the package.
         """
-        _check_batch_size(kwargs.get("batch_size"))
+        check_batch_size(kwargs.get("batch_size"))
         if notice := getattr(self.model.config, "notice", None):
             logger.warning(notice)
         # transformers looks into the first element of a list, so an empty one has to be answered here.
@@ -207,7 +208,7 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
         encoder = self.encoder
         if isinstance(encoder, _PromptTokenizer):
             rows = encoder.encode_prompts(patient, names, prediction_time, context)
-            _warn_where_nothing_is_known(encoder, patient, rows[0])
+            warn_where_nothing_is_known(encoder.all_special_ids, patient, rows[0], "risk")
         else:  # triplets carry no prompt: every task reads the same row
             rows = [encoder(patient, prediction_time=prediction_time, max_length=context)] * len(names)
         entries = [self._classifier.config.tasks[self._task_ids[name]] for name in names]
@@ -219,7 +220,7 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
             yield {
                 **{channel: _as_batch(values) for channel, values in row.items()},
                 "task_ids": torch.tensor([self._task_ids[name]]),
-                "subject_id": _subject_of(patient),
+                "subject_id": subject_of(patient),
                 "reason": reason or "",
                 "to_explain": None if reason and reason in encoder.unanswerable_reasons else explained,
                 "is_last": name == names[-1],
@@ -349,56 +350,7 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
         return list(dict.fromkeys(names))
 
 
-def _warn_where_nothing_is_known(tokenizer: _PromptTokenizer, patient: Any, row: Mapping[str, Any]) -> None:
-    """A score for somebody of whom no event could be read is a guess from the question alone: say so each time."""
-    in_visits = row["input_ids"][row["visit_orders"] > 0]
-    if set(in_visits.tolist()) <= set(tokenizer.all_special_ids):  # [UNK] and the task tokens among them
-        logger.warning(
-            f"Subject {_subject_of(patient)} has no event of a known code up to the prediction time: the risk says "
-            f"nothing about this patient. Check prediction_time, and the codes with tokenizer.coverage(events)."
-        )
-
-
-def _check_batch_size(batch_size: Any) -> None:
-    """Refuse what transformers and torch would fail on with words of their own."""
-    is_number = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-    if batch_size is not None and (not is_number or batch_size < 1):
-        raise ValueError(f"batch_size got {batch_size!r}; expected a whole number of at least 1.")
-
-
-def is_fhir(patient: Any) -> bool:
-    """Whether `patient` is a FHIR resource as a dict."""
-    return isinstance(patient, dict) and "resourceType" in patient
-
-
-def patient_from_fhir(bundle: dict[str, Any]) -> dict[str, Any]:
-    """Read a FHIR R4 Bundle of one patient.
-
-    Raises:
-        ValueError: It is another resource, or the Bundle does not hold exactly one Patient.
-        ImportError: The package is not installed: the reader does not travel with a checkpoint.
-    """
-    if bundle["resourceType"] != "Bundle":
-        raise ValueError(
-            f"Got a FHIR {bundle['resourceType']!r}, expected a Bundle that holds one patient's whole record "
-            f"(Patient/$everything, or all resources in Bundle.entry)."
-        )
-    try:
-        from ehrseq.data import patient_from_bundle
-    except ImportError as error:
-        raise ImportError(
-            "FHIR Bundles are read by the package ehrseq, which is not installed here: pip install ehrseq, or give the "
-            'patient as {"subject_id": ..., "events": [{"time": ..., "code": ...}, ...]}.'
-        ) from error
-    patient: dict[str, Any] = patient_from_bundle(bundle)
-    return patient
-
-
 def _as_batch(values: Any) -> torch.Tensor:
     """`[1, length]`, whether or not the encoder made a batch of the single patient."""
     tensor = torch.as_tensor(values)
     return tensor if tensor.ndim > 1 else tensor.unsqueeze(0)
-
-
-def _subject_of(patient: Any) -> str:
-    return str(patient.get("subject_id")) if isinstance(patient, dict) else "?"

@@ -14,12 +14,12 @@ import polars as pl
 
 from ehrseq.batches.collation import DataCollatorForPrompts
 from ehrseq.batches.prompts import prompted_dataset
+from ehrseq.batches.reasons import count_reasons, leaves_nothing_to_foretell, with_reasons
 from ehrseq.batches.requests import TaskConfigs
 from ehrseq.batches.scoring import config_task_ids
 from ehrseq.data.schema import LABEL_KEYS
 from ehrseq.hub.checkpoints import Checkpoint
 from ehrseq.prediction.questions import Questions
-from ehrseq.prediction.reasons import count_reasons, leaves_nothing_to_foretell, with_reasons
 from ehrseq.tasks.moments import last_times, moments_of_all
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, cast
 import polars as pl
 
 from ehrseq.batches.readable_stays import STAY_REASONS, readable_stays
+from ehrseq.batches.reasons import count_reasons, leaves_nothing_to_foretell, with_reasons
 from ehrseq.batches.requests import TaskConfigs
 from ehrseq.batches.triplet_collation import DataCollatorForTriplets
 from ehrseq.batches.triplet_rows import TripletRows
 from ehrseq.data.schema import LABEL_KEYS
 from ehrseq.hub.checkpoints import Checkpoint
 from ehrseq.prediction.questions import Questions
-from ehrseq.prediction.reasons import count_reasons, leaves_nothing_to_foretell, with_reasons
 from ehrseq.tasks.moments import moments_of_all
 
 if TYPE_CHECKING:

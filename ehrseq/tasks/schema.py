@@ -40,6 +40,7 @@ import polars as pl
 import yaml
 
 from ehrseq.tasks.measures import CHANGES, LIMITS, SINCE, Measure, Rule
+from ehrseq.tokenization.ehr_durations import DURATION_FORM, parse_duration
 
 STAYS = {
     "admission": ("admission", "start"),
@@ -90,8 +91,6 @@ COMPETING = ("death", "code_elsewhere")
 """Events that make the outcome impossible: the label is 0 and the row is counted."""
 
 _CODES_AT_ONCE = 200  # codes of a file in one expression
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_DURATION = re.compile(r"(\d+)([mhdw])")
 
 
 @dataclass(frozen=True)
@@ -392,13 +391,13 @@ class _Reader:
 
     def duration(self, key: str, default: str | None = None) -> tuple[timedelta, str]:
         value = self.take(key, default)
-        match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-        if not match:
-            raise self.error(key, value, "a whole number and a unit m, h, d or w, like 24h or 30d")
         try:
-            return timedelta(**{_UNITS[match[2]]: int(match[1])}), value
+            duration = parse_duration(value)
         except OverflowError:
             raise self.error(key, value, "a duration of a human life at most") from None
+        if duration is None:
+            raise self.error(key, value, DURATION_FORM)
+        return duration, value
 
     def horizon(self) -> tuple[timedelta, str]:
         if self.data.get("horizon") == TO_STAY_END:

@@ -49,6 +49,8 @@ class HistoryRows:
         is_open: Whether a visit is open after it.
         static_sources, sources: Position among the patient's events of what made each static token and each row, int64;
             None where that was not asked for (whole tables: rows are kept on disk without it).
+        open_until: Of one patient: until which instant (microseconds) the visit that is open after the last row stays
+            so without another row, see `ehr_visits`; None where none is open, and of whole tables.
     """
 
     subject_ids: np.ndarray
@@ -64,6 +66,7 @@ class HistoryRows:
     is_open: np.ndarray
     static_sources: np.ndarray | None = None
     sources: np.ndarray | None = None
+    open_until: int | None = None
 
     def __len__(self) -> int:
         return len(self.subject_ids)

@@ -308,6 +308,7 @@ class OrderedEvents:
             is_open=np.asarray(walk.is_open, bool),
             static_sources=np.asarray([position for position, _ in static], np.int64),
             sources=np.asarray(walk.sources, np.int64),
+            open_until=walk.open_until,
         )
 
 
@@ -334,6 +335,11 @@ class _Walk:
             setattr(other, name, getattr(self, name).copy())
         other._visits = self._visits.copy()
         return other
+
+    @property
+    def open_until(self) -> int | None:
+        """See `HistoryRows`."""
+        return self._visits.open_until
 
     def go_on(self, timed: Sequence[tuple[int, int, int, Event, str, str | None]], vocabulary: EventVocabulary) -> None:
         """Read further events, in order."""
@@ -385,6 +391,11 @@ class _Visits:
         other._patience, other._until, other._ended = self._patience.copy(), self._until.copy(), self._ended.copy()
         other._implicit, other._admission = self._implicit, self._admission
         return other
+
+    @property
+    def open_until(self) -> int | None:
+        """Instant after which any row of another visit would find no encounter open; None where none is."""
+        return max(self._until.values(), default=None)
 
     def start(self, visit_id: str | None, encounter_class: str | None, time: int) -> bool:
         """An encounter starts; whether it opens a visit."""

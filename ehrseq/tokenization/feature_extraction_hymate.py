@@ -12,7 +12,7 @@ would widen its standard deviation 62 times.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
 
     model_input_names = [*TRIPLET_CHANNELS, "static_values"]
     task_reasons = REASONS_AGAINST
-    unanswerable_reasons = UNANSWERABLE
+    unanswerable_reasons: Collection[str] = UNANSWERABLE
 
     def __init__(
         self,
@@ -344,7 +344,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
                 read.variable_ids, max_length if how else None, how or "recent", variable_dropout, rng
             )
             rows.append(self.stay_channels(read, kept))
-        self._report(skipped, unknown_rows, sum(len(row["times"]) for row in rows))
+        self.report_left_out(skipped, unknown_rows, sum(len(row["times"]) for row in rows))
         if not many and not pads and return_tensors is None:
             return BatchFeature(rows[0])
         batch = {name: [row[name] for row in rows] for name in self.model_input_names}
@@ -515,7 +515,7 @@ class HyMaTEFeatureExtractor(SequenceFeatureExtractor):
                 static[columns.index(flag)] = np.isnan(static[columns.index(feature.columns[0])])
         return static
 
-    def _report(self, skipped: Counter[str], unknown: Counter[str], known: int) -> None:
+    def report_left_out(self, skipped: Counter[str], unknown: Counter[str], known: int) -> None:
         """One warning a call for what was left out; unknown codes are named once."""
         new = {name: count for name, count in unknown.items() if name not in self._reported}
         if new:

@@ -10,7 +10,7 @@ package, a patient does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,12 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PaddingStrategy, logging
 
 from .ehr_anchors import REASONS_AGAINST, UNANSWERABLE, reasons_against
+from .ehr_forecast_prompts import REASONS_AGAINST_FORECAST, RecordToForecast, close_lapsed, record_to_forecast
+from .ehr_forecast_questions import ForecastQuestion, TokenMeaning, read_question, token_meanings
 from .ehr_histories import EncodedHistories
 from .ehr_plans import CHANNEL_DTYPES, CHANNELS, check_context
 from .ehr_prompts import PatientPrompts
-from .ehr_rows import lay_out
+from .ehr_rows import HistoryRows, lay_out
 from .ehr_sequence import parse_time, patient_of_table, patient_rows, read_patient
 from .ehr_vocabulary import PAPER_TASK_TOKENS, SPECIAL_TOKENS, TABLES_NEED_PACKAGE, TYPE_CLS, EventVocabulary
 
@@ -57,6 +59,7 @@ class EhrTokenizer(TokenizersBackend):
     padding_side = "right"
     task_reasons = REASONS_AGAINST
     unanswerable_reasons = UNANSWERABLE
+    forecast_reasons = REASONS_AGAINST_FORECAST
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -346,9 +349,17 @@ class EhrTokenizer(TokenizersBackend):
         return [rows.row(number) for number in range(len(rows))]
 
     def sourced_rows(
-        self, patient: Any, tasks: Sequence[str | None], prediction_time: Any = None, max_length: int | None = None
+        self,
+        patient: Any,
+        tasks: Sequence[str | None],
+        prediction_time: Any = None,
+        max_length: int | None = None,
+        closing: Callable[[HistoryRows, int | None], HistoryRows] | None = None,
     ) -> PatientPrompts:
-        """The rows of `encode_prompts` before they are made, which know the event behind each of their tokens."""
+        """The rows of `encode_prompts` before they are made, which know the event behind each of their tokens.
+
+        `closing`, given the rows that take part and the prediction time, says which visits are over by then.
+        """
         if max_length is not None:
             check_context(max_length)
         events, own_time = read_patient(_as_patient(patient))
@@ -360,6 +371,8 @@ class EhrTokenizer(TokenizersBackend):
         cut = own_time if cut is None else cut
         vocabulary = self.vocabulary
         rows = patient_rows(events, vocabulary, cut)
+        if closing is not None:
+            rows = closing(rows, cut)
         if cut is not None and not len(rows.time):
             logger.warning_once(
                 f"prediction_time lies before every timed event of patient {_subject(patient)} (and maybe of others): "
@@ -375,6 +388,25 @@ class EhrTokenizer(TokenizersBackend):
         )
         asked = [None if task is None else _position(task, history.task_names) for task in tasks]
         return PatientPrompts(events, cut, rows, history, history.plan_patient(asked, cut, max_length))
+
+    def forecast_prompt(
+        self, patient: Any, prediction_time: Any = None, max_length: int | None = None
+    ) -> RecordToForecast:
+        """One patient's record as a pretrained model continues it; arguments as in `encode_patient`.
+
+        A visit that has lapsed by the prediction time (`ehr_visits.py`) is closed, although no row came to close it.
+        """
+        patient = _as_patient(patient)
+        prompts = self.sourced_rows(patient, [None], prediction_time, max_length, close_lapsed)
+        return record_to_forecast(prompts, self.vocabulary.kind, _subject(patient))
+
+    def forecast_question(self, horizon: Any, outcomes: Any = None, **more: Any) -> ForecastQuestion:
+        """What is asked of a forecast, as tokens; arguments as of `ehr_forecast_questions.read_question`."""
+        return read_question(self.vocabulary, horizon, outcomes, **more)
+
+    def token_meanings(self) -> dict[int, TokenMeaning]:
+        """Token id -> code, range of values and unit, of every token that an event can become."""
+        return token_meanings(self.vocabulary)
 
     def reasons_against(
         self, patient: Any, tasks: Sequence[Mapping[str, Any]], prediction_time: Any = None

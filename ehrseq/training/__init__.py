@@ -24,6 +24,7 @@ _EXPORTS = {
     "PromptRecipe": "prompt_recipe",
     "TripletRecipe": "triplet_recipe",
     "run_stage": "stages",
+    "calibrate_stay_forecasts": "forecast_calibration",
     "finetune": "triplets",
     "hold_out_stays": "ehrseq.encode.triplets",
     "pretrain": "triplets",

@@ -69,7 +69,7 @@ class FamilyTraining(Protocol):
 
     @property
     def pretrained(self) -> Path | None:
-        """Folder of the pretrained model, where it is to be kept."""
+        """Folder of the stage whose model forecasts; None where there is none."""
         ...
 
     def score(self, split: str) -> pl.DataFrame:
@@ -107,8 +107,8 @@ class PromptTraining:
 
     @property
     def pretrained(self) -> Path | None:
-        """Folder of the pretrained model, where it is to be kept."""
-        return self.folder / "pretrain" if self.recipe.keep_pretrained else None
+        """Folder of the first stage, a model that forecasts."""
+        return None if self.recipe.pretrain is None else self.folder / "pretrain"
 
     def train(self, say: Say) -> dict[str, dict[str, Any]]:
         """Run the stages."""
@@ -162,6 +162,7 @@ class TripletTraining:
     """
 
     def __init__(self, recipe: TripletRecipe, data: TrainingData, folder: Path, seed: int) -> None:
+        from ehrseq.encode.triplets import PHYSIONET2012, variable_units
         from ehrseq.tokenization.feature_extraction_hymate import HyMaTEFeatureExtractor
 
         if len(data.tasks) != 1:
@@ -171,6 +172,7 @@ class TripletTraining:
             )
         self.recipe, self.data, self.folder, self.seed = recipe, data, folder, seed
         self.stays = {part: self._stays(part) for part in ("train", "tuning")}
+        self.units = variable_units(self._events("train"), PHYSIONET2012)
         rules = read_settings(data.dataset).rules
         self.extractor = HyMaTEFeatureExtractor.fit(self.stays["train"], code_map=rules)
 
@@ -181,8 +183,8 @@ class TripletTraining:
 
     @property
     def pretrained(self) -> Path | None:
-        """None: HyMaTE's pretrained model is not kept."""
-        return None
+        """Folder of the first stage, a model that forecasts."""
+        return None if self.recipe.pretrain is None else self.folder / "pretrain"
 
     def train(self, say: Say) -> dict[str, dict[str, Any]]:
         """Run both stages."""
@@ -194,7 +196,7 @@ class TripletTraining:
             say(f"Forecasting, {len(stays[0]):,} stays")
             pretrained = self.folder / "pretrain"
             results["pretrain"] = pretrain(
-                self.recipe, self.extractor, *stays, pretrained, seed=self.seed, changed="restart"
+                self.recipe, self.extractor, *stays, pretrained, units=self.units, seed=self.seed, changed="restart"
             )
             say(_in_words(results["pretrain"]))
         say(f"The outcome, {len(stays[0]):,} stays")
@@ -226,11 +228,14 @@ class TripletTraining:
 
     def _stays(self, part: str) -> TripletTable:
         from ehrseq.encode.triplets import PHYSIONET2012, build_triplets
+
+        return build_triplets(self._events(part), PHYSIONET2012, self.data.labels[self.data.names[0]])
+
+    def _events(self, part: str) -> pl.DataFrame:
         from ehrseq.training.prompts import present_splits
 
         dataset = EventDataset(self.data.dataset)
-        splits = present_splits(dataset, SPLITS if part == "train" else [part])
-        return build_triplets(dataset.events(splits), PHYSIONET2012, self.data.labels[self.data.names[0]])
+        return dataset.events(present_splits(dataset, SPLITS if part == "train" else [part]))
 
 
 def family_training(recipe: Recipe, data: TrainingData, folder: Path, seed: int) -> FamilyTraining:

@@ -13,8 +13,6 @@ from ehrseq.training.recipe import Recipe, Stage, check_number
 _DEFAULTS: dict[str, Any] = {"epochs": None, "schedule": "paper", "patience": 0, "keep": "last"}
 SPLITS = ("pretrain", "train")
 FROM_LABELS = "labels"
-PRETRAINED = "pretrained"
-"""Folder of the pretrained model in that of the trained one."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,6 @@ class PromptRecipe(Recipe):
         follow_up: End of the data for pretraining, which then learns from the silence after a patient's last visit
             (`ehrseq.encode.follow_up`): "labels" = as the labels were made, or ISO 8601 text. None = unknown, as where
             dates are shifted patient by patient.
-        keep_pretrained: Whether the folder of the trained model keeps the pretrained one too, as `pretrained/`: the one
-            that forecasts.
     """
 
     family: ClassVar[str] = "ehrmamba"
@@ -55,18 +51,14 @@ class PromptRecipe(Recipe):
     max_rows_per_task: int | None = None
     time_head: bool = False
     follow_up: str | None = None
-    keep_pretrained: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("time_head", "keep_pretrained"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} got {getattr(self, name)!r}; expected true or false.")
+        if not isinstance(self.time_head, bool):
+            raise ValueError(f"time_head got {self.time_head!r}; expected true or false.")
         if self.follow_up not in (None, FROM_LABELS):
             if isinstance(self.follow_up, date):  # YAML reads 2020-12-31 as one
                 object.__setattr__(self, "follow_up", self.follow_up.isoformat())
             as_instant(self.follow_up)
-        if self.keep_pretrained and self.pretrain is None:
-            raise ValueError("keep_pretrained is true, but there is no pretraining (pretrain) to keep.")
         for name in ("shared_context", "max_rows_per_task"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), 1, whole=True)

@@ -9,11 +9,11 @@ is to be evaluated otherwise is evaluated anew, by the scores that it keeps. The
 is done:
 
     config.json, model.safetensors, tokenizer or extractor    the checkpoint, with the code that loads it
+    pretrained/                                               the model of the first stage, which forecasts; its encoder
     README.md                                                 its card, filled from the evaluation
     thresholds.json                                           task -> score with the best F1 on the tuning patients
     evaluation/                                               the report on held-out patients, and their scores
     training.json                                             recipe, data, seed, and what every stage reached
-    pretrained/                                               the pretrained model, by a recipe that keeps it
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ from ehrseq.hub.cards import DataDescription, EhrModelCard
 from ehrseq.tasks.storage import labelled_tasks, read_labels
 from ehrseq.training.families import FamilyTraining, Say, TrainingData, family_training, finetune_splits
 from ehrseq.training.named_recipes import read_recipe
-from ehrseq.training.prompt_recipe import PRETRAINED
 from ehrseq.training.prompts import present_splits
 from ehrseq.training.recipe import Recipe
 from ehrseq.training.stages import disk_errors
@@ -54,6 +53,8 @@ logger = logging.getLogger(__name__)
 TRAINING = "training.json"
 THRESHOLDS_FILE = "thresholds.json"
 EVALUATION = "evaluation"
+PRETRAINED = "pretrained"
+"""Folder of the model that forecasts, beside the one that tells risks."""
 HELD_OUT, TUNING = "held_out", "tuning"
 DEFAULT_RECIPE = "ehrmamba_quick"
 
@@ -114,9 +115,8 @@ class _Finished:
         return self.trained.folder
 
     @property
-    def pretrained(self) -> Path | None:
-        folder = self.trained.folder / PRETRAINED
-        return folder if folder.is_dir() else None
+    def pretrained(self) -> None:
+        return None  # it stands in the checkpoint's folder already
 
     def train(self, say: Say) -> dict[str, dict[str, Any]]:
         return self.trained.stages
@@ -312,7 +312,7 @@ def _write(
     }
 
     def build(temporary: Path) -> None:
-        others = shutil.ignore_patterns("steps", "*result.json", EVALUATION, PRETRAINED)
+        others = shutil.ignore_patterns("steps", "*result.json", TRAINING, EVALUATION)
         shutil.copytree(training.checkpoint, temporary, ignore=others)
         if training.pretrained is not None:
             shutil.copytree(training.pretrained, temporary / PRETRAINED, ignore=others)

@@ -7,6 +7,8 @@
     model = AutoModelForSequenceClassification.from_pretrained("runs/outcome")
     risks = score_stays(model, extractor, test)
 
+Pretraining ends with the intervals of its forecasts, fitted on the tuning stays (`forecast_calibration`).
+
 A stage writes a checkpoint folder with its extractor, and beside it `training.json`: what it reached, after how many
 epochs, in which time. A stage whose `training.json` is there is not run again; one that was stopped resumes from
 Trainer's last checkpoint. Both only for what it was begun with: recipe, stays, extractor, pretrained weights, seed.
@@ -31,6 +33,7 @@ from ehrseq.batches.triplet_collation import DataCollatorForTriplets
 from ehrseq.batches.triplet_rows import EpochOfRows, ForecastRows, TripletRows, forecast_baselines
 from ehrseq.evaluation import auroc, average_precision
 from ehrseq.hub.checkpoints import quiet_loading
+from ehrseq.training.forecast_calibration import calibrate_stay_forecasts
 from ehrseq.training.recipe import Stage
 from ehrseq.training.stages import TuningRows, run_stage
 from ehrseq.training.trainer import (
@@ -63,6 +66,7 @@ def pretrain(
     tuning: TripletTable,
     folder: str | Path,
     *,
+    units: Mapping[str, str] | None = None,
     seed: int = 0,
     changed: Literal["refuse", "restart"] = "refuse",
 ) -> dict[str, Any]:
@@ -72,14 +76,15 @@ def pretrain(
         recipe: The recipe; its `pretrain` must be there.
         extractor: Fitted on training stays.
         train: Stays to learn from.
-        tuning: Stays that tell when to stop.
+        tuning: Stays that tell when to stop, and how far forecasts are off.
         folder: Checkpoint folder to write.
+        units: Unit of each variable (`ehrseq.encode.triplets.variable_units`), for who reads the forecasts.
         seed: Of weights, order, dropout and times.
         changed: A stage in the folder that was begun with something else is an error, or is begun anew.
 
     Returns:
         What `training.json` holds: among others `forecast_mse` of the tuning stays, and `last_value_mse`, what carrying
-        the last value forward reaches on the same targets.
+        the last value forward reaches on the same targets, and how many variables have `intervals`, by alpha.
 
     Raises:
         ValueError: The recipe has no such stage, or stays that fit it.
@@ -101,9 +106,22 @@ def pretrain(
         errors = (prediction.predictions.reshape(labels.shape) - labels)[mask > 0]
         return {"forecast_mse": float(np.mean(errors.astype(np.float64) ** 2))}
 
-    def gate() -> dict[str, Any]:
+    def gate(model: Any) -> dict[str, Any]:
         simple = forecast_baselines(checked)
-        return {"last_value_mse": simple["last_value"], "mean_mse": simple["mean"], "targets": simple["targets"]}
+        calibration = calibrate_stay_forecasts(
+            model,
+            extractor,
+            tuning,
+            train,
+            horizons=recipe.horizons,
+            max_length=recipe.max_length,
+            units=units,
+            seed=seed,
+        )
+        # Of variables that a stay has measured before.
+        intervals = {str(alpha): int((~np.isnan(calibration.at(alpha)[1])).sum()) for alpha in calibration.alphas}
+        told = {"last_value_mse": simple["last_value"], "mean_mse": simple["mean"], "targets": simple["targets"]}
+        return {**told, "intervals": intervals}
 
     return _train(
         recipe.pretrain,
@@ -114,7 +132,7 @@ def pretrain(
         Path(folder),
         label_names=["labels", "label_mask"],
         seed=seed,
-        about=_about(recipe, extractor, train, tuning),
+        about={**_about(recipe, extractor, train, tuning), **({} if units is None else {"units": dict(units)})},
         report=gate,
         changed=changed,
     )
@@ -212,7 +230,7 @@ def finetune(
             "task": None if task is None else dict(task),
             "auxiliary": {name: _digest(np.asarray(values, np.float64)) for name, values in (auxiliary or {}).items()},
         },
-        report=dict,
+        report=lambda _: {},
         changed=changed,
     )
 
@@ -318,7 +336,7 @@ def _train(
     label_names: list[str],
     seed: int,
     about: Mapping[str, Any],
-    report: Callable[[], dict[str, Any]],
+    report: Callable[[Any], dict[str, Any]],
     changed: Literal["refuse", "restart"],
 ) -> dict[str, Any]:
     """Run a stage that is evaluated after each epoch and, where the best one is kept, stops early."""
@@ -366,7 +384,7 @@ def _train(
         encoder=extractor,
         tuning=tuning,
         callbacks=[EpochOfRows(), *([EarlyStoppingCallback(stage.patience)] if stage.keep == "best" else [])],
-        report=lambda _: {"kept": stage.keep, "unseen_triplets_left_out": rows.dropped, **report()},
+        report=lambda model: {"kept": stage.keep, "unseen_triplets_left_out": rows.dropped, **report(model)},
         result_file=RESULT_FILE,
         changed=changed,
     )

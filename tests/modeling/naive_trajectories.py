@@ -26,7 +26,7 @@ class NaiveSampler:
     def __init__(self, model):
         self.config = model.config
         self.head = None if model.time_head is None else model.time_head.double()
-        self.weights = {name: tensor for name, tensor in model.model.state_dict().items()}
+        self.weights = dict(model.model.state_dict())
         self.words = self.weights["embeddings.word_embeddings.weight"].double()
         self.lm_head = model.lm_head.weight.double()
         self.text = {i: token for token, i in self.config.special_token_ids.items()}
@@ -63,6 +63,7 @@ class NaiveSampler:
             if waiting or not interval:
                 gap = self.gap(hidden, y, window, torch.from_numpy(uniforms(keys, np.array([2 * step + 1]))))
             clock, step = clock + gap, step + 1
+            clock = clock if interval else max(clock, 0.0)
             begins = 0.0 if waiting else low
             low, high, waiting = 0.0, INFINITE, interval
             if interval:

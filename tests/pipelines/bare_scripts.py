@@ -74,3 +74,32 @@ print(json.dumps({
     "forbidden": [name for name in loaded if name in sys.modules],
 }))
 """
+
+EHRMAMBA_FORECASTS = """
+import sys
+from transformers import pipeline
+
+trusted = {"trust_remote_code": True}
+forecast = pipeline("ehr-forecast", model=given["model"], device="cpu", **trusted)
+answers = forecast(given["patients"], n=3, horizon="60d", trajectories=True)
+last = given["patients"][0]["events"]
+dead = forecast({"events": [*last, {"time": last[-1]["time"], "code": "MEDS_DEATH"}]})
+refusals = {}
+for name, call in {
+    "bundle": lambda: forecast({"resourceType": "Bundle", "entry": []}),
+    "outcome": lambda: forecast(given["patients"], outcomes="VISIT_START//INP"),
+}.items():
+    try:
+        call()
+    except Exception as error:
+        refusals[name] = f"{type(error).__name__}: {error}"
+forecast.save_pretrained(given["saved"])
+loaded = ("ehrseq", "polars", "pyarrow", "pandas", "datasets", "sklearn")
+print(json.dumps({
+    "answers": answers,
+    "dead": dead,
+    "modules": [type(part).__module__ for part in (forecast, forecast.model, forecast.tokenizer)],
+    "refusals": refusals,
+    "forbidden": [name for name in loaded if name in sys.modules],
+}))
+"""

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from tests.checkpoints.complete import complete_checkpoint
+from tests.checkpoints.forecast import forecast_checkpoint
 from tests.checkpoints.patients import make_patient
 from tests.checkpoints.stays import make_stay
 from tests.hub.bare_interpreter import link_packages, run_scripts
-from tests.pipelines.bare_scripts import EHRMAMBA_SCORES, HYMATE_SCORES
+from tests.pipelines.bare_scripts import EHRMAMBA_FORECASTS, EHRMAMBA_SCORES, HYMATE_SCORES
 
 PATIENTS = [make_patient(subject_id, seed=2) for subject_id in range(3)]
 STAYS = [make_stay(subject_id) for subject_id in range(100, 105)]
@@ -29,16 +30,30 @@ def hymate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def forecaster(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small event model of next tokens with its tokenizer."""
+    return forecast_checkpoint(tmp_path_factory.mktemp("forecast") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
 def scored_without_package(
-    checkpoint: Path, hymate: Path, tmp_path_factory: pytest.TempPathFactory
+    checkpoint: Path, hymate: Path, forecaster: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
     """What one interpreter without ehrseq, polars and pyarrow makes of both, and where it saved them."""
     folder = tmp_path_factory.mktemp("bare")
     given = {
         name: {"model": str(model), "patients": _as_json(patients), "saved": str(folder / name)}
-        for name, model, patients in (("ehrmamba", checkpoint, PATIENTS), ("hymate", hymate, STAYS))
+        for name, model, patients in (
+            ("ehrmamba", checkpoint, PATIENTS),
+            ("hymate", hymate, STAYS),
+            ("forecast", forecaster, PATIENTS),
+        )
     }
-    scripts = {"ehrmamba": (EHRMAMBA_SCORES, given["ehrmamba"]), "hymate": (HYMATE_SCORES, given["hymate"])}
+    scripts = {
+        "ehrmamba": (EHRMAMBA_SCORES, given["ehrmamba"]),
+        "hymate": (HYMATE_SCORES, given["hymate"]),
+        "forecast": (EHRMAMBA_FORECASTS, given["forecast"]),
+    }
     done = run_scripts(scripts, {"HF_HOME": str(folder / "home")}, link_packages(folder / "packages"))
     return {name: {**answer, "saved": given[name]["saved"]} for name, answer in done.items()}
 
