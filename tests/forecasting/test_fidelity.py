@@ -51,7 +51,14 @@ def test_patients_who_share_no_code_are_told_apart(events: pl.DataFrame) -> None
 
 def test_quantities_by_hand() -> None:
     def row(subject: int, time: str | None, code: str, visit: str | None = None) -> dict:  # type: ignore[type-arg]
-        return {"subject_id": subject, "time": time, "code": code, "visit_id": visit, "numeric_value": None, "unit": None}
+        return {
+            "subject_id": subject,
+            "time": time,
+            "code": code,
+            "visit_id": visit,
+            "numeric_value": None,
+            "unit": None,
+        }
 
     rows = [
         row(1, "1990-01-01", "MEDS_BIRTH"),
@@ -102,9 +109,7 @@ def test_a_task_is_transferred(events: pl.DataFrame) -> None:
     planted = pl.concat([events, told], how="diagonal")
     parts = [planted.filter(pl.col("subject_id") % 3 == part) for part in range(3)]
     untold = parts[0].filter(pl.col("code") != "LAB//LOCAL//TOLD")
-    (found,) = transfer(
-        {"synthetic": untold, "real": parts[1]}, parts[2], ["long_stay_7d"], end_of_data=end_of_data
-    )
+    (found,) = transfer({"synthetic": untold, "real": parts[1]}, parts[2], ["long_stay_7d"], end_of_data=end_of_data)
     assert found.trained["real"] > 0.9
     assert found.trained["synthetic"] < 0.75
     assert found.labels["real"][0] > found.labels["real"][1] > 20
