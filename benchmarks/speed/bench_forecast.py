@@ -10,17 +10,20 @@ one trajectory. The demo's model is one block, 64 wide, state 8, 1,652 tokens; t
 
     python -m benchmarks.speed.bench_forecast --output runs/bench/forecast.json
     python -m benchmarks.speed.bench_forecast --size paper --tokens 12 --repeats 3
-    python -m benchmarks.speed.bench_forecast --size patients     1,000 patients x 20 trajectories x 30 days, two cores
+    python -m benchmarks.speed.bench_forecast --size patients
+
+The last one draws 20 trajectories over 30 days of each of 1,000 simulated patients from the starting checkpoint, its
+time head among it, on two cores (two processes), simulation and tokenizing included; and tells the peak memory of one
+process that reads a tenth of them, and all.
+
     python -m benchmarks.speed.bench_forecast --quick
 """
 
+import json
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -28,12 +31,16 @@ import torch
 from transformers.utils import logging
 
 from benchmarks.harness import benchmark_parser, finish, in_a_process, in_turns
+from ehrseq.data.simulate import simulate
+from ehrseq.hub.starter import STARTER_FORECAST
 from ehrseq.modeling.configuration_ehrmamba import INTERVAL_DAYS, EhrMambaConfig
 from ehrseq.modeling.ehr_trajectories import ForecastPrompt, OutcomeTokens, TrajectoryRequest
 from ehrseq.modeling.fast_forecast import FastSlots, why_not_fast
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
+from ehrseq.modeling.record_forecasts import to_prompt
 from ehrseq.modeling.trajectory_slots import NewTokens
 from ehrseq.modeling.trajectory_tokens import TokenSets
+from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
 ROWS = 64
 SPECIALS = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[VS]", "[VE]", "[REG]", *INTERVAL_DAYS]
@@ -42,7 +49,7 @@ SIZES: dict[str, dict[str, int]] = {
     "paper": {"hidden_size": 768, "num_hidden_layers": 32, "state_size": 16, "vocab_size": 10_000},
     "quick": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 120},
 }
-RECORD = 256  # tokens
+BLOCK_PATIENTS = 50  # simulated at once
 
 
 def make_model(size: str) -> EhrMambaForCausalLM:
@@ -57,7 +64,7 @@ def make_model(size: str) -> EhrMambaForCausalLM:
     return EhrMambaForCausalLM(config).eval()
 
 
-def make_prompt(model: EhrMambaForCausalLM, key: int, tokens: int = RECORD) -> ForecastPrompt:
+def make_prompt(model: EhrMambaForCausalLM, key: int, tokens: int) -> ForecastPrompt:
     """A record of random events, one visit."""
     generator = torch.Generator().manual_seed(key)
     ids = torch.randint(len(SPECIALS), model.config.vocab_size, (1, tokens), generator=generator)
@@ -162,75 +169,89 @@ def tokens_a_second(size: str, tokens: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def forecast_some(size: str, first: int, patients: int, num: int) -> dict[str, Any]:
-    """The futures of some patients over 30 days, in this process: tokens, seconds, peak of memory."""
+def simulated_prompts(first: int, patients: int) -> Iterator[ForecastPrompt]:
+    """Records of simulated patients who are alive, by the starting checkpoint's tokenizer."""
+    tokenizer = EhrTokenizer.from_pretrained(STARTER_FORECAST)
+    for part in range(first, first + patients, BLOCK_PATIENTS):
+        count = min(BLOCK_PATIENTS, first + patients - part)
+        frames = simulate(count, seed=part, progress=False).events().partition_by("subject_id", maintain_order=True)
+        for frame in frames:
+            record = tokenizer.forecast_prompt(frame)
+            if record.reason is None:
+                yield to_prompt(record)
+
+
+def forecast_some(first: int, patients: int, num: int) -> dict[str, Any]:
+    """Futures of some patients over 30 days, in this process: tokens, seconds, the peak of memory."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    model = make_model(size)
-    started, tokens = time.perf_counter(), 0
-
-    def prompts() -> Iterator[ForecastPrompt]:
-        for key in range(first, first + patients):
-            yield make_prompt(model, key)
-
-    for drawn in model.trajectories(prompts(), request(model, horizon_days=30.0, num=num)):
-        tokens += int(drawn.lengths.sum())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
-    return {"tokens": tokens, "seconds": time.perf_counter() - started, "peak_mib": peak}
-
-
-def many_patients(size: str, patients: int, num: int, workers: int) -> dict[str, Any]:
-    """A thousand patients shared by processes, and the peak of memory of one process with a tenth of them and all."""
-    share = -(-patients // workers)
+    model = EhrMambaForCausalLM.from_pretrained(STARTER_FORECAST)
+    tokenizer = EhrTokenizer.from_pretrained(STARTER_FORECAST)
+    question = tokenizer.forecast_question("30d", {"death": "death", "admission": "any_admission"})
+    outcomes = tuple(OutcomeTokens(each.name, each.ids, each.complement) for each in question.outcomes)
+    asked = TrajectoryRequest(30.0, num=num, outcomes=outcomes, death_ids=question.death_ids, stop_at_outcomes=False)
+    drawn = [0, 0]
     started = time.perf_counter()
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        parts = [pool.submit(forecast_some, size, worker * share, share, num) for worker in range(workers)]
-        answers = [part.result() for part in parts]
-    wall = time.perf_counter() - started
-    module = "benchmarks.speed.bench_forecast"
-    peaks = {
-        str(count): float(in_a_process(module, "--size", size, "--peak", count, "--num", num)[-1])
-        for count in (patients // 10, patients)
-    }
+    for each in model.trajectories(simulated_prompts(first, patients), asked):
+        drawn[0] += 1
+        drawn[1] += int(each.lengths.sum())
+    seconds = time.perf_counter() - started
     return {
-        "patients": patients,
+        "patients": drawn[0],
+        "tokens": drawn[1],
+        "seconds": seconds,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def many_patients(patients: int, num: int, workers: int) -> dict[str, Any]:
+    """A thousand patients shared by processes, and the peak memory of one process with a tenth of them and all."""
+    module, share = "benchmarks.speed.bench_forecast", -(-patients // workers)
+    started = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        parts = [
+            pool.submit(in_a_process, module, "--some", worker * share, share, "--num", num)
+            for worker in range(workers)
+        ]
+        answers = [json.loads(part.result()[-1]) for part in parts]
+    wall = time.perf_counter() - started
+    tenth, whole = (
+        json.loads(in_a_process(module, "--some", 0, count, "--num", num)[-1]) for count in (patients // 10, patients)
+    )
+    return {
+        "patients": sum(answer["patients"] for answer in answers),
         "trajectories": num,
-        "record_tokens": RECORD,
         "days": 30,
         "workers": workers,
         "tokens": sum(answer["tokens"] for answer in answers),
         "wall_seconds": round(wall, 1),
-        "peak_mib": peaks,
+        "forecasting_seconds": [round(answer["seconds"], 1) for answer in answers],
+        "peak_mib": {
+            str(count): round(part["peak_mib"]) for count, part in ((patients // 10, tenth), (patients, whole))
+        },
     }
 
 
 def main() -> None:
     """Measure and print."""
     parser = benchmark_parser(__doc__, repeats=7)
-    parser.add_argument("--size", choices=["demo", "paper", "patients", "quick"], default="demo")
+    parser.add_argument("--size", choices=["demo", "paper", "patients"], default="demo")
     parser.add_argument("--tokens", type=int, default=100, help="tokens of each row")
     parser.add_argument("--patients", type=int, default=1000)
     parser.add_argument("--num", type=int, default=20, help="trajectories of each patient")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--peak", type=int, help="print the peak memory (MiB) of so many patients in this process")
-    parser.add_argument("--quick", action="store_true", help="a tiny model and few patients: does it run?")
+    parser.add_argument("--some", type=int, nargs=2, help="first patient, and how many, of this process alone")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, and two patients: does it run?")
     options = parser.parse_args()
     logging.set_verbosity_error()
-    if options.peak is not None:
-        print(
-            forecast_some("demo" if options.size == "patients" else options.size, 0, options.peak, options.num)[
-                "peak_mib"
-            ]
-        )
-        return
-    output: Path | None = options.output
-    if options.quick:
-        result = tokens_a_second("quick", 8, options.repeats)
-        finish({**result, "many": many_patients("quick", 20, 2, 1)}, output)
+    if options.some is not None:
+        print(json.dumps(forecast_some(*options.some, options.num)))
+    elif options.quick:
+        finish({**tokens_a_second("quick", 8, options.repeats), "some": forecast_some(0, 2, 2)}, options.output)
     elif options.size == "patients":
-        finish(many_patients("demo", options.patients, options.num, options.workers), output)
+        finish(many_patients(options.patients, options.num, options.workers), options.output)
     else:
-        finish(tokens_a_second(options.size, options.tokens, options.repeats), output)
+        finish(tokens_a_second(options.size, options.tokens, options.repeats), options.output)
 
 
 if __name__ == "__main__":

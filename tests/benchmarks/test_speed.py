@@ -96,7 +96,8 @@ def test_the_benchmark_of_forecasts_runs():
     rates = result["tokens_a_second"]
     assert {"generate", "sampled", "engine"} <= rates.keys()
     assert all(rate > 0 for rate in rates.values())
-    assert (result["many"]["patients"], list(result["many"]["peak_mib"])) == (20, ["2", "20"])
+    assert result["some"]["patients"] == 2
+    assert result["some"]["peak_mib"] > 100
 
 
 @pytest.mark.slow

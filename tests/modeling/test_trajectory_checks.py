@@ -101,7 +101,7 @@ def test_models_that_cannot_tell_the_time_or_forget_at_random_are_refused():
     with pytest.raises(ValueError, match="special_token_ids lacks"):
         network.trajectories([], TrajectoryRequest(30.0))
     network.config.special_token_ids = {"[VS]": 4, "[VE]": 5}
-    with pytest.raises(ValueError, match="lacks .*interval tokens"):
+    with pytest.raises(ValueError, match=r"lacks .*interval tokens"):
         network.trajectories([], TrajectoryRequest(30.0))
 
 
