@@ -172,13 +172,15 @@ def tokens_a_second(size: str, tokens: int, repeats: int) -> dict[str, Any]:
 def simulated_prompts(first: int, patients: int) -> Iterator[ForecastPrompt]:
     """Records of simulated patients who are alive, by the starting checkpoint's tokenizer."""
     tokenizer = EhrTokenizer.from_pretrained(STARTER_FORECAST)
-    for part in range(first, first + patients, BLOCK_PATIENTS):
-        count = min(BLOCK_PATIENTS, first + patients - part)
-        frames = simulate(count, seed=part, progress=False).events().partition_by("subject_id", maintain_order=True)
-        for frame in frames:
+    seed, left = first, patients
+    while left:
+        events = simulate(BLOCK_PATIENTS, seed=seed, progress=False).events()
+        for frame in events.partition_by("subject_id", maintain_order=True):
             record = tokenizer.forecast_prompt(frame)
-            if record.reason is None:
+            if record.reason is None and left:
+                left -= 1
                 yield to_prompt(record)
+        seed += 1
 
 
 def forecast_some(first: int, patients: int, num: int) -> dict[str, Any]:
