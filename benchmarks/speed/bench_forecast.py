@@ -1,7 +1,8 @@
 """Trajectories a second: the forecasting engine against `generate`, and against its own step and one pass of sampling.
 
 Figures are CPU seconds, medians over rounds in which the ways take turns, one thread. A token of a row is one event of
-one trajectory; the first one, which comes with the record, is not counted. The demo's model is one block, 64 wide, state 8, 1,652 tokens; the paper's 32 blocks, 768 wide.
+one trajectory; the first one, which comes with the record, is not counted. The demo's model is one block, 64 wide,
+state 8, 1,652 tokens; the paper's 32 blocks, 768 wide.
 
     generate    transformers' loop of this checkout, sampling, 64 rows of one prompt
     sampled     the model's own cached step, then its head, softmax and inverse distribution function, 64 rows
