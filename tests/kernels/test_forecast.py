@@ -1,4 +1,4 @@
-"""The step of a forecast in the kernels: what the model's own forward gives, and the same bits whoever is read beside."""
+"""The step of a forecast in the kernels: what the model's own forward gives, and the same bits in any company."""
 
 import numpy as np
 import pytest
