@@ -80,8 +80,9 @@ def read_record(model: EhrMambaForCausalLM, effects: TokenEffects, prompt: Forec
     )
     hidden = outputs.last_hidden_state[:, -1]
     specials = model.config.special_token_ids or {}
-    closed = int(ids[0, -1]) in {specials.get("[VE]"), specials.get("[REG]")}
-    inside_visit = not closed and int(given["visit_segments"][0, -1]) > 0
+    # After [VS], where whole records are begun, nothing of the visit has happened: its first event comes at once.
+    outside = int(ids[0, -1]) in {specials.get(token) for token in ("[VS]", "[VE]", "[REG]")}
+    inside_visit = not outside and int(given["visit_segments"][0, -1]) > 0
     words = model.model.embeddings.word_embeddings.weight
     waiting = waiting_weights(model.config, model.time_head, words, hidden[0], float(prompt.elapsed_days), inside_visit)
     return RecordEnd(
