@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path, required=True, help="set to report on")
     parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--recipe", default="hymate_quick", help="name or YAML file; its pretrain stage is run")
-    parser.add_argument("--set", dest="changes", action="append", default=[], help="KEY=VALUE, as `ehrseq train` has it")
+    parser.add_argument("--set", dest="changes", action="append", default=[], help="KEY=VALUE of the recipe")
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.1], help="shares that may lie outside")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")

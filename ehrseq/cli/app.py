@@ -22,6 +22,7 @@ from ehrseq.cli.evaluate import evaluate_command
 from ehrseq.cli.evaluate_forecast import evaluate_forecast_command
 from ehrseq.cli.explain import explain_command
 from ehrseq.cli.forecast import forecast_command
+from ehrseq.cli.medications import medications_command
 from ehrseq.cli.phenotypes import phenotypes_command
 from ehrseq.cli.predict import predict_command
 from ehrseq.cli.prepare import prepare_command, split_command
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "embed": embed_command,
     "phenotypes": phenotypes_command,
     "probe": probe_command,
+    "medications": medications_command,
     "evaluate": evaluate_command,
     "evaluate-forecast": evaluate_forecast_command,
     "benchmark": benchmark_command,

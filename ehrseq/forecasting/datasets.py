@@ -22,7 +22,7 @@ from ehrseq.data.sources import load_events
 from ehrseq.forecasting.prompts import (
     ForecastSettings,
     asked_digest,
-    check_settings,
+    check_forecast_settings,
     draw,
     draw_futures,
     groups_of,
@@ -92,6 +92,7 @@ class ForecastTables:
         trajectories: With the number of each (`TokenRows.table`); without a row where they are in files, or not kept.
         asked: The questions, with the words in which an estimate differs from them.
         report: What was read and left out.
+        notice: What everybody must know of the model.
     """
 
     forecasts: pl.DataFrame
@@ -99,6 +100,7 @@ class ForecastTables:
     trajectories: pl.DataFrame
     asked: tuple[TaskForecast, ...]
     report: ConversionReport = field(default_factory=ConversionReport)
+    notice: str = ""
 
 
 class ForecastCounts(TypedDict):
@@ -187,7 +189,7 @@ def forecast_patients(
     check_request(data, None, prediction_times, labels)
     forecaster = checkpoint if isinstance(checkpoint, EhrForecastPipeline) else load_forecaster(checkpoint)
     asked = read_asked(forecaster, tasks, outcomes, horizon=horizon, until=until)
-    check_settings(forecaster, asked, settings)
+    check_forecast_settings(forecaster, asked, settings)
     if isinstance(data, pl.DataFrame):
         events, report = validate_events(data), ConversionReport()
     else:
@@ -246,11 +248,11 @@ def forecast_dataset(
     shards = dataset_shards(dataset, splits)
     forecaster = kept_forecaster(str(checkpoint), checkpoint_digest(checkpoint))
     asked = read_asked(forecaster, tasks, outcomes, horizon=horizon, until=until)
-    check_settings(forecaster, asked, settings)
+    check_forecast_settings(forecaster, asked, settings)
     report = ConversionReport(source=str(dataset), format="meds", files=len(shards))
     subjects = pl.concat([scan_shard(shard).select(pl.col("subject_id").unique()).collect() for shard in shards])
     moments = _moments(asked, prediction_times, labels, subjects["subject_id"], report.notes)
-    key = [str(Path(dataset).resolve()), asked_digest(asked, checkpoint), asdict(settings)]
+    key: list[object] = [str(Path(dataset).resolve()), asked_digest(asked, checkpoint), asdict(settings)]
     key.append(None if moments is None else table_digest(moments))
     with kept_parts(Path(parts) / "forecasts", key) as folder:
         moments_file = None if moments is None else str(folder / "moments.parquet")
@@ -275,7 +277,7 @@ def forecast_dataset(
         if trajectories is not None:
             write_trajectories([part.beside(".trajectories.parquet") for part in work], trajectories, settings.num)
     remove(Path(parts))
-    return ForecastTables(forecasts, incidence, no_trajectories(), asked, report)
+    return ForecastTables(forecasts, incidence, no_trajectories(), asked, report, _notice(forecaster))
 
 
 def forecast_events(
@@ -322,7 +324,8 @@ def forecast_events(
     if cut:
         notes["forecasts with trajectories that were cut at the longest length, too low"] += cut
     incidence = _sorted(pl.DataFrame(points, schema=INCIDENCE_SCHEMA, orient="row"))
-    return ForecastTables(forecasts, incidence, _futures(forecaster, events, moments, asked, settings), tuple(asked))
+    futures = _futures(forecaster, events, moments, asked, settings)
+    return ForecastTables(forecasts, incidence, futures, tuple(asked), notice=_notice(forecaster))
 
 
 def _futures(
@@ -379,6 +382,10 @@ def _numbers(estimate: Any) -> tuple[Any, ...]:
 
 def _sorted(table: pl.DataFrame) -> pl.DataFrame:
     return table.sort(*_ORDER, maintain_order=True)
+
+
+def _notice(forecaster: EhrForecastPipeline) -> str:
+    return str(getattr(forecaster.model.config, "notice", None) or "")
 
 
 def _no_tables() -> ForecastTables:

@@ -15,6 +15,7 @@ events of a visit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -278,9 +279,9 @@ class _EventTally:
 
     def __init__(self, counts: NDArray[np.float64], groups: NDArray[np.int64]) -> None:
         self.frequent = np.argsort(-counts, kind="stable")[: TOP[-1]].tolist()
-        self.rank = np.argsort(np.argsort(-counts, kind="stable"), kind="stable")
+        self.rank: list[int] = np.argsort(np.argsort(-counts, kind="stable"), kind="stable").tolist()
         smoothed = counts + 0.5  # a token that training never held is not impossible
-        self.shares = smoothed / smoothed.sum()
+        self.shares: list[float] = (smoothed / smoothed.sum()).tolist()
         self.groups = groups
         self.sums: list[NDArray[np.float64]] = []
         self.past = _Past()
@@ -294,31 +295,37 @@ class _EventTally:
             self.subject, self.past = subject, _Past()
             self.sums.append(np.zeros((len(_KINDS), 2, 1 + len(EVENT_MEASURES))))
         sums, past = self.sums[-1], self.past
-        ids, types, orders = channels["input_ids"], channels["token_type_ids"], channels["visit_orders"]
+        ids, types, orders = (channels[name].tolist() for name in ("input_ids", "token_type_ids", "visit_orders"))
+        lists, nlls_of_model = best.tolist(), (-log_shares[np.arange(len(ids) - 1), ids[1:]]).tolist()
         for place in range(1, len(ids)):
             if orders[place] != orders[place - 1] and types[place] != TYPE_INTERVAL:
                 past.last_visit, past.this_visit = past.this_visit or past.last_visit, {}
-            token, kind = int(ids[place]), KIND_OF_TYPE.get(int(types[place]))
+            token, kind = ids[place], KIND_OF_TYPE.get(types[place])
             if kind is None:
                 continue
-            lists = (best[place - 1], self._list(past.so_far), self._list(past.last_visit))
+            ours = lists[place - 1].index(token) if token in lists[place - 1] else TOP[-1]
+            places = (ours, self._place(past.so_far, token), self._place(past.last_visit, token))
             chances = (self._share(past.so_far, token), self._share(past.last_visit, token), self.shares[token])
-            nlls = [-float(log_shares[place - 1, token]), *(-float(np.log(chance)) for chance in chances)]
-            hits = [float(token in each[:k]) for k in TOP for each in lists]
+            nlls = [nlls_of_model[place - 1], *(-math.log(chance) for chance in chances)]
+            hits = [float(each < k) for k in TOP for each in places]
             code = int(self.groups[token])
             sums[_KINDS.index(kind), int(code in past.codes)] += (1.0, *nlls, *hits)
             past.codes.add(code)
             past.so_far[token] = past.so_far.get(token, 0) + 1
             past.this_visit[token] = past.this_visit.get(token, 0) + 1
 
-    def _list(self, counts: Mapping[int, int]) -> list[int]:
-        """The tokens of a count by falling frequency, then those that are frequent in training."""
-        seen = sorted(counts, key=lambda token: (-counts[token], self.rank[token]))[: TOP[-1]]
-        return (seen + [token for token in self.frequent if token not in counts])[: TOP[-1]]
+    def _place(self, counts: Mapping[int, int], token: int) -> int:
+        """Where a token stands in a list: those of a count by falling frequency, then what is frequent in training."""
+        if token in counts:
+            own, rank = counts[token], self.rank[token]
+            return sum(each > own or (each == own and self.rank[other] < rank) for other, each in counts.items())
+        if len(counts) >= TOP[-1] or token not in self.frequent:
+            return TOP[-1]
+        return len(counts) + sum(other not in counts for other in self.frequent[: self.frequent.index(token)])
 
     def _share(self, counts: Mapping[int, int], token: int) -> float:
         """Probability of a token by a count."""
-        return float((counts.get(token, 0) + PRIOR * self.shares[token]) / (sum(counts.values()) + PRIOR))
+        return (counts.get(token, 0) + PRIOR * self.shares[token]) / (sum(counts.values()) + PRIOR)
 
     def report(self, num_resamples: int, seed: int) -> tuple[dict[str, KindForecast], ...]:
         """All events, first occurrences, repeats: each by kind."""
@@ -342,12 +349,14 @@ def _by_kind(sums: NDArray[np.float64], num_resamples: int, seed: int) -> dict[s
         means = here[:, 1:] / here[:, :1]
         low, high = np.quantile(means, (0.025, 0.975), axis=0) if len(means) else ((), ())
         values = (total[1:] / total[0]).tolist()
-        recalls = [{k: values[4 + 3 * place + who] for place, k in enumerate(TOP)} for who in range(3)]
+        ours, frequent, last = ({k: values[4 + 3 * place + who] for place, k in enumerate(TOP)} for who in range(3))
         kinds[name] = KindForecast(
-            int(total[0]),
-            values[0],
-            values[3],
-            *recalls,
+            events=int(total[0]),
+            nll=values[0],
+            nll_of_frequencies=values[3],
+            recall=ours,
+            recall_most_frequent=frequent,
+            recall_last_visit=last,
             nll_most_frequent=values[1],
             nll_last_visit=values[2],
             low=dict(zip(EVENT_MEASURES, map(float, low), strict=False)),

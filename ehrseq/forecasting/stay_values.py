@@ -20,7 +20,7 @@ from ehrseq.batches.forecast_scoring import forecast_rows
 from ehrseq.batches.readable_stays import ReadableStays, readable_stays
 from ehrseq.batches.reasons import leaves_nothing_to_foretell, with_reasons
 from ehrseq.batches.triplet_rows import TripletRows
-from ehrseq.data.schema import LABEL_KEYS
+from ehrseq.data.schema import LABEL_KEYS, validate_events
 from ehrseq.hub.checkpoints import quiet_loading
 from ehrseq.pipelines.stay_forecasts import StayForecaster, StayValues, stay_values
 
@@ -99,6 +99,7 @@ def forecast_stays(
     """
     forecaster = checkpoint if isinstance(checkpoint, StayForecaster) else load_stay_forecaster(checkpoint, alpha=alpha)
     extractor = cast("HyMaTEFeatureExtractor", forecaster.extractor)
+    events = validate_events(events)
     counted: Counter[str] = Counter()
     stays = readable_stays(events, extractor, moments, counted, is_part=is_part)
     stays = _without_the_dead(stays, events, extractor, counted)

@@ -71,7 +71,7 @@ class Meaning:
         return self.high == self.high
 
 
-def token_meanings(vocabulary: EventVocabulary, texts: Iterable[tuple[str, str]]) -> list[Meaning]:
+def meanings_of_tokens(vocabulary: EventVocabulary, texts: Iterable[tuple[str, str]]) -> list[Meaning]:
     """What each id of a vocabulary says.
 
     Args:
@@ -113,7 +113,7 @@ class RecordWriter:
     Args:
         subject_id: Of the patient.
         start: First instant of the record (microseconds), to which the tokens' days count.
-        meanings: Of `token_meanings`.
+        meanings: Of `meanings_of_tokens`.
         laws: Laws of values.
         random: Draws values inside their bins.
 
@@ -365,4 +365,4 @@ def value_within(low: float, high: float, law: ValueLaw | None, uniform: float) 
     return float(np.float32(high)) if np.isfinite(high) else float(np.nextafter(np.float32(low), np.float32(np.inf)))
 
 
-__all__ = ["DrawnEvent", "Meaning", "RecordWriter", "token_meanings", "value_within"]
+__all__ = ["DrawnEvent", "Meaning", "RecordWriter", "meanings_of_tokens", "value_within"]

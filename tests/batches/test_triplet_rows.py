@@ -214,3 +214,26 @@ def test_another_extractor_is_an_error(challenge):
     with pytest.raises(ValueError, match="different triplets"):
         TripletRows(challenge[0], HyMaTEFeatureExtractor.fit(small([event(1, "LAB//K", 3)])[0]))
     assert other != PHYSIONET2012
+
+
+@pytest.mark.parametrize("horizons", [(120.0,), (60.0, 120.0, 720.0)])
+def test_what_a_forecast_is_compared_with_is_told_as_measured(challenge, horizons):
+    built, extractor = challenge
+    rows = ForecastRows(built, extractor, horizons=horizons, epochs=2, seed=1)
+    for number in (0, 5, len(rows) - 1):
+        targets, stay = rows.targets(number), int(rows.stays[number % len(rows.stays)])
+        t1, row, expected = rows.last_minute_of_input(number), built.row(stay), np.full(targets.shape, np.nan)
+        for window, (begin, end) in enumerate(zip((0.0, *horizons), horizons, strict=False)):
+            for minute, variable, value in zip(row["times"], row["variables"], row["values"], strict=True):
+                if t1 + begin < minute <= t1 + end and np.isnan(expected[window, variable]):
+                    expected[window, variable] = value
+        np.testing.assert_array_equal(targets, expected)
+
+
+def test_measurements_that_can_be_a_target_are_counted():
+    """Times of forecasts: 700 is too early, and 900 the last, with nothing behind it. So 730, 800 and 845 remain."""
+    minutes = {0: "LAB//K", 700: "VITAL//HR", 730: "LAB//K", 800: "VITAL//HR", 845: "LAB//K", 900: "VITAL//HR"}
+    built, extractor = small([event(minute / 60, code, 1.0 + minute) for minute, code in minutes.items()])
+    counts = ForecastRows(built, extractor, horizons=(60.0, 120.0)).possible_targets()
+    # (730, 790], (800, 860], (845, 905] hold K at 845 and HR at 900; (790, 850], (860, 920] both and HR at 800.
+    assert dict(zip(extractor.variables, counts.T.tolist(), strict=True)) == {"hr": [1, 2], "k": [1, 1], "temp": [0, 0]}

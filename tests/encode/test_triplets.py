@@ -9,7 +9,14 @@ import pytest
 
 from ehrseq.data import load_physionet2012, read_meds
 from ehrseq.data.simulate.stays import simulate_stays
-from ehrseq.encode.triplets import PHYSIONET2012, StaticFeature, TripletSpec, build_triplets, select_variables
+from ehrseq.encode.triplets import (
+    PHYSIONET2012,
+    StaticFeature,
+    TripletSpec,
+    build_triplets,
+    select_variables,
+    variable_units,
+)
 from ehrseq.tokenization.ehr_sequence import read_patient
 from ehrseq.tokenization.triplet_stays import read_stay
 from tests.encode.triplet_samples import SPEC, START, at, event, labels, random_records, table
@@ -249,3 +256,16 @@ def test_the_mimic_demo(ehr_data: Path):
         alone = read_stay(read, spec, int(built.prediction_times[number].astype("datetime64[us]").astype(np.int64)))
         np.testing.assert_array_equal(alone.values, built.row(number)["values"])
         np.testing.assert_allclose(alone.static, built.static[number])
+
+
+def test_units_of_variables_are_those_of_their_rows():
+    """Two spellings of one unit are one; two units are none, and so is a unit of a row without a value."""
+    rows = [
+        ("VITAL//HR", 80.0, "bpm"), ("VITAL//PULSE", 81.0, "bpm"), ("LAB//K", 4.0, "mmol/L"), ("LAB//K", 4.1, "mmol/l"),
+        ("VITAL//T", 37.0, "Cel"), ("VITAL//T", 98.6, "[degF]"), ("VITAL//T", 37.5, None), ("LAB//OTHER", 1.0, "g"),
+    ]  # fmt: skip
+    record = [{**event(1, code, value), "unit": unit} for code, value, unit in rows]
+    assert variable_units(table({1: record}), SPEC) == {"hr": "bpm", "k": "mmol/L"}
+    silent = [{**event(1, "VITAL//T", None), "unit": "Cel"}]
+    assert variable_units(table({1: silent}), SPEC) == {}
+    assert variable_units(table({1: silent}).drop("unit"), SPEC) == {}

@@ -130,7 +130,7 @@ def test_first_occurrences_are_told_from_repeats():
     # training), then A, C (C leads in training): new A, B: no, no; C: no. Repeats A: yes; B: no; A: no; C: yes.
     assert report.first["lab"].recall_last_visit[1] == 0.0
     assert report.repeats["lab"].recall_last_visit[1] == pytest.approx(2 / 4)
-    # "Most frequent": C, A, A | then A B tie -> A, A | A first: B? A (A 2, B 1, C 1): no; A: A 2, B 2 -> A: yes; C: A 3.
+    # "Most frequent" lists C, A | A, A | A, A, A first (of equal counts the more frequent in training).
     assert report.first["lab"].recall_most_frequent[1] == 0.0
     assert report.repeats["lab"].recall_most_frequent[1] == pytest.approx(2 / 4)
 
@@ -166,7 +166,7 @@ def test_earlier_rows_of_a_patient_are_known():
 
 
 def test_intervals_are_over_patients():
-    """Of two patients, one always right and one never, resamples reach from 0 to 1; of one patient there is no spread."""
+    """Of two patients, one always right and one never, resamples reach from 0 to 1; of one there is no spread."""
     rows = [three_visits(((A, A, A, A),)), three_visits(((B, B),))]
     forecast = evaluate_forecast(fixed(**{f"t{A}": 0.0}), rows, pad, FREQUENCIES, progress=False).kinds["all"]
     name = "recall at 1: model"

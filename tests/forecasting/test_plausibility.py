@@ -136,7 +136,7 @@ def test_distances_are_those_of_the_books():
     assert np.isnan(jensen_shannon([0, 0], [1, 0]))
 
 
-# -- a planted world: a visit after a gap, with some laboratory values, again and again ---------------------------------
+# -- a planted world: a visit after a gap, with some laboratory values, again and again -------------------------------
 
 PAD, VS, VE, REG, WEEK, LAB, DIAGNOSIS, DEATH = range(8)
 TYPES = [TYPE_PAD, TYPE_VS, TYPE_VE, TYPE_REG, TYPE_INTERVAL, TYPE_LAB, TYPE_DIAGNOSIS, TYPE_OTHER]

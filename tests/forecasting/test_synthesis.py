@@ -19,7 +19,8 @@ from ehrseq.data.sources import load_events
 from ehrseq.forecasting import synthesis
 from ehrseq.forecasting.cohort_shape import CohortShape, shape_of
 from ehrseq.forecasting.copies import EventRuns
-from ehrseq.forecasting.synthesis import DrawnPatient, PatientDrawer, load_forecaster, synthesize
+from ehrseq.forecasting.prompts import load_forecaster
+from ehrseq.forecasting.synthesis import DrawnPatient, PatientDrawer, synthesize
 from ehrseq.forecasting.token_events import DrawnEvent
 from ehrseq.hub.families import STARTER, STARTER_FORECAST
 from ehrseq.modeling.ehr_trajectories import TrajectoryEnd
@@ -83,7 +84,7 @@ def test_every_patient_has_a_birth_statics_and_visits_that_end(made: Path, like:
     assert (without.group_by("subject_id").len()["len"] <= 2).all()  # those that go on when the record ends
     assert set(events["code"].unique()) <= set(EventDataset(like).events()["code"].unique()) | {
         f"VISIT_END//{name}" for name in ("IMP", "ACUTE")
-    } | set(load_forecaster(STARTER_FORECAST)[1].get_vocab())
+    } | set(load_forecaster(STARTER_FORECAST).tokenizer.get_vocab())
     real = EventDataset(like).events()
     assert events["time"].max() <= real["time"].max()
     spans = events.filter(pl.col("time").is_not_null(), pl.col("code") != "MEDS_BIRTH").group_by("subject_id").agg(
@@ -93,7 +94,8 @@ def test_every_patient_has_a_birth_statics_and_visits_that_end(made: Path, like:
 
 
 def test_tokens_are_read_again_as_they_were_drawn(like: Path) -> None:
-    model, tokenizer = load_forecaster(STARTER_FORECAST)
+    forecaster = load_forecaster(STARTER_FORECAST)
+    model, tokenizer = forecaster.model, forecaster.tokenizer
     shape = shape_of(EventDataset(like).events(), least_patients=5)
     drawer = PatientDrawer(model, tokenizer, shape, seed=1, max_years=1.0)
     kept: dict[int, np.ndarray] = {}
@@ -199,7 +201,7 @@ def copied(like: Path, monkeypatch: pytest.MonkeyPatch) -> int:
         ]
 
     monkeypatch.setattr(PatientDrawer, "draw", draw_and_copy)
-    tokenizer = load_forecaster(STARTER_FORECAST)[1]
+    tokenizer = load_forecaster(STARTER_FORECAST).tokenizer
     return len(EventRuns.of(tokenizer.encode_histories(rows)).tokens)
 
 
@@ -277,8 +279,8 @@ def test_how_long_patients_are_observed_is_not_how_soon_they_die() -> None:
         ({"max_years": 0}, "max_years got 0"),
         ({"max_copied": 0}, "max_copied got 0; expected a number of events from 1 on"),
         ({"max_copied": 3, "allow_copies": True}, "exclude each other"),
-        ({"model": STARTER}, "finetuned for risks, or never pretrained"),
-        ({"model": "nowhere/at/all"}, "no checkpoint folder nowhere/at/all"),
+        ({"model": STARTER}, "pretrained"),
+        ({"model": "nowhere/at/all"}, "nowhere/at/all"),
         ({"tasks": ("no_such_task",)}, "no_such_task"),
     ],
 )

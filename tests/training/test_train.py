@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
 
 from ehrseq.cli.app import main
 from ehrseq.data.dataset import EventDataset, write_dataset
@@ -22,6 +23,7 @@ from ehrseq.data.simulate.cohort import simulate, simulated_name
 from ehrseq.data.simulate.stays import simulate_stays
 from ehrseq.encode import tokenize_dataset
 from ehrseq.evaluation import choose_thresholds
+from ehrseq.forecasting.stay_values import forecast_stays
 from ehrseq.hub.checkpoints import load_checkpoint
 from ehrseq.prediction.risks import predict_risks
 from ehrseq.tasks import label_events, load_task, read_labels, write_labels
@@ -75,6 +77,12 @@ def test_one_folder_holds_the_model_and_what_it_is_worth(dataset, trained):
     model, tokenizer = load_checkpoint(trained.folder)
     assert [task["name"] for task in model.config.tasks] == tokenizer.tasks == TASKS
     assert model.config.hidden_size == 16
+    # Beside it stands the model that it began with, which forecasts, with the same tokenizer.
+    before = AutoModelForCausalLM.from_pretrained(trained.folder / "pretrained")
+    assert not before.untrained_weights()
+    assert (trained.folder / "pretrained" / "tokenizer.json").read_bytes() == (
+        trained.folder / "tokenizer.json"
+    ).read_bytes()
     # The scores are those of the checkpoint, of held-out patients, with their labels.
     held_out = EventDataset(dataset).events("held_out")
     scores = trained.scores()
@@ -259,6 +267,10 @@ def test_hymate_learns_from_stays(tmp_path):
     assert list(trained.metrics) == ["in_hospital_mortality"]
     assert trained.best_possible is None
     held_out = EventDataset(tmp_path / "dataset").events("held_out")
+    forecasts = forecast_stays(trained.folder / "pretrained", held_out)
+    assert forecasts["value"].count() > 100
+    assert forecasts.filter(variable="HR")["unit"].unique().to_list() == ["bpm"]
+    assert not (trained.folder / "pretrained" / "training.json").exists()
     risks, _ = predict_risks(trained.folder, held_out)
     both = trained.scores().join(risks.rename({"score": "again"}), on=["subject_id", "prediction_time"])
     assert both.height == trained.scores().height > 10
