@@ -95,7 +95,7 @@ def forecast_command(
     from ehrseq.data.metadata import written_by_us
     from ehrseq.forecasting.datasets import forecast_dataset, forecast_patients
     from ehrseq.forecasting.page import write_forecast_page
-    from ehrseq.forecasting.prompts import ForecastSettings, load_event_forecaster
+    from ehrseq.forecasting.prompts import ForecastSettings, load_forecaster
     from ehrseq.forecasting.stay_values import reads_stays
     from ehrseq.forecasting.trajectory_files import write_trajectories
     from ehrseq.hub.families import STARTER_FORECAST
@@ -157,7 +157,7 @@ def forecast_command(
         if trajectories is not None:
             write_trajectories(tables.trajectories, trajectories, num)
     write_whole(out, tables.forecasts.write_parquet)
-    notice = str(getattr(load_event_forecaster(checkpoint).model.config, "notice", None) or "")
+    notice = str(getattr(load_forecaster(checkpoint).model.config, "notice", None) or "")
     if page is not None:
         write_forecast_page(tables, page, notice=notice)
     _tell(tables, out, notice)

@@ -27,7 +27,7 @@ from ehrseq.forecasting.prompts import (
     draw_futures,
     groups_of,
     kept_forecaster,
-    load_event_forecaster,
+    load_forecaster,
     moments_here,
     read_asked,
     records_at,
@@ -165,7 +165,7 @@ def forecast_patients(
 
     Args:
         checkpoint: Folder of a pretrained event model with its tokenizer, `owner/name` on the Hub, or one that is
-            loaded (`load_event_forecaster`).
+            loaded (`load_forecaster`).
         data: FHIR or MEDS (folder or file), or an event table.
         tasks: As of `read_asked`.
         outcomes: As of `read_asked`.
@@ -185,7 +185,7 @@ def forecast_patients(
     """
     settings = ForecastSettings() if settings is None else settings
     check_request(data, None, prediction_times, labels)
-    forecaster = checkpoint if isinstance(checkpoint, EhrForecastPipeline) else load_event_forecaster(checkpoint)
+    forecaster = checkpoint if isinstance(checkpoint, EhrForecastPipeline) else load_forecaster(checkpoint)
     asked = read_asked(forecaster, tasks, outcomes, horizon=horizon, until=until)
     check_forecast_settings(forecaster, asked, settings)
     if isinstance(data, pl.DataFrame):
@@ -250,7 +250,7 @@ def forecast_dataset(
     report = ConversionReport(source=str(dataset), format="meds", files=len(shards))
     subjects = pl.concat([scan_shard(shard).select(pl.col("subject_id").unique()).collect() for shard in shards])
     moments = _moments(asked, prediction_times, labels, subjects["subject_id"], report.notes)
-    key = [str(Path(dataset).resolve()), asked_digest(asked, checkpoint), asdict(settings)]
+    key: list[object] = [str(Path(dataset).resolve()), asked_digest(asked, checkpoint), asdict(settings)]
     key.append(None if moments is None else table_digest(moments))
     with kept_parts(Path(parts) / "forecasts", key) as folder:
         moments_file = None if moments is None else str(folder / "moments.parquet")
@@ -291,7 +291,7 @@ def forecast_events(
     """Forecast whole patients.
 
     Args:
-        forecaster: From `load_event_forecaster`.
+        forecaster: From `load_forecaster`.
         events: Event table of whole patients.
         moments: subject_id, prediction_time, task; None = the end of each record.
         asked: The questions.

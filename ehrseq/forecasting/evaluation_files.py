@@ -225,9 +225,10 @@ def evaluate_forecaster(
         incidence = list(calibrations(drawn, futures, request, asked))
         if request.keep_tokens:
             plausibility = _plausibility(drawn, futures, request, tokenizer, asked, skipped)
+        until = np.datetime_as_string(records.end_of_data, "m")
         words.append(
             f"{asked.num:,} trajectories of {asked.horizon_days:g} days from each of {len(futures):,} prediction times "
-            f"({_times_in_words(asked)}), estimator {asked.estimator}; followed until {records.end_of_data}."
+            f"({_times_in_words(asked)}), estimator {asked.estimator}; followed until {until}."
         )
     settings = {"model": name, "data": records.source, "horizon_days": asked.horizon_days, "num": asked.num}
     settings |= {"estimator": asked.estimator, "seed": asked.seed, "ehrseq": __version__}

@@ -144,8 +144,8 @@ def _draw_means(axes: Sequence[Axes], incidence: pl.DataFrame, names: Sequence[s
 def _draw_patients(
     axes: Sequence[Axes], incidence: pl.DataFrame, shown: pl.DataFrame, names: Sequence[str], colours: dict[str, str]
 ) -> None:
-    high = incidence.join(shown, on=_KEYS, how="semi").select(pl.col("probability") + _Z * pl.col("standard_error"))
-    top = min(1.0, 1.05 * high.to_series().to_numpy().max())
+    ends = incidence.join(shown, on=_KEYS, how="semi").select(pl.col("probability") + _Z * pl.col("standard_error"))
+    top = min(1.0, 1.05 * float(ends.to_series().to_numpy().max()))
     for number, (axis, (subject, time)) in enumerate(zip(axes, shown.iter_rows(), strict=True)):
         own = incidence.filter((pl.col("subject_id") == subject) & (pl.col("prediction_time") == time))
         last = 0.0
@@ -194,7 +194,7 @@ def _summary_table(given: pl.DataFrame, names: Sequence[str], tables: ForecastTa
                 *map(_share, quantiles),
                 _share(scores.max()),
                 _share(float(np.median(errors))),
-                f"{of_task['num_trajectories'].mean():,.0f}",
+                f"{of_task['num_trajectories'].to_numpy().mean():,.0f}",
             ]
         )
     head = [

@@ -51,7 +51,7 @@ class ForecastSettings:
     trajectories: bool = False
 
 
-def load_event_forecaster(checkpoint: str | Path) -> EhrForecastPipeline:
+def load_forecaster(checkpoint: str | Path) -> EhrForecastPipeline:
     """Load a pretrained event model with its tokenizer, as the pipeline that checks both.
 
     Args:
@@ -79,8 +79,8 @@ def load_event_forecaster(checkpoint: str | Path) -> EhrForecastPipeline:
 
 @lru_cache(maxsize=1)
 def kept_forecaster(checkpoint: str, digest: str) -> EhrForecastPipeline:
-    """`load_event_forecaster`, once for many calls of a worker; loaded again where its files have changed (their digest)."""
-    return load_event_forecaster(checkpoint)
+    """`load_forecaster`, once for many calls of a worker; loaded again where its files have changed (the digest)."""
+    return load_forecaster(checkpoint)
 
 
 def has_time_head(forecaster: EhrForecastPipeline) -> bool:
@@ -99,7 +99,7 @@ def read_asked(
     """What is asked for: tasks with their own horizon, and outcomes with a common one.
 
     Args:
-        forecaster: From `load_event_forecaster`.
+        forecaster: From `load_forecaster`.
         tasks: Names of packaged tasks, or YAML files of ours or of ACES.
         outcomes: Name -> what stands for it (`ehr_outcomes.py`); with neither, death and any admission.
         horizon: Of the outcomes, such as "30d", which is the default.

@@ -178,13 +178,16 @@ def _in_blocks(
                 estimates = estimate_outcomes(trajectories, request) if request.outcomes else []
                 yield RecordForecast(estimates, trajectories)
             continue
-        kept: Iterable[PatientTrajectories | None] = draw(prompts, ordinary) if keep_tokens else [None] * len(prompts)
+        all_kept: Iterable[PatientTrajectories | None] = [None] * len(prompts)
+        if keep_tokens:
+            all_kept = draw(prompts, ordinary)
+        all_estimates: Iterable[list[OutcomeEstimate]]
         if standard_error is None:
-            of_all = (estimate_outcomes(each, request) for each in draw(prompts, request))
+            all_estimates = (estimate_outcomes(each, request) for each in draw(prompts, request))
         else:
-            of_all = iter(estimate_to_error(draw, prompts, request, standard_error=standard_error, max_num=max_num))
-        for estimates, trajectories in zip(of_all, kept, strict=True):
-            yield RecordForecast(estimates, trajectories)
+            all_estimates = estimate_to_error(draw, prompts, request, standard_error=standard_error, max_num=max_num)
+        for estimates, kept in zip(all_estimates, all_kept, strict=True):
+            yield RecordForecast(estimates, kept)
 
 
 def _check(request: TrajectoryRequest, *, keep_tokens: bool) -> None:

@@ -9,7 +9,7 @@ import types
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from transformers.pipelines import base as pipelines_base  # by way of its package: threads may import that, too
@@ -230,7 +230,8 @@ class EhrForecastPipeline(pipelines_base.Pipeline):
         for row in records:
             stay = row.pop("stay")
             model: Any = self.model
-            outputs.append((stay, model(**self._ensure_tensor_on_device(row, device=self.device)).predictions))
+            channels = {name: channel.to(self.device) for name, channel in row.items()}
+            outputs.append((stay, model(**channels).predictions))
         return outputs
 
     # A forecast -> the answer.
@@ -274,8 +275,7 @@ class EhrForecastPipeline(pipelines_base.Pipeline):
 
     @property
     def _tokenizer(self) -> _ForecastTokenizer:
-        tokenizer: Any = self.tokenizer
-        return tokenizer
+        return cast(_ForecastTokenizer, self.tokenizer)
 
     def _check_event_model(self) -> None:
         """Refuse a model that foretells nothing, and a tokenizer that is not its own."""

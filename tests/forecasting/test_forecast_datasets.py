@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, pipeline
 from ehrseq.data.dataset import write_dataset
 from ehrseq.forecasting import datasets
 from ehrseq.forecasting.datasets import FORECAST_SCHEMA, forecast_dataset, forecast_patients
-from ehrseq.forecasting.prompts import ForecastSettings, load_event_forecaster
+from ehrseq.forecasting.prompts import ForecastSettings, load_forecaster
 from ehrseq.forecasting.trajectory_files import TRAJECTORY_SCHEMA, TokenRows, write_trajectories
 from ehrseq.work.engine import get_engine
 from tests.checkpoints.complete import complete_checkpoint
@@ -231,4 +231,4 @@ def test_nobody_to_forecast(checkpoint: Path) -> None:
 )
 def test_models_that_forecast_no_events(kind: str, why: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=why):
-        load_event_forecaster(complete_checkpoint(kind, tmp_path / kind))
+        load_forecaster(complete_checkpoint(kind, tmp_path / kind))
