@@ -96,7 +96,7 @@ def forecast_command(
     from ehrseq.forecasting.datasets import forecast_dataset, forecast_patients
     from ehrseq.forecasting.page import write_forecast_page
     from ehrseq.forecasting.prompts import ForecastSettings, load_forecaster
-    from ehrseq.forecasting.stay_values import reads_stays
+    from ehrseq.forecasting.stay_values import foretells_values
     from ehrseq.forecasting.trajectory_files import write_trajectories
     from ehrseq.hub.families import STARTER_FORECAST
     from ehrseq.work.engine import get_engine
@@ -117,7 +117,7 @@ def forecast_command(
             f"--engine, --workers and --split need a dataset in files; run `ehrseq prepare {data} FOLDER` first."
         )
     on_error = "skip" if skip_bad_lines else "raise"
-    if reads_stays(checkpoint):
+    if foretells_values(checkpoint):
         given: dict[str, Any] = {"--task": task, "--outcome": outcome, "--horizon": horizon, "--until": until}
         given |= {"--standard-error": standard_error, "--trajectories": trajectories, "--page": page}
         given |= {"--labels": labels}

@@ -31,7 +31,7 @@ from ehrseq.forecasting.plausibility import PlausibilityReport, compare_futures
 from ehrseq.forecasting.prediction_points import visit_ends
 from ehrseq.forecasting.prompts import has_time_head, load_forecaster, records_at
 from ehrseq.forecasting.recorded_futures import RecordedFuture, recorded_futures
-from ehrseq.forecasting.stay_values import reads_stays
+from ehrseq.forecasting.stay_values import foretells_values
 from ehrseq.forecasting.value_evaluation import evaluate_stay_forecasts
 from ehrseq.modeling.configuration_ehrmamba import INTERVAL_DAYS
 from ehrseq.modeling.ehr_trajectories import OutcomeTokens, PatientTrajectories, TrajectoryRequest
@@ -159,7 +159,7 @@ def evaluate_forecast_files(
             for, no prediction time.
     """
     asked = questions or ForecastQuestions()
-    if reads_stays(model):
+    if foretells_values(model):
         return _evaluate_stays(model, data, Path(out), splits, asked.seed)
     forecaster = load_forecaster(model)
     records = read_records(data, splits, end_of_data)

@@ -46,7 +46,7 @@ _MINUTE_US = 60_000_000
 _ASKED = {"forecast": {"name": "forecast"}}  # a question that death alone speaks against
 
 
-def reads_stays(checkpoint: str | Path) -> bool:
+def foretells_values(checkpoint: str | Path) -> bool:
     """Whether a checkpoint is of the family that reads stays and foretells values (HyMaTE).
 
     Raises:
@@ -73,7 +73,7 @@ def load_stay_forecaster(checkpoint: str | Path, *, alpha: float = 0.1) -> StayF
     """
     from transformers import AutoFeatureExtractor, AutoModelForPreTraining
 
-    if not reads_stays(checkpoint):
+    if not foretells_values(checkpoint):
         raise ValueError(f"{checkpoint} holds a model of events; expected HyMaTE, which reads stays.")
     with quiet_loading():
         model = AutoModelForPreTraining.from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
