@@ -13,6 +13,7 @@ from ehrseq.cli.options import EngineName, EngineOption, Workers, check_folder, 
 
 if TYPE_CHECKING:
     from ehrseq.forecasting.datasets import ForecastTables
+    from ehrseq.work.engine import Engine
 
 PAGE_STEPS = 30
 """Points of a curve on the page."""
@@ -30,7 +31,10 @@ def forecast_command(
     data: Annotated[Path, typer.Option(help="FHIR (NDJSON, Bundles) or MEDS: folder or file, or a prepared dataset.")],
     model: Annotated[
         str | None,
-        typer.Option(help="Folder of a pretrained event model, or owner/name on the Hub. Default: the package's own."),
+        typer.Option(
+            help="Folder of a pretrained model (of events, or of stays), or owner/name on the Hub. Default: the "
+            "package's own, of events."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Parquet file to write.")] = Path("forecasts.parquet"),
     task: Annotated[
@@ -68,6 +72,9 @@ def forecast_command(
         Path | None, typer.Option(help="Folder for --num ordinary trajectories a patient, as MEDS files.")
     ] = None,
     page: Annotated[Path | None, typer.Option(help="HTML file of the cumulative incidence.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Models of stays: share of values that may lie outside their intervals [0.1].")
+    ] = None,
     split: Annotated[
         list[str] | None, typer.Option(help="Dataset in files: forecast patients of this split; repeat. Default: all.")
     ] = None,
@@ -81,11 +88,15 @@ def forecast_command(
     num_trajectories, cut, horizon_days, reason. The reason says why there is no forecast. A dataset of `ehrseq prepare`
     is read file by file, with --engine and --workers; a stopped run goes on. With --labels, what is written is what
     `ehrseq evaluate` wants.
+
+    A model of stays (HyMaTE) writes values instead: subject_id, prediction_time, variable, unit, horizon, value, low,
+    high, last_value, last_time, reason; by default at the end of each stay's window.
     """
     from ehrseq.data.metadata import written_by_us
     from ehrseq.forecasting.datasets import forecast_dataset, forecast_patients
     from ehrseq.forecasting.page import write_forecast_page
     from ehrseq.forecasting.prompts import ForecastSettings
+    from ehrseq.forecasting.stay_values import foretells_values
     from ehrseq.forecasting.trajectory_files import write_trajectories
     from ehrseq.hub.families import STARTER_FORECAST
     from ehrseq.work.engine import get_engine
@@ -100,6 +111,20 @@ def forecast_command(
     if trajectories is not None:
         check_folder(trajectories)
     checkpoint = str(STARTER_FORECAST) if model is None else model
+    here = get_engine(engine.value, num_workers=workers) if written_by_us(data) else None
+    if here is None and (engine is not EngineName.local or workers is not None or split):
+        raise ValueError(
+            f"--engine, --workers and --split need a dataset in files; run `ehrseq prepare {data} FOLDER` first."
+        )
+    on_error = "skip" if skip_bad_lines else "raise"
+    if foretells_values(checkpoint):
+        given: dict[str, Any] = {"--task": task, "--outcome": outcome, "--horizon": horizon, "--until": until}
+        given |= {"--standard-error": standard_error, "--trajectories": trajectories, "--page": page}
+        given |= {"--labels": labels}
+        _forecast_values(checkpoint, data, out, times, alpha, split, here, on_error, given)
+        return
+    if alpha is not None:
+        raise ValueError(f"--alpha is for models of stays; {checkpoint} forecasts events: leave it out.")
     settings = ForecastSettings(
         num=num,
         estimator=estimator.value,
@@ -117,28 +142,69 @@ def forecast_command(
         "prediction_times": times,
         "labels": labels,
     }
-    if written_by_us(data):
+    if here is not None:
         tables = forecast_dataset(
             checkpoint,
             data,
-            out.with_name(f".{out.name}.parts"),
+            _parts(out),
             **asked,
             splits=split or None,
             trajectories=trajectories,
-            engine=get_engine(engine.value, num_workers=workers),
-        )
-    elif engine is not EngineName.local or workers is not None or split:
-        raise ValueError(
-            f"--engine, --workers and --split need a dataset in files; run `ehrseq prepare {data} FOLDER` first."
+            engine=here,
         )
     else:
-        tables = forecast_patients(checkpoint, data, **asked, on_error="skip" if skip_bad_lines else "raise")
+        tables = forecast_patients(checkpoint, data, **asked, on_error=on_error)
         if trajectories is not None:
             write_trajectories(tables.trajectories, trajectories, num)
     write_whole(out, tables.forecasts.write_parquet)
     if page is not None:
         write_forecast_page(tables, page)
     _tell(tables, out)
+
+
+def _parts(out: Path) -> Path:
+    """Where a run that is stopped leaves what it has done."""
+    return out.with_name(f".{out.name}.parts")
+
+
+def _forecast_values(
+    checkpoint: str,
+    data: Path,
+    out: Path,
+    times: Path | None,
+    alpha: float | None,
+    split: list[str] | None,
+    engine: Engine | None,
+    on_error: str,
+    given: dict[str, Any],
+) -> None:
+    """The values of stays, from a model that reads stays.
+
+    Raises:
+        ValueError: Options that such a model has no use for.
+    """
+    from ehrseq.forecasting.stay_datasets import forecast_stay_dataset, forecast_stay_records
+    from ehrseq.work.files import write_whole
+
+    if unused := [name for name, value in given.items() if value]:
+        raise ValueError(
+            f"{checkpoint} reads stays and forecasts values within its own windows: it has no use for "
+            f"{', '.join(unused)}."
+        )
+    share = 0.1 if alpha is None else alpha
+    if engine is not None:
+        table, report = forecast_stay_dataset(
+            checkpoint, data, _parts(out), prediction_times=times, alpha=share, splits=split or None, engine=engine
+        )
+    else:
+        table, report = forecast_stay_records(checkpoint, data, prediction_times=times, alpha=share, on_error=on_error)
+    write_whole(out, table.write_parquet)
+    typer.echo(str(report))
+    stays = table.select("subject_id", "prediction_time").n_unique()
+    typer.echo(
+        f"{stays:,} stays, {table.height:,} rows in {out}: {table['value'].count():,} values, {table['low'].count():,} "
+        f"of them with an interval, {table['reason'].count():,} with a reason why something is missing"
+    )
 
 
 def read_outcome_options(options: list[str]) -> dict[str, Any]:

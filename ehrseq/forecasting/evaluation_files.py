@@ -31,8 +31,8 @@ from ehrseq.forecasting.plausibility import PlausibilityReport, compare_futures
 from ehrseq.forecasting.prediction_points import visit_ends
 from ehrseq.forecasting.prompts import has_time_head, load_forecaster, records_at
 from ehrseq.forecasting.recorded_futures import RecordedFuture, recorded_futures
+from ehrseq.forecasting.stay_values import foretells_values
 from ehrseq.forecasting.value_evaluation import evaluate_stay_forecasts
-from ehrseq.hub.checkpoints import check_checkpoint_files, quiet_loading
 from ehrseq.modeling.configuration_ehrmamba import INTERVAL_DAYS
 from ehrseq.modeling.ehr_trajectories import OutcomeTokens, PatientTrajectories, TrajectoryRequest
 from ehrseq.modeling.outcome_estimates import check_outcomes, estimate_outcomes
@@ -159,7 +159,7 @@ def evaluate_forecast_files(
             for, no prediction time.
     """
     asked = questions or ForecastQuestions()
-    if _reads_stays(model):
+    if foretells_values(model):
         return _evaluate_stays(model, data, Path(out), splits, asked.seed)
     forecaster = load_forecaster(model)
     records = read_records(data, splits, end_of_data)
@@ -233,14 +233,6 @@ def evaluate_forecaster(
     settings = {"model": name, "data": records.source, "horizon_days": asked.horizon_days, "num": asked.num}
     settings |= {"estimator": asked.estimator, "seed": asked.seed, "ehrseq": __version__}
     return ForecastEvaluation(events, incidence, plausibility, skipped, settings, words)
-
-
-def _reads_stays(model: str | Path) -> bool:
-    from transformers import AutoConfig
-
-    check_checkpoint_files(str(model))
-    with quiet_loading():
-        return bool(AutoConfig.from_pretrained(model, trust_remote_code=False).model_type == "hymate")
 
 
 def _evaluate_stays(

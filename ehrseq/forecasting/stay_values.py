@@ -21,7 +21,7 @@ from ehrseq.batches.readable_stays import ReadableStays, readable_stays
 from ehrseq.batches.reasons import leaves_nothing_to_foretell, with_reasons
 from ehrseq.batches.triplet_rows import TripletRows
 from ehrseq.data.schema import LABEL_KEYS, validate_events
-from ehrseq.hub.checkpoints import quiet_loading
+from ehrseq.hub.checkpoints import check_checkpoint_files, quiet_loading
 from ehrseq.pipelines.stay_forecasts import StayForecaster, StayValues, stay_values
 
 if TYPE_CHECKING:
@@ -46,6 +46,20 @@ _MINUTE_US = 60_000_000
 _ASKED = {"forecast": {"name": "forecast"}}  # a question that death alone speaks against
 
 
+def foretells_values(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint is of the family that reads stays and foretells values (HyMaTE).
+
+    Raises:
+        ValueError: It is no checkpoint.
+        OSError: There is none.
+    """
+    from transformers import AutoConfig
+
+    check_checkpoint_files(str(checkpoint))
+    with quiet_loading():
+        return bool(AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False).model_type == "hymate")
+
+
 def load_stay_forecaster(checkpoint: str | Path, *, alpha: float = 0.1) -> StayForecaster:
     """Load a pretrained HyMaTE with its feature extractor.
 
@@ -57,12 +71,11 @@ def load_stay_forecaster(checkpoint: str | Path, *, alpha: float = 0.1) -> StayF
         ValueError: A checkpoint of another family, without a trained forecast head, or without intervals for `alpha`.
         OSError: There is none.
     """
-    from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForPreTraining
+    from transformers import AutoFeatureExtractor, AutoModelForPreTraining
 
+    if not foretells_values(checkpoint):
+        raise ValueError(f"{checkpoint} holds a model of events; expected HyMaTE, which reads stays.")
     with quiet_loading():
-        kind = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).model_type
-        if kind != "hymate":
-            raise ValueError(f"{checkpoint} holds a model of the type {kind!r}; expected 'hymate', which reads stays.")
         model = AutoModelForPreTraining.from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
         extractor = AutoFeatureExtractor.from_pretrained(checkpoint, trust_remote_code=False)
     return StayForecaster(model, extractor, alpha=alpha)

@@ -133,7 +133,7 @@ def test_a_table_of_events_needs_no_more_than_its_columns(forecaster):
 
 
 @pytest.mark.parametrize(
-    ("family", "message"), [("ehrmamba", "type 'ehrmamba'; expected 'hymate'"), ("hymate", "drawn at random")]
+    ("family", "message"), [("ehrmamba", "holds a model of events; expected HyMaTE"), ("hymate", "drawn at random")]
 )
 def test_checkpoints_that_do_not_forecast_stays_are_refused(family, message, tmp_path):
     folder = complete_checkpoint(family, tmp_path / family)
