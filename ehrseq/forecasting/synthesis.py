@@ -56,7 +56,7 @@ ATTEMPTS = 5
 """Times that a patient is drawn before nobody is written in its place."""
 MOST_TOKENS = 4096
 _HELD_OUT = "held_out"
-_TOGETHER = 16
+_TOGETHER = 32
 _LEAST_COVERED = 0.5
 _DAYS_OF_A_YEAR = 365.25
 
