@@ -15,6 +15,7 @@ Patients are drawn in parts that can be stopped; patient k of a seed is the same
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping
