@@ -60,6 +60,7 @@ _HELD_OUT = "held_out"
 _TOGETHER = 32
 _LEAST_COVERED = 0.5
 _DAYS_OF_A_YEAR = 365.25
+_FACTS = ("diagnosis", "procedure", "medication", "lab", "vital", "other")
 
 
 class DrawnCounts(TypedDict):
@@ -246,9 +247,11 @@ class PatientDrawer:
         events: list[dict[str, Any]] = [{"time": None, "code": code} for code in beginning.statics]
         if beginning.birth is not None:
             events.append({"time": EPOCH + timedelta(microseconds=beginning.birth), "code": "MEDS_BIRTH"})
-        first = next(code for code in self.shape.codes if self.tokenizer.vocabulary.token_type(code))
+        vocabulary = self.tokenizer.vocabulary
+        facts = (code for code in self.shape.codes if vocabulary.kind(code)[0] in _FACTS)
+        first = next(code for code in facts if vocabulary.token_type(code))
         row = self.tokenizer.encode_patient({"subject_id": 0, "events": [*events, {"time": at, "code": first}]})
-        length = int(np.flatnonzero(row["input_ids"] == self.tokenizer.vocabulary.token_ids[VS])[0]) + 1
+        length = int(np.flatnonzero(row["input_ids"] == vocabulary.token_ids[VS])[0]) + 1
         return {name: torch.from_numpy(channel[None, :length].copy()) for name, channel in row.items()}
 
     def _patient(self, beginning: _Beginning, trajectories: Any) -> DrawnPatient:
@@ -531,7 +534,7 @@ def _table(patients: list[DrawnPatient]) -> pl.DataFrame:
 def _add(counts: list[DrawnCounts]) -> dict[str, Any]:
     total: dict[str, Any] = {name: sum(each[name] for each in counts) for name in _SUMS}  # type: ignore[literal-required]
     for name in ("ends", "notes"):
-        total[name] = dict(sorted(sum((Counter(each[name]) for each in counts), Counter[str]()).items()))  # type: ignore[literal-required]
+        total[name] = dict(sorted(sum((Counter(each[name]) for each in counts), Counter[str]()).items()))
     for name in ("longest", "longest_refused"):
         total[name] = [run for each in counts for run in each[name]]  # type: ignore[literal-required]
     return total
