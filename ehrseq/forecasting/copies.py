@@ -39,6 +39,8 @@ NATURAL_SHARE = 0.99
 """Share of held-out patients whose longest shared run is taken for natural."""
 _NO_EVENT = (TYPE_PAD, TYPE_CLS, TYPE_VS, TYPE_VE, TYPE_INTERVAL, TYPE_REG)
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it can be divided by modulo 2**64
+_AT_ONCE = 1 << 20  # indexed events
+_FIRST_BITS = 22
 _NEIGHBOURS = 10
 _SENSITIVE = 10
 
@@ -127,17 +129,24 @@ class RunIndex:
         """Which of the asked sequences have a run of this length that is indexed, bool [queries]."""
         places = np.flatnonzero((left >= length) & asked[owner])
         result = np.zeros(len(asked), bool)
-        if not len(places):
-            return result
-        hashes = _hashes(sums, places, length)
-        wanted, back = np.unique(hashes, return_inverse=True)
-        seen = np.zeros(len(wanted), bool)
-        own = np.flatnonzero(self._left >= length)
-        for first in range(0, len(own), 1 << 20):
-            indexed = _hashes(self._sums, own[first : first + (1 << 20)], length)
+        whose, hashes = owner[places], _hashes(sums[places], sums[places + length], places)
+        everywhere = len(self._runs.tokens) - length + 1
+        for first in range(0, everywhere, _AT_ONCE):
+            if not len(hashes):
+                break
+            here = np.arange(first, min(first + _AT_ONCE, everywhere))
+            indexed = _hashes(self._sums[here], self._sums[here + length], here)[self._left[here] >= length]
+            # Most of the indexed runs are nobody's: their first bits tell it.
+            wanted = np.unique(hashes)
+            may_be = np.zeros(1 << _FIRST_BITS, bool)
+            may_be[wanted >> np.uint64(64 - _FIRST_BITS)] = True
+            indexed = indexed[may_be[indexed >> np.uint64(64 - _FIRST_BITS)]]
             at = np.minimum(np.searchsorted(wanted, indexed), len(wanted) - 1)
+            seen = np.zeros(len(wanted), bool)
             seen[at[wanted[at] == indexed]] = True
-        result[owner[places[seen[back]]]] = True
+            result[whose[seen[np.searchsorted(wanted, hashes)]]] = True
+            left_over = ~result[whose]
+            whose, hashes = whose[left_over], hashes[left_over]
         return result
 
 
@@ -181,9 +190,11 @@ def _powers(base: np.uint64, number: int) -> np.ndarray:
 _INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
 
 
-def _hashes(sums: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:
-    """Hash of the run that begins at each place, uint64."""
-    return (sums[places + length] - sums[places]) * _powers(_INVERSE, len(sums))[places]
+def _hashes(before: np.ndarray, through: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Hash of the run that begins at each place, uint64, of the sums before it and through its end."""
+    most = 1 + int(places[-1]) if len(places) else 0
+    hashes: np.ndarray = (through - before) * _powers(_INVERSE, 1 << most.bit_length())[places]
+    return hashes
 
 
 def _room(runs: EventRuns) -> np.ndarray:

@@ -15,13 +15,14 @@ Patients are drawn in parts that can be stopped; patient k of a seed is the same
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 import polars as pl
@@ -56,9 +57,10 @@ ATTEMPTS = 5
 """Times that a patient is drawn before nobody is written in its place."""
 MOST_TOKENS = 4096
 _HELD_OUT = "held_out"
-_TOGETHER = 16
+_TOGETHER = 32
 _LEAST_COVERED = 0.5
 _DAYS_OF_A_YEAR = 365.25
+_FACTS = ("diagnosis", "procedure", "medication", "lab", "vital", "other")
 
 
 class DrawnCounts(TypedDict):
@@ -126,21 +128,31 @@ class SynthesisPart(RecordedPart[DrawnCounts]):
 
     def make(self) -> DrawnCounts:
         """See `RecordedPart.make`."""
-        forecaster = kept_forecaster(self.checkpoint, checkpoint_digest(self.checkpoint))
-        model, tokenizer = forecaster.model, forecaster.tokenizer
+        model, tokenizer = _model_and_tokenizer(self.checkpoint, checkpoint_digest(self.checkpoint))
         shape = CohortShape.from_json(Path(self.shape).read_text(encoding="utf-8"))
         drawer = PatientDrawer(model, tokenizer, shape, self.seed, self.max_years)
         index = read_runs(self.runs)
-        counts: DrawnCounts = {"patients": 0, "refused": 0, "missing": 0, "events": 0, "tokens": 0, "ends": {}}  # type: ignore[typeddict-item]
-        counts |= {"notes": {}, "longest": [], "longest_refused": []}
+        counts: DrawnCounts = {
+            "patients": 0,
+            "refused": 0,
+            "missing": 0,
+            "events": 0,
+            "tokens": 0,
+            "ends": {},
+            "notes": {},
+            "longest": [],
+            "longest_refused": [],
+        }
         ends, notes = Counter[str](), Counter[str]()
         kept: list[pl.DataFrame] = []
         waiting = list(range(self.first, self.first + self.patients))
         for attempt in range(ATTEMPTS):
+            if not waiting:
+                break
             drawn = drawer.draw(waiting, attempt)
-            longest = index.longest(EventRuns.of(tokenizer.encode_histories(_table(drawn)))) if drawn else []
+            longest = index.longest(EventRuns.of(tokenizer.encode_histories(_table(drawn))))
             again = []
-            for patient, run in zip(drawn, np.asarray(longest).tolist(), strict=True):
+            for patient, run in zip(drawn, longest.tolist(), strict=True):
                 if self.most_copied is not None and run > self.most_copied:
                     counts["refused"] += 1
                     counts["longest_refused"].append(run)
@@ -152,8 +164,6 @@ class SynthesisPart(RecordedPart[DrawnCounts]):
                 ends[patient.end.name.lower()] += 1
                 notes.update(patient.notes)
             waiting = again
-            if not waiting:
-                break
         counts["missing"] = len(waiting)
         counts["patients"] = len(kept)
         events = validate_events(pl.concat([pl.DataFrame(schema=EVENT_SCHEMA), *kept]), source="synthetic events")
@@ -210,7 +220,7 @@ class PatientDrawer:
     def draw(self, numbers: list[int], attempt: int = 0) -> list[DrawnPatient]:
         """The patients of these numbers; another attempt gives others."""
         beginnings = [_Beginning.of(self.shape, self.seed, number, attempt, self.max_years) for number in numbers]
-        patients = {}
+        patients: dict[int, DrawnPatient] = {}
         # Those who are observed for about as long together: a trajectory is the same whatever the horizon, up to it.
         beginnings.sort(key=lambda beginning: beginning.days)
         for first in range(0, len(beginnings), _TOGETHER):
@@ -237,9 +247,11 @@ class PatientDrawer:
         events: list[dict[str, Any]] = [{"time": None, "code": code} for code in beginning.statics]
         if beginning.birth is not None:
             events.append({"time": EPOCH + timedelta(microseconds=beginning.birth), "code": "MEDS_BIRTH"})
-        first = next(code for code in self.shape.codes if self.tokenizer.vocabulary.token_type(code))
+        vocabulary = self.tokenizer.vocabulary
+        facts = (code for code in self.shape.codes if vocabulary.kind(code)[0] in _FACTS)
+        first = next(code for code in facts if vocabulary.token_type(code))
         row = self.tokenizer.encode_patient({"subject_id": 0, "events": [*events, {"time": at, "code": first}]})
-        length = int(np.flatnonzero(row["input_ids"] == self.tokenizer.vocabulary.token_ids[VS])[0]) + 1
+        length = int(np.flatnonzero(row["input_ids"] == vocabulary.token_ids[VS])[0]) + 1
         return {name: torch.from_numpy(channel[None, :length].copy()) for name, channel in row.items()}
 
     def _patient(self, beginning: _Beginning, trajectories: Any) -> DrawnPatient:
@@ -351,8 +363,7 @@ def synthesize(
     if allow_copies and max_copied is not None:
         raise ValueError("max_copied and allow_copies exclude each other; give one of them.")
     digest = checkpoint_digest(model)
-    forecaster = kept_forecaster(str(model), digest)
-    tokenizer = forecaster.tokenizer
+    network, tokenizer = _model_and_tokenizer(str(model), digest)
     dataset = EventDataset(like)
     training, held_out = _split(dataset)
     settings = read_settings(dataset.path)
@@ -363,7 +374,8 @@ def synthesize(
     natural = index.longest(EventRuns.of(tokenizer.encode_histories(held_out)))
     allowed = allowed_run(natural, max_copied)
     make_folder(output.absolute().parent)
-    key = settings_key([digest, shape.to_json(), num_patients, seed, max_years, allowed, allow_copies, tasks, fhir])
+    settled = [digest, shape.to_json(), hashlib.sha256(trained.tokens.tobytes()).hexdigest()]
+    key = settings_key([*settled, num_patients, seed, max_years, allowed, allow_copies, tasks, fhir])
     folder = output.absolute().parent / f".{output.absolute().name}.synthesizing-{key}"
     drawn = folder / "drawn"
     write_text(folder / "shape.json", shape.to_json())
@@ -406,7 +418,7 @@ def synthesize(
     compared = compare_cohorts(made, training, held_out, tasks=tasks, code_map=settings.rules, end_of_data=last)
     report = SynthesisReport(
         model=Path(model).name,
-        notice=str(getattr(forecaster.model.config, "notice", None) or ""),
+        notice=str(getattr(network.config, "notice", None) or ""),
         like=dataset.path.resolve().name,
         seed=seed,
         asked=num_patients,
@@ -434,6 +446,11 @@ def synthesize(
 
 
 # -- what is read ------------------------------------------------------------------------------------------------------
+
+
+def _model_and_tokenizer(checkpoint: str, digest: str) -> tuple[EhrMambaForCausalLM, EhrTokenizer]:
+    forecaster = kept_forecaster(checkpoint, digest)
+    return cast("EhrMambaForCausalLM", forecaster.model), cast("EhrTokenizer", forecaster.tokenizer)
 
 
 def _split(dataset: EventDataset) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -517,7 +534,7 @@ def _table(patients: list[DrawnPatient]) -> pl.DataFrame:
 def _add(counts: list[DrawnCounts]) -> dict[str, Any]:
     total: dict[str, Any] = {name: sum(each[name] for each in counts) for name in _SUMS}  # type: ignore[literal-required]
     for name in ("ends", "notes"):
-        total[name] = dict(sorted(sum((Counter(each[name]) for each in counts), Counter[str]()).items()))  # type: ignore[literal-required]
+        total[name] = dict(sorted(sum((Counter(each[name]) for each in counts), Counter[str]()).items()))
     for name in ("longest", "longest_refused"):
         total[name] = [run for each in counts for run in each[name]]  # type: ignore[literal-required]
     return total
