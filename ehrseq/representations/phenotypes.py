@@ -94,8 +94,8 @@ def find_phenotypes(
         new = [code for code in block["code"].unique().to_list() if code not in kinds]
         kinds |= kinds_of(new, data if isinstance(data, str | Path) else "")
         if known is None:
-            names = {code: group_of(code, kinds[code], against, detail) for code in block["code"].unique().to_list()}
-            wanted = {code: name for code, name in names.items() if name is not None}
+            standing = {code: group_of(code, kinds[code], against, detail) for code in block["code"].unique().to_list()}
+            wanted = {code: name for code, name in standing.items() if name is not None}
             of_group = block.filter(pl.col("code").is_in(list(wanted)))
             pairs |= set(zip(of_group["row"].to_list(), (wanted[code] for code in of_group["code"]), strict=True))
         counts.add(block)
