@@ -9,7 +9,7 @@ futures that it draws (`trajectories`).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,7 @@ def recommend_medications(
     *,
     context: str = "start",
     pretrained: str | Path | None = None,
+    learn_from: Sequence[str] = ("train", "pretrain"),
     num: int = 32,
     estimator: str = "scope",
     most_questions: int | None = None,
@@ -61,6 +62,7 @@ def recommend_medications(
         models: Name -> checkpoint, whose vectors a line is fitted to.
         context: What is known, see `question_records`.
         pretrained: A pretrained EhrMamba whose futures are drawn; only with the context "start".
+        learn_from: Splits whose visits are learnt from.
         num: Futures of a visit.
         estimator: "scope" or "monte_carlo".
         most_questions: Held-out visits that are asked at most, drawn at random, and tuning visits whose futures are
@@ -82,7 +84,7 @@ def recommend_medications(
     dataset = EventDataset(data)
     rules = [*read_settings(data).code_map, *DEFAULT_CODE_MAP]
     events = dataset.events()
-    questions = medication_questions(events, dataset.splits, code_map=rules)
+    questions = medication_questions(events, dataset.splits, learn_from=learn_from, code_map=rules)
     held_out = _drawn(questions, "held_out", most_questions, seed)
     records = question_records(events, questions, context, code_map=rules)
     scores = {"frequency": frequency_scores(questions), "last visit": last_visit_scores(questions)}
