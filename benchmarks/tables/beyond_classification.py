@@ -248,8 +248,8 @@ def stays(options: argparse.Namespace) -> dict[str, Any]:
     from ehrseq.training import TripletRecipe, pretrain, read_recipe
 
     folder = options.output / "stays"
-    sets = {name: load_physionet2012(set_of(options.data, name)) for name in "ab"}
-    tables = {name: build_triplets(each.events, PHYSIONET2012, each.labels) for name, each in sets.items()}
+    sets = {name: some_stays(set_of(options.data, name), options.stays) for name in "ab"}
+    tables = {name: build_triplets(each[0], PHYSIONET2012, each[1]) for name, each in sets.items()}
     train, tuning = hold_out_stays(tables["a"], 0.2)
     extractor = HyMaTEFeatureExtractor.fit(train)
     recipe = read_recipe("hymate_quick", [f"pretrain.epochs={options.epochs}"])
@@ -257,8 +257,7 @@ def stays(options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit("hymate_quick is no recipe of stays.")
     checkpoint = folder / "forecast"
     pretrain(recipe, extractor, train, tuning, checkpoint)
-    events = pl.concat([each.events for each in sets.values()])
-    labels = pl.concat([each.labels for each in sets.values()])
+    events, labels = (pl.concat(parts) for parts in zip(*sets.values(), strict=True))
     split_of = pl.concat(
         [
             pl.DataFrame({"subject_id": rows}).with_columns(split=pl.lit(split))
@@ -289,6 +288,16 @@ def stays(options: argparse.Namespace) -> dict[str, Any]:
             phenotypes[f"{name} | {truth}"] = report
     print("\n".join(phenotype_lines(phenotypes)), flush=True)
     return result(probes, phenotypes, None)
+
+
+def some_stays(path: Path, most: int | None) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Events and labels of a set; of so many stays at most, drawn at random."""
+    whole = load_physionet2012(path)
+    subjects = whole.labels["subject_id"].unique().sort()
+    if most is not None and len(subjects) > most:
+        subjects = subjects.sample(most, seed=0)
+    these = pl.col("subject_id").is_in(subjects.implode())
+    return whole.events.filter(these), whole.labels.filter(these)
 
 
 def set_of(data: Path, name: str) -> Path:
@@ -384,6 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num", type=int, default=16, help="futures of a visit")
     parser.add_argument("--questions", type=int, default=200, help="held-out visits with drugs, at most")
     parser.add_argument("--tokens", type=int, default=400_000, help="mimic: tokens of pretraining")
+    parser.add_argument("--stays", type=int, help="stays of each set, at most; by default all")
     parser.add_argument("--epochs", type=int, default=3, help="stays: epochs of pretraining")
     parser.add_argument("--most", type=int, default=8, help="clusters at most")
     parser.add_argument("--resamples", type=int, default=200, help="bootstrap resamples of patients")
