@@ -47,13 +47,14 @@ from ehrseq.data.schema import LABEL_KEYS
 from ehrseq.data.simulate.cohort import SIMULATED_TASKS, simulate, simulated_name
 from ehrseq.evaluation import Interval, bootstrap_interval
 from ehrseq.evaluation.calibration import Calibration
-from ehrseq.forecasting.evaluation_files import load_forecaster
-from ehrseq.forecasting.prediction_points import read_prompts
-from ehrseq.forecasting.task_outcomes import TaskForecast, task_outcome
+from ehrseq.forecasting.prompts import has_time_head, load_forecaster, records_at
+from ehrseq.forecasting.task_forecast import TaskForecast
+from ehrseq.forecasting.task_outcomes import task_outcome
 from ehrseq.hub.families import STARTER
 from ehrseq.modeling.ehr_trajectories import ESTIMATORS, TrajectoryRequest
 from ehrseq.modeling.outcome_estimates import estimate_outcomes
 from ehrseq.modeling.record_forecasts import to_prompt
+from ehrseq.pipelines.ehr_forecast import EhrForecastPipeline
 from ehrseq.prediction.risks import predict_risks
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from ehrseq.work.files import write_whole
@@ -94,7 +95,7 @@ def prepare(options: argparse.Namespace) -> tuple[Source, Budget]:
         write_whole(dataset, lambda path: write_dataset(cohort.events(), path, dataset_name=name))
     budget = replace(Budget.read("quick"), max_rows_per_task=options.max_rows)
     if options.quick:
-        small = {"hidden_size": 16, "num_layers": 1, "context": 64, "pretrain_tokens": 2000}
+        small: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "context": 64, "pretrain_tokens": 2000}
         budget = replace(budget, **small, name="zero_shot_quick")
     folder = options.output / "benchmark"
     run_benchmark(dataset, out=folder, tasks=options.tasks, models=[COUNTS], budget=budget, workers=1, num_resamples=10)
@@ -111,13 +112,14 @@ def finetuned_scores(checkpoint: Path, events: pl.DataFrame, rows: Sequence[Task
 # -- forecasts ---------------------------------------------------------------------------------------------------------
 
 
-def horizons(tasks: Sequence[str], tokenizer: EhrTokenizer, time_head: bool) -> tuple[list[Horizon], dict[str, str]]:
+def horizons(tasks: Sequence[str], forecaster: EhrForecastPipeline) -> tuple[list[Horizon], dict[str, str]]:
     """Tasks by what may be drawn together, and why others cannot be forecast."""
     together: dict[Any, list[TaskForecast]] = {}
+    tokenizer: Any = forecaster.tokenizer
     refused = {}
     for name in tasks:
         try:
-            asked = task_outcome(name, tokenizer.vocabulary, time_head=time_head)
+            asked = task_outcome(name, tokenizer.vocabulary, time_head=has_time_head(forecaster))
         except ValueError as error:
             refused[name] = str(error)
             continue
@@ -151,16 +153,17 @@ def draw(
     table = pl.DataFrame(frames, schema=schema, orient="row").with_columns(
         pl.col("prediction_time").cast(pl.Datetime("us"))
     )
-    cost = {"horizon": horizon.name, "tasks": [each.name for each in horizon.tasks], "estimator": estimator}
+    cost: dict[str, Any] = {"horizon": horizon.name, "estimator": estimator}
+    cost |= {"tasks": [each.name for each in horizon.tasks], "notes": {t.name: t.notes for t in horizon.tasks}}
     cost |= {"times": len(prompts), "num": num, "tokens": tokens, "seconds": seconds, "cut": cut / max(1, len(frames))}
     return table, cost
 
 
 def forecast(
-    options: argparse.Namespace, model: Any, tokenizer: EhrTokenizer, events: pl.DataFrame, rows: Sequence[TaskScores]
+    options: argparse.Namespace, forecaster: EhrForecastPipeline, events: pl.DataFrame, rows: Sequence[TaskScores]
 ) -> tuple[pl.DataFrame, list[dict[str, Any]], dict[str, str]]:
     """estimator, task, subject_id, prediction_time, score of all tasks, costs, and why tasks were refused."""
-    asked, refused = horizons([each.task for each in rows], tokenizer, getattr(model, "time_head", None) is not None)
+    asked, refused = horizons([each.task for each in rows], forecaster)
     by_task = {each.task: each.rows.select(*LABEL_KEYS) for each in rows}
     tables, costs = [], []
     for horizon in asked:
@@ -170,8 +173,7 @@ def forecast(
             file = options.output / "draws" / f"{horizon.name}-{estimator}.parquet"
             if not file.is_file():
                 if prompts is None:
-                    context = int(model.config.max_position_embeddings)
-                    read = list(read_prompts(tokenizer, events, times, max_length=options.context or context))
+                    read = [record for _, _, record in records_at(forecaster, events, times)]
                     silent = sum(each.reason is not None for each in read)
                     if silent:
                         raise SystemExit(
@@ -179,7 +181,7 @@ def forecast(
                         )
                     prompts = [to_prompt(each) for each in read]
                 num = options.n if estimator != "reach" else options.n_reach
-                table, cost = draw(horizon, estimator, model, prompts, times, num)
+                table, cost = draw(horizon, estimator, forecaster.model, prompts, times, num)
                 print(f"{cost}", file=sys.stderr, flush=True)
                 write_json(cost, file.with_suffix(".json"))
                 write_parquet(table, file)
@@ -286,6 +288,10 @@ def report(found: Sequence[dict[str, Any]], costs: Sequence[dict[str, Any]], ref
         cells = [f"{cost['times']:,}", str(cost["num"]), f"{cost['tokens']:,}", f"{cost['tokens'] / max(1, drawn):.0f}"]
         cells += [f"{cost['seconds']:.0f}", f"{cost['tokens'] / cost['seconds']:,.0f}", f"{cost['cut']:.1%}"]
         yield f"| {TITLES[cost['estimator']]}, {', '.join(cost['tasks'])} | {' | '.join(cells)} |"
+    notes = {name: words for cost in costs for name, words in cost["notes"].items() if words}
+    for name, words in notes.items():
+        yield ""
+        yield f"{name}: {'; '.join(words)}."
     for name, reason in refused.items():
         yield ""
         yield f"{name} is not forecast: {reason}"
@@ -315,7 +321,6 @@ def main() -> None:
     parser.add_argument("--n-reach", type=int, default=10, help="trajectories a time and task of REACH")
     parser.add_argument("--estimators", nargs="+", default=list(ESTIMATORS), choices=list(ESTIMATORS))
     parser.add_argument("--max-rows", type=int, default=2000, help="labelled times of a task that are scored")
-    parser.add_argument("--context", type=int, help="tokens of a record that are read; by default the model's")
     parser.add_argument("--resamples", type=int, default=500, help="of patients, for the intervals")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--quick", action="store_true", help="few of everything: does it run?")
@@ -343,10 +348,10 @@ def main() -> None:
         pretrain_cell(cell)
         EhrTokenizer.from_pretrained(Path(source.out) / "tokenizer").save_pretrained(cell.folder)
         checkpoint = cell.folder
-    model, tokenizer = load_forecaster(checkpoint)
+    forecaster = load_forecaster(checkpoint)
     subjects = pl.concat([each.rows["subject_id"] for each in rows]).unique()
     events = EventDataset(source.train).events("held_out").filter(pl.col("subject_id").is_in(subjects.implode()))
-    drawn, costs, refused = forecast(options, model, tokenizer, events, rows)
+    drawn, costs, refused = forecast(options, forecaster, events, rows)
     tuned = finetuned_scores(options.finetuned, events, rows).with_columns(system=pl.lit(FINETUNED))
     drawn = drawn.rename({"estimator": "system"})
     table = pl.concat([tuned, drawn.select(tuned.columns)], how="vertical_relaxed")

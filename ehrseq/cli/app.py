@@ -21,12 +21,14 @@ from ehrseq.cli.encode import label_command, tokenize_command
 from ehrseq.cli.evaluate import evaluate_command
 from ehrseq.cli.evaluate_forecast import evaluate_forecast_command
 from ehrseq.cli.explain import explain_command
+from ehrseq.cli.forecast import forecast_command
 from ehrseq.cli.medications import medications_command
 from ehrseq.cli.phenotypes import phenotypes_command
 from ehrseq.cli.predict import predict_command
 from ehrseq.cli.prepare import prepare_command, split_command
 from ehrseq.cli.probe import probe_command
 from ehrseq.cli.simulate import simulate_command, simulate_stays_command
+from ehrseq.cli.synthesize import synthesize_command
 from ehrseq.cli.train import train_command
 from ehrseq.version import __version__
 
@@ -41,7 +43,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tokenize": tokenize_command,
     "train": train_command,
     "predict": predict_command,
+    "synthesize": synthesize_command,
     "explain": explain_command,
+    "forecast": forecast_command,
     "embed": embed_command,
     "phenotypes": phenotypes_command,
     "probe": probe_command,

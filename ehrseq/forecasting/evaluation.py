@@ -279,9 +279,9 @@ class _EventTally:
 
     def __init__(self, counts: NDArray[np.float64], groups: NDArray[np.int64]) -> None:
         self.frequent = np.argsort(-counts, kind="stable")[: TOP[-1]].tolist()
-        self.rank = np.argsort(np.argsort(-counts, kind="stable"), kind="stable").tolist()
+        self.rank: list[int] = np.argsort(np.argsort(-counts, kind="stable"), kind="stable").tolist()
         smoothed = counts + 0.5  # a token that training never held is not impossible
-        self.shares = (smoothed / smoothed.sum()).tolist()
+        self.shares: list[float] = (smoothed / smoothed.sum()).tolist()
         self.groups = groups
         self.sums: list[NDArray[np.float64]] = []
         self.past = _Past()
@@ -349,12 +349,14 @@ def _by_kind(sums: NDArray[np.float64], num_resamples: int, seed: int) -> dict[s
         means = here[:, 1:] / here[:, :1]
         low, high = np.quantile(means, (0.025, 0.975), axis=0) if len(means) else ((), ())
         values = (total[1:] / total[0]).tolist()
-        recalls = [{k: values[4 + 3 * place + who] for place, k in enumerate(TOP)} for who in range(3)]
+        ours, frequent, last = ({k: values[4 + 3 * place + who] for place, k in enumerate(TOP)} for who in range(3))
         kinds[name] = KindForecast(
-            int(total[0]),
-            values[0],
-            values[3],
-            *recalls,
+            events=int(total[0]),
+            nll=values[0],
+            nll_of_frequencies=values[3],
+            recall=ours,
+            recall_most_frequent=frequent,
+            recall_last_visit=last,
             nll_most_frequent=values[1],
             nll_last_visit=values[2],
             low=dict(zip(EVENT_MEASURES, map(float, low), strict=False)),

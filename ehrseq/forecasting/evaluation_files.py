@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import polars as pl
@@ -28,7 +28,8 @@ from ehrseq.forecasting.incidence_calibration import (
     observed_causes,
 )
 from ehrseq.forecasting.plausibility import PlausibilityReport, compare_futures
-from ehrseq.forecasting.prediction_points import read_prompts, visit_ends
+from ehrseq.forecasting.prediction_points import visit_ends
+from ehrseq.forecasting.prompts import has_time_head, load_forecaster, records_at
 from ehrseq.forecasting.recorded_futures import RecordedFuture, recorded_futures
 from ehrseq.forecasting.value_evaluation import evaluate_stay_forecasts
 from ehrseq.hub.checkpoints import check_checkpoint_files, quiet_loading
@@ -44,6 +45,10 @@ from ehrseq.tokenization.ehr_vocabulary import REG
 from ehrseq.version import __version__
 from ehrseq.work.files import write_json, write_text, write_whole
 from ehrseq.work.progress import progress_bar
+
+if TYPE_CHECKING:
+    from ehrseq.pipelines.ehr_forecast import EhrForecastPipeline
+    from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +73,7 @@ class ForecastQuestions:
             end of a visit of every patient.
         max_predictions: Most prediction times, drawn by chance.
         max_patients: Most patients whose next events are asked, drawn by chance.
-        context: Tokens of a row; None = what the model was trained with.
+        context: Tokens of a row of the next events; None = what the model was trained with.
         batch_size: Rows in one forward pass of the next events.
         num_resamples: Resamples of patients.
         seed: Of all that is drawn.
@@ -156,9 +161,9 @@ def evaluate_forecast_files(
     asked = questions or ForecastQuestions()
     if _reads_stays(model):
         return _evaluate_stays(model, data, Path(out), splits, asked.seed)
-    loaded, tokenizer = load_forecaster(model)
-    records = read_records(data, splits, end_of_data, asked)
-    found = evaluate_forecaster(loaded, tokenizer, records, asked, name=str(model), progress=progress)
+    forecaster = load_forecaster(model)
+    records = read_records(data, splits, end_of_data)
+    found = evaluate_forecaster(forecaster, records, asked, name=str(model), progress=progress)
     folder = Path(out)
     write_json(folder / "results.json", found.to_dict(), indent=1)
     write_whole(folder / "results.csv", found.to_table().write_csv)
@@ -169,23 +174,28 @@ def evaluate_forecast_files(
 
 
 def evaluate_forecaster(
-    model: Any, tokenizer: Any, records: EvaluatedRecords, asked: ForecastQuestions, *, name: str, progress: bool = True
+    forecaster: EhrForecastPipeline,
+    records: EvaluatedRecords,
+    asked: ForecastQuestions,
+    *,
+    name: str,
+    progress: bool = True,
 ) -> ForecastEvaluation:
     """All measures of one model; see `evaluate_forecast_files`.
 
     Args:
-        model: `EhrMambaForCausalLM`, in memory.
-        tokenizer: Its tokenizer.
+        forecaster: The model with its tokenizer, from `load_forecaster`.
         records: What it is evaluated on.
         asked: What is asked.
         name: Of the model, in words.
         progress: Show progress bars.
     """
     # 1. Next events and times.
+    model, tokenizer = cast("Any", forecaster.model), cast("EhrTokenizer", forecaster.tokenizer)
     skipped = dict(records.skipped)
     context = asked.context or int(model.config.max_position_embeddings)
     histories = tokenizer.encode_histories(_some(records.events, asked.max_patients, asked.seed, skipped))
-    windows = histories.windows(context)
+    windows: Any = histories.windows(context)
     frequencies, interval, learnt = _training_counts(tokenizer, records, windows, progress)
     events = evaluate_forecast(
         model,
@@ -210,16 +220,15 @@ def evaluate_forecaster(
     incidence: list[IncidenceCalibration] = []
     plausibility = None
     if asked.num:
-        outcomes = _outcomes(tokenizer, asked, getattr(model, "time_head", None) is not None, skipped)
-        drawn, futures, request = _draw(
-            model, tokenizer, histories, records, outcomes, asked, context, skipped, progress
-        )
+        outcomes = _outcomes(forecaster, asked, skipped)
+        drawn, futures, request = _draw(forecaster, histories, records, outcomes, asked, skipped, progress)
         incidence = list(calibrations(drawn, futures, request, asked))
         if request.keep_tokens:
             plausibility = _plausibility(drawn, futures, request, tokenizer, asked, skipped)
+        until = np.datetime_as_string(records.end_of_data, "m")
         words.append(
             f"{asked.num:,} trajectories of {asked.horizon_days:g} days from each of {len(futures):,} prediction times "
-            f"({_times_in_words(asked)}), estimator {asked.estimator}; followed until {records.end_of_data}."
+            f"({_times_in_words(asked)}), estimator {asked.estimator}; followed until {until}."
         )
     settings = {"model": name, "data": records.source, "horizon_days": asked.horizon_days, "num": asked.num}
     settings |= {"estimator": asked.estimator, "seed": asked.seed, "ehrseq": __version__}
@@ -238,7 +247,7 @@ def _evaluate_stays(
     model: str | Path, data: str | Path | pl.DataFrame, out: Path, splits: Sequence[str] | None, seed: int
 ) -> str:
     """The report of a model of stays."""
-    if isinstance(data, pl.DataFrame) or not written_by_us(data):
+    if isinstance(data, pl.DataFrame) or not written_by_us(Path(data)):
         raise ValueError("the forecasts of HyMaTE are evaluated on a dataset in files; run `ehrseq prepare` first.")
     if len(splits or EVALUATED_SPLITS) != 1:
         raise ValueError(f"splits got {splits}; the forecasts of HyMaTE are evaluated on the stays of one split.")
@@ -249,37 +258,11 @@ def _evaluate_stays(
     return report
 
 
-def load_forecaster(model: str | Path) -> tuple[Any, Any]:
-    """A model that draws trajectories, and its tokenizer.
-
-    Raises:
-        ValueError: No checkpoint, a model without a forecasting head, or one that forecasts nothing of this kind.
-        OSError: The Hub does not give it.
-    """
-    from transformers import AutoModelForPreTraining, AutoTokenizer
-
-    checkpoint = str(model)
-    check_checkpoint_files(checkpoint)
-    with quiet_loading():
-        loaded, told = AutoModelForPreTraining.from_pretrained(
-            checkpoint, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    if told["missing_keys"]:
-        raise ValueError(
-            f"{checkpoint} lacks {sorted(told['missing_keys'])[:3]}: it has no forecasting head. Give the pretrained "
-            "model, not the one that was finetuned on tasks."
-        )
-    if not hasattr(loaded, "trajectories"):
-        raise ValueError(f"{checkpoint} is a {type(loaded).__name__}, which draws no trajectories; give an EhrMamba.")
-    return loaded.eval(), tokenizer
-
-
 # -- records -----------------------------------------------------------------------------------------------------------
 
 
 def read_records(
-    data: str | Path | pl.DataFrame, splits: Sequence[str] | None, end_of_data: Any, asked: ForecastQuestions
+    data: str | Path | pl.DataFrame, splits: Sequence[str] | None = None, end_of_data: Any = None
 ) -> EvaluatedRecords:
     """The records of a source.
 
@@ -291,7 +274,7 @@ def read_records(
     if isinstance(data, pl.DataFrame):
         events, source = validate_events(data), "an event table"
         last: Any = events["time"].max()
-    elif written_by_us(data):
+    elif written_by_us(Path(data)):
         wanted = list(splits or EVALUATED_SPLITS)
         shards = dataset_shards(data)
         evaluated = dataset_shards(data, wanted)
@@ -350,10 +333,10 @@ def _blocks(shards: Sequence[Any]) -> Iterator[pl.DataFrame]:
 
 
 def _outcomes(
-    tokenizer: Any, asked: ForecastQuestions, time_head: bool, skipped: dict[str, str]
+    forecaster: EhrForecastPipeline, asked: ForecastQuestions, skipped: dict[str, str]
 ) -> tuple[OutcomeTokens, ...]:
     """What is looked for in the trajectories; default outcomes that the vocabulary lacks are told."""
-    vocabulary = tokenizer.vocabulary
+    vocabulary, time_head = cast("EhrTokenizer", forecaster.tokenizer).vocabulary, has_time_head(forecaster)
     if asked.outcomes is not None:
         read = read_outcomes(asked.outcomes, vocabulary, time_head=time_head)
         skipped.update({f"outcome {each.name}": "; ".join(each.notes) for each in read if each.notes})
@@ -390,13 +373,11 @@ def _prediction_times(histories: Any, asked: ForecastQuestions, skipped: dict[st
 
 
 def _draw(
-    model: Any,
-    tokenizer: Any,
+    forecaster: EhrForecastPipeline,
     histories: Any,
     records: EvaluatedRecords,
     outcomes: tuple[OutcomeTokens, ...],
     asked: ForecastQuestions,
-    context: int,
     skipped: dict[str, str],
     progress: bool,
 ) -> tuple[list[PatientTrajectories], list[RecordedFuture], TrajectoryRequest]:
@@ -410,7 +391,8 @@ def _draw(
         skipped["prediction times"] = f"{asked.max_predictions:,} of {times.height:,} were drawn by chance"
         chosen = np.random.default_rng(asked.seed).permutation(times.height)[: asked.max_predictions]
         times = times[np.sort(chosen)]
-    read = list(read_prompts(tokenizer, records.events, times, max_length=context))
+    vocabulary = cast("EhrTokenizer", forecaster.tokenizer).vocabulary
+    read = [record for _, _, record in records_at(forecaster, records.events, times)]
     for reason in sorted({each.reason for each in read if each.reason is not None}):
         skipped[f"prediction times: {REASONS_AGAINST_FORECAST[reason]}"] = f"{sum(r.reason == reason for r in read):,}"
     kept = [k for k, each in enumerate(read) if each.reason is None]
@@ -420,7 +402,7 @@ def _draw(
             "patients who are there, alive, with a visit before them."
         )
     times, prompts = times[kept], [to_prompt(read[k]) for k in kept]
-    closing = tokenizer.vocabulary.token_ids[REG]
+    closing = vocabulary.token_ids[REG]
     futures = recorded_futures(
         histories,
         times["subject_id"].to_numpy(),
@@ -436,13 +418,16 @@ def _draw(
         outcomes=outcomes,
         estimator=asked.estimator,  # type: ignore[arg-type]
         grid_days=asked.grid_days,
-        death_ids=death_ids(tokenizer.vocabulary),
+        death_ids=death_ids(vocabulary),
         keep_tokens=asked.estimator != "reach",
     )
     if request.outcomes:
         check_outcomes(request.outcomes, replace(request, grid_days=()))
     bar = progress_bar(
-        model.trajectories(prompts, request), desc="Trajectories", total=len(prompts), disable=not progress
+        cast("Any", forecaster.model).trajectories(prompts, request),
+        desc="Trajectories",
+        total=len(prompts),
+        disable=not progress,
     )
     return list(bar), futures, request
 

@@ -78,9 +78,8 @@ def pit_histograms(gaps: Sequence[GapForecast]) -> str:
             axis.annotate(
                 "calibrated", (1, 1), (-2, 3), ha="right", color=GUIDE, fontsize=8, textcoords="offset points"
             )
-            title = f"{each.title}: {each.gaps:,} gaps, distance {each.pit_distance:.3f}"
-            axis.set_title(title, loc="left", fontsize=9, fontweight="bold")
-            axis.set(xlabel="PIT", ylabel="density")
+            axis.set_title(each.title, loc="left", fontsize=9, fontweight="bold")
+            axis.set(xlabel=f"PIT of {each.gaps:,} gaps", ylabel="density")
 
     return figure(draw, height=2.6, panels=len(gaps), columns=len(gaps), sharex=False)
 

@@ -10,8 +10,8 @@
     events                  within the horizon, a patient
 
 A distance of 0 is not to be had: two samples of one distribution differ. The yardstick is the distance between two
-random halves of the recorded patients (mean over `SPLITS` splits). A drawn set that is as near to the records as these
-are to each other cannot be told from them by that measure alone.
+random halves of the recorded patients (mean of `NUM_HALVINGS`). A drawn set that is as near to the records as these are
+to each other cannot be told from them by that measure alone.
 
 Rates (by kind of event, and by age) are events per 100 patient-days, drawn and recorded, and their ratio with an
 interval over patients. Predictions that were not followed to the horizon are left out and counted.
@@ -33,7 +33,7 @@ from ehrseq.forecasting.recorded_futures import RecordedFuture
 from ehrseq.modeling.ehr_trajectories import PatientTrajectories, TrajectoryEnd
 from ehrseq.tokenization.ehr_vocabulary import TYPE_INTERVAL, TYPE_VE, TYPE_VS
 
-SPLITS = 20
+NUM_HALVINGS = 20
 AGE_GROUPS = (0, 18, 40, 65, 80)
 SHARES_COMPARED = ("codes", "intervals")
 NUMBERS_COMPARED = (
@@ -303,7 +303,7 @@ def compare_futures(
             samples[0].add(number, known.age, tokens, days, followed, died=died)
             trajectories, cut = trajectories + 1, cut + int(is_cut)
     rng = np.random.default_rng(seed)
-    halves = [rng.permutation(len(numbers)) < len(numbers) // 2 for _ in range(SPLITS)]
+    halves = [rng.permutation(len(numbers)) < len(numbers) // 2 for _ in range(NUM_HALVINGS)]
     distances = tuple(_distance(name, *samples, halves, len(kinds)) for name in (*SHARES_COMPARED, *NUMBERS_COMPARED))
     return PlausibilityReport(
         horizon_days,

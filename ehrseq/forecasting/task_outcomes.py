@@ -196,10 +196,9 @@ class _OutcomeReader:
         if self.task.stays != "icu":
             self.notes.append("a stay ends with the last event of its visit")
             return ends
-        units = set(visit_end_ids(self.vocabulary, ["ICU"])) - ends
-        if not units:
+        if set(visit_end_ids(self.vocabulary, ["ICU"])) == ends:
             raise self.error("the vocabulary has no token of the end of a stay in intensive care")
-        return ends | units
+        return set(visit_end_ids(self.vocabulary, ["ICU", "*"]))
 
     def of_codes(self) -> set[int]:
         """Tokens of the codes that the task's expressions find, in Rust's syntax as the labels read them."""

@@ -18,10 +18,6 @@ STARTER_FORECAST = Path(__file__).with_name("starter_forecast")
 """Its pretrained twin, which forecasts."""
 
 
-STARTER_FORECAST = Path(__file__).with_name("starter_forecast")
-"""Folder of its pretrained twin, which foretells what comes next."""
-
-
 @dataclass(frozen=True)
 class Family:
     """The classes of one `model_type`, each written `module:Class` under the package.

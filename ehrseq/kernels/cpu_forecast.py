@@ -103,14 +103,14 @@ class ForecastKernel:
         step = [layers, rows, width, channels, state, rank, kernel, 1 if alone else self._threads]
         states = [table.data_ptr(), self._embedded.data_ptr(), self.conv_states.data_ptr(), self.ssm_states.data_ptr()]
         inputs = [_address(part) for part in (*ids, *times)]
-        outputs = [self.hidden.data_ptr(), *map(_address, (self.weights, self._totals, self.probabilities))]
+        outputs = [_address(array) for array in (self.weights, self._totals, self.probabilities)]
         cpu_library.call(
             "ehrseq_forecast_step",
             [
                 *(*step, *states, 0, slots, _address(places)),
                 *(self._vocabulary, self._time_size, len(self._asked), *weights),
                 *struct.unpack("2q", struct.pack("2d", *epsilons)),
-                *(*inputs, _address(self._asked), *outputs),
+                *(*inputs, _address(self._asked), self.hidden.data_ptr(), *outputs),
             ],
         )
         if not np.isfinite(self._totals[:rows]).all():

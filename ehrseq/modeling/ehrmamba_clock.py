@@ -76,7 +76,9 @@ class GenerationClock:
 
     def select(self, rows: Tensor) -> GenerationClock:
         """The clock of these rows, in this order."""
-        return replace(self, **{name: part[rows] for name, part in vars(self).items() if isinstance(part, Tensor)})
+        parts = (self.times, self.ages, self.visit_orders, self.visit_segments, self.days, self.visits)
+        times, ages, orders, segments, days, visits = (part[rows] for part in parts)
+        return GenerationClock(times, ages, orders, segments, days, visits, self.effects)
 
     def step(self, tokens: Tensor) -> tuple[dict[str, Tensor], GenerationClock]:
         """One further token of each row, [b, 1]: its `CLOCK_CHANNELS`, each [b, 1], and the clock after it."""

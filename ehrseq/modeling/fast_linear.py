@@ -23,7 +23,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -158,6 +160,19 @@ class LinearChoice:
         dtype = str(self.dtype).removeprefix("torch.")
         notes = [f"{name} unavailable: {reason}" for name, reason in self.unavailable.items()]
         return f"linear layers on CPU, {dtype}, EHRSEQ_LINEAR={self.mode}: " + "; ".join(parts + notes)
+
+
+_as_measured: ContextVar[bool] = ContextVar("products as measured", default=True)
+
+
+@contextmanager
+def plain_products() -> Iterator[None]:
+    """Every product inside is that of `F.linear`: the same bits in every process, whatever was measured in it."""
+    before = _as_measured.set(False)
+    try:
+        yield
+    finally:
+        _as_measured.reset(before)
 
 
 _choices: dict[torch.dtype, LinearChoice] = {}
@@ -323,6 +338,8 @@ def _may_choose(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if x.dtype not in CANDIDATES or weight.dtype != x.dtype or x.shape[-1] != weight.shape[1]:
         return False  # F.linear says what does not fit
     if bias is not None and (bias.dtype != x.dtype or bias.shape != weight.shape[:1]):
+        return False
+    if _as_measured.get() is False:
         return False
     return not torch.is_autocast_enabled("cpu") and not torch.are_deterministic_algorithms_enabled()
 

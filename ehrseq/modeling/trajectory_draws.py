@@ -40,7 +40,7 @@ def trajectory_keys(seed: int, prompt_key: int, numbers: np.ndarray, pool: int) 
     """
     words = np.zeros((len(numbers), 2), dtype=np.uint64)
     words[:, 1] = np.uint64(_GOLDEN)
-    shared = [np.full(len(numbers), part & _WORD, dtype=np.uint64) for part in (seed, prompt_key, pool)]
+    shared = [np.full(len(numbers), int(part) & _WORD, dtype=np.uint64) for part in (seed, prompt_key, pool)]
     for part in (*shared, numbers.astype(np.uint64)):
         words = _mix((words ^ part[:, None]) + np.uint64(_GOLDEN))
     return words

@@ -25,6 +25,8 @@ from transformers.utils import logging
 from .ehr_trajectories import ForecastPrompt, PatientTrajectories, TrajectoryEnd, TrajectoryRequest
 from .ehrmamba_clock import DAYS_PER_WEEK, DAYS_PER_YEAR, TokenEffects
 from .fast_forecast import FastSlots, why_not_fast
+from .fast_linear import plain_products
+from .trajectory_checks import check_forecast_prompt
 from .trajectory_draws import DRAWS_OF_A_STEP, pool_of, trajectory_keys, uniforms
 from .trajectory_gaps import GapLaw, Windows
 from .trajectory_prompts import RecordEnd, read_record
@@ -139,11 +141,13 @@ class TrajectoryEngine:
                 prompt = next(prompts, None)
                 if prompt is None:
                     return False
+                check_forecast_prompt(self._model.config, prompt, self._request.death_ids)
                 self._slots.refresh()
-                with _one_thread():
+                with _alike():
                     patient = self._begin(read_record(self._model, self._effects, prompt))
                 self._patients.append(patient)
-            self._start(patient)
+            with _alike():
+                self._start(patient)
         return True
 
     def _begin(self, end: RecordEnd) -> _Patient:
@@ -171,8 +175,8 @@ class TrajectoryEngine:
         if total > 0:
             return later / total
         logger.warning_once(
-            "A record has been silent for longer than the model finds possible: what comes next is drawn as if its last "
-            "event had been just now."
+            "A record has been silent for longer than the model finds possible: what comes next is drawn as if its "
+            "last event had been just now."
         )
         return weights
 
@@ -193,7 +197,9 @@ class TrajectoryEngine:
         self._clock[rows] = -end.elapsed_days
         self._weeks[rows] = end.weeks + end.elapsed_days / DAYS_PER_WEEK
         self._age[rows] = end.age + end.elapsed_days / DAYS_PER_YEAR if end.age else 0.0
-        self._windows.low[rows], self._windows.high[rows] = end.elapsed_days, np.inf
+        # What happened at the time of an open visit's last event stands in the record.
+        silent = max(end.elapsed_days, np.finfo(np.float64).tiny) if end.inside_visit else end.elapsed_days
+        self._windows.low[rows], self._windows.high[rows] = silent, np.inf
         self._windows.waiting[rows] = False
         self._orders[rows], self._segments[rows] = end.order, end.segment
         self._times[rows] = end.last_time
@@ -215,7 +221,7 @@ class TrajectoryEngine:
             segments=self._shown[rows],
             before=self._before[rows],
         )
-        with _one_thread():
+        with _alike():
             self._draw(rows, self._slots.step(rows, new))
 
     def _draw(self, rows: np.ndarray, following: NextTokens) -> None:
@@ -231,12 +237,15 @@ class TrajectoryEngine:
         # 2. The token, and how long until it.
         tokens = following.draw(uniforms(keys, counters), avoided, kept)
         none = tokens < 0
+        if avoided is not None:
+            none |= self._avoided[rows] == 0  # certain: there is no way around the outcome
         tokens[none] = 0
         clock = clock + self._gaps.draw(
             following.hidden, tokens, lambda some: uniforms(keys[some], counters[some] + 1), windows
         )
         interval = self._gaps.is_interval[tokens]
         days = np.maximum(clock, 0.0)
+        clock = np.where(interval, clock, days)  # an event that could have come in the silent days comes now
         low = np.where(windows.waiting, 0.0, windows.low)
         low = np.where(interval, np.maximum(self._gaps.spans[tokens, 0], low), 0.0)
         # 3. Why a trajectory ends here; the last word counts.
@@ -333,15 +342,13 @@ class TrajectoryEngine:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Products of matrices sum in another order on more threads; here each is computed by one."""
+def _alike() -> Iterator[None]:
+    """Products of matrices sum in another order on more threads, or by another library: here by one of each."""
     threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
     torch.set_num_threads(1)
     try:
-        yield
+        with plain_products():
+            yield
     finally:
         torch.set_num_threads(threads)
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from .ehr_intervals import draw_interval, interval_spans, share_beyond
-from .ehr_time_head import draw_gap, gap_cdf
+from .ehr_time_head import EhrTimeHead, draw_gap, share_within
 
 if TYPE_CHECKING:
     from .modeling_ehrmamba import EhrMambaForCausalLM
 
-BLOCK_ROWS = 32
+HEAD_ROWS = 32
 """Rows of every call of the time head, filled up: products of matrices round otherwise for other numbers of rows."""
 
 
@@ -40,7 +40,7 @@ class Windows:
     high: np.ndarray
     waiting: np.ndarray
 
-    def of(self, rows: np.ndarray) -> Windows:
+    def of(self, rows: np.ndarray | slice) -> Windows:
         """Those of some rows."""
         return Windows(self.low[rows], self.high[rows], self.waiting[rows])
 
@@ -52,7 +52,6 @@ class GapLaw:
         spans: Span of each interval token, float64 [V, 2], NaN for others.
         is_interval: bool [V].
         is_instant: bool [V], tokens that stand at their predecessor's time: [VE], [REG].
-        has_head: Whether the model has a time head.
     """
 
     def __init__(self, model: EhrMambaForCausalLM):
@@ -62,10 +61,9 @@ class GapLaw:
         self.is_interval = ~np.isnan(self.spans[:, 0])
         self.is_instant = np.zeros(config.vocab_size, dtype=bool)
         self.is_instant[[specials[name] for name in ("[VE]", "[REG]") if name in specials]] = True
-        self._head = getattr(model, "time_head", None)
+        self._head: EhrTimeHead | None = model.time_head
         self._concepts = model.model.embeddings.word_embeddings.weight
-        self.has_head = self._head is not None
-        if self.has_head:
+        if self._head is not None:
             self._edges = torch.tensor(config.time_edges, dtype=torch.float64, device=self._concepts.device)
 
     def draw(
@@ -80,17 +78,18 @@ class GapLaw:
             windows: Of the rows.
         """
         gaps = np.zeros(len(tokens))
-        if not self.has_head:
+        head = self._head
+        if head is None:
             rows = np.flatnonzero(windows.waiting)
             if len(rows):
-                parts = (windows.low[rows], windows.high[rows], uniforms(rows))
-                gaps[rows] = draw_interval(*map(torch.from_numpy, parts)).numpy()
+                span = (windows.low[rows], windows.high[rows], uniforms(rows))
+                gaps[rows] = draw_interval(*map(torch.from_numpy, span)).numpy()
             return gaps
         rows = np.flatnonzero(windows.waiting | ~(self.is_instant | self.is_interval)[tokens])
         if len(rows):
             index = torch.from_numpy(rows).to(hidden.device)
             next_ids = torch.from_numpy(tokens[rows]).to(hidden.device)
-            log_probs = _in_blocks(self._head.log_probabilities, hidden[index], self._concepts[next_ids])
+            log_probs = _in_blocks(head.log_probabilities, hidden[index], self._concepts[next_ids])
             parts = map(torch.from_numpy, (uniforms(rows), windows.low[rows], windows.high[rows]))
             gaps[rows] = draw_gap(log_probs.cpu(), self._edges.cpu(), *parts).numpy()
         return gaps
@@ -108,46 +107,45 @@ class GapLaw:
             float64 [r, k, g]; without a time head [r, 1, g], the same for all tokens.
         """
         reached = (days >= 0).astype(np.float64)[:, None]
-        waiting = windows.waiting
-        if not self.has_head:
+        waiting, head = windows.waiting, self._head
+        if head is None:
             if waiting.any():
                 low, high = (torch.from_numpy(part[waiting])[:, None] for part in (windows.low, windows.high))
                 reached[waiting, 0] = 1.0 - share_beyond(low, high, torch.from_numpy(days[waiting])).numpy()
             return reached
         concepts = self._concepts[torch.from_numpy(tokens).to(hidden.device)][None]
-        by_head = []
-        for first in range(0, len(days), BLOCK_ROWS):
-            part = slice(first, first + BLOCK_ROWS)
-            log_probs = _in_blocks(lambda states: self._head.log_probabilities(states[:, None], concepts), hidden[part])
-            by_head.append(self._within(log_probs.cpu(), windows.of(part), days[part]))
-        at_once = (self.is_instant[tokens] & ~waiting[:, None])[..., None]
-        return np.where(at_once, reached, np.concatenate(by_head))
+        edges = self._edges
 
-    def _within(self, log_probs: Tensor, windows: Windows, days: np.ndarray) -> np.ndarray:
-        """The head's distribution function inside the windows, [r, k, g]: log_probs [r, k, bins], days [r, g]."""
-        edges = self._edges.cpu()
-        low, high = (torch.from_numpy(part)[:, None] for part in (windows.low, windows.high))  # [r, 1]
-        later = torch.from_numpy(days)
-        below = torch.where(low > 0, gap_cdf(log_probs, edges, low), 0.0)[..., None]  # [r, k, 1]
-        above = torch.where(torch.isinf(high), 1.0, gap_cdf(log_probs, edges, high))[..., None]
-        up_to = gap_cdf(log_probs[:, :, None], edges, torch.minimum(later, high)[:, None])  # [r, k, g]
-        mass = above - below
-        inside = ((up_to - below) / mass.clamp(min=torch.finfo(torch.float64).tiny)).clamp(0.0, 1.0)
-        # Where the span has no probability a gap is uniform over it, or its beginning where it has no end.
-        low, high, later = low[..., None], high[..., None], later[:, None]
-        evenly = torch.where(torch.isinf(high), 1.0, ((later - low) / (high - low)).clamp(0.0, 1.0))
-        return torch.where(later < low, 0.0, torch.where(mass > 0, inside, evenly)).numpy()
+        def by_head(states: Tensor, low: Tensor, high: Tensor, later: Tensor) -> Tensor:
+            """[b, k, g] of states [b, d], windows [b] and days [b, g]."""
+            probabilities = head.log_probabilities(states[:, None], concepts).double().softmax(-1)  # [b, k, bins]
+            within = share_within(edges, low, high)  # [b, bins]
+            # Up to a day and with it: a gap of exactly 0 is of the first instant.
+            until = torch.minimum(torch.nextafter(later, torch.full_like(later, torch.inf)), high[:, None])
+            days, starts = until.flatten(), low.repeat_interleave(later.shape[1])
+            reached = share_within(edges, starts, days).view(*later.shape, -1)  # [b, g, bins]
+            whole = (probabilities * within[:, None]).sum(-1)[..., None]
+            part = probabilities @ reached.transpose(1, 2)
+            # Where a window has no probability a gap is uniform over it, or its beginning where it has no end.
+            begin, end = low[:, None], high[:, None]
+            evenly = torch.where(end.isinf(), 1.0, ((later - begin) / (end - begin)).clamp(0.0, 1.0))
+            evenly = torch.where(later < begin, 0.0, evenly)[:, None]
+            return torch.where(whole > 0, part / whole, evenly).clamp(0.0, 1.0)
+
+        parts = [torch.from_numpy(part).to(hidden.device) for part in (windows.low, windows.high, days)]
+        at_once = (self.is_instant[tokens] & ~waiting[:, None])[..., None]
+        return np.where(at_once, reached, _in_blocks(by_head, hidden, *parts).cpu().numpy())
 
 
 def _in_blocks(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-    """A function of rows, always called with `BLOCK_ROWS` of them: [r, ...] each -> [r, ...]."""
+    """A function of rows, always called with `HEAD_ROWS` of them: [r, ...] each -> [r, ...]."""
     results = []
-    for first in range(0, len(rows[0]), BLOCK_ROWS):
-        parts = [tensor[first : first + BLOCK_ROWS] for tensor in rows]
-        missing = BLOCK_ROWS - len(parts[0])
+    for first in range(0, len(rows[0]), HEAD_ROWS):
+        parts = [tensor[first : first + HEAD_ROWS] for tensor in rows]
+        missing = HEAD_ROWS - len(parts[0])
         if missing:
             parts = [torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) for part in parts]
-        results.append(function(*parts)[: BLOCK_ROWS - missing])
+        results.append(function(*parts)[: HEAD_ROWS - missing])
     return torch.cat(results)
 
 

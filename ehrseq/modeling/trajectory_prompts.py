@@ -36,6 +36,7 @@ class RecordEnd:
         order: Visit order.
         segment: Visit segment, 0 before the first visit.
         last_time: `times` of its last token, weeks.
+        inside_visit: Whether a visit is open.
     """
 
     key: int
@@ -49,6 +50,7 @@ class RecordEnd:
     order: int
     segment: int
     last_time: float
+    inside_visit: bool
 
 
 @torch.no_grad()
@@ -78,11 +80,11 @@ def read_record(model: EhrMambaForCausalLM, effects: TokenEffects, prompt: Forec
     )
     hidden = outputs.last_hidden_state[:, -1]
     specials = model.config.special_token_ids or {}
-    closed = int(ids[0, -1]) in {specials.get("[VE]"), specials.get("[REG]")}
-    inside_visit = not closed and int(given["visit_segments"][0, -1]) > 0
+    # After [VS], where whole records are begun, nothing of the visit has happened: its first event comes at once.
+    outside = int(ids[0, -1]) in {specials.get(token) for token in ("[VS]", "[VE]", "[REG]")}
+    inside_visit = not outside and int(given["visit_segments"][0, -1]) > 0
     words = model.model.embeddings.word_embeddings.weight
-    head = getattr(model, "time_head", None)
-    waiting = waiting_weights(model.config, head, words, hidden[0], float(prompt.elapsed_days), inside_visit)
+    waiting = waiting_weights(model.config, model.time_head, words, hidden[0], float(prompt.elapsed_days), inside_visit)
     return RecordEnd(
         key=prompt.key,
         elapsed_days=float(prompt.elapsed_days),
@@ -95,6 +97,7 @@ def read_record(model: EhrMambaForCausalLM, effects: TokenEffects, prompt: Forec
         order=int(clock.visit_orders[0]),
         segment=int(clock.visit_segments[0]),
         last_time=float(given["times"][0, -1]),
+        inside_visit=inside_visit,
     )
 
 

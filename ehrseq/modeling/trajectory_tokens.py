@@ -37,15 +37,17 @@ class TokenSets:
 
 
 class NextTokens(Protocol):
-    """The distributions of the next token of some rows [r].
+    """The distributions of the next token of some rows [r]."""
 
-    Attributes:
-        hidden: Hidden states that they come from, [r, d].
-        probabilities: Of the tokens of the sets, float64 [r, k].
-    """
+    @property
+    def hidden(self) -> Tensor:
+        """Hidden states that they come from, [r, d]."""
+        ...
 
-    hidden: Tensor
-    probabilities: np.ndarray
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Of the tokens of the sets, float64 [r, k]."""
+        ...
 
     def draw(self, uniforms: np.ndarray, avoided: np.ndarray | None, kept: np.ndarray | None) -> np.ndarray:
         """One token of each row.

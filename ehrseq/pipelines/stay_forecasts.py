@@ -70,6 +70,9 @@ class _StayExtractor(Protocol):
     def value_upper(self) -> Sequence[float]: ...
 
     @property
+    def task_reasons(self) -> Mapping[str, str]: ...
+
+    @property
     def unanswerable_reasons(self) -> Collection[str]: ...
 
     @property
@@ -181,7 +184,7 @@ class StayForecaster:
     """Forecasts of the values of stays, one row of the model each.
 
     Args:
-        model: A trained `HyMaTEForPreTraining`.
+        model: A trained `HyMaTEForPreTraining`; it is put into evaluation mode.
         extractor: The feature extractor of the checkpoint.
         alpha: Share of stays that may lie outside their intervals, one that the checkpoint's were fitted for.
 
@@ -206,7 +209,7 @@ class StayForecaster:
                 f"the feature extractor of {name} is a {type(extractor).__name__}, which reads no stays: import ehrseq "
                 "first, or pass trust_remote_code=True to use the checkpoint's own."
             )
-        self.model = model
+        self.model = model.eval()
         self.extractor: _StayExtractor = extractor
         self.calibration: _Calibration | None = model.config.read_calibration()
         known = None if self.calibration is None else list(self.calibration.variables)
@@ -216,11 +219,20 @@ class StayForecaster:
                 f"extractor reads {len(extractor.variables)}, {list(extractor.variables)[:5]}: they belong apart."
             )
         self.alpha = alpha
+        self.check_alpha(alpha)
         if self.calibration is None:
             logger.warning(f"{name}: forecasts have no interval, and nobody knows their horizon. No calibration.")
-        else:
-            self.calibration.at(alpha)
         self._other_units: set[str] = set()
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        """Why a stay has no values, in words."""
+        return self.extractor.task_reasons
+
+    def check_alpha(self, alpha: float) -> None:
+        """Raise a ValueError where the checkpoint has intervals, and none for `alpha`."""
+        if self.calibration is not None:
+            self.calibration.at(alpha)
 
     @property
     def windows(self) -> list[str | None]:
@@ -262,12 +274,13 @@ class StayForecaster:
         tensors = {name: torch.as_tensor(channel).unsqueeze(0) for name, channel in read.channels.items()}
         return {**tensors, "stay": about}
 
-    def answer(self, predictions: Tensor, stay: Mapping[str, Any]) -> dict[str, Any]:
+    def answer(self, predictions: Tensor, stay: Mapping[str, Any], *, alpha: float | None = None) -> dict[str, Any]:
         """The answer for one stay.
 
         Args:
             predictions: Of the model for this row: `[V]`, or `[H, V]` with several windows, or with a 1 before.
             stay: What `rows` gave under "stay".
+            alpha: Share of stays that may lie outside their intervals, another than the forecaster's.
 
         Returns:
             `outcomes`, always empty, and `values`: for each window and variable `variable`, `unit` (None where nobody
@@ -288,7 +301,7 @@ class StayForecaster:
             measured,
             np.array([stay["last_minute"]]),
             np.array([stay["asked_minute"]]),
-            self.alpha,
+            self.alpha if alpha is None else alpha,
         )
         values = []
         for window, horizon in enumerate(self.windows):

@@ -115,8 +115,13 @@ def visit_start_ids(vocabulary: EventVocabulary, classes: Iterable[str]) -> tupl
 
 
 def visit_end_ids(vocabulary: EventVocabulary, classes: Iterable[str] | None = None) -> tuple[int, ...]:
-    """Tokens by which a visit ends: [VE], and what the ends of encounters of these classes say (None: of all)."""
-    wanted = None if classes is None else {*classes, "*"}
+    """Tokens by which a visit ends: [VE], and what the ends of encounters of these classes say.
+
+    Args:
+        vocabulary: Of the model's tokenizer.
+        classes: Encounter classes, "*" among them for ends that do not tell theirs; None: all.
+    """
+    wanted = None if classes is None else set(classes)
     ends = (
         token
         for code, token in event_tokens(vocabulary)

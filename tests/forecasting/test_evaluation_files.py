@@ -15,11 +15,11 @@ from ehrseq.forecasting.evaluation_files import (
     ForecastQuestions,
     evaluate_forecast_files,
     evaluate_forecaster,
-    load_forecaster,
     read_records,
 )
 from ehrseq.forecasting.evaluation_page import forecast_evaluation_page
-from ehrseq.forecasting.prediction_points import read_prompts, visit_ends
+from ehrseq.forecasting.prediction_points import visit_ends
+from ehrseq.forecasting.prompts import load_forecaster
 from ehrseq.modeling.ehr_time_head import DEFAULT_TIME_EDGES
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
@@ -84,12 +84,12 @@ def test_the_command_writes_a_report_its_page_and_its_numbers(reported):
 
 def test_the_same_again_is_the_same(folders, cohort):
     """Batches of the next events, and a second run, change nothing."""
-    model, tokenizer = load_forecaster(folders / "model")
-    records = read_records(cohort.events(), None, cohort.end_of_data, QUICK)
+    forecaster = load_forecaster(folders / "model")
+    records = read_records(cohort.events(), None, cohort.end_of_data)
     pages = []
     for batch_size in (3, 16):
         asked = ForecastQuestions(**{**vars(QUICK), "batch_size": batch_size})
-        found = evaluate_forecaster(model, tokenizer, records, asked, name="m", progress=False)
+        found = evaluate_forecaster(forecaster, records, asked, name="m", progress=False)
         pages.append(forecast_evaluation_page(found))
     assert pages[0] == pages[1]
 
@@ -113,7 +113,7 @@ def test_a_table_of_events_has_no_training_patients(folders, cohort, tmp_path):
 def test_times_and_labels_are_asked_where_they_are_given(folders, cohort, tmp_path):
     events = cohort.events()
     dead = events.filter(pl.col("code") == "MEDS_DEATH").select("subject_id", prediction_time="time")
-    alive = visit_ends(load_forecaster(folders / "model")[1].encode_histories(events)).head(5)
+    alive = visit_ends(load_forecaster(folders / "model").tokenizer.encode_histories(events)).head(5)
     early = alive.head(1).with_columns(prediction_time=pl.lit(datetime(1900, 1, 1)).cast(pl.Datetime("us")))
     other = alive.head(1).with_columns(subject_id=pl.lit(10**6, pl.Int64))
     late = alive.head(2).with_columns(
@@ -134,7 +134,7 @@ def test_times_and_labels_are_asked_where_they_are_given(folders, cohort, tmp_pa
 
 
 def test_one_end_of_a_visit_of_every_patient(folders, cohort):
-    tokenizer = load_forecaster(folders / "model")[1]
+    tokenizer = load_forecaster(folders / "model").tokenizer
     histories = tokenizer.encode_histories(cohort.events())
     times = visit_ends(histories, seed=3)
     assert times["subject_id"].is_unique().all()
@@ -143,11 +143,6 @@ def test_one_end_of_a_visit_of_every_patient(folders, cohort):
     assert found.height > 0.9 * times.height  # the others were over before the next row came
     alone = tokenizer.encode_histories(cohort.events().filter(pl.col("subject_id") == 7))
     assert visit_ends(alone, seed=3).rows() == times.filter(subject_id=7).rows()
-    prompts = list(read_prompts(tokenizer, cohort.events(), times.head(5)))
-    closing = tokenizer.vocabulary.token_ids["[REG]"]
-    assert all(prompt.inputs["input_ids"].reshape(-1)[-1] == closing for prompt in prompts)
-    with pytest.raises(ValueError, match="lack patient 1000000"):
-        list(read_prompts(tokenizer, cohort.events(), times.head(1).with_columns(subject_id=pl.lit(10**6, pl.Int64))))
 
 
 class Clock(torch.nn.Module):
@@ -159,7 +154,8 @@ class Clock(torch.nn.Module):
 
 def test_gaps_inside_visits_by_hand(folders):
     """Events at 0, 0, 1 hour | 2 hours: the head says half an hour to an hour and a half, uniformly."""
-    model, tokenizer = load_forecaster(folders / "model")
+    forecaster = load_forecaster(folders / "model")
+    model, tokenizer = forecaster.model, forecaster.tokenizer
     model.time_head, model.config.time_edges = Clock(), [0.0, 1 / 48, 1 / 16]
     ids = tokenizer.vocabulary.token_ids
     labs = [token for name, token in ids.items() if name.startswith("LAB//")][:4]
@@ -229,8 +225,8 @@ def test_bad_arguments_are_told(folders, tmp_path, arguments, message):
     assert "Traceback" not in finished.stderr
 
 
-def test_models_without_a_forecasting_head_are_told(tmp_path):
+def test_models_without_a_forecasting_head_are_told(cohort, tmp_path):
     from ehrseq.hub.families import STARTER
 
-    with pytest.raises(ValueError, match="it has no forecasting head"):
-        load_forecaster(STARTER)
+    with pytest.raises(ValueError, match="head"):
+        evaluate_forecast_files(STARTER, cohort.events(), out=tmp_path, progress=False)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ehrseq.forecasting.incidence_calibration import (
+    CAME,
     CENSORED,
-    DEATH,
-    OUTCOME,
+    DIED,
     aalen_johansen,
     calibrate_incidence,
     observed_causes,
@@ -69,7 +69,7 @@ def test_what_is_observed_of_a_record():
     outcome, death = [3, 5, inf, 9, inf, 4], [inf, 4, 6, inf, inf, 4]
     days, causes = observed_causes(outcome, death, [30, 30, 30, 8, 30, 30], 10.0)
     # the outcome; death before it; death; the data end before the outcome; neither by the horizon; both on one day
-    assert causes.tolist() == [OUTCOME, DEATH, DEATH, CENSORED, CENSORED, OUTCOME]
+    assert causes.tolist() == [CAME, DIED, DIED, CENSORED, CENSORED, CAME]
     assert days.tolist() == [3, 4, 6, 8, 10, 4]
 
 
@@ -98,7 +98,7 @@ def test_true_risks_are_calibrated_and_false_ones_are_not():
     assert predicted == sorted(predicted)
     # The share of those seen to have it within 30 days is too low, since some were not followed for as long.
     _, days, causes, *_ = world(4000)
-    naive_share = np.mean((causes == OUTCOME) & (days <= 30))
+    naive_share = np.mean((causes == CAME) & (days <= 30))
     assert naive_share < found.everybody.low[-1]
 
     wrong = calibrate_incidence("falls", *world(4000, factor=2.0))

@@ -103,3 +103,20 @@ print(json.dumps({
     "forbidden": [name for name in loaded if name in sys.modules],
 }))
 """
+
+HYMATE_FORECASTS = """
+import sys
+from transformers import pipeline
+
+forecast = pipeline("ehr-forecast", model=given["model"], device="cpu", trust_remote_code=True)
+answers = forecast(given["patients"])
+forecast.save_pretrained(given["saved"])
+again = pipeline("ehr-forecast", model=given["saved"], device="cpu", trust_remote_code=True)
+loaded = ("ehrseq", "polars", "pyarrow", "pandas", "datasets", "sklearn")
+print(json.dumps({
+    "answers": answers,
+    "again": again(given["patients"]),
+    "modules": [type(part).__module__ for part in (forecast, forecast.model, forecast.feature_extractor)],
+    "forbidden": [name for name in loaded if name in sys.modules],
+}))
+"""

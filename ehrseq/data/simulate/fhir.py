@@ -231,7 +231,7 @@ def _vital(name: str, coding: str, patient: str, encounter: str, instant: str, p
     )
 
 
-_BUILDERS: dict[str, tuple[str, str, _Builder]] = {
+RESOURCE_BUILDERS: dict[str, tuple[str, str, _Builder]] = {
     "DIAGNOSIS": ("Condition", "c", _condition),
     "IMMUNIZATION": ("Immunization", "i", _immunization),
     "MEDICATION": ("MedicationAdministration", "a", _administration),
@@ -239,6 +239,7 @@ _BUILDERS: dict[str, tuple[str, str, _Builder]] = {
     "VITAL": ("Observation", "v", _vital),
     "PROCEDURE": ("Procedure", "p", _procedure),
 }
+"""Kind of a code -> file of its resources, letter that their ids begin with, and what writes a line."""
 
 
 def _concept(code: str) -> str:
@@ -249,7 +250,7 @@ def _concept(code: str) -> str:
 def _clinical(subject_ids: np.ndarray, block: SimulatedBlock, lines: dict[str, list[str]]) -> None:
     """Append a resource per clinical event, in the order of the table, and the duplicates."""
     events = ordered_events(block)
-    builders = [_BUILDERS.get(code.split("//")[0]) for code in VOCABULARY.codes]
+    builders = [RESOURCE_BUILDERS.get(code.split("//")[0]) for code in VOCABULARY.codes]
     concepts = [_concept(code) if builder else "" for code, builder in zip(VOCABULARY.codes, builders, strict=True)]
     culture = VOCABULARY.index[CULTURE_CODE]
     inpatient = _inpatient_encounters(block)

@@ -141,10 +141,10 @@ class Enumeration:
             self.bins = weights / weights.sum(-1, keepdims=True)  # [V, V, bins]
         self.within = np.zeros((len(TOKENS), self.size))  # F_i(r)
         for _ in range(5000):
-            new = np.stack([self.first(token) for token in TOKENS])
+            new = np.stack([self._next(token, TRANSITIONS[ID[token]]) for token in TOKENS])
             change = np.abs(new - self.within).max()
             self.within = new
-            if change < 1e-11:
+            if change < 1e-10:
                 return
         raise RuntimeError("the enumeration did not settle")
 
@@ -156,27 +156,34 @@ class Enumeration:
         """Probability that the outcome comes within r days of now, for every r of the grid.
 
         Args:
-            current: The latest token.
+            current: The record's last token. After one of an open visit, what happened at its time stands in the
+                record: with a time head the next gap is above 0, that of [VE] aside.
             elapsed: Days since its time, in which nothing happened (a whole number of steps).
         """
+        is_open = self.bins is not None and current not in ("[VE]", "[REG]", *SPANS)
         chances = TRANSITIONS[ID[current]].copy()
-        is_interval = np.array([token in SPANS for token in TOKENS])
-        if elapsed:
-            for token, (low, high) in SPANS.items():
-                chances[ID[token]] *= self._beyond(low, high, elapsed)
-            if self.bins is not None and current not in ("[VE]", "[REG]"):
-                for j in np.flatnonzero(~is_interval):
-                    chances[j] *= 1 - self._reached(self.bins[ID[current], j], elapsed)
-            chances /= chances.sum()
+        for token, (low, high) in SPANS.items():
+            chances[ID[token]] *= self._beyond(low, high, elapsed)
+        if is_open:
+            for j, token in enumerate(TOKENS):
+                law = self.bins[ID[current], j]
+                if token not in SPANS:
+                    chances[j] *= 1 - self._reached(law, elapsed) + (law[0] if token == "[VE]" else 0.0)
+        return self._next(current, chances / chances.sum(), elapsed, is_open=is_open)
+
+    def _next(self, current: str, chances: np.ndarray, elapsed: float = 0.0, *, is_open: bool = False) -> np.ndarray:
+        """The same where the next token is drawn by these chances."""
         total = np.zeros(self.size)
         for j in np.flatnonzero(chances):
             token = TOKENS[j]
             if token in SPANS:
                 low, high = SPANS[token]
                 total += chances[j] * self._after_interval(token, max(low, elapsed), high, elapsed)
-            else:
-                gap = (elapsed, np.inf) if elapsed else (0.0, np.inf)
-                total += chances[j] * self._spread(self._happens(j), self._law(current, j), *gap, elapsed)
+                continue
+            law = self._law(current, j)
+            if is_open and law is not None:
+                law = np.concatenate([[0.0], law[1:]])
+            total += chances[j] * self._spread(self._happens(j), law, elapsed, np.inf, elapsed)
         return total
 
     def _happens(self, j: int) -> np.ndarray:
@@ -216,7 +223,7 @@ class Enumeration:
     ) -> np.ndarray:
         """E[after(r - (gap - elapsed))], 0 where the gap is longer, for every r; the gap within [low, high)."""
         if law is None:
-            return after  # at once; of a record that was silent: now
+            return after  # at once; of a record that was silent: now, not in the days that are known to be silent
         if isinstance(law, str):
             if np.isinf(high):
                 return self._exponential(after, low - elapsed, MEAN_BEYOND)

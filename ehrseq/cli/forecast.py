@@ -1,0 +1,178 @@
+"""`ehrseq forecast`: what comes next for many patients, from a pretrained model."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ehrseq.cli.options import EngineName, EngineOption, Workers, check_folder, is_writable
+
+if TYPE_CHECKING:
+    from ehrseq.forecasting.datasets import ForecastTables
+
+PAGE_STEPS = 30
+"""Points of a curve on the page."""
+
+
+class EstimatorName(StrEnum):
+    """How probabilities are estimated."""
+
+    reach = "reach"
+    scope = "scope"
+    monte_carlo = "monte_carlo"
+
+
+def forecast_command(
+    data: Annotated[Path, typer.Option(help="FHIR (NDJSON, Bundles) or MEDS: folder or file, or a prepared dataset.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder of a pretrained event model, or owner/name on the Hub. Default: the package's own."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")] = Path("forecasts.parquet"),
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="Task to forecast: a name of `ehrseq label`, or a YAML file of ours or of ACES; repeat."),
+    ] = None,
+    outcome: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="name=CODE, a * at the end for all that begin so; name=death; or name=JSON of a union or a limit "
+            "of a value. Repeat. Default, without --task: death and any_admission."
+        ),
+    ] = None,
+    horizon: Annotated[str | None, typer.Option(help="Of the outcomes, like 30d or 48h. Default: 30d.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Of the outcomes: visit_end, or a code after which nothing counts.")
+    ] = None,
+    times: Annotated[
+        Path | None,
+        typer.Option(help="Parquet or CSV with subject_id, prediction_time. Default: the end of each record."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Forecast each task at its own labelled times: dataset with labels/, folder of labels, or label table."
+        ),
+    ] = None,
+    num: Annotated[int, typer.Option(min=1, help="Trajectories a patient, of reach a patient and outcome.")] = 32,
+    estimator: Annotated[EstimatorName, typer.Option(help="How probabilities are estimated.")] = EstimatorName.reach,
+    standard_error: Annotated[
+        float | None, typer.Option(help="Draw more, beginning with --num, until no error is above this.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the trajectories.")] = 0,
+    trajectories: Annotated[
+        Path | None, typer.Option(help="Folder for --num ordinary trajectories a patient, as MEDS files.")
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="HTML file of the cumulative incidence.")] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Dataset in files: forecast patients of this split; repeat. Default: all.")
+    ] = None,
+    skip_bad_lines: Annotated[bool, typer.Option(help="FHIR: count and skip unreadable resources.")] = False,
+    engine: EngineOption = EngineName.local,
+    workers: Workers = None,
+) -> None:
+    """Write how probable outcomes are for every patient, with the error of each probability.
+
+    Columns: subject_id, prediction_time, task, score (the probability), standard_error, effective_number,
+    num_trajectories, cut, horizon_days, reason. The reason says why there is no forecast. A dataset of `ehrseq prepare`
+    is read file by file, with --engine and --workers; a stopped run goes on. With --labels, what is written is what
+    `ehrseq evaluate` wants.
+    """
+    from ehrseq.data.metadata import written_by_us
+    from ehrseq.forecasting.datasets import forecast_dataset, forecast_patients
+    from ehrseq.forecasting.page import write_forecast_page
+    from ehrseq.forecasting.prompts import ForecastSettings, load_forecaster
+    from ehrseq.forecasting.trajectory_files import write_trajectories
+    from ehrseq.hub.families import STARTER_FORECAST
+    from ehrseq.work.engine import get_engine
+    from ehrseq.work.files import write_whole
+
+    if labels is not None and times is not None:
+        raise ValueError("--labels and --times both say when to forecast; give one of them.")
+    if out.is_dir() or out.suffix != ".parquet" or not is_writable(out.parent):
+        raise ValueError(f"{out} cannot be written; give the name of a .parquet file in a folder of yours.")
+    if page is not None and (page.is_dir() or page.suffix != ".html" or not is_writable(page.parent)):
+        raise ValueError(f"{page} cannot be written; give the name of a .html file in a folder of yours.")
+    if trajectories is not None:
+        check_folder(trajectories)
+    checkpoint = str(STARTER_FORECAST) if model is None else model
+    settings = ForecastSettings(
+        num=num,
+        estimator=estimator.value,
+        standard_error=standard_error,
+        seed=seed,
+        steps=PAGE_STEPS if page is not None else 0,
+        trajectories=trajectories is not None,
+    )
+    asked: dict[str, Any] = {
+        "tasks": task or [],
+        "outcomes": read_outcome_options(outcome or []),
+        "horizon": horizon,
+        "until": until,
+        "settings": settings,
+        "prediction_times": times,
+        "labels": labels,
+    }
+    if written_by_us(data):
+        tables = forecast_dataset(
+            checkpoint,
+            data,
+            out.with_name(f".{out.name}.parts"),
+            **asked,
+            splits=split or None,
+            trajectories=trajectories,
+            engine=get_engine(engine.value, num_workers=workers),
+        )
+    elif engine is not EngineName.local or workers is not None or split:
+        raise ValueError(
+            f"--engine, --workers and --split need a dataset in files; run `ehrseq prepare {data} FOLDER` first."
+        )
+    else:
+        tables = forecast_patients(checkpoint, data, **asked, on_error="skip" if skip_bad_lines else "raise")
+        if trajectories is not None:
+            write_trajectories(tables.trajectories, trajectories, num)
+    write_whole(out, tables.forecasts.write_parquet)
+    notice = str(getattr(load_forecaster(checkpoint).model.config, "notice", None) or "")
+    if page is not None:
+        write_forecast_page(tables, page, notice=notice)
+    _tell(tables, out, notice)
+
+
+def read_outcome_options(options: list[str]) -> dict[str, Any]:
+    """Outcomes of the command line, name -> what stands for it.
+
+    Raises:
+        ValueError: One without a name or a code, twice the same name, or JSON that is none.
+    """
+    outcomes: dict[str, Any] = {}
+    for option in options:
+        name, separator, spec = option.partition("=")
+        name, spec = name.strip(), spec.strip()
+        if not separator or not name or not spec:
+            raise ValueError(f"--outcome got {option!r}; expected name=CODE, such as icu=ICU_ADMISSION//*.")
+        if name in outcomes:
+            raise ValueError(f"--outcome {name} stands twice; give each a name of its own.")
+        try:
+            outcomes[name] = json.loads(spec) if spec[0] in "[{" else spec
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--outcome {name} begins as JSON and is none ({error}); check its quotes.") from error
+    return outcomes
+
+
+def _tell(tables: ForecastTables, out: Path, notice: str) -> None:
+    typer.echo(str(tables.report))
+    for each in tables.asked:
+        for note in each.notes:
+            typer.echo(f"{each.name}: {note}")
+    if notice:
+        typer.echo(notice)
+    forecasts = tables.forecasts
+    given = forecasts.height - forecasts["score"].null_count()
+    typer.echo(
+        f"{forecasts['subject_id'].n_unique():,} patients, {forecasts.height:,} rows in {out}: {given:,} with a "
+        f"probability, {forecasts['reason'].count():,} with a reason why there is none"
+    )
