@@ -40,6 +40,7 @@ from ehrseq.data.simulate.cohort import Simulation, simulate, simulated_name
 from ehrseq.data.sources import load_events
 from ehrseq.data.splits import assign_splits
 from ehrseq.encode.triplets import PHYSIONET2012, TripletTable, build_triplets, hold_out_stays
+from ehrseq.forecasting.medications import MedicationReport
 from ehrseq.hub.checkpoints import load_backbone, save_checkpoint
 from ehrseq.hub.families import STARTER, STARTER_FORECAST
 from ehrseq.representations.cluster_codes import codes_of_vectors
@@ -61,6 +62,7 @@ PROBED = ("readmission_30d", "mortality_30d", "hypertension")
 FREQUENT_CODES = 300
 MOST_LABELS = 1500  # of a task and split
 MIMIC_SPLITS = {"pretrain": 0.5, "train": 0.15, "tuning": 0.1, "held_out": 0.25}
+PARTS = ("probes", "phenotypes", "medications")
 TRUTHS = {"chronic": "chronic diseases coded", "risk": "fifth of the true readmission risk"}
 
 
@@ -126,37 +128,51 @@ def simulated(options: argparse.Namespace) -> dict[str, Any]:
     files[CODES] = folder / f"{CODES}.parquet"
     if not files[CODES].is_file():
         code_vectors(read_embeddings(files[RANDOM]), data, split_of, files[CODES])
-    probes = probe_tasks(files, data, labels=labels, sizes=options.sizes, num_resamples=options.resamples)
-    print(probes.to_markdown(), flush=True)
+    probes, phenotypes, medications = None, {}, None
+    if "probes" in options.parts:
+        probes = probe_tasks(files, data, labels=labels, sizes=options.sizes, num_resamples=options.resamples)
+        print(probes.to_markdown(), flush=True)
+    if "phenotypes" in options.parts:
+        last = labels["readmission_30d"].group_by("subject_id").agg(pl.col("prediction_time").max()).sort("subject_id")
+        truths = known_groups(cohort, events, last)
+        for name, file in files.items():
+            every = read_embeddings(file)
+            rows = every.table.with_row_index("row").join(last, on=list(LABEL_KEYS))["row"].to_numpy()
+            chosen = folder / "last.parquet"
+            write_parquet(with_vectors(every.table[rows], every.vectors[rows]), chosen)
+            for truth, table in truths.items():
+                out = folder / "phenotypes" / f"{name}-{truth}"
+                report = find_phenotypes(chosen, data, out, settings=options.clusters, truth=table)
+                phenotypes[f"{name} | {TRUTHS[truth]}"] = report
+        print("\n".join(phenotype_lines(phenotypes)), flush=True)
+    if "medications" in options.parts:
+        medications = recommended(options, data, models, STARTER_FORECAST, folder, ("train",))
+    return result(probes, phenotypes, medications)
 
-    phenotypes = {}
-    last = labels["readmission_30d"].group_by("subject_id").agg(pl.col("prediction_time").max()).sort("subject_id")
-    truths = known_groups(cohort, events, last)
-    for name, file in files.items():
-        every = read_embeddings(file)
-        rows = every.table.with_row_index("row").join(last, on=list(LABEL_KEYS))["row"].to_numpy()
-        chosen = folder / "last.parquet"
-        write_parquet(with_vectors(every.table[rows], every.vectors[rows]), chosen)
-        for truth, table in truths.items():
-            report = find_phenotypes(
-                chosen, data, folder / "phenotypes" / f"{name}-{truth}", settings=options.clusters, truth=table
-            )
-            phenotypes[f"{name} | {TRUTHS[truth]}"] = report
-    lines = list(phenotype_lines(phenotypes))
-    print("\n".join(lines), flush=True)
+
+def recommended(
+    options: argparse.Namespace,
+    data: Path,
+    models: Mapping[str, Path],
+    pretrained: Path,
+    folder: Path,
+    learn_from: Sequence[str],
+) -> MedicationReport:
+    """Next medications of a dataset's held-out visits."""
     start = time.perf_counter()
-    medications = recommend_medications(
+    report = recommend_medications(
         data,
         models,
-        pretrained=STARTER_FORECAST,
+        pretrained=pretrained,
+        learn_from=learn_from,
         num=options.num,
         most_questions=options.questions,
         num_resamples=options.resamples,
         out=folder / "medications",
         engine=ONE,
     )
-    print(medications.to_markdown(), f"{time.perf_counter() - start:.0f} s", flush=True)
-    return result(probes, phenotypes, medications=medications.to_dict())
+    print(report.to_markdown(), f"{time.perf_counter() - start:.0f} s\n", flush=True)
+    return report
 
 
 def known_groups(cohort: Simulation, events: pl.DataFrame, times: pl.DataFrame) -> dict[str, pl.DataFrame]:
@@ -194,18 +210,8 @@ def mimic(options: argparse.Namespace) -> dict[str, Any]:
             report = find_phenotypes(file, data, out, settings=options.clusters, detail=detail)
             phenotypes[f"{name} | diagnoses, by {detail}"] = report
     print("\n".join(phenotype_lines(phenotypes)), flush=True)
-    medications = recommend_medications(
-        data,
-        models,
-        pretrained=checkpoint,
-        num=options.num,
-        most_questions=options.questions,
-        num_resamples=options.resamples,
-        out=folder / "medications",
-        engine=ONE,
-    )
-    print(medications.to_markdown(), flush=True)
-    return result(None, phenotypes, medications=medications.to_dict())
+    medications = recommended(options, data, models, checkpoint, folder, ("train", "pretrain"))
+    return result(None, phenotypes, medications)
 
 
 def pretrained_on(events: pl.DataFrame, folder: Path, tokens: int) -> Path:
@@ -242,8 +248,8 @@ def stays(options: argparse.Namespace) -> dict[str, Any]:
     from ehrseq.training import TripletRecipe, pretrain, read_recipe
 
     folder = options.output / "stays"
-    sets = {name: load_physionet2012(set_of(options.data, name)) for name in "ab"}
-    tables = {name: build_triplets(each.events, PHYSIONET2012, each.labels) for name, each in sets.items()}
+    sets = {name: some_stays(set_of(options.data, name), options.stays) for name in "ab"}
+    tables = {name: build_triplets(each[0], PHYSIONET2012, each[1]) for name, each in sets.items()}
     train, tuning = hold_out_stays(tables["a"], 0.2)
     extractor = HyMaTEFeatureExtractor.fit(train)
     recipe = read_recipe("hymate_quick", [f"pretrain.epochs={options.epochs}"])
@@ -251,8 +257,7 @@ def stays(options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit("hymate_quick is no recipe of stays.")
     checkpoint = folder / "forecast"
     pretrain(recipe, extractor, train, tuning, checkpoint)
-    events = pl.concat([each.events for each in sets.values()])
-    labels = pl.concat([each.labels for each in sets.values()])
+    events, labels = (pl.concat(parts) for parts in zip(*sets.values(), strict=True))
     split_of = pl.concat(
         [
             pl.DataFrame({"subject_id": rows}).with_columns(split=pl.lit(split))
@@ -282,7 +287,17 @@ def stays(options: argparse.Namespace) -> dict[str, Any]:
             report = find_phenotypes(file, events, out, settings=options.clusters, truth=table)
             phenotypes[f"{name} | {truth}"] = report
     print("\n".join(phenotype_lines(phenotypes)), flush=True)
-    return result(probes, phenotypes)
+    return result(probes, phenotypes, None)
+
+
+def some_stays(path: Path, most: int | None) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Events and labels of a set; of so many stays at most, drawn at random."""
+    whole = load_physionet2012(path)
+    subjects = whole.labels["subject_id"].unique().sort()
+    if most is not None and len(subjects) > most:
+        subjects = subjects.sample(most, seed=0)
+    these = pl.col("subject_id").is_in(subjects.implode())
+    return whole.events.filter(these), whole.labels.filter(these)
 
 
 def set_of(data: Path, name: str) -> Path:
@@ -342,9 +357,13 @@ def phenotype_lines(reports: Mapping[str, PhenotypeReport]) -> Iterator[str]:
     yield ""
 
 
-def result(probes: ProbeReport | None, phenotypes: Mapping[str, PhenotypeReport], **more: Any) -> dict[str, Any]:
+def result(
+    probes: ProbeReport | None, phenotypes: Mapping[str, PhenotypeReport], medications: MedicationReport | None
+) -> dict[str, Any]:
     """What is written."""
-    told: dict[str, Any] = {"phenotypes": {name: each.to_dict() for name, each in phenotypes.items()}, **more}
+    told: dict[str, Any] = {"phenotypes": {name: each.to_dict() for name, each in phenotypes.items()}}
+    if medications is not None:
+        told["medications"] = medications.to_dict()
     if probes is not None:
         told["probes"] = [
             {
@@ -374,10 +393,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num", type=int, default=16, help="futures of a visit")
     parser.add_argument("--questions", type=int, default=200, help="held-out visits with drugs, at most")
     parser.add_argument("--tokens", type=int, default=400_000, help="mimic: tokens of pretraining")
+    parser.add_argument("--stays", type=int, help="stays of each set, at most; by default all")
     parser.add_argument("--epochs", type=int, default=3, help="stays: epochs of pretraining")
     parser.add_argument("--most", type=int, default=8, help="clusters at most")
     parser.add_argument("--resamples", type=int, default=200, help="bootstrap resamples of patients")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="what is measured")
     parser.add_argument("--quick", action="store_true", help="few of everything: does it run?")
     options = parser.parse_args(arguments)
     if options.set != "simulated" and options.data is None:

@@ -9,9 +9,9 @@ futures that it draws (`trajectories`).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import polars as pl
@@ -35,9 +35,11 @@ from ehrseq.representations.embedding_files import read_embeddings
 from ehrseq.representations.embeddings import embed_dataset
 from ehrseq.tasks.moments import last_times
 from ehrseq.tokenization.ehr_codes import DEFAULT_CODE_MAP
-from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from ehrseq.work.engine import Engine
 from ehrseq.work.files import write_json, write_whole
+
+if TYPE_CHECKING:
+    from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
 _LISTED = 20
 
@@ -48,6 +50,7 @@ def recommend_medications(
     *,
     context: str = "start",
     pretrained: str | Path | None = None,
+    learn_from: Sequence[str] = ("train", "pretrain"),
     num: int = 32,
     estimator: str = "scope",
     most_questions: int | None = None,
@@ -63,6 +66,7 @@ def recommend_medications(
         models: Name -> checkpoint, whose vectors a line is fitted to.
         context: What is known, see `question_records`.
         pretrained: A pretrained EhrMamba whose futures are drawn; only with the context "start".
+        learn_from: Splits whose visits are learnt from.
         num: Futures of a visit.
         estimator: "scope" or "monte_carlo".
         most_questions: Held-out visits that are asked at most, drawn at random, and tuning visits whose futures are
@@ -84,7 +88,7 @@ def recommend_medications(
     dataset = EventDataset(data)
     rules = [*read_settings(data).code_map, *DEFAULT_CODE_MAP]
     events = dataset.events()
-    questions = medication_questions(events, dataset.splits, code_map=rules)
+    questions = medication_questions(events, dataset.splits, learn_from=learn_from, code_map=rules)
     held_out = _drawn(questions, "held_out", most_questions, seed)
     records = question_records(events, questions, context, code_map=rules)
     scores = {"frequency": frequency_scores(questions), "last visit": last_visit_scores(questions)}
@@ -92,11 +96,10 @@ def recommend_medications(
         scores[f"{name}, line"], _ = line_scores(questions, question_vectors(checkpoint, records, questions, engine))
     if pretrained is not None:
         forecaster = load_forecaster(pretrained)
-        tokenizer = cast(EhrTokenizer, forecaster.tokenizer)
         asked = np.concatenate([_drawn(questions, "tuning", most_questions, seed), held_out])
         scores["futures"] = trajectory_scores(
             forecaster.model,
-            tokenizer,
+            cast("EhrTokenizer", forecaster.tokenizer),
             questions,
             records,
             num=num,

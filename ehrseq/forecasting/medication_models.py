@@ -36,7 +36,7 @@ def line_scores(
     """Probabilities of a logistic regression a drug.
 
     Args:
-        questions: The visits; fitted on those of "train" and "pretrain", penalty chosen on those of "tuning".
+        questions: The visits; fitted on those that are learnt from, penalty chosen on those of "tuning".
         vectors: `[n, d]`, NaN rows where a question has none.
 
     Returns:
@@ -48,7 +48,7 @@ def line_scores(
     if len(vectors) != len(questions.given):
         raise ValueError(f"vectors got {len(vectors)} rows; expected one for each of {len(questions.given)} questions.")
     has = np.isfinite(vectors).all(1)
-    train = np.concatenate([questions.rows("train"), questions.rows("pretrain")])
+    train = questions.learnt
     train, tuning = train[has[train]], questions.rows("tuning")
     tuning = tuning[has[tuning]]
     if not len(train):
@@ -56,22 +56,35 @@ def line_scores(
     mean, spread = vectors[train].mean(0), vectors[train].std(0)
     scaled = torch.from_numpy(((vectors - mean) / np.where(spread > 0, spread, 1.0)).astype(np.float64))
     given = torch.from_numpy(questions.given.astype(np.float64))
-    tried = LINE_PENALTIES if len(tuning) else (_DEFAULT,)
-    fitted = [_fit_lines(scaled[train], given[train], penalty) for penalty in tried]
-    chosen = 0
-    if len(tuning):
-        chosen = int(np.argmin([_loss(scaled[tuning] @ each[1:] + each[0], given[tuning]) for each in fitted]))
-    scores = torch.sigmoid(scaled @ fitted[chosen][1:] + fitted[chosen][0]).numpy()
+    weights, best = None, None
+    lowest, chosen = np.inf, _DEFAULT
+    for penalty in LINE_PENALTIES if len(tuning) else (_DEFAULT,):
+        weights = _fit_lines(scaled[train], given[train], penalty, weights)
+        loss = _loss(scaled[tuning] @ weights[1:] + weights[0], given[tuning]) if len(tuning) else 0.0
+        if loss >= lowest:
+            break  # the loss falls, then rises with ever weaker penalties
+        best, lowest, chosen = weights, loss, penalty
+    if best is None:
+        raise ValueError("the regressions give no finite probabilities; are the vectors finite?")
+    scores = torch.sigmoid(scaled @ best[1:] + best[0]).numpy()
     scores[~has] = np.nan
-    return scores, tried[chosen]
+    return scores, chosen
 
 
-def _fit_lines(x: Tensor, y: Tensor, penalty: float) -> Tensor:
-    """Weights [1 + d, c] of all regressions: the sum of losses over visits + |w|^2 / (2 C), as scikit-learn's."""
-    share = y.mean(0).clamp(0.5 / len(y), 1 - 0.5 / len(y))
-    weights = torch.zeros(1 + x.shape[1], y.shape[1], dtype=torch.float64)
-    weights[0] = torch.log(share / (1 - share))
-    weights.requires_grad_(True)
+def _fit_lines(x: Tensor, y: Tensor, penalty: float, start: Tensor | None) -> Tensor:
+    """Weights [1 + d, c] of all regressions: the sum of losses over visits + |w|^2 / (2 C), as scikit-learn's.
+
+    Args:
+        x: Standardised vectors, [n, d].
+        y: What was given, [n, c].
+        penalty: C.
+        start: Weights of a stronger penalty to begin with; None: no slope, the shares as they are.
+    """
+    if start is None:
+        share = y.mean(0).clamp(0.5 / len(y), 1 - 0.5 / len(y))
+        start = torch.zeros(1 + x.shape[1], y.shape[1], dtype=torch.float64)
+        start[0] = torch.log(share / (1 - share))
+    weights = start.clone().requires_grad_(True)
     optimizer = torch.optim.LBFGS([weights], max_iter=200, tolerance_grad=1e-8, line_search_fn="strong_wolfe")
     scale = 1 / y.numel()
 

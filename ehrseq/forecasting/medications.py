@@ -60,6 +60,7 @@ class MedicationQuestions:
         unknown: `[n]` drugs given that no training visit holds: nothing can recommend them, and they count as missed.
         before: `[n, c]` given to the patient at any time before.
         last: `[n, c]` given in the patient's latest earlier visit with drugs.
+        learnt: Questions to learn from.
         notes: What was left out, counted.
     """
 
@@ -69,6 +70,7 @@ class MedicationQuestions:
     unknown: NDArray[np.int64]
     before: Bools
     last: Bools
+    learnt: NDArray[np.int64]
     notes: Counter[str] = field(default_factory=Counter)
 
     def rows(self, split: str) -> NDArray[np.int64]:
@@ -77,13 +79,18 @@ class MedicationQuestions:
 
 
 def medication_questions(
-    events: pl.DataFrame, splits: pl.DataFrame, *, code_map: Sequence[Sequence[str]] | None = None
+    events: pl.DataFrame,
+    splits: pl.DataFrame,
+    *,
+    learn_from: Sequence[str] = ("train", "pretrain"),
+    code_map: Sequence[Sequence[str]] | None = None,
 ) -> MedicationQuestions:
     """The visits of some patients in which drugs are given.
 
     Args:
         events: Event table of whole patients.
-        splits: subject_id, split; drugs are learnt on "train", and on "pretrain" where there is such.
+        splits: subject_id, split (those to learn from, tuning, held_out); visits of others are left out.
+        learn_from: Splits whose visits are learnt from.
         code_map: [regular expression, kind] pairs, default `DEFAULT_CODE_MAP`.
 
     Raises:
@@ -108,14 +115,15 @@ def medication_questions(
     inside = placed.filter(pl.col("time") <= pl.col("end"))
     notes["drugs given outside of every visit"] = rows.height - inside.height
     first = inside.group_by("visit").agg(pl.col("time").min().alias("first_drug"))
-    table = visits.join(first, on="visit").join(splits.select("subject_id", "split"), on="subject_id")
+    of_split = splits.select("subject_id", "split").filter(pl.col("split").is_in([*learn_from, "tuning", "held_out"]))
+    table = visits.join(first, on="visit").join(of_split, on="subject_id")
     notes["visits in which no drug is given"] = visits.height - first.height
-    notes["visits of patients without a split"] = first.height - table.height
+    notes["visits of patients of no split that is asked about"] = first.height - table.height
     table = table.sort("subject_id", "start").with_row_index("question").with_columns(pl.col("question").cast(pl.Int64))
-    train = table.filter(pl.col("split").is_in(["train", "pretrain"]))["visit"]
+    train = table.filter(pl.col("split").is_in(list(learn_from)))["visit"]
     codes = sorted(inside.filter(pl.col("visit").is_in(train.implode()))["code"].unique())
     if table.is_empty() or not codes:
-        raise ValueError("no drug is given in a visit of a training patient (split train); nothing could be learnt.")
+        raise ValueError(f"no drug is given in a visit of the splits {list(learn_from)}; nothing could be learnt.")
     place = pl.DataFrame({"code": codes, "drug": np.arange(len(codes))})
 
     def matrix(pairs: pl.DataFrame) -> Bools:
@@ -138,7 +146,14 @@ def medication_questions(
     same = np.flatnonzero(subjects[1:] == subjects[:-1]) + 1
     last[same] = given[same - 1]
     return MedicationQuestions(
-        table.drop("visit"), codes, given, total - given.sum(1), matrix(earlier), last, Counter(+notes)
+        table.drop("visit"),
+        codes,
+        given,
+        total - given.sum(1),
+        matrix(earlier),
+        last,
+        np.flatnonzero(table["split"].is_in(list(learn_from)).to_numpy()),
+        Counter(+notes),
     )
 
 
@@ -214,8 +229,7 @@ def _visits(events: pl.DataFrame, code_map: Sequence[Sequence[str]] | None, note
 
 def frequency_scores(questions: MedicationQuestions) -> Floats:
     """`[n, c]` share of training visits in which each drug is given: the same list for everybody."""
-    train = np.concatenate([questions.rows("train"), questions.rows("pretrain")])
-    return np.tile(questions.given[train].mean(0), (len(questions.given), 1))
+    return np.tile(questions.given[questions.learnt].mean(0), (len(questions.given), 1))
 
 
 def last_visit_scores(questions: MedicationQuestions) -> Floats:

@@ -85,14 +85,17 @@ def group_of(code: str, kind: str, against: str, detail: str) -> str | None:
     return code if is_category else parents[0]
 
 
-def group_matrix(pairs: Iterable[tuple[int, str]], rows: int) -> tuple[NDArray[np.bool_], list[str]]:
-    """Which groups each vector has, `[n, g]`, and their names in alphabetical order."""
-    found = sorted(set(pairs))
-    names = sorted({name for _, name in found})
-    place = {name: number for number, name in enumerate(names)}
+def group_matrix(pairs: pl.DataFrame, rows: int) -> tuple[NDArray[np.bool_], list[str]]:
+    """Which groups each vector has, `[n, g]`, and their names in alphabetical order.
+
+    Args:
+        pairs: row (position of a vector), group.
+        rows: Number of vectors.
+    """
+    names = pairs["group"].unique().sort().to_list()
+    column = pairs["group"].replace_strict(dict(zip(names, range(len(names)), strict=True)), return_dtype=pl.Int64)
     matrix = np.zeros((rows, len(names)), bool)
-    for row, name in found:
-        matrix[row, place[name]] = True
+    matrix[pairs["row"].to_numpy(), column.to_numpy()] = True
     return matrix, names
 
 

@@ -44,7 +44,7 @@ def phenotype_page(report: PhenotypeReport) -> str:
         f"<p>{report.vectors:,} vectors of {level}, {report.patients:,} patients: {found['clusters']} clusters by the "
         f"{criterion} of {report.settings.fewest} to {report.settings.most}.</p>",
     ]
-    cautions = [report.about.get("notice"), *report.hidden]
+    cautions = [str(report.about.get("notice") or ""), *report.hidden]
     if report.without_record:
         cautions.append(f"{report.without_record:,} vectors are of patients whose record these data do not hold.")
     cautions = [text for text in cautions if text]

@@ -86,7 +86,7 @@ def find_phenotypes(
 
     # 1. What the records hold, block by block.
     counts = CodeCounts(found.table, clusters.labels)
-    pairs: set[tuple[int, str]] = set()
+    pairs = [pl.DataFrame(schema={"row": pl.Int64, "group": pl.String})]
     seen = np.zeros(len(found), bool)
     kinds: dict[str, str] = {}
     for block in _blocks(found, data):
@@ -94,14 +94,15 @@ def find_phenotypes(
         new = [code for code in block["code"].unique().to_list() if code not in kinds]
         kinds |= kinds_of(new, data if isinstance(data, str | Path) else "")
         if known is None:
-            names = {code: group_of(code, kinds[code], against, detail) for code in block["code"].unique().to_list()}
-            wanted = {code: name for code, name in names.items() if name is not None}
+            standing = {code: group_of(code, kinds[code], against, detail) for code in block["code"].unique().to_list()}
+            wanted = {code: name for code, name in standing.items() if name is not None}
             of_group = block.filter(pl.col("code").is_in(list(wanted)))
-            pairs |= set(zip(of_group["row"].to_list(), (wanted[code] for code in of_group["code"]), strict=True))
+            group = pl.col("code").replace_strict(wanted, return_dtype=pl.String).alias("group")
+            pairs.append(of_group.select("row", group).unique())
         counts.add(block)
     if not seen.any():
         raise ValueError(f"none of the {len(found):,} vectors is of a patient of these data; give what was embedded.")
-    groups, names = group_matrix(pairs, len(found)) if known is None else known
+    groups, names = group_matrix(pl.concat(pairs), len(found)) if known is None else known
 
     # 2. How far clusters go with the groups, and what else they have in common.
     agreement = agreements(
@@ -182,7 +183,7 @@ def _read_truth(truth: str | Path | pl.DataFrame, found: Embeddings) -> tuple[ND
     owned = rows.join(table.select(*keys, pl.col("group").cast(pl.String)).drop_nulls(), on=keys)
     if owned.is_empty():
         raise ValueError("the known groups are of none of the patients with a vector; give those of these patients.")
-    return group_matrix(zip(owned["row"].to_list(), owned["group"].to_list(), strict=True), len(found))
+    return group_matrix(owned.select(pl.col("row").cast(pl.Int64), "group"), len(found))
 
 
 def _sizes(found: Embeddings, clusters: Clusters) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from ehrseq.benchmark.medications import recommend_medications
 from ehrseq.cli.app import app
 from ehrseq.data.dataset import write_dataset
 from ehrseq.data.simulate.cohort import simulate
+from ehrseq.hub.families import STARTER_FORECAST
 
 EHRMAMBA = Path(__file__).parents[1] / "checkpoints" / "ehrmamba"
 
@@ -35,6 +36,12 @@ def test_the_command(dataset, tmp_path):
     assert {each["system"] for each in measures} == {"frequency", "last visit", "ehrmamba, line"}
     lists = pl.read_parquet(out / "recommendations.parquet")
     assert lists.group_by("system", "subject_id", "start").len()["len"].unique().to_list() == [20]
+
+
+def test_futures_of_the_starting_checkpoint_stand_beside_what_counts(dataset):
+    report = recommend_medications(dataset, {}, pretrained=STARTER_FORECAST, num=1, most_questions=4, num_resamples=3)
+    assert {each.system for each in report.measures} == {"frequency", "last visit", "futures"}
+    assert report.notes["tuning visits that were not drawn"] > 0
 
 
 BAD = [
