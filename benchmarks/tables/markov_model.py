@@ -157,7 +157,7 @@ class Enumeration:
 
         Args:
             current: The record's last token. After one of an open visit, what happened at its time stands in the
-                record: with a time head the next gap is above 0, only [VE] may stand at its time.
+                record: with a time head the next gap is above 0, that of [VE] aside.
             elapsed: Days since its time, in which nothing happened (a whole number of steps).
         """
         is_open = self.bins is not None and current not in ("[VE]", "[REG]", *SPANS)
@@ -181,10 +181,6 @@ class Enumeration:
                 total += chances[j] * self._after_interval(token, max(low, elapsed), high, elapsed)
                 continue
             law = self._law(current, j)
-            if law is None and self.bins is not None:  # [VE] stands at the time of the last event, however long ago
-                places = np.arange(self.size) + round(elapsed / self.step)
-                total += chances[j] * self._happens(j)[np.minimum(places, self.size - 1)]
-                continue
             if is_open and law is not None:
                 law = np.concatenate([[0.0], law[1:]])
             total += chances[j] * self._spread(self._happens(j), law, elapsed, np.inf, elapsed)
@@ -227,7 +223,7 @@ class Enumeration:
     ) -> np.ndarray:
         """E[after(r - (gap - elapsed))], 0 where the gap is longer, for every r; the gap within [low, high)."""
         if law is None:
-            return after  # at once; of a record that was silent: now
+            return after  # at once; of a record that was silent: now, not in the days that are known to be silent
         if isinstance(law, str):
             if np.isinf(high):
                 return self._exponential(after, low - elapsed, MEAN_BEYOND)

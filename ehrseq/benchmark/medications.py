@@ -63,7 +63,8 @@ def recommend_medications(
         pretrained: A pretrained EhrMamba whose futures are drawn; only with the context "start".
         num: Futures of a visit.
         estimator: "scope" or "monte_carlo".
-        most_questions: Held-out visits that are asked at most, drawn at random; None = all.
+        most_questions: Held-out visits that are asked at most, drawn at random, and tuning visits whose futures are
+            drawn; None = all.
         num_resamples: Bootstrap resamples of patients.
         seed: Of what is drawn.
         out: Folder to write: `medications.html`, `.md`, `.json`, `recommendations.parquet` (the first of each list).
@@ -82,18 +83,14 @@ def recommend_medications(
     rules = [*read_settings(data).code_map, *DEFAULT_CODE_MAP]
     events = dataset.events()
     questions = medication_questions(events, dataset.splits, code_map=rules)
-    held_out = questions.rows("held_out")
-    if most_questions is not None and len(held_out) > most_questions:
-        drawn = np.random.default_rng((seed, 1)).permutation(held_out)[:most_questions]
-        questions.notes["held-out visits that were not drawn"] = len(held_out) - most_questions
-        held_out = np.sort(drawn)
+    held_out = _drawn(questions, "held_out", most_questions, seed)
     records = question_records(events, questions, context, code_map=rules)
     scores = {"frequency": frequency_scores(questions), "last visit": last_visit_scores(questions)}
     for name, checkpoint in models.items():
         scores[f"{name}, line"], _ = line_scores(questions, question_vectors(checkpoint, records, questions, engine))
     if pretrained is not None:
         model, tokenizer = load_forecaster(pretrained)
-        asked = np.concatenate([questions.rows("tuning"), held_out])
+        asked = np.concatenate([_drawn(questions, "tuning", most_questions, seed), held_out])
         scores["futures"] = trajectory_scores(
             model, tokenizer, questions, records, num=num, estimator=estimator, seed=seed, rows=asked.tolist()
         )
@@ -114,6 +111,15 @@ def question_vectors(
     vectors = np.full((len(questions.given), found.vectors.shape[1]), np.nan)
     vectors[found.table["subject_id"].to_numpy()] = found.vectors
     return vectors
+
+
+def _drawn(questions: MedicationQuestions, split: str, most: int | None, seed: int) -> NDArray[np.int64]:
+    """Questions of a split, so many at most; what is left out is counted."""
+    rows = questions.rows(split)
+    if most is None or len(rows) <= most:
+        return rows
+    questions.notes[f"{split.replace('_', '-')} visits that were not drawn"] = len(rows) - most
+    return np.sort(np.random.default_rng((seed, 1)).permutation(rows)[:most])
 
 
 def check_medication_folder(folder: Path) -> None:

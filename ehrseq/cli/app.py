@@ -21,9 +21,9 @@ from ehrseq.cli.encode import label_command, tokenize_command
 from ehrseq.cli.evaluate import evaluate_command
 from ehrseq.cli.evaluate_forecast import evaluate_forecast_command
 from ehrseq.cli.explain import explain_command
+from ehrseq.cli.forecast import forecast_command
 from ehrseq.cli.medications import medications_command
 from ehrseq.cli.phenotypes import phenotypes_command
-from ehrseq.cli.forecast import forecast_command
 from ehrseq.cli.predict import predict_command
 from ehrseq.cli.prepare import prepare_command, split_command
 from ehrseq.cli.probe import probe_command

@@ -40,7 +40,7 @@ def forecast_command(
     outcome: Annotated[
         list[str] | None,
         typer.Option(
-            help="name=CODE, a * at the end for all codes that begin so; name=death; or name=JSON of a union or a limit "
+            help="name=CODE, a * at the end for all that begin so; name=death; or name=JSON of a union or a limit "
             "of a value. Repeat. Default, without --task: death and any_admission."
         ),
     ] = None,

@@ -11,9 +11,12 @@ from ehrseq.cli.options import EngineName, EngineOption, Workers, check_new_fold
 
 
 def synthesize_command(
-    model: Annotated[str, typer.Option(help="Folder of a pretrained EhrMamba, or owner/name on the Hub.")],
     like: Annotated[Path, typer.Option(help="Dataset of `ehrseq prepare` whose patients they are like.")],
     out: Annotated[Path, typer.Option(help="Folder to write (must not hold anything yet).")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder of a pretrained EhrMamba, or owner/name on the Hub. Default: the package's own."),
+    ] = None,
     patients: Annotated[int, typer.Option("--patients", "-n", min=1, help="Number of patients.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal patients.")] = 0,
     max_years: Annotated[float | None, typer.Option(help="Longest observation of a patient, years.")] = None,
@@ -44,10 +47,11 @@ def synthesize_command(
     """
     check_new_folder(out)
     from ehrseq.forecasting.synthesis import synthesize
+    from ehrseq.hub.families import STARTER_FORECAST
     from ehrseq.work.engine import get_engine
 
     report = synthesize(
-        model,
+        STARTER_FORECAST if model is None else model,
         like,
         patients,
         out,

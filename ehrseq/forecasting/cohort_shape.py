@@ -101,8 +101,8 @@ class CohortShape:
             (code, unit): ValueLaw(tuple(law["knots"]), law["decimals"]) for code, unit, law in content.pop("values")
         }
         content["texts"] = tuple((code, value) for code, value in content["texts"])
-        lists = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
-        return cls(profiles=profiles, values=values, **lists)
+        content |= {name: tuple(value) for name, value in content.items() if isinstance(value, list)}
+        return cls(profiles=profiles, values=values, **content)
 
 
 def shape_of(

@@ -22,7 +22,7 @@ from ehrseq.data.sources import load_events
 from ehrseq.forecasting.prompts import (
     ForecastSettings,
     asked_digest,
-    check_settings,
+    check_forecast_settings,
     draw,
     draw_futures,
     groups_of,
@@ -187,7 +187,7 @@ def forecast_patients(
     check_request(data, None, prediction_times, labels)
     forecaster = checkpoint if isinstance(checkpoint, EhrForecastPipeline) else load_forecaster(checkpoint)
     asked = read_asked(forecaster, tasks, outcomes, horizon=horizon, until=until)
-    check_settings(forecaster, asked, settings)
+    check_forecast_settings(forecaster, asked, settings)
     if isinstance(data, pl.DataFrame):
         events, report = validate_events(data), ConversionReport()
     else:
@@ -246,11 +246,11 @@ def forecast_dataset(
     shards = dataset_shards(dataset, splits)
     forecaster = kept_forecaster(str(checkpoint), checkpoint_digest(checkpoint))
     asked = read_asked(forecaster, tasks, outcomes, horizon=horizon, until=until)
-    check_settings(forecaster, asked, settings)
+    check_forecast_settings(forecaster, asked, settings)
     report = ConversionReport(source=str(dataset), format="meds", files=len(shards))
     subjects = pl.concat([scan_shard(shard).select(pl.col("subject_id").unique()).collect() for shard in shards])
     moments = _moments(asked, prediction_times, labels, subjects["subject_id"], report.notes)
-    key = [str(Path(dataset).resolve()), asked_digest(asked, checkpoint), asdict(settings)]
+    key: list[object] = [str(Path(dataset).resolve()), asked_digest(asked, checkpoint), asdict(settings)]
     key.append(None if moments is None else table_digest(moments))
     with kept_parts(Path(parts) / "forecasts", key) as folder:
         moments_file = None if moments is None else str(folder / "moments.parquet")

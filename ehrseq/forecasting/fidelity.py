@@ -255,7 +255,7 @@ def _quantities(events: pl.DataFrame, code_map: Sequence[Sequence[str]] | None) 
     timed = rows.filter(pl.col("kind") != "birth")
     patients = timed.group_by("subject_id").agg(
         pl.col("at").min().alias("first"), pl.col("at").max().alias("last"), pl.len().alias("events"),
-        pl.col("visit_id").n_unique().alias("visits"), (pl.col("kind") == "death").any().alias("dead"),
+        pl.col("visit_id").drop_nulls().n_unique().alias("visits"), (pl.col("kind") == "death").any().alias("dead"),
     ).join(births, on="subject_id", how="left").sort("subject_id")  # fmt: skip
     visits = (
         timed.filter(pl.col("visit_id").is_not_null())

@@ -73,18 +73,18 @@ def write_forecast_page(
             sharex=False,
         ),
         note(
-            "Lines: mean over the patients of the probability that the outcome has happened by then; the shade around "
-            "them is twice the error of the trajectories. Pale: the middle half of the patients, and the middle 90 %."
+            "Lines: mean over the patients of the probability that the outcome has happened by then, with the 95 % "
+            "interval that the trajectories leave. Dotted: 10 % and 90 % of the patients lie below."
         ),
         _summary_table(given, names, tables),
         "<h2>Some of the patients</h2>",
         note(
-            "Each outcome's curve with the 95 % interval that its trajectories leave; it does not hold the error of the "
-            "model itself."
+            "Each outcome's curve with the 95 % interval that its trajectories leave. The error of the model itself is "
+            "not in it."
         ),
         figure(
             lambda axes: _draw_patients(axes, tables.incidence, shown, curves, colours),
-            height=0.5 + 2.1 * -(-shown.height // 2),
+            height=0.5 + 2.5 * -(-shown.height // 2),
             panels=shown.height,
             columns=min(2, shown.height),
             sharex=False,
@@ -120,27 +120,32 @@ def _draw_means(axes: Sequence[Axes], incidence: pl.DataFrame, names: Sequence[s
             .agg(
                 mean=pl.col("probability").mean(),
                 error=(pl.col("standard_error") ** 2).sum().sqrt() / pl.len(),
-                **{f"q{level}": pl.col("probability").quantile(level / 100, "linear") for level in (5, 25, 75, 95)},
+                low=pl.col("probability").quantile(0.1, "linear"),
+                high=pl.col("probability").quantile(0.9, "linear"),
             )
         )
         table = of_task.sort("days")
         days = _from_zero(table["days"])
         colour = colours[name]
-        for low, high, alpha in (("q5", "q95", 0.08), ("q25", "q75", 0.12)):
-            band = _from_zero(table[low]), _from_zero(table[high])
-            axis.fill_between(days, *band, color=colour, alpha=alpha, lw=0)
+        low, high = _from_zero(table["low"]), _from_zero(table["high"])
+        axis.fill_between(days, low, high, color=colour, alpha=0.08, lw=0)
+        axis.plot(days, high, color=colour, lw=0.8, ls=":")
+        axis.plot(days, low, color=colour, lw=0.8, ls=":")
         mean, error = _from_zero(table["mean"]), _from_zero(table["error"])
         axis.fill_between(days, np.maximum(mean - _Z * error, 0), mean + _Z * error, color=colour, alpha=0.35, lw=0)
         axis.plot(days, mean, color=colour, lw=1.6)
         axis.set_title(name, loc="left", fontsize=9, fontweight="bold")
         axis.set_xlim(0, days[-1])
         axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_formatter(_percent)
         axis.set_xlabel("days after the prediction time")
 
 
 def _draw_patients(
     axes: Sequence[Axes], incidence: pl.DataFrame, shown: pl.DataFrame, names: Sequence[str], colours: dict[str, str]
 ) -> None:
+    ends = incidence.join(shown, on=_KEYS, how="semi").select(pl.col("probability") + _Z * pl.col("standard_error"))
+    top = min(1.0, 1.05 * float(ends.to_series().to_numpy().max()))
     for number, (axis, (subject, time)) in enumerate(zip(axes, shown.iter_rows(), strict=True)):
         own = incidence.filter((pl.col("subject_id") == subject) & (pl.col("prediction_time") == time))
         last = 0.0
@@ -155,9 +160,14 @@ def _draw_patients(
             last = max(last, float(days[-1]))
         axis.set_title(f"{subject}, {_minute(time)}", loc="left", fontsize=9, fontweight="bold")
         axis.set_xlim(0, last)
-        axis.set_ylim(0, 1)
+        axis.set_ylim(0, top)
+        axis.yaxis.set_major_formatter(_percent)
         if number == 0:
             axis.legend(frameon=False, fontsize=7, loc="upper left")
+
+
+def _percent(value: float, _: object) -> str:
+    return f"{100 * value:.3g} %"
 
 
 def _from_zero(column: pl.Series) -> np.ndarray:
@@ -184,7 +194,7 @@ def _summary_table(given: pl.DataFrame, names: Sequence[str], tables: ForecastTa
                 *map(_share, quantiles),
                 _share(scores.max()),
                 _share(float(np.median(errors))),
-                f"{of_task['num_trajectories'].mean():,.0f}",
+                f"{of_task['num_trajectories'].to_numpy().mean():,.0f}",
             ]
         )
     head = [
@@ -223,7 +233,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _share(value: float) -> str:
     """A probability in per cent, with digits for small ones."""
-    return f"{value:.1%}" if value >= 0.0995 else f"{value:.2%}"
+    return f"{100 * value:.1f} %" if value >= 0.0995 else f"{100 * value:.2f} %"
 
 
 def _minute(time: datetime) -> str:

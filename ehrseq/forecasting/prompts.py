@@ -20,7 +20,7 @@ import polars as pl
 from ehrseq.data.schema import LABEL_KEYS
 from ehrseq.forecasting.task_forecast import TaskForecast
 from ehrseq.forecasting.task_outcomes import task_outcome
-from ehrseq.hub.checkpoints import checkpoint_digest, quiet_loading
+from ehrseq.hub.checkpoints import check_checkpoint_files, checkpoint_digest, quiet_loading
 from ehrseq.modeling.ehr_trajectories import ESTIMATORS, Estimator, OutcomeTokens
 from ehrseq.pipelines.ehr_forecast import EhrForecastPipeline
 from ehrseq.tasks.moments import last_times
@@ -64,6 +64,7 @@ def load_forecaster(checkpoint: str | Path) -> EhrForecastPipeline:
     from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer
 
     checkpoint = str(checkpoint)
+    check_checkpoint_files(checkpoint)
     with quiet_loading():
         kind = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).model_type
         if kind == "hymate":
@@ -78,7 +79,7 @@ def load_forecaster(checkpoint: str | Path) -> EhrForecastPipeline:
 
 @lru_cache(maxsize=1)
 def kept_forecaster(checkpoint: str, digest: str) -> EhrForecastPipeline:
-    """`load_forecaster`, once for many calls of a worker; loaded again where its files have changed (their digest)."""
+    """`load_forecaster`, once for many calls of a worker; loaded again where its files have changed (the digest)."""
     return load_forecaster(checkpoint)
 
 
@@ -154,7 +155,9 @@ def groups_of(asked: Sequence[TaskForecast], *, apart: bool) -> list[list[TaskFo
     return [list(group) for _, group in groupby(sorted(asked, key=key), key=key)]
 
 
-def check_settings(forecaster: EhrForecastPipeline, asked: Sequence[TaskForecast], settings: ForecastSettings) -> None:
+def check_forecast_settings(
+    forecaster: EhrForecastPipeline, asked: Sequence[TaskForecast], settings: ForecastSettings
+) -> None:
     """Refuse what cannot be drawn, before anybody is read.
 
     Raises:

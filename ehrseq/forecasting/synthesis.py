@@ -38,6 +38,7 @@ from ehrseq.forecasting.token_events import DrawnEvent, RecordWriter, token_mean
 from ehrseq.hub.checkpoints import checkpoint_digest, quiet_loading
 from ehrseq.modeling.ehr_trajectories import ForecastPrompt, TrajectoryEnd, TrajectoryRequest
 from ehrseq.prepare.run import prepare_dataset
+from ehrseq.tasks.labelling import resolve_tasks
 from ehrseq.tokenization.ehr_codes import DAY_US, HOUR_US, MINUTE_US, YEAR_US
 from ehrseq.tokenization.ehr_outcomes import death_ids
 from ehrseq.tokenization.ehr_sequence import EPOCH, subjects_digest
@@ -344,6 +345,8 @@ def synthesize(
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and is not empty; give a new folder, so that nothing is overwritten.")
+    if tasks:
+        resolve_tasks(tasks)
     if allow_copies and max_copied is not None:
         raise ValueError("max_copied and allow_copies exclude each other; give one of them.")
     digest = checkpoint_digest(model)
@@ -353,7 +356,8 @@ def synthesize(
     settings = read_settings(dataset.path)
     _check_codes(tokenizer, training, dataset.path)
     shape = shape_of(training, code_map=settings.rules, until_end=until_end)
-    index = RunIndex(trained := EventRuns.of(tokenizer.encode_histories(training)))
+    trained = EventRuns.of(tokenizer.encode_histories(training))
+    index = RunIndex(trained)
     natural = index.longest(EventRuns.of(tokenizer.encode_histories(held_out)))
     allowed = allowed_run(natural, max_copied)
     make_folder(output.absolute().parent)

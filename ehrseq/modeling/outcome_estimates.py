@@ -6,10 +6,12 @@ standard error is:
 - *Monte Carlo*, whose numbers are 0 and 1: sqrt(p (1 - p) / n) with p the share after adding z^2 / 2 trajectories of
   each kind, z = 1.96 (Agresti and Coull 1998, doi:10.1080/00031305.1998.10480550; their n + z^2 belongs to an interval
   around that p, not around the estimate). So 0 of 20 is 0 +- 0.06 and never 0 +- 0.
-- *SCOPE* and *REACH*: that of the sample, its variance averaged with one further trajectory's of the variance that
-  Monte Carlo would have, which no estimator within [0, 1] can exceed. A few trajectories that happen to lie close
-  together therefore do not look certain. Where all agree to the last digit (one trajectory among them), they say no
-  more than Monte Carlo's would, and the error is Monte Carlo's.
+- *SCOPE* and *REACH*: that of the sample, its sum of squares taking in two further trajectories, one that says 0 (or 1,
+  where that is nearer) and one as far on the other side of the mean. A few trajectories that happen to lie close
+  together therefore do not look certain, and from some dozens on it makes no difference. Where all agree to the last
+  digit (one trajectory among them), they say no more than Monte Carlo's would, and the error is Monte Carlo's. What few
+  trajectories say of an outcome that hangs on rare turns (a number that is near 0 in most of them) is skewed: intervals
+  of 95 % then cover 88 to 93 % of the time with 10 to 60 of them.
 
 The *effective number* is that of Monte Carlo trajectories which would have this standard error: for Monte Carlo itself
 n, for a better estimator more.
@@ -129,10 +131,9 @@ def standard_errors(values: np.ndarray, *, is_binary: bool) -> np.ndarray:
     binomial = _binomial_error(means, num)
     if is_binary or num == 1:
         return binomial
-    squares = ((values - values.mean(0)) ** 2).sum(0)
-    shrunk = (squares + binomial**2 * num) / num
+    squares = ((values - values.mean(0)) ** 2).sum(0) + 2 * np.minimum(means, 1 - means) ** 2
     agree = values.max(0) == values.min(0)
-    return np.where(agree, binomial, np.sqrt(shrunk / num))
+    return np.where(agree, binomial, np.sqrt(squares / ((num - 1) * num)))
 
 
 def effective_number(probability: float, standard_error: float) -> float:

@@ -146,6 +146,8 @@ def forecast_records(
         max_tokens=max_tokens,
     )
     _check(request, keep_tokens=keep_tokens)
+    if not asked:
+        request = replace(request, estimator="monte_carlo")  # there is nothing that the trajectories could avoid
     if standard_error is not None:
         estimate_to_error(model.trajectories, [], request, standard_error=standard_error, max_num=max_num)  # checks it
     if model.training:
@@ -167,8 +169,7 @@ def _in_blocks(
         return trajectories
 
     # One draw gives tokens and estimates where its trajectories are ordinary ones and their number is settled.
-    is_ordinary = request.estimator != "reach" or not request.outcomes
-    together = keep_tokens and is_ordinary and standard_error is None
+    together = keep_tokens and request.estimator != "reach" and standard_error is None
     ordinary = replace(request, outcomes=(), grid_days=(), estimator="monte_carlo", keep_tokens=True)
     waiting = iter(records)
     while prompts := [to_prompt(record) for record in islice(waiting, BLOCK)]:
@@ -177,13 +178,16 @@ def _in_blocks(
                 estimates = estimate_outcomes(trajectories, request) if request.outcomes else []
                 yield RecordForecast(estimates, trajectories)
             continue
-        kept: Iterable[PatientTrajectories | None] = draw(prompts, ordinary) if keep_tokens else [None] * len(prompts)
+        all_kept: Iterable[PatientTrajectories | None] = [None] * len(prompts)
+        if keep_tokens:
+            all_kept = draw(prompts, ordinary)
+        all_estimates: Iterable[list[OutcomeEstimate]]
         if standard_error is None:
-            of_all = (estimate_outcomes(each, request) for each in draw(prompts, request))
+            all_estimates = (estimate_outcomes(each, request) for each in draw(prompts, request))
         else:
-            of_all = iter(estimate_to_error(draw, prompts, request, standard_error=standard_error, max_num=max_num))
-        for estimates, trajectories in zip(of_all, kept, strict=True):
-            yield RecordForecast(estimates, trajectories)
+            all_estimates = estimate_to_error(draw, prompts, request, standard_error=standard_error, max_num=max_num)
+        for estimates, kept in zip(all_estimates, all_kept, strict=True):
+            yield RecordForecast(estimates, kept)
 
 
 def _check(request: TrajectoryRequest, *, keep_tokens: bool) -> None:

@@ -237,6 +237,8 @@ class TrajectoryEngine:
         # 2. The token, and how long until it.
         tokens = following.draw(uniforms(keys, counters), avoided, kept)
         none = tokens < 0
+        if avoided is not None:
+            none |= self._avoided[rows] == 0  # certain: there is no way around the outcome
         tokens[none] = 0
         clock = clock + self._gaps.draw(
             following.hidden, tokens, lambda some: uniforms(keys[some], counters[some] + 1), windows

@@ -9,14 +9,14 @@ import types
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from transformers.pipelines import base as pipelines_base  # by way of its package: threads may import that, too
 from transformers.utils import logging
 
 from .forecast_answers import next_events, outcome_answers, trajectory_answers, words_of_counts
-from .patient_inputs import check_batch_size, is_fhir, patient_from_fhir, warn_where_nothing_is_known
+from .patient_inputs import check_rows_at_once, is_fhir, patient_from_fhir, warn_where_nothing_is_known
 from .stay_forecasts import StayForecaster
 
 logger = logging.get_logger(__name__)
@@ -89,7 +89,7 @@ class EhrForecastPipeline(pipelines_base.Pipeline):
     _load_processor = False  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        check_batch_size(kwargs.get("batch_size"))
+        check_rows_at_once(kwargs.get("batch_size"))
         super().__init__(*args, **kwargs)
         self._reasons: Counter[str] = Counter()  # of this call's patients without a forecast
         self._cut = 0  # patients of this call with trajectories that were cut at the longest length
@@ -125,7 +125,7 @@ class EhrForecastPipeline(pipelines_base.Pipeline):
                 be used.
         """
         batch_size = kwargs.pop("batch_size", None)
-        check_batch_size(batch_size)
+        check_rows_at_once(batch_size)
         settings = self._settings(**kwargs)
         question = None
         if self._stays is None:
@@ -230,7 +230,8 @@ class EhrForecastPipeline(pipelines_base.Pipeline):
         for row in records:
             stay = row.pop("stay")
             model: Any = self.model
-            outputs.append((stay, model(**self._ensure_tensor_on_device(row, device=self.device)).predictions))
+            channels = {name: channel.to(self.device) for name, channel in row.items()}
+            outputs.append((stay, model(**channels).predictions))
         return outputs
 
     # A forecast -> the answer.
@@ -274,8 +275,7 @@ class EhrForecastPipeline(pipelines_base.Pipeline):
 
     @property
     def _tokenizer(self) -> _ForecastTokenizer:
-        tokenizer: Any = self.tokenizer
-        return tokenizer
+        return cast(_ForecastTokenizer, self.tokenizer)
 
     def _check_event_model(self) -> None:
         """Refuse a model that foretells nothing, and a tokenizer that is not its own."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.pipelines import base as pipelines_base  # by way of its package: threads may import that, too
 from transformers.utils import logging
 
-from .patient_inputs import check_batch_size, is_fhir, patient_from_fhir, subject_of, warn_where_nothing_is_known
+from .patient_inputs import check_rows_at_once, is_fhir, patient_from_fhir, subject_of, warn_where_nothing_is_known
 from .risk_explanations import explain_rows, method_asked_for, rows_to_explain
 
 logger = logging.get_logger(__name__)
@@ -109,7 +109,7 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
     _load_processor = False  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        check_batch_size(kwargs.get("batch_size"))
+        check_rows_at_once(kwargs.get("batch_size"))
         super().__init__(*args, **kwargs)
         self._outside: Counter[tuple[str, str]] = Counter()  # (reason, task) of this call's answers
         self.encoder = self._check_encoder()
@@ -140,7 +140,7 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
             ValueError: An unknown task, an unreadable patient, a `batch_size` below 1, a method that the model does not
                 have or that needs the package.
         """
-        check_batch_size(kwargs.get("batch_size"))
+        check_rows_at_once(kwargs.get("batch_size"))
         if notice := getattr(self.model.config, "notice", None):
             logger.warning(notice)
         # transformers looks into the first element of a list, so an empty one has to be answered here.

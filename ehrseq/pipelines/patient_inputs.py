@@ -8,7 +8,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 
-def check_batch_size(batch_size: Any) -> None:
+def check_rows_at_once(batch_size: Any) -> None:
     """Refuse what transformers and torch would fail on with words of their own.
 
     Raises:

@@ -62,7 +62,7 @@ class TokenMeaning(NamedTuple):
     unit: str | None = None
 
 
-def read_question(
+def read_forecast_question(
     vocabulary: EventVocabulary,
     horizon: Any,
     outcomes: Any = None,

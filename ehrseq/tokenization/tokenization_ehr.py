@@ -21,7 +21,7 @@ from transformers.utils import PaddingStrategy, logging
 
 from .ehr_anchors import REASONS_AGAINST, UNANSWERABLE, reasons_against
 from .ehr_forecast_prompts import REASONS_AGAINST_FORECAST, RecordToForecast, close_lapsed, record_to_forecast
-from .ehr_forecast_questions import ForecastQuestion, TokenMeaning, read_question, token_meanings
+from .ehr_forecast_questions import ForecastQuestion, TokenMeaning, read_forecast_question, token_meanings
 from .ehr_histories import EncodedHistories
 from .ehr_plans import CHANNEL_DTYPES, CHANNELS, check_context
 from .ehr_prompts import PatientPrompts
@@ -401,8 +401,8 @@ class EhrTokenizer(TokenizersBackend):
         return record_to_forecast(prompts, self.vocabulary.kind, _subject(patient))
 
     def forecast_question(self, horizon: Any, outcomes: Any = None, **more: Any) -> ForecastQuestion:
-        """What is asked of a forecast, as tokens; arguments as of `ehr_forecast_questions.read_question`."""
-        return read_question(self.vocabulary, horizon, outcomes, **more)
+        """What is asked of a forecast, as tokens; arguments as of `ehr_forecast_questions.read_forecast_question`."""
+        return read_forecast_question(self.vocabulary, horizon, outcomes, **more)
 
     def token_meanings(self) -> dict[int, TokenMeaning]:
         """Token id -> code, range of values and unit, of every token that an event can become."""

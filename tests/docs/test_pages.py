@@ -166,9 +166,9 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 def smaller(words: list[str]) -> list[str]:
     """The same command on few patients, for few steps, in one process."""
-    takes_workers = {"prepare", "split", "label", "tokenize", "audit", "stats"}
+    takes_workers = {"prepare", "split", "label", "tokenize", "audit", "stats", "embed", "medications"}
     words = [SMALLER.get(word, word) if before == "-n" else word for before, word in zip(["", *words], words)]  # noqa: B905
-    prepared = words[1] == "predict" and Path(words[words.index("--data") + 1], "metadata").is_dir()
+    prepared = words[1] in ("predict", "forecast") and Path(words[words.index("--data") + 1], "metadata").is_dir()
     if words[1] in takes_workers or prepared:
         words += ["--workers", "1"]
     if words[1] == "train" and "--list" not in words:

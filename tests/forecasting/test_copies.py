@@ -68,8 +68,8 @@ def test_the_allowed_run_is_what_held_out_patients_share() -> None:
 
 
 def test_nearest_distances() -> None:
-    vectors = np.asarray([[0.0, 0.0], [3.0, 4.0]])
-    assert nearest(vectors, np.asarray([[0.0, 1.0], [3.0, 4.0]]), 2).tolist() == [[1.0, 5.0], [0.0, pytest.approx(18**0.5)]]
+    vectors, others = np.asarray([[0.0, 0.0], [3.0, 4.0]]), np.asarray([[0.0, 1.0], [3.0, 4.0]])
+    assert nearest(vectors, others, 2).tolist() == [[1.0, 5.0], [0.0, pytest.approx(18**0.5)]]
     assert nearest(vectors, vectors[:1], 2)[:, 1].tolist() == [np.inf, np.inf]
 
 

@@ -179,6 +179,8 @@ def test_estimates_of_a_hundred_thousand_are_the_truth(estimator: Estimator, tim
         (("[VS]", "A"), 0.0, True),
         (("[VS]", "B"), 0.5, True),
         (("[VS]", "LAB"), 1.0, True),
+        (("[VS]", "B"), 20.0, True),
+        (("[VS]", "B"), 20.0, False),
     ],
 )
 def test_silence_before_the_question(

@@ -28,7 +28,7 @@ def cohort() -> tuple[pl.DataFrame, EhrTokenizer]:
 @pytest.fixture(scope="module")
 def written(cohort):  # type: ignore[no-untyped-def]
     """What a writer makes of tokens by name and hours: (rows, notes, tokens that are read back)."""
-    events, tokenizer = cohort
+    tokenizer = cohort[1]
     ids = tokenizer.get_vocab()
     meanings = token_meanings(tokenizer.vocabulary, [("LAB//LOINC//600-7", "positive")])
 

@@ -360,7 +360,13 @@ def test_without_the_package_the_folder_forecasts_the_same(
 ) -> None:
     bare = scored_without_package["forecast"]
     patients = json.loads(json.dumps(conftest.PATIENTS, default=lambda time: time.isoformat()))
-    assert bare["answers"] == json.loads(json.dumps(forecast(patients, n=3, horizon="60d", trajectories=True)))
+    for bare_answer, answer in zip(
+        bare["answers"], json.loads(json.dumps(forecast(patients, n=3, horizon="60d", trajectories=True))), strict=True
+    ):
+        # Without the package torch alone adds up what the kernels add up: the same draws, other last digits.
+        assert bare_answer["trajectories"] == answer["trajectories"]
+        for bare_outcome, outcome in zip(bare_answer["outcomes"], answer["outcomes"], strict=True):
+            assert bare_outcome == pytest.approx(outcome, rel=1e-5)
     assert bare["dead"]["reason"] == "died_before_prediction"
     assert bare["forbidden"] == []
     assert all(module.startswith("transformers_modules.") for module in bare["modules"])
