@@ -116,7 +116,7 @@ def of_some_patients(rows: Sequence[TaskScores], share: float) -> list[TaskScore
         return list(rows)
     some = []
     for each in rows:
-        kept = uniform_of(each.rows["subject_id"].to_numpy(), seed=0) < share
+        kept = uniform_of(each.rows["subject_id"].to_numpy(), seed=1) < share  # that of the splits is another one
         scores = {name: values[:, kept] for name, values in each.scores.items()}
         some.append(replace(each, rows=each.rows.filter(pl.Series(kept)), scores=scores))
     return some
