@@ -177,6 +177,13 @@ def forecast(
 ) -> tuple[pl.DataFrame, list[dict[str, Any]], dict[str, str]]:
     """estimator, task, subject_id, prediction_time, score of all tasks, costs, and why tasks were refused."""
     asked, refused = horizons([each.task for each in rows], forecaster)
+    low, high = options.days
+    for horizon in asked:
+        if not low <= horizon.tasks[0].horizon_days <= high:
+            refused |= {each.name: f"its horizon is outside of --days {low:g} {high:g}" for each in horizon.tasks}
+    asked = [horizon for horizon in asked if horizon.tasks[0].name not in refused]
+    if not asked:
+        raise SystemExit(f"none of the tasks is drawn: {refused}")
     by_task = {each.task: each.rows.select(*LABEL_KEYS) for each in rows}
     tables, costs = [], []
     for horizon in asked:
@@ -334,6 +341,7 @@ def main() -> None:
     parser.add_argument("--n-reach", type=int, default=10, help="trajectories a time and task of REACH")
     parser.add_argument("--estimators", nargs="+", default=list(ESTIMATORS), choices=list(ESTIMATORS))
     parser.add_argument("--max-rows", type=int, default=2000, help="labelled times of a task that are scored")
+    parser.add_argument("--days", type=float, nargs=2, default=[0, 9999], help="shortest and longest horizon drawn")
     parser.add_argument("--share", type=float, default=1.0, help="of the held-out patients who are asked about")
     parser.add_argument("--resamples", type=int, default=500, help="of patients, for the intervals")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
