@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -93,9 +93,11 @@ class TrajectoryEngine:
         for number, outcome in enumerate(request.outcomes):
             self._member[outcome.ids, number] = True
         # The slots.
+        self._without_torch = False  # whether a step multiplies no matrix in torch
         self._slots: Slots
         if self._sampling.is_plain and why_not_fast(model) is None:
             self._slots = FastSlots(model, slots, self._sets, torch.get_num_threads())
+            self._without_torch = model.time_head is None
         else:
             self._slots = TorchSlots(model, slots, self._sets, self._sampling)
         m, g = len(self._sets), len(self._grid)
@@ -221,7 +223,7 @@ class TrajectoryEngine:
             segments=self._shown[rows],
             before=self._before[rows],
         )
-        with _alike():
+        with nullcontext() if self._without_torch else _alike():
             self._draw(rows, self._slots.step(rows, new))
 
     def _draw(self, rows: np.ndarray, following: NextTokens) -> None:

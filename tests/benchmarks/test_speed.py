@@ -91,6 +91,15 @@ def test_the_benchmark_of_relevance_runs():
     assert [family for family in families if "hidden_attention" in result[family]] == ["ehrmamba", "hymate"]
 
 
+def test_the_benchmark_of_forecasts_runs():
+    result = json.loads(run_module("benchmarks.speed.bench_forecast", "--quick", "--repeats", 1).stdout)
+    rates = result["tokens_a_second"]
+    assert {"generate", "sampled", "engine"} <= rates.keys()
+    assert all(rate > 0 for rate in rates.values())
+    assert result["some"]["patients"] == 2
+    assert result["some"]["peak_mib"] > 100
+
+
 @pytest.mark.slow
 def test_one_command_prints_the_table_of_the_blocks(tmp_path):
     script = "benchmarks.tables.mamba_table"

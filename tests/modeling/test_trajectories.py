@@ -127,9 +127,9 @@ def test_the_naive_sampler_avoids_outcomes_alike(way, head):
 def test_nothing_depends_on_what_is_drawn_beside_it(way, estimator, head):
     model = forecaster(head=head)
     prompts = [prompt(key=k, week=10.0 + k, elapsed=0.3 * k) for k in range(5)]
-    asked = request(estimator=estimator, keep_tokens=True, horizon_days=200.0, grid_days=(30.0, 200.0), num=7)
+    asked = request(estimator=estimator, keep_tokens=True, horizon_days=2000.0, grid_days=(30.0, 2000.0), num=7)
     whole = draw(model, prompts, asked)
-    assert sum(patient.lengths.sum() for patient in whole) > 100
+    assert sum(patient.lengths.sum() for patient in whole) > 60
     # other numbers of slots, one of them alone
     for slots in (1, 3, 100):
         assert_same_bytes(draw(model, prompts[:3], asked, slots=slots), whole[:3])

@@ -74,6 +74,10 @@ template <class T, class S> EHRSEQ_INLINE Vector<T> load(const S* p, int lanes) 
     }
     lanes = kLanes<T>;
   }
+#if defined(__AVX512F__)
+  if constexpr (kSame<T, float> && kSame<S, float>)
+    return (FloatVector)_mm512_maskz_loadu_ps(__mmask16((1u << lanes) - 1), p);
+#endif
   for (int i = 0; i < lanes; i++) v[i] = T(widen(p[i]));
   return v;
 }
@@ -102,6 +106,12 @@ template <class T, class S> EHRSEQ_INLINE void store(S* p, Vector<T> v, int lane
     }
     lanes = kLanes<T>;
   }
+#if defined(__AVX512F__)
+  if constexpr (kSame<T, float> && kSame<S, float>) {
+    _mm512_mask_storeu_ps(p, __mmask16((1u << lanes) - 1), (__m512)v);
+    return;
+  }
+#endif
   for (int i = 0; i < lanes; i++) p[i] = narrow<S>(v[i]);
 }
 
