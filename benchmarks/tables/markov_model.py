@@ -202,8 +202,8 @@ class Enumeration:
         return total
 
     def _law(self, current: str, j: int) -> np.ndarray | None:
-        """Bins of the gap, None: it is 0 (between visits: even over the span)."""
-        if self.bins is None or (TOKENS[j] in ("[VE]", "[REG]") and current not in SPANS):
+        """Bins of the gap, None: it is 0 (between visits: even over the span); [REG] comes with [VE]."""
+        if self.bins is None or (TOKENS[j] == "[REG]" and current not in SPANS):
             return None
         return self.bins[ID[current], j]
 

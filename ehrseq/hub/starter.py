@@ -1,5 +1,5 @@
-"""The checkpoints that come with the package: for `pipeline("ehr-risk")` and `pipeline("ehr-forecast")` without a model,
-and for tests.
+"""The checkpoints that come with the package: for `pipeline("ehr-risk")` and `pipeline("ehr-forecast")` without a
+model, and for tests.
 
 One is the demo's classifier, the other was pretrained on the same simulated patients, with a time head and the silence
 after their last visits. Both say what they are at every call. They stand without their code: the package's classes load
@@ -99,10 +99,11 @@ def pack_forecaster(pretrained: str | Path, folder: str | Path = STARTER_FORECAS
     config = json.loads(_read(pretrained, _MODEL, whose)["config.json"])
     if config.get("architectures") != ["EhrMambaForCausalLM"] or not config.get("time_edges"):
         raise ValueError(
-            f"{pretrained} holds {config.get('architectures')} with time_edges={config.get('time_edges')}; give {whose}."
+            f"{pretrained} holds {config.get('architectures')} with time_edges={config.get('time_edges')}; give "
+            f"{whose}."
         )
     with safe_open(str(Path(pretrained) / "model.safetensors"), "np") as weights:
-        count = sum(weights.get_tensor(name).size for name in weights.keys())
+        count = sum(weights.get_tensor(name).size for name in weights.keys())  # noqa: SIM118  (it cannot be iterated)
     card = _FORECAST_CARD.format(notice=FORECAST_NOTICE, parameters=count, bins=len(config["time_edges"]) + 1)
     return _pack(pretrained, folder, FORECAST_FILES, {"notice": FORECAST_NOTICE}, card)
 

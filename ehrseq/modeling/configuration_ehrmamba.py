@@ -38,7 +38,7 @@ class EhrMambaConfig(EhrEventConfig, MambaBlockConfig):
     use_cache: bool = True
 
     # Finer time than the paper's
-    time_edges: list[float] | None = None
+    time_edges: list[float | int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.resolve_time_step_rank()

@@ -2,7 +2,9 @@
 
 An interval token covers a span of days, half open, by the rule of the tokenizer (`interval_token`: whole days, rounded
 down). A model without a time head knows no more than that: a day is uniform within the span, and beyond a year
-exponential with the mean that [LT] stands for, which forgets how long nothing has happened already.
+exponential with the mean that [LT] stands for, which forgets how long nothing has happened already. With a time head
+the day is drawn from it, within the span. Either way a horizon that ends inside a span cuts it by its share: the next
+visit counts where the day drawn lies before the horizon's end.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class GapLaw:
     Attributes:
         spans: Span of each interval token, float64 [V, 2], NaN for others.
         is_interval: bool [V].
-        is_instant: bool [V], tokens that stand at their predecessor's time: [VE], [REG].
+        is_instant: bool [V], tokens that stand at their predecessor's time: [REG], which comes with [VE].
     """
 
     def __init__(self, model: EhrMambaForCausalLM):
@@ -60,7 +60,8 @@ class GapLaw:
         self.spans = interval_spans(config).numpy()
         self.is_interval = ~np.isnan(self.spans[:, 0])
         self.is_instant = np.zeros(config.vocab_size, dtype=bool)
-        self.is_instant[[specials[name] for name in ("[VE]", "[REG]") if name in specials]] = True
+        if "[REG]" in specials:
+            self.is_instant[specials["[REG]"]] = True
         self._head: EhrTimeHead | None = model.time_head
         self._concepts = model.model.embeddings.word_embeddings.weight
         if self._head is not None:

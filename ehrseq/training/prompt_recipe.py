@@ -58,6 +58,10 @@ class PromptRecipe(Recipe):
         if self.follow_up not in (None, FROM_LABELS):
             if isinstance(self.follow_up, date):  # YAML reads 2020-12-31 as one
                 object.__setattr__(self, "follow_up", self.follow_up.isoformat())
+            if not isinstance(self.follow_up, str):
+                raise ValueError(
+                    f"follow_up got {self.follow_up!r}; expected {FROM_LABELS}, or a date such as 2024-12-31."
+                )
             as_instant(self.follow_up)
         for name in ("shared_context", "max_rows_per_task"):
             if getattr(self, name) is not None:

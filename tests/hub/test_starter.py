@@ -3,12 +3,20 @@
 import json
 
 import pytest
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
 
 import ehrseq
-from ehrseq.hub.families import STARTER
-from ehrseq.hub.starter import FILES, NOTICE, pack_starter
+from ehrseq.hub.families import STARTER, STARTER_FORECAST
+from ehrseq.hub.starter import FILES, FORECAST_FILES, FORECAST_NOTICE, NOTICE, pack_forecaster, pack_starter
 from ehrseq.tasks import list_tasks
+from ehrseq.tokenization.ehr_codes import INPATIENT_CLASSES
+from ehrseq.tokenization.ehr_outcomes import death_ids, visit_start_ids
 
 PATIENT = {
     "subject_id": 1,
@@ -66,3 +74,37 @@ def test_its_card_names_the_patients() -> None:
     assert "simulated" in card
     assert 'model="' not in card  # it needs no name, and no path of who made it
     assert json.loads((STARTER / "config.json").read_text(encoding="utf-8"))["notice"] == NOTICE
+
+
+# -- the one that forecasts --------------------------------------------------------------------------------------------
+
+
+def test_the_forecaster_is_small_and_whole() -> None:
+    files = {path.name: path.stat().st_size for path in STARTER_FORECAST.iterdir()}
+    assert set(files) == set(FORECAST_FILES)
+    assert sum(files.values()) < 1.6e6
+    card = (STARTER_FORECAST / "README.md").read_text(encoding="utf-8")
+    assert FORECAST_NOTICE in card
+    assert "/work" not in card
+
+
+def test_the_forecaster_has_a_time_head_and_words_for_what_is_asked_most(tmp_path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(STARTER_FORECAST)
+    assert type(model) is ehrseq.EhrMambaForCausalLM
+    assert model.time_head is not None
+    assert model.config.notice == FORECAST_NOTICE
+    vocabulary = AutoTokenizer.from_pretrained(STARTER_FORECAST).vocabulary
+    assert vocabulary.token_ids["MEDS_DEATH"] in death_ids(vocabulary)
+    assert visit_start_ids(vocabulary, INPATIENT_CLASSES)
+
+
+def test_packing_takes_a_pretrained_model_with_a_time_head(tmp_path) -> None:
+    folder = pack_forecaster(STARTER_FORECAST, tmp_path / "packed")
+    for name in FORECAST_FILES:
+        assert (folder / name).read_bytes() == (STARTER_FORECAST / name).read_bytes()
+    with pytest.raises(ValueError, match=r"holds \['EhrMambaForSequenceClassification'\] with time_edges=None"):
+        pack_forecaster(STARTER, tmp_path / "again")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"lacks \['tokenizer.json'\]"):
+        pack_forecaster(folder, tmp_path / "again")
+    assert not (tmp_path / "again").exists()

@@ -91,7 +91,7 @@ class NaiveSampler:
         return self.head.log_probabilities(hidden[None], self.words[y][None])
 
     def is_instant(self, y, waiting):
-        return not waiting and (self.head is None or self.text.get(y) in ("[VE]", "[REG]"))
+        return not waiting and (self.head is None or self.text.get(y) == "[REG]")
 
     def gap(self, hidden, y, window, uniform):
         low, high, waiting = window

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.tables.markov_model import ID as MARKOV
+from benchmarks.tables.markov_model import SPANS, TOKENS, markov_model, markov_prompt
 from ehrseq.modeling import trajectory_engine
 from ehrseq.modeling.ehr_time_head import DEFAULT_TIME_EDGES
 from ehrseq.modeling.ehr_trajectories import ForecastPrompt, OutcomeTokens, TrajectoryEnd, TrajectoryRequest
 from ehrseq.modeling.fast_forecast import why_not_fast
 from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
-from tests.forecasting.markov_model import ID as MARKOV
-from tests.forecasting.markov_model import SPANS, TOKENS, markov_model, markov_prompt
 from tests.modeling.common import collate
 from tests.modeling.naive_trajectories import NaiveSampler, keys_of
 from tests.modeling.test_ehrmamba_generation import ID, PROMPT, history

@@ -7,6 +7,8 @@ import pytest
 
 from ehrseq.data.schema import LABEL_SCHEMA
 from ehrseq.tasks import label_events, list_tasks, read_labels, write_labels
+from ehrseq.tasks.storage import end_of_labels
+from ehrseq.tasks.timeline import as_instant
 from tests.tasks.timelines import DEATH, END_OF_DATA, events, stay
 
 
@@ -134,3 +136,17 @@ def test_writing_into_nothing(result, tmp_path):
     with pytest.raises(ValueError, match="nowhere is no folder"):
         write_labels(result, tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_reports_say_where_follow_up_ended(result, tmp_path):
+    write_labels(result, tmp_path)
+    assert as_instant(end_of_labels(tmp_path)) == as_instant(END_OF_DATA)
+    report = tmp_path / "labels" / "hypertension" / "report.json"
+    other = json.loads(report.read_text()) | {"end_of_data": "2031-01-01T00:00:00"}
+    report.write_text(json.dumps(other))
+    with pytest.raises(ValueError, match=r"say \['20.*expected one end of the data"):
+        end_of_labels(tmp_path)
+    for file in (tmp_path / "labels").glob("*/report.json"):
+        file.unlink()
+    with pytest.raises(ValueError, match="do not say where follow-up ended"):
+        end_of_labels(tmp_path)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from ehrseq.benchmark import Budget
 from ehrseq.benchmark.systems import SYSTEMS
+from ehrseq.modeling.ehr_time_head import DEFAULT_TIME_EDGES
 from ehrseq.training import PromptRecipe, Stage, TripletRecipe, list_recipes, read_recipe
 from ehrseq.training.prompts import context_of, rows_to_see
 
@@ -99,11 +102,27 @@ def test_the_context_is_the_models():
         (["model=x"], r"model\.KEY"),
         (["model.hidden_size=-1"], "model of the recipe 'demo'"),
         (["finetune.learning_rate={"], "which is no value"),
+        (["time_head=3"], "time_head got 3; expected true or false"),
+        (["model.time_edges=[1, 2]"], "time_edges"),
+        (["follow_up=soon"], "'soon' is no ISO 8601"),
+        (["follow_up=3"], "follow_up got 3"),
     ],
 )
 def test_what_no_recipe_has_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         read_recipe("demo", changes)
+
+
+def test_a_time_head_and_the_end_of_the_data_are_asked_for_by_name():
+    plain = read_recipe("demo")
+    assert (plain.time_head, plain.follow_up) == (False, None)
+    assert plain.model_fields == dict(plain.model)
+    recipe = read_recipe("demo", ["time_head=true", "follow_up=2024-12-31"])
+    assert recipe.follow_up == "2024-12-31"  # YAML takes it for a date
+    assert recipe.model_fields["time_edges"] == list(DEFAULT_TIME_EDGES)
+    assert PromptRecipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert read_recipe("demo", ["time_head=true", "model.time_edges=[0, 1, 7]"]).model_fields["time_edges"] == [0, 1, 7]
+    assert read_recipe("demo", ["follow_up=labels"]).follow_up == "labels"
 
 
 def test_hymate_counts_epochs():

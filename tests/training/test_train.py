@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,13 @@ from ehrseq.encode import tokenize_dataset
 from ehrseq.evaluation import choose_thresholds
 from ehrseq.forecasting.stay_values import forecast_stays
 from ehrseq.hub.checkpoints import load_checkpoint
+from ehrseq.modeling import modeling_ehrmamba
+from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
 from ehrseq.prediction.risks import predict_risks
 from ehrseq.tasks import label_events, load_task, read_labels, write_labels
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
+from ehrseq.training.named_recipes import read_recipe
+from ehrseq.training.prompts import PromptStages, context_of, load_rows
 from ehrseq.training.run import TrainedModel, train_model
 from ehrseq.work.engine import get_engine
 
@@ -140,6 +145,32 @@ def test_a_finished_model_is_evaluated_anew_with_another_number_of_resamples(dat
     at = (other / "training.json").stat().st_mtime_ns
     assert train_model(dataset, other, recipe="demo", changes=CHANGES, num_resamples=30) == again
     assert (other / "training.json").stat().st_mtime_ns == at
+
+
+def test_pretraining_learns_times_and_silences_where_it_is_asked(dataset, tmp_path, monkeypatch):
+    """The stage's model has a time head, and every batch that it sees tells the silence up to the labels' end."""
+    recipe = read_recipe("demo", [*CHANGES, "time_head=true", "follow_up=labels"])
+    tasks = [load_task(name).to_config() for name in TASKS]
+    rows = load_rows(dataset, tmp_path / "tokenizer", tasks, context_of(recipe))
+    stages = PromptStages(recipe, rows, tasks, {}, seed=0)
+    seen: list[float] = []
+    silence = modeling_ehrmamba.silence_loss
+
+    def remembered(config, logits, silent_days):
+        seen.extend(silent_days.tolist())
+        return silence(config, logits, silent_days)
+
+    monkeypatch.setattr(modeling_ehrmamba, "silence_loss", remembered)
+    result = stages.run("pretrain", tmp_path / "pretrain", None, {})
+    model = EhrMambaForCausalLM.from_pretrained(tmp_path / "pretrain")
+    assert model.time_head is not None
+    end = simulate(90, 3, progress=False).end_of_data
+    assert datetime.fromisoformat(result["settings"]["end_of_data"]) == end
+    assert len(result["settings"]["model"]["time_edges"]) == model.time_head.num_bins - 1
+    last = rows.dataset.events(["pretrain", "train"]).group_by("subject_id").agg(pl.col("time").max())
+    possible = {round((end - time).total_seconds() / 86_400, 2) for time in last["time"].drop_nulls()}
+    assert seen
+    assert {round(days, 2) for days in seen} <= possible
 
 
 def stop_in(stage: str, error: BaseException, patch: pytest.MonkeyPatch) -> None:
