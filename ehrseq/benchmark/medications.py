@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from ehrseq._html import html_page
 from ehrseq.data.dataset import EventDataset
 from ehrseq.data.metadata import read_settings
-from ehrseq.forecasting.evaluation_files import load_forecaster
 from ehrseq.forecasting.medication_models import line_scores, trajectory_scores
 from ehrseq.forecasting.medications import (
     MedicationQuestions,
@@ -30,10 +30,12 @@ from ehrseq.forecasting.medications import (
     medication_questions,
     question_records,
 )
+from ehrseq.forecasting.prompts import load_forecaster
 from ehrseq.representations.embedding_files import read_embeddings
 from ehrseq.representations.embeddings import embed_dataset
 from ehrseq.tasks.moments import last_times
 from ehrseq.tokenization.ehr_codes import DEFAULT_CODE_MAP
+from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 from ehrseq.work.engine import Engine
 from ehrseq.work.files import write_json, write_whole
 
@@ -89,10 +91,18 @@ def recommend_medications(
     for name, checkpoint in models.items():
         scores[f"{name}, line"], _ = line_scores(questions, question_vectors(checkpoint, records, questions, engine))
     if pretrained is not None:
-        model, tokenizer = load_forecaster(pretrained)
+        forecaster = load_forecaster(pretrained)
+        tokenizer = cast(EhrTokenizer, forecaster.tokenizer)
         asked = np.concatenate([_drawn(questions, "tuning", most_questions, seed), held_out])
         scores["futures"] = trajectory_scores(
-            model, tokenizer, questions, records, num=num, estimator=estimator, seed=seed, rows=asked.tolist()
+            forecaster.model,
+            tokenizer,
+            questions,
+            records,
+            num=num,
+            estimator=estimator,
+            seed=seed,
+            rows=asked.tolist(),
         )
     report = assess_medications(questions, scores, rows=held_out, num_resamples=num_resamples, seed=seed)
     if out is not None:

@@ -85,7 +85,7 @@ def forecast_command(
     from ehrseq.data.metadata import written_by_us
     from ehrseq.forecasting.datasets import forecast_dataset, forecast_patients
     from ehrseq.forecasting.page import write_forecast_page
-    from ehrseq.forecasting.prompts import ForecastSettings, load_forecaster
+    from ehrseq.forecasting.prompts import ForecastSettings
     from ehrseq.forecasting.trajectory_files import write_trajectories
     from ehrseq.hub.families import STARTER_FORECAST
     from ehrseq.work.engine import get_engine
@@ -136,10 +136,9 @@ def forecast_command(
         if trajectories is not None:
             write_trajectories(tables.trajectories, trajectories, num)
     write_whole(out, tables.forecasts.write_parquet)
-    notice = str(getattr(load_forecaster(checkpoint).model.config, "notice", None) or "")
     if page is not None:
-        write_forecast_page(tables, page, notice=notice)
-    _tell(tables, out, notice)
+        write_forecast_page(tables, page)
+    _tell(tables, out)
 
 
 def read_outcome_options(options: list[str]) -> dict[str, Any]:
@@ -163,13 +162,13 @@ def read_outcome_options(options: list[str]) -> dict[str, Any]:
     return outcomes
 
 
-def _tell(tables: ForecastTables, out: Path, notice: str) -> None:
+def _tell(tables: ForecastTables, out: Path) -> None:
     typer.echo(str(tables.report))
     for each in tables.asked:
         for note in each.notes:
             typer.echo(f"{each.name}: {note}")
-    if notice:
-        typer.echo(notice)
+    if tables.notice:
+        typer.echo(tables.notice)
     forecasts = tables.forecasts
     given = forecasts.height - forecasts["score"].null_count()
     typer.echo(

@@ -258,13 +258,19 @@ def attack(
     victims, released = order[: len(order) // 2], order[len(order) // 2 :]
     members = random.permutation(len(trained))
     few = min(len(unseen), len(trained))
-    to_trained, to_unseen = nearest(made, trained[members[:few]]), nearest(made, unseen[order[:few]])
+    to_trained, to_unseen = (
+        nearest_distances(made, trained[members[:few]]),
+        nearest_distances(made, unseen[order[:few]]),
+    )
     half = min(len(victims), len(released), len(trained))
-    by_nature = [nearest(unseen[victims], trained[members[:half]]), nearest(unseen[victims], unseen[released[:half]])]
-    two, natural_two = nearest(made, trained, 2), nearest(unseen, trained, 2)
-    membership = _told_apart(-nearest(trained, made)[:, 0], -nearest(unseen, made)[:, 0])
+    by_nature = [
+        nearest_distances(unseen[victims], trained[members[:half]]),
+        nearest_distances(unseen[victims], unseen[released[:half]]),
+    ]
+    two, natural_two = nearest_distances(made, trained, 2), nearest_distances(unseen, trained, 2)
+    membership = _told_apart(-nearest_distances(trained, made)[:, 0], -nearest_distances(unseen, made)[:, 0])
     shown = unseen[released]
-    natural = _told_apart(-nearest(trained, shown)[:, 0], -nearest(unseen[victims], shown)[:, 0])
+    natural = _told_apart(-nearest_distances(trained, shown)[:, 0], -nearest_distances(unseen[victims], shown)[:, 0])
     sensitive = _sensitive_codes(training, columns)
     asked = [columns.index(code) for code in sensitive]
     as_many = made[random.permutation(len(made))[: len(shown)]]  # as many as are released by nature
@@ -290,7 +296,7 @@ def attack(
     )
 
 
-def nearest(vectors: np.ndarray, others: np.ndarray, number: int = 1) -> np.ndarray:
+def nearest_distances(vectors: np.ndarray, others: np.ndarray, number: int = 1) -> np.ndarray:
     """Euclidean distances to the nearest of others, ascending, [n, number] (infinite where there are fewer)."""
     found = np.full((len(vectors), number), np.inf)
     squares = (others.astype(np.float64) ** 2).sum(axis=1)
@@ -373,7 +379,7 @@ __all__ = [
     "RunIndex",
     "allowed_run",
     "attack",
-    "nearest",
+    "nearest_distances",
     "read_runs",
     "run_lengths",
 ]

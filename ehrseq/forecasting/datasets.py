@@ -92,6 +92,7 @@ class ForecastTables:
         trajectories: With the number of each (`TokenRows.table`); without a row where they are in files, or not kept.
         asked: The questions, with the words in which an estimate differs from them.
         report: What was read and left out.
+        notice: What everybody must know of the model.
     """
 
     forecasts: pl.DataFrame
@@ -99,6 +100,7 @@ class ForecastTables:
     trajectories: pl.DataFrame
     asked: tuple[TaskForecast, ...]
     report: ConversionReport = field(default_factory=ConversionReport)
+    notice: str = ""
 
 
 class ForecastCounts(TypedDict):
@@ -275,7 +277,7 @@ def forecast_dataset(
         if trajectories is not None:
             write_trajectories([part.beside(".trajectories.parquet") for part in work], trajectories, settings.num)
     remove(Path(parts))
-    return ForecastTables(forecasts, incidence, no_trajectories(), asked, report)
+    return ForecastTables(forecasts, incidence, no_trajectories(), asked, report, _notice(forecaster))
 
 
 def forecast_events(
@@ -322,7 +324,8 @@ def forecast_events(
     if cut:
         notes["forecasts with trajectories that were cut at the longest length, too low"] += cut
     incidence = _sorted(pl.DataFrame(points, schema=INCIDENCE_SCHEMA, orient="row"))
-    return ForecastTables(forecasts, incidence, _futures(forecaster, events, moments, asked, settings), tuple(asked))
+    futures = _futures(forecaster, events, moments, asked, settings)
+    return ForecastTables(forecasts, incidence, futures, tuple(asked), notice=_notice(forecaster))
 
 
 def _futures(
@@ -379,6 +382,10 @@ def _numbers(estimate: Any) -> tuple[Any, ...]:
 
 def _sorted(table: pl.DataFrame) -> pl.DataFrame:
     return table.sort(*_ORDER, maintain_order=True)
+
+
+def _notice(forecaster: EhrForecastPipeline) -> str:
+    return str(getattr(forecaster.model.config, "notice", None) or "")
 
 
 def _no_tables() -> ForecastTables:

@@ -31,15 +31,12 @@ _Z = 1.959963984540054
 _KEYS = ["subject_id", "prediction_time"]
 
 
-def write_forecast_page(
-    tables: ForecastTables, file: str | Path, *, notice: str = "", patients: Sequence[int] | None = None
-) -> Path:
+def write_forecast_page(tables: ForecastTables, file: str | Path, *, patients: Sequence[int] | None = None) -> Path:
     """Write the page; equal forecasts give equal bytes.
 
     Args:
         tables: Forecasts with their cumulative incidence (`ForecastSettings.steps`).
         file: HTML file, replaced where it is there.
-        notice: What everybody must know of the model, told at the top.
         patients: Who is shown with curves of their own; None = some of the highest probability, for each outcome.
 
     Returns:
@@ -63,7 +60,7 @@ def write_forecast_page(
         "<h1>What comes next</h1>",
         f"<p>{people['subject_id'].n_unique():,} patients, {people.height:,} forecasts; {without:,} without one (the "
         "patient is dead, or nothing is known).</p>",
-        *([f"<p><b>{html.escape(notice)}</b></p>"] if notice else []),
+        *([f"<p><b>{html.escape(tables.notice)}</b></p>"] if tables.notice else []),
         "<h2>All patients</h2>",
         figure(
             lambda axes: _draw_means(axes, tables.incidence, curves, colours),

@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -33,9 +32,10 @@ from ehrseq.data.schema import EVENT_SCHEMA, arrow_schema, validate_events
 from ehrseq.data.splits import assign_splits
 from ehrseq.forecasting.cohort_shape import AGE_BAND, CohortShape, shape_of
 from ehrseq.forecasting.copies import EventRuns, RunIndex, allowed_run, read_runs, run_lengths
+from ehrseq.forecasting.prompts import kept_forecaster
 from ehrseq.forecasting.synthesis_report import SynthesisReport, compare_cohorts, write_synthesis_report
-from ehrseq.forecasting.token_events import DrawnEvent, RecordWriter, token_meanings
-from ehrseq.hub.checkpoints import checkpoint_digest, quiet_loading
+from ehrseq.forecasting.token_events import DrawnEvent, RecordWriter, meanings_of_tokens
+from ehrseq.hub.checkpoints import checkpoint_digest
 from ehrseq.modeling.ehr_trajectories import ForecastPrompt, TrajectoryEnd, TrajectoryRequest
 from ehrseq.prepare.run import prepare_dataset
 from ehrseq.tasks.labelling import resolve_tasks
@@ -55,7 +55,7 @@ PATIENTS_OF_A_PART = 64
 ATTEMPTS = 5
 """Times that a patient is drawn before nobody is written in its place."""
 MOST_TOKENS = 4096
-HELD_OUT = "held_out"
+_HELD_OUT = "held_out"
 _TOGETHER = 16
 _LEAST_COVERED = 0.5
 _DAYS_OF_A_YEAR = 365.25
@@ -126,7 +126,8 @@ class SynthesisPart(RecordedPart[DrawnCounts]):
 
     def make(self) -> DrawnCounts:
         """See `RecordedPart.make`."""
-        model, tokenizer = kept_forecaster(self.checkpoint, checkpoint_digest(self.checkpoint))
+        forecaster = kept_forecaster(self.checkpoint, checkpoint_digest(self.checkpoint))
+        model, tokenizer = forecaster.model, forecaster.tokenizer
         shape = CohortShape.from_json(Path(self.shape).read_text(encoding="utf-8"))
         drawer = PatientDrawer(model, tokenizer, shape, self.seed, self.max_years)
         index = read_runs(self.runs)
@@ -203,7 +204,7 @@ class PatientDrawer:
     _meanings: list[Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._meanings = token_meanings(self.tokenizer.vocabulary, self.shape.texts)
+        self._meanings = meanings_of_tokens(self.tokenizer.vocabulary, self.shape.texts)
         self._deaths = death_ids(self.tokenizer.vocabulary)
 
     def draw(self, numbers: list[int], attempt: int = 0) -> list[DrawnPatient]:
@@ -350,7 +351,8 @@ def synthesize(
     if allow_copies and max_copied is not None:
         raise ValueError("max_copied and allow_copies exclude each other; give one of them.")
     digest = checkpoint_digest(model)
-    _, tokenizer = kept_forecaster(str(model), digest)
+    forecaster = kept_forecaster(str(model), digest)
+    tokenizer = forecaster.tokenizer
     dataset = EventDataset(like)
     training, held_out = _split(dataset)
     settings = read_settings(dataset.path)
@@ -404,6 +406,7 @@ def synthesize(
     compared = compare_cohorts(made, training, held_out, tasks=tasks, code_map=settings.rules, end_of_data=last)
     report = SynthesisReport(
         model=Path(model).name,
+        notice=str(getattr(forecaster.model.config, "notice", None) or ""),
         like=dataset.path.resolve().name,
         seed=seed,
         asked=num_patients,
@@ -433,55 +436,15 @@ def synthesize(
 # -- what is read ------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def kept_forecaster(checkpoint: str, digest: str) -> tuple[EhrMambaForCausalLM, EhrTokenizer]:
-    """`load_forecaster`, once for many calls; `digest`: `checkpoint_digest` of it."""
-    return load_forecaster(checkpoint)
-
-
-def load_forecaster(checkpoint: str | Path) -> tuple[EhrMambaForCausalLM, EhrTokenizer]:
-    """A model of next tokens with its tokenizer.
-
-    Raises:
-        ValueError: It is none, or has no trained head.
-        OSError: There is no such checkpoint.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from ehrseq.modeling.modeling_ehrmamba import EhrMambaForCausalLM
-    from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
-
-    if not str(checkpoint).strip() or (not Path(checkpoint).is_dir() and str(checkpoint).count("/") != 1):
-        raise ValueError(f"no checkpoint folder {checkpoint}; give a folder that save_pretrained wrote, or owner/name.")
-    needs = f"{checkpoint}: expected a pretrained EhrMamba with its EhrTokenizer, which draws what comes next"
-    try:
-        with quiet_loading():
-            model, info = AutoModelForCausalLM.from_pretrained(
-                str(checkpoint), trust_remote_code=False, use_safetensors=True, output_loading_info=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=False)
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{needs} ({' '.join(str(error).split())[:300]}).") from error
-    missing = sorted(info["missing_keys"])
-    if not isinstance(model, EhrMambaForCausalLM) or not isinstance(tokenizer, EhrTokenizer):
-        raise ValueError(f"{needs}; it holds a {type(model).__name__} and a {type(tokenizer).__name__}.")
-    if missing:
-        raise ValueError(
-            f"{needs}; this one lacks {missing}: it was finetuned for risks, or never pretrained. `ehrseq train` keeps "
-            "the pretrained model in OUT/pretrained."
-        )
-    return model.eval(), tokenizer
-
-
 def _split(dataset: EventDataset) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Events of those that the model may have seen, and of those that it has not."""
     names = dataset.splits["split"].unique().sort().to_list()
-    if HELD_OUT not in names or len(names) < 2:
+    if _HELD_OUT not in names or len(names) < 2:
         raise ValueError(
-            f"{dataset.path} has the splits {names}; expected {HELD_OUT!r} beside others: what a copy is, only "
+            f"{dataset.path} has the splits {names}; expected {_HELD_OUT!r} beside others: what a copy is, only "
             "patients say that the model has not seen. `ehrseq prepare` makes splits."
         )
-    return dataset.events([name for name in names if name != HELD_OUT]), dataset.events(HELD_OUT)
+    return dataset.events([name for name in names if name != _HELD_OUT]), dataset.events(_HELD_OUT)
 
 
 def _check_codes(tokenizer: EhrTokenizer, events: pl.DataFrame, path: Path) -> None:
@@ -563,4 +526,4 @@ def _add(counts: list[DrawnCounts]) -> dict[str, Any]:
 _SUMS = ("patients", "refused", "missing", "events", "tokens")
 
 
-__all__ = ["PatientDrawer", "SynthesisPart", "load_forecaster", "synthesize"]
+__all__ = ["PatientDrawer", "SynthesisPart", "synthesize"]

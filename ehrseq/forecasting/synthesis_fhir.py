@@ -71,6 +71,8 @@ def _patient(rows: list[dict[str, Any]], lines: dict[str, list[str]], notes: Cou
             person["extension"].append(_category(kind.lower(), rest))
         elif kind == "VISIT_START" and visit is not None:
             encounters.setdefault(visit, _encounter(subject, visit, rest))["period"]["start"] = _instant(row["time"])
+        elif kind == "VISIT_END" and row["time"] is None:
+            continue  # the encounter's status says that it goes on
         elif kind == "VISIT_END" and visit in encounters:
             _end(encounters[visit], rest, _instant(row["time"]))
         elif kind in RESOURCE_BUILDERS and row["time"] is not None:

@@ -37,6 +37,7 @@ class SynthesisReport:
 
     Attributes:
         model, like: Names of the checkpoint and the dataset.
+        notice: What everybody must know of the model.
         seed: Of the call.
         asked, patients: Patients asked for and written.
         refused, missing: Draws that were refused as copies; patients of whom every draw was.
@@ -53,6 +54,7 @@ class SynthesisReport:
     """
 
     model: str
+    notice: str
     like: str
     seed: int
     asked: int
@@ -106,7 +108,7 @@ class SynthesisReport:
 
     # -- parts ---------------------------------------------------------------------------------------------------------
     def _words(self) -> list[str]:
-        words = list(_WORDS)
+        words = [*_WORDS, *([self.notice] if self.notice else [])]
         if not self.fitted_on_training:
             words.append(
                 f"The model's tokenizer was not fitted on the training patients of {self.like}. So the numbers on "

@@ -71,7 +71,7 @@ class Meaning:
         return self.high == self.high
 
 
-def token_meanings(vocabulary: EventVocabulary, texts: Iterable[tuple[str, str]]) -> list[Meaning]:
+def meanings_of_tokens(vocabulary: EventVocabulary, texts: Iterable[tuple[str, str]]) -> list[Meaning]:
     """What each id of a vocabulary says.
 
     Args:
@@ -113,7 +113,7 @@ class RecordWriter:
     Args:
         subject_id: Of the patient.
         start: First instant of the record (microseconds), to which the tokens' days count.
-        meanings: Of `token_meanings`.
+        meanings: Of `meanings_of_tokens`.
         laws: Laws of values.
         random: Draws values inside their bins.
 
@@ -137,6 +137,9 @@ class RecordWriter:
         self._visit = ""  # visit_id of the visit's first encounter; "" outside of visits
         self._encounters = 0
         self._rows_of_visit = 0
+        self._first_row = 0  # where the visit's rows begin
+        self._has_encounter = False
+        self._day_before: int | None = None  # of the visit before, where that was no encounter
         self._closed_at: int | None = None
         self._wait: tuple[float, float] | None = None  # days that the last interval token says
 
@@ -163,7 +166,7 @@ class RecordWriter:
         self._wait = None
         self._encounters += 1
         self._visit = f"{self.subject_id}-{self._encounters}"
-        self._rows_of_visit = 0
+        self._rows_of_visit, self._first_row, self._has_encounter = 0, len(self.events), False
 
     def write(self, tokens: np.ndarray, days: np.ndarray) -> None:
         """The rows of drawn tokens.
@@ -197,12 +200,15 @@ class RecordWriter:
                 self._content(meaning)
 
     def finish(self) -> list[DrawnEvent]:
-        """All rows; a visit that is open stays so, as one does when its data are taken."""
+        """All rows; an encounter that is open stays so, and a row says it, as sources do of one in progress."""
+        if self._visit and not self._has_encounter:
+            self._close_visit()
         for code, visit_id in self._late_ends:
             self._row(code, visit_id)
         self._late_ends.clear()
-        if self._open:
-            self.notes["visits that go on when the record ends"] += 1
+        for encounter in self._open:
+            self.events.append(DrawnEvent(self.subject_id, None, "VISIT_END//in-progress", visit_id=encounter.visit_id))
+            self.notes["encounters that go on when the record ends"] += 1
         return self.events
 
     # -- tokens --------------------------------------------------------------------------------------------------------
@@ -225,6 +231,7 @@ class RecordWriter:
         else:
             visit_id = self._visit
         before = list(self._open)
+        self._has_encounter = True
         self._open.append(_Encounter(visit_id, encounter_class))
         self._row(meaning.code, visit_id)
         if encounter_class in INPATIENT_CLASSES:  # who is admitted has left the emergency room
@@ -285,7 +292,22 @@ class RecordWriter:
         self._late_ends.clear()
         for encounter in reversed(list(self._open)):
             self._end_encounter(encounter)
+        if self._has_encounter:
+            self._day_before = None
+        elif self._rows_of_visit:
+            self._without_encounter()
         self._visit, self._closed_at = "", self._now
+
+    def _without_encounter(self) -> None:
+        """Facts of no encounter (a late result) have no visit_id; readers see a visit in those of a day."""
+        rows = self.events[self._first_row :]
+        self.events[self._first_row :] = [row._replace(visit_id=None) for row in rows]
+        days = sorted({row.time // DAY_US for row in rows if row.time is not None})
+        if len(days) > 1:
+            self.notes["visits without an encounter over several days: read as one a day"] += 1
+        if days[0] == self._day_before:
+            self.notes["visits without an encounter on the day of another: read as one"] += 1
+        self._day_before = days[-1]
 
     def _end_encounter(self, encounter: _Encounter, code: str | None = None) -> None:
         self._open.remove(encounter)
@@ -343,4 +365,4 @@ def value_within(low: float, high: float, law: ValueLaw | None, uniform: float) 
     return float(np.float32(high)) if np.isfinite(high) else float(np.nextafter(np.float32(low), np.float32(np.inf)))
 
 
-__all__ = ["DrawnEvent", "Meaning", "RecordWriter", "token_meanings", "value_within"]
+__all__ = ["DrawnEvent", "Meaning", "RecordWriter", "meanings_of_tokens", "value_within"]

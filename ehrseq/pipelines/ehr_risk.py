@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.pipelines import base as pipelines_base  # by way of its package: threads may import that, too
 from transformers.utils import logging
 
-from .patient_inputs import check_rows_at_once, is_fhir, patient_from_fhir, subject_of, warn_where_nothing_is_known
+from .patient_inputs import check_rows_at_once, is_fhir, nothing_is_known, patient_from_fhir, subject_of
 from .risk_explanations import explain_rows, method_asked_for, rows_to_explain
 
 logger = logging.get_logger(__name__)
@@ -208,7 +208,8 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
         encoder = self.encoder
         if isinstance(encoder, _PromptTokenizer):
             rows = encoder.encode_prompts(patient, names, prediction_time, context)
-            warn_where_nothing_is_known(encoder.all_special_ids, patient, rows[0], "risk")
+            if words := nothing_is_known(encoder.all_special_ids, patient, rows[0], "risk"):
+                logger.warning(words)
         else:  # triplets carry no prompt: every task reads the same row
             rows = [encoder(patient, prediction_time=prediction_time, max_length=context)] * len(names)
         entries = [self._classifier.config.tasks[self._task_ids[name]] for name in names]

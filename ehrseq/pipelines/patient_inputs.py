@@ -3,10 +3,6 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from transformers.utils import logging
-
-logger = logging.get_logger(__name__)
-
 
 def check_rows_at_once(batch_size: Any) -> None:
     """Refuse what transformers and torch would fail on with words of their own.
@@ -52,10 +48,8 @@ def subject_of(patient: Any) -> str:
     return str(patient.get("subject_id")) if isinstance(patient, dict) else "?"
 
 
-def warn_where_nothing_is_known(
-    special_ids: Collection[int], patient: Any, row: Mapping[str, Any], answer: str
-) -> None:
-    """An answer for somebody of whom no event could be read is a guess from the question alone: say so each time.
+def nothing_is_known(special_ids: Collection[int], patient: Any, row: Mapping[str, Any], answer: str) -> str | None:
+    """What to warn of where no event of a patient could be read: the answer is a guess. None where one could.
 
     Args:
         special_ids: Tokens that are no event, [UNK] among them.
@@ -64,8 +58,9 @@ def warn_where_nothing_is_known(
         answer: What the patient gets, in a word.
     """
     in_visits = row["input_ids"][row["visit_orders"] > 0]
-    if set(in_visits.tolist()) <= set(special_ids):
-        logger.warning(
-            f"Subject {subject_of(patient)} has no event of a known code up to the prediction time: the {answer} says "
-            f"nothing about this patient. Check prediction_time, and the codes with tokenizer.coverage(events)."
-        )
+    if not set(in_visits.tolist()) <= set(special_ids):
+        return None
+    return (
+        f"Subject {subject_of(patient)} has no event of a known code up to the prediction time: the {answer} says "
+        f"nothing about this patient. Check prediction_time, and the codes with tokenizer.coverage(events)."
+    )

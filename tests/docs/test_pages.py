@@ -174,6 +174,8 @@ def smaller(words: list[str]) -> list[str]:
     if words[1] == "train" and "--list" not in words:
         short = "pretrain.epochs=1 finetune.epochs=1" if "hymate" in words else SHORT
         words += [f"--set={change}" for change in short.split()]
+    if words[1] == "forecast" and "--num" not in words:
+        words += ["--num", "4"]
     if words[1] == "evaluate":
         words += ["--resamples", "20"]
     return words

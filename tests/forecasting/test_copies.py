@@ -7,7 +7,15 @@ import polars as pl
 import pytest
 
 from ehrseq.data.simulate.cohort import simulate
-from ehrseq.forecasting.copies import EventRuns, RunIndex, allowed_run, attack, nearest, read_runs, run_lengths
+from ehrseq.forecasting.copies import (
+    EventRuns,
+    RunIndex,
+    allowed_run,
+    attack,
+    nearest_distances,
+    read_runs,
+    run_lengths,
+)
 from ehrseq.forecasting.patient_counts import PatientCounts
 
 
@@ -69,8 +77,8 @@ def test_the_allowed_run_is_what_held_out_patients_share() -> None:
 
 def test_nearest_distances() -> None:
     vectors, others = np.asarray([[0.0, 0.0], [3.0, 4.0]]), np.asarray([[0.0, 1.0], [3.0, 4.0]])
-    assert nearest(vectors, others, 2).tolist() == [[1.0, 5.0], [0.0, pytest.approx(18**0.5)]]
-    assert nearest(vectors, vectors[:1], 2)[:, 1].tolist() == [np.inf, np.inf]
+    assert nearest_distances(vectors, others, 2).tolist() == [[1.0, 5.0], [0.0, pytest.approx(18**0.5)]]
+    assert nearest_distances(vectors, vectors[:1], 2)[:, 1].tolist() == [np.inf, np.inf]
 
 
 @pytest.fixture(scope="module")

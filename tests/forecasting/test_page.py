@@ -47,7 +47,9 @@ TWO: dict[str, list[float | None]] = {"death<b>": [0.1, 0.3, None, 0.2], "admiss
 
 
 def test_the_page_stands_for_itself(tmp_path: Path) -> None:
-    file = write_forecast_page(tables(TWO, ("an <approximation>",)), tmp_path / "page.html", notice="Mind & beware")
+    given = tables(TWO, ("an <approximation>",))
+    given.notice = "Mind & beware"
+    file = write_forecast_page(given, tmp_path / "page.html")
     source = file.read_text()
     page = read_page(source)
     text = " ".join(page.texts)
@@ -56,12 +58,7 @@ def test_the_page_stands_for_itself(tmp_path: Path) -> None:
     assert "Mind & beware" in text
     assert "3 patients, 3 forecasts; 1 without one" in text
     assert "svg" in page.tags
-    assert (
-        source
-        == write_forecast_page(
-            tables(TWO, ("an <approximation>",)), tmp_path / "again.html", notice="Mind & beware"
-        ).read_text()
-    )
+    assert source == write_forecast_page(given, tmp_path / "again.html").read_text()
 
 
 def test_means_and_errors_by_hand(tmp_path: Path) -> None:

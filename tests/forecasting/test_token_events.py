@@ -11,7 +11,7 @@ import pytest
 from ehrseq.data.schema import EVENT_SCHEMA, validate_events
 from ehrseq.data.simulate.cohort import simulate
 from ehrseq.forecasting.cohort_shape import ValueLaw, shape_of
-from ehrseq.forecasting.token_events import RecordWriter, token_meanings, value_within
+from ehrseq.forecasting.token_events import RecordWriter, meanings_of_tokens, value_within
 from ehrseq.tokenization.ehr_codes import DAY_US
 from ehrseq.tokenization.tokenization_ehr import EhrTokenizer
 
@@ -30,7 +30,7 @@ def written(cohort):  # type: ignore[no-untyped-def]
     """What a writer makes of tokens by name and hours: (rows, notes, tokens that are read back)."""
     tokenizer = cohort[1]
     ids = tokenizer.get_vocab()
-    meanings = token_meanings(tokenizer.vocabulary, [("LAB//LOINC//600-7", "positive")])
+    meanings = meanings_of_tokens(tokenizer.vocabulary, [("LAB//LOINC//600-7", "positive")])
 
     def write(*tokens: tuple[str, float]) -> tuple[list, Counter, list[str]]:
         writer = RecordWriter(7, START, meanings, {}, np.random.default_rng(0))
@@ -71,7 +71,7 @@ def _in_order(columns: list) -> list:  # type: ignore[type-arg]
 def test_simulated_records_are_written_as_they_were_read(cohort) -> None:  # type: ignore[no-untyped-def]
     events, tokenizer = cohort
     shape = shape_of(events, least_patients=5)
-    meanings = token_meanings(tokenizer.vocabulary, shape.texts)
+    meanings = meanings_of_tokens(tokenizer.vocabulary, shape.texts)
     histories = tokenizer.encode_histories(events)
     notes: Counter[str] = Counter()
     for k, subject in enumerate(histories.subject_ids.tolist()):
@@ -85,7 +85,7 @@ def test_simulated_records_are_written_as_they_were_read(cohort) -> None:  # typ
         assert _sorted_within_instants(again) == _sorted_within_instants(histories, k), subject
         notes += writer.notes
     assert set(notes) <= {
-        "visits that go on when the record ends",
+        "encounters that go on when the record ends",
         "values of codes too rare in the dataset: drawn evenly within their bin",
         "encounters that a death ended",
     }, notes
@@ -132,6 +132,7 @@ def test_an_emergency_encounter_ends_with_the_admission(written) -> None:  # typ
         ("VISIT_END//EMER", "7-1"),
         ("VISIT_END//home", "7-2"),
         ("VISIT_START//AMB", "7-3"),
+        ("VISIT_END//in-progress", "7-3"),
     ]
     assert again == [
         "VISIT_START//EMER", "DIAGNOSIS//ICD10CM//I10", "VISIT_START//IMP", "VISIT_END//home",
