@@ -141,10 +141,12 @@ class Enumeration:
             self.bins = weights / weights.sum(-1, keepdims=True)  # [V, V, bins]
         self.within = np.zeros((len(TOKENS), self.size))  # F_i(r)
         for _ in range(5000):
+            self._integrate()
             new = np.stack([self._next(token, TRANSITIONS[ID[token]]) for token in TOKENS])
             change = np.abs(new - self.within).max()
             self.within = new
             if change < 1e-10:
+                self._integrate()
                 return
         raise RuntimeError("the enumeration did not settle")
 
@@ -183,14 +185,15 @@ class Enumeration:
             law = self._law(current, j)
             if is_open and law is not None:
                 law = np.concatenate([[0.0], law[1:]])
-            total += chances[j] * self._spread(self._happens(j), law, elapsed, np.inf, elapsed)
+            total += chances[j] * self._spread(j, law, elapsed, np.inf, elapsed)
         return total
 
-    def _happens(self, j: int) -> np.ndarray:
-        """Once token j has come: the probability within the r days after it."""
-        if self.is_outcome[j]:
-            return np.ones(self.size)
-        return np.zeros(self.size) if self.is_end[j] else self.within[j]
+    def _integrate(self) -> None:
+        """Once each token has come: the probability within the r days after it, and its integral up to r."""
+        self.after = np.where(self.is_end[:, None], 0.0, self.within)
+        self.after[self.is_outcome] = 1.0
+        steps = np.cumsum((self.after[:, 1:] + self.after[:, :-1]) / 2, axis=1) * self.step
+        self.integral = np.pad(steps, ((0, 0), (1, 0)))
 
     def _after_interval(self, interval: str, low: float, high: float, elapsed: float) -> np.ndarray:
         total = np.zeros(self.size)
@@ -198,7 +201,7 @@ class Enumeration:
             law = self._law(interval, j)
             if law is None:
                 law = "even"
-            total += TRANSITIONS[ID[interval], j] * self._spread(self._happens(j), law, low, high, elapsed)
+            total += TRANSITIONS[ID[interval], j] * self._spread(j, law, low, high, elapsed)
         return total
 
     def _law(self, current: str, j: int) -> np.ndarray | None:
@@ -218,43 +221,43 @@ class Enumeration:
         inside = np.clip((days - edges[:-1]) / np.diff(edges), 0, 1)
         return float(law[0] + law[1:-1] @ inside + law[-1] * (1 - np.exp(-max(days - edges[-1], 0) / edges[-1])))
 
-    def _spread(
-        self, after: np.ndarray, law: np.ndarray | str | None, low: float, high: float, elapsed: float
-    ) -> np.ndarray:
-        """E[after(r - (gap - elapsed))], 0 where the gap is longer, for every r; the gap within [low, high)."""
+    def _spread(self, j: int, law: np.ndarray | str | None, low: float, high: float, elapsed: float) -> np.ndarray:
+        """E[after_j(r - (gap - elapsed))], 0 where the gap is longer, for every r; the gap within [low, high)."""
         if law is None:
-            return after  # at once; of a record that was silent: now, not in the days that are known to be silent
+            return self.after[
+                j
+            ]  # at once; of a record that was silent: now, not in the days that are known to be silent
         if isinstance(law, str):
             if np.isinf(high):
-                return self._exponential(after, low - elapsed, MEAN_BEYOND)
-            return self._even(after, low - elapsed, high - elapsed)
+                return self._exponential(j, low - elapsed, MEAN_BEYOND)
+            return self._even(j, low - elapsed, high - elapsed)
         total, mass = np.zeros(self.size), 0.0
         if low <= 0:
-            total, mass = law[0] * after, law[0]
+            total, mass = law[0] * self.after[j], law[0]
         for chance, (start, stop) in zip(law[1:-1], pairwise(TIME_EDGES), strict=True):
             first, last = max(start, low), min(stop, high)
             if last > first:
                 share = chance * (last - first) / (stop - start)
-                total = total + share * self._even(after, first - elapsed, last - elapsed)
+                total = total + share * self._even(j, first - elapsed, last - elapsed)
                 mass += share
         if np.isinf(high):
             first = max(TIME_EDGES[-1], low)
             share = law[-1] * np.exp(-(first - TIME_EDGES[-1]) / TIME_EDGES[-1])
-            total = total + share * self._exponential(after, first - elapsed, TIME_EDGES[-1])
+            total = total + share * self._exponential(j, first - elapsed, TIME_EDGES[-1])
             mass += share
         return total / mass
 
-    def _even(self, after: np.ndarray, low: float, high: float) -> np.ndarray:
-        """Mean of after(r - g) over g even in [low, high)."""
-        integral = np.concatenate([[0.0], np.cumsum((after[1:] + after[:-1]) / 2) * self.step])
+    def _even(self, j: int, low: float, high: float) -> np.ndarray:
+        """Mean of after_j(r - g) over g even in [low, high)."""
+        integral = self.integral[j]
         places = np.arange(self.size)
         until, since = (places - round(bound / self.step) for bound in (low, high))
         part = np.where(until >= 0, integral[np.maximum(until, 0)] - integral[np.maximum(since, 0)], 0.0)
         return part / (high - low)
 
-    def _exponential(self, after: np.ndarray, low: float, mean: float) -> np.ndarray:
+    def _exponential(self, j: int, low: float, mean: float) -> np.ndarray:
         """The same over low + an exponential."""
-        result = np.zeros(self.size)
+        result, after = np.zeros(self.size), self.after[j]
         first = round(low / self.step)
         decay, total = np.exp(-self.step / mean), 0.0
         for k in range(first + 1, self.size):
