@@ -45,6 +45,7 @@ from ehrseq.benchmark.run import run_benchmark
 from ehrseq.data.dataset import EventDataset, write_dataset
 from ehrseq.data.schema import LABEL_KEYS
 from ehrseq.data.simulate.cohort import SIMULATED_TASKS, simulate, simulated_name
+from ehrseq.data.splits import uniform_of
 from ehrseq.evaluation import Interval, bootstrap_interval
 from ehrseq.evaluation.calibration import Calibration
 from ehrseq.forecasting.prompts import has_time_head, load_forecaster, records_at
@@ -109,6 +110,18 @@ def finetuned_scores(checkpoint: Path, events: pl.DataFrame, rows: Sequence[Task
     return risks.select("task", *LABEL_KEYS, "score")
 
 
+def of_some_patients(rows: Sequence[TaskScores], share: float) -> list[TaskScores]:
+    """The rows of a share of the patients, the same ones for all tasks."""
+    if share == 1.0:
+        return list(rows)
+    some = []
+    for each in rows:
+        kept = uniform_of(each.rows["subject_id"].to_numpy(), seed=1) < share  # that of the splits is another one
+        scores = {name: values[:, kept] for name, values in each.scores.items()}
+        some.append(replace(each, rows=each.rows.filter(pl.Series(kept)), scores=scores))
+    return some
+
+
 # -- forecasts ---------------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +177,13 @@ def forecast(
 ) -> tuple[pl.DataFrame, list[dict[str, Any]], dict[str, str]]:
     """estimator, task, subject_id, prediction_time, score of all tasks, costs, and why tasks were refused."""
     asked, refused = horizons([each.task for each in rows], forecaster)
+    low, high = options.days
+    for horizon in asked:
+        if not low <= horizon.tasks[0].horizon_days <= high:
+            refused |= {each.name: f"its horizon is outside of --days {low:g} {high:g}" for each in horizon.tasks}
+    asked = [horizon for horizon in asked if horizon.tasks[0].name not in refused]
+    if not asked:
+        raise SystemExit(f"none of the tasks is drawn: {refused}")
     by_task = {each.task: each.rows.select(*LABEL_KEYS) for each in rows}
     tables, costs = [], []
     for horizon in asked:
@@ -321,6 +341,8 @@ def main() -> None:
     parser.add_argument("--n-reach", type=int, default=10, help="trajectories a time and task of REACH")
     parser.add_argument("--estimators", nargs="+", default=list(ESTIMATORS), choices=list(ESTIMATORS))
     parser.add_argument("--max-rows", type=int, default=2000, help="labelled times of a task that are scored")
+    parser.add_argument("--days", type=float, nargs=2, default=[0, 9999], help="shortest and longest horizon drawn")
+    parser.add_argument("--share", type=float, default=1.0, help="of the held-out patients who are asked about")
     parser.add_argument("--resamples", type=int, default=500, help="of patients, for the intervals")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--quick", action="store_true", help="few of everything: does it run?")
@@ -328,6 +350,8 @@ def main() -> None:
     options = parser.parse_args()
     if min(options.n, options.n_reach, options.max_rows, options.resamples) < 1 or options.patients < 100:
         raise SystemExit("give at least 100 patients, 1 trajectory, 1 row and 1 resample.")
+    if not 0 < options.share <= 1:
+        raise SystemExit("--share is a share of the patients: above 0, at most 1.")
     unknown = [name for name in options.tasks if name not in SIMULATED_TASKS]
     if unknown:
         raise SystemExit(f"the true risk of {unknown} is not known; expected some of {list(SIMULATED_TASKS)}.")
@@ -341,7 +365,7 @@ def main() -> None:
         print(_read_json(result)["table"])
         return
     source, budget = prepare(options)
-    rows = read_scores(Path(source.out), options.tasks)
+    rows = of_some_patients(read_scores(Path(source.out), options.tasks), options.share)
     checkpoint = options.model
     if checkpoint is None:
         cell = PretrainCell(source, budget, "ehrmamba", 0)

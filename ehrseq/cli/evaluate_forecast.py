@@ -37,9 +37,7 @@ def evaluate_forecast_command(
     estimator: Annotated[str, typer.Option(help="monte_carlo, scope or reach.")] = "monte_carlo",
     times: Annotated[
         Path | None,
-        typer.Option(
-            help="Parquet or CSV with subject_id, prediction_time. Default: one end of a visit of each patient."
-        ),
+        typer.Option(help="Parquet or CSV with subject_id, prediction_time. Default: the ends of visits."),
     ] = None,
     labels: Annotated[
         Path | None,

@@ -69,8 +69,8 @@ class ForecastQuestions:
         outcomes: Name -> what stands for it, as `ehrseq forecast` takes it; None = death and any admission, where the
             vocabulary has them.
         prediction_times: Table or file of subject_id, prediction_time.
-        labels: Labels whose times are the prediction times, all tasks together. None, as `prediction_times`: one
-            end of a visit of every patient.
+        labels: Labels whose times are the prediction times, all tasks together. None, as `prediction_times`: the ends
+            of visits.
         max_predictions: Most prediction times, drawn by chance.
         max_patients: Most patients whose next events are asked, drawn by chance.
         context: Tokens of a row of the next events; None = what the model was trained with.
@@ -347,7 +347,7 @@ def _outcomes(
 def _times_in_words(asked: ForecastQuestions) -> str:
     if asked.prediction_times is not None:
         return "as given"
-    return "those of labels" if asked.labels is not None else "one end of a visit of each patient"
+    return "those of labels" if asked.labels is not None else "ends of visits"
 
 
 def _prediction_times(histories: Any, asked: ForecastQuestions, skipped: dict[str, str]) -> pl.DataFrame:
@@ -357,7 +357,7 @@ def _prediction_times(histories: Any, asked: ForecastQuestions, skipped: dict[st
     elif asked.labels is not None:
         times = pl.concat(list(read_labelled_times(asked.labels).values())).unique()
     else:
-        times = visit_ends(histories, seed=asked.seed)
+        times = visit_ends(histories)
     here = times.filter(pl.col("subject_id").is_in(histories.subject_ids.tolist()))
     if here.height < times.height:
         skipped["prediction times of other patients"] = f"{times.height - here.height:,}"

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from ehrseq.evaluation.bootstrap import Interval, patient_weights
 from ehrseq.evaluation.metrics import FloatArray, check_scores
 
-CENSORED, CAME, DIED = 0, 1, 2
+CENSORED, CAME, DIED_FIRST = 0, 1, 2
 NUM_GROUPS = 5
 
 
@@ -108,7 +108,7 @@ def observed_causes(
     is_outcome = (outcome <= death) & (outcome <= end)
     is_death = ~is_outcome & (death <= end)
     days = np.where(is_outcome, outcome, np.where(is_death, death, end))
-    return days, np.where(is_outcome, CAME, np.where(is_death, DIED, CENSORED))
+    return days, np.where(is_outcome, CAME, np.where(is_death, DIED_FIRST, CENSORED))
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def calibrate_incidence(
         len(ends),
         len(np.unique(whose)),
         int((kinds == CAME).sum()),
-        int((kinds == DIED).sum()),
+        int((kinds == DIED_FIRST).sum()),
         int(((kinds == CENSORED) & (ends < horizon)).sum()),
         everybody,
         difference,

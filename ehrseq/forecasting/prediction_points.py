@@ -1,33 +1,29 @@
-"""When forecasts of many records are asked for where nobody says when."""
+"""When forecasts of many records are asked for where nobody says when: at the ends of visits."""
 
 from __future__ import annotations
 
 import numpy as np
 import polars as pl
 
-from ehrseq.data.splits import uniform_of
 from ehrseq.tokenization.ehr_histories import EncodedHistories
 
 
-def visit_ends(histories: EncodedHistories, *, seed: int = 0) -> pl.DataFrame:
-    """One end of a visit of every patient, drawn by chance: when a doctor asks what comes next.
+def visit_ends(histories: EncodedHistories) -> pl.DataFrame:
+    """Every end of a visit, when a doctor asks what comes next.
 
-    The draw depends on the seed and the patient alone. Patients without a visit that has ended are left out.
+    All of them, or some drawn from all with equal chance, may stand for the moments at which a model would be asked.
+    One drawn from each patient's record may not: of somebody who dies soon there are few to draw from, so that the last
+    ones before a death would come too often, and no model could be calibrated at them.
 
     Returns:
         subject_id, prediction_time.
     """
-    closes = ~histories.row_open.astype(bool)
-    subjects, times = [], []
-    for k, subject in enumerate(histories.subject_ids.tolist()):
-        first, behind = int(histories.row_offsets[k]), int(histories.row_offsets[k + 1])
-        ends = first + np.flatnonzero(closes[first:behind])
-        if len(ends):
-            order = histories.row_order[ends]
-            ends = ends[np.append(order[1:] != order[:-1], True)]  # rows behind the end of a visit are of it
-            place = int(uniform_of(np.array([subject]), seed)[0] * len(ends))
-            subjects.append(subject)
-            times.append(int(histories.row_time[ends[place]]))
-    return pl.DataFrame(
-        {"subject_id": pl.Series(subjects, dtype=pl.Int64), "prediction_time": pl.Series(times, dtype=pl.Int64)}
-    ).with_columns(pl.col("prediction_time").cast(pl.Datetime("us")))
+    closed = ~histories.row_open.astype(bool)
+    lengths = np.diff(histories.row_offsets)
+    history = np.repeat(np.arange(len(histories)), lengths)
+    # Rows behind the end of a visit are of it: its end is the last of them.
+    following = np.append((history[1:] == history[:-1]) & (histories.row_order[1:] == histories.row_order[:-1]), False)
+    ends = np.flatnonzero(closed & ~following & (histories.row_order > 0))
+    times = pl.Series(histories.row_time[ends]).cast(pl.Datetime("us"))
+    table = pl.DataFrame({"subject_id": histories.subject_ids[history[ends]], "prediction_time": times})
+    return table.unique(maintain_order=True)  # a visit may begin and end at the instant at which another one ended

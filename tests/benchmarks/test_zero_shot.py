@@ -65,7 +65,7 @@ def test_the_slope_of_few_trajectories_is_finite(script):
     label = rng.random(3000) < risk
     subjects = np.arange(3000)
     true = script.slope_of(label, risk, subjects, None)
-    assert true.low < 1 < true.high
+    assert true.value == pytest.approx(1, abs=0.15)
     assert script.slope_of(label, rng.binomial(400, risk) / 400, subjects, 400).value == pytest.approx(
         true.value, abs=0.06
     )
@@ -81,12 +81,27 @@ def test_the_way_to_the_best_possible(script):
     assert script._way({"best possible": None, "auroc": None}) == ""
 
 
+def test_some_patients_are_the_same_for_all_tasks(script):
+    subjects = np.repeat(np.arange(200), 3)
+    rows = pl.DataFrame({"subject_id": subjects, "label": subjects % 2 == 0})
+    scores = {"counts": np.arange(600.0)[None]}
+    tasks = [script.TaskScores(name, rows[first:], {"counts": scores["counts"][:, first:]}, {}) for name, first in
+             (("a", 0), ("b", 90))]  # fmt: skip
+    found = script.of_some_patients(tasks, 0.3)
+    assert 120 < found[0].rows.height < 240
+    assert set(found[1].rows["subject_id"]) == {k for k in found[0].rows["subject_id"] if k >= 30}
+    for each in found:
+        assert (each.rows["subject_id"].to_numpy() == each.scores["counts"][0] // 3).all()
+    assert script.of_some_patients(tasks, 1.0) == tasks
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--report"], "run without --report first"),
         (["--patients", "10"], "at least 100 patients"),
         (["--n", "0"], "1 trajectory"),
+        (["--share", "0"], "above 0, at most 1"),
         (["--tasks", "gout"], r"true risk of ['gout'] is not known"),
         (["--estimators", "guess"], "invalid choice"),
     ],

@@ -6,7 +6,7 @@ import pytest
 from ehrseq.forecasting.incidence_calibration import (
     CAME,
     CENSORED,
-    DIED,
+    DIED_FIRST,
     aalen_johansen,
     calibrate_incidence,
     observed_causes,
@@ -69,7 +69,7 @@ def test_what_is_observed_of_a_record():
     outcome, death = [3, 5, inf, 9, inf, 4], [inf, 4, 6, inf, inf, 4]
     days, causes = observed_causes(outcome, death, [30, 30, 30, 8, 30, 30], 10.0)
     # the outcome; death before it; death; the data end before the outcome; neither by the horizon; both on one day
-    assert causes.tolist() == [CAME, DIED, DIED, CENSORED, CENSORED, CAME]
+    assert causes.tolist() == [CAME, DIED_FIRST, DIED_FIRST, CENSORED, CENSORED, CAME]
     assert days.tolist() == [3, 4, 6, 8, 10, 4]
 
 
