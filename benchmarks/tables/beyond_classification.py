@@ -195,9 +195,9 @@ def mimic(options: argparse.Namespace) -> dict[str, Any]:
     folder = options.output / "mimic"
     data = folder / "dataset"
     if not data.is_dir():
-        events, report = load_events(options.data, progress=False)
+        events, told = load_events(options.data, progress=False)
         splits = assign_splits(events["subject_id"].unique(), fractions=MIMIC_SPLITS)
-        write_whole(data, lambda path: write_dataset(events, path, dataset_name="demo", splits=splits, report=report))
+        write_whole(data, lambda path: write_dataset(events, path, dataset_name="demo", splits=splits, report=told))
     events = EventDataset(data).events(["pretrain", "train"])
     checkpoint = pretrained_on(events, folder / "pretrained", options.tokens)
     models = {"EhrMamba, pretrained": checkpoint, RANDOM: random_twin(checkpoint, folder / "random")}
@@ -223,8 +223,7 @@ def pretrained_on(events: pl.DataFrame, folder: Path, tokens: int) -> Path:
     from ehrseq.training.trainer import model_config
 
     tokenizer = EhrTokenizer.train(events, min_count=5)
-    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "max_position_embeddings": 512}
-    config = model_config(tokenizer, **sizes)
+    config = model_config(tokenizer, hidden_size=64, num_hidden_layers=1, max_position_embeddings=512)
     windows = tokenizer.encode_histories(events).windows(512)
     train_for_tokens(
         folder,
