@@ -28,7 +28,7 @@ class TrajectoryEnd(IntEnum):
     DEATH = 1
     UNTIL = 2
     LENGTH = 3  # cut at the longest length before any of the others: what would have come is not known
-    OUTCOME = 4  # every outcome asked for has happened, and nobody asked for the rest
+    OUTCOME = 4  # every outcome asked for has happened, and nobody asked for the rest; of "reach": it cannot be avoided
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class PatientTrajectories:
             "reach", whose trajectories avoid it: infinite.
         ends: int8 [n], `TrajectoryEnd`; of "reach" [n, m].
         end_days: float64 [n] or [n, m], day on which the trajectory ended (the horizon, the death, the last event).
-        lengths: int64 [n] or [n, m], tokens drawn.
+        lengths: int64 [n] or [n, m], tokens drawn within the horizon.
         tokens: With `keep_tokens` a list of n int64 arrays, the tokens within the horizon.
         days: A list of n float64 arrays, day of each token; NaN for interval tokens, which have no time. At least 0.
     """
