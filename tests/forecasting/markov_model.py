@@ -152,21 +152,26 @@ class Enumeration:
         """A function of the grid at a day."""
         return float(np.interp(day, np.arange(self.size) * self.step, values))
 
-    def first(self, current: str, elapsed: float = 0.0) -> np.ndarray:
+    def first(self, current: str, silent: float | None = None) -> np.ndarray:
         """Probability that the outcome comes within r days of now, for every r of the grid.
 
         Args:
             current: The latest token.
-            elapsed: Days since its time, in which nothing happened (a whole number of steps).
+            silent: Days since its time, in which nothing happened (a whole number of steps), of the record's last
+                token: inside a visit what happens at once stands in the record already, but for the visit's end.
         """
         chances = TRANSITIONS[ID[current]].copy()
         is_interval = np.array([token in SPANS for token in TOKENS])
-        if elapsed:
+        elapsed = silent or 0.0
+        inside = silent is not None and self.bins is not None and current not in ("[VE]", "[REG]")
+        if silent is not None:
             for token, (low, high) in SPANS.items():
                 chances[ID[token]] *= self._beyond(low, high, elapsed)
-            if self.bins is not None and current not in ("[VE]", "[REG]"):
+            if inside:
                 for j in np.flatnonzero(~is_interval):
-                    chances[j] *= 1 - self._reached(self.bins[ID[current], j], elapsed)
+                    law = self.bins[ID[current], j]
+                    at_once = law[0] if TOKENS[j] == "[VE]" else 0.0
+                    chances[j] *= 1 - self._reached(law, elapsed) + at_once
             chances /= chances.sum()
         total = np.zeros(self.size)
         for j in np.flatnonzero(chances):
@@ -175,7 +180,7 @@ class Enumeration:
                 low, high = SPANS[token]
                 total += chances[j] * self._after_interval(token, max(low, elapsed), high, elapsed)
             else:
-                gap = (elapsed, np.inf) if elapsed else (0.0, np.inf)
+                gap = (max(elapsed, 1e-12) if inside else elapsed, np.inf)
                 total += chances[j] * self._spread(self._happens(j), self._law(current, j), *gap, elapsed)
         return total
 
