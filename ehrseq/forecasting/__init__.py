@@ -3,8 +3,8 @@ Attributes are loaded when first used.
 
     forecast_patients("model/pretrained", events, outcomes={"death": "death"}, horizon="30d")    # of a table
     forecast_dataset("model/pretrained", "dataset", "parts", tasks=["readmission_30d"])          # of a dataset in files
-    evaluate_forecast_files("model/pretrained", "dataset", "report")                             # how good they are
-    synthesize("model/pretrained", "dataset", "synthetic", 500)                                  # records nobody lived
+    evaluate_forecast_files("model/pretrained", "dataset", out="report")                         # how good they are
+    synthesize("model/pretrained", "dataset", 500, "synthetic")                                  # records nobody lived
     forecast_stays("hymate/pretrained", events)                                                  # values of the next hours
 
 One patient: `pipeline("ehr-forecast")`; the futures themselves: `EhrMambaForCausalLM.trajectories`.
