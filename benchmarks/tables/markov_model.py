@@ -154,23 +154,16 @@ class Enumeration:
         """A function of the grid at a day."""
         return float(np.interp(day, np.arange(self.size) * self.step, values))
 
-    def first(self, current: str, silent: float | None = None) -> np.ndarray:
+    def first(self, current: str, elapsed: float = 0.0) -> np.ndarray:
         """Probability that the outcome comes within r days of now, for every r of the grid.
 
         Args:
-<<<<<<< HEAD:benchmarks/tables/markov_model.py
             current: The record's last token. After one of an open visit, what happened at its time stands in the
                 record: with a time head the next gap is above 0, that of [VE] aside.
             elapsed: Days since its time, in which nothing happened (a whole number of steps).
-=======
-            current: The latest token.
-            silent: Days since its time, in which nothing happened (a whole number of steps), of the record's last
-                token: inside a visit what happens at once stands in the record already, but for the visit's end.
->>>>>>> i22_A:tests/forecasting/markov_model.py
         """
         is_open = self.bins is not None and current not in ("[VE]", "[REG]", *SPANS)
         chances = TRANSITIONS[ID[current]].copy()
-<<<<<<< HEAD:benchmarks/tables/markov_model.py
         for token, (low, high) in SPANS.items():
             chances[ID[token]] *= self._beyond(low, high, elapsed)
         if is_open:
@@ -182,37 +175,17 @@ class Enumeration:
 
     def _next(self, current: str, chances: np.ndarray, elapsed: float = 0.0, *, is_open: bool = False) -> np.ndarray:
         """The same where the next token is drawn by these chances."""
-=======
-        is_interval = np.array([token in SPANS for token in TOKENS])
-        elapsed = silent or 0.0
-        inside = silent is not None and self.bins is not None and current not in ("[VE]", "[REG]")
-        if silent is not None:
-            for token, (low, high) in SPANS.items():
-                chances[ID[token]] *= self._beyond(low, high, elapsed)
-            if inside:
-                for j in np.flatnonzero(~is_interval):
-                    law = self.bins[ID[current], j]
-                    at_once = law[0] if TOKENS[j] == "[VE]" else 0.0
-                    chances[j] *= 1 - self._reached(law, elapsed) + at_once
-            chances /= chances.sum()
->>>>>>> i22_A:tests/forecasting/markov_model.py
         total = np.zeros(self.size)
         for j in np.flatnonzero(chances):
             token = TOKENS[j]
             if token in SPANS:
                 low, high = SPANS[token]
                 total += chances[j] * self._after_interval(token, max(low, elapsed), high, elapsed)
-<<<<<<< HEAD:benchmarks/tables/markov_model.py
                 continue
             law = self._law(current, j)
             if is_open and law is not None:
                 law = np.concatenate([[0.0], law[1:]])
             total += chances[j] * self._spread(j, law, elapsed, np.inf, elapsed)
-=======
-            else:
-                gap = (max(elapsed, 1e-12) if inside else elapsed, np.inf)
-                total += chances[j] * self._spread(self._happens(j), self._law(current, j), *gap, elapsed)
->>>>>>> i22_A:tests/forecasting/markov_model.py
         return total
 
     def _integrate(self) -> None:

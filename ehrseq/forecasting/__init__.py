@@ -5,7 +5,7 @@ Attributes are loaded when first used.
     forecast_dataset("model/pretrained", "dataset", "parts", tasks=["readmission_30d"])          # of a dataset in files
     evaluate_forecast_files("model/pretrained", "dataset", out="report")                         # how good they are
     synthesize("model/pretrained", "dataset", 500, "synthetic")                                  # records nobody lived
-    forecast_stays("hymate/pretrained", events)                                                  # values of the next hours
+    forecast_stays("hymate/pretrained", events)                                                  # values of a stay
 
 One patient: `pipeline("ehr-forecast")`; the futures themselves: `EhrMambaForCausalLM.trajectories`.
 """
