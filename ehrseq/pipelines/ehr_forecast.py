@@ -191,11 +191,14 @@ class EhrForecastPipeline(pipelines_base.Pipeline):
 
     def _draw(self, records: Iterable[Any], question: Any, settings: Mapping[str, Any]) -> Iterator[Any]:
         model: Any = self.model
+        num = settings.get("n", 32)
+        if isinstance(num, bool) or not isinstance(num, int) or num < 1:
+            raise ValueError(f"n got {num!r}; expected at least 1 trajectory a patient, like 32.")
         forecasts: Iterator[Any] = model.forecast(
             records,
             horizon_days=question.horizon_days,
             outcomes=question.outcomes,
-            num=settings.get("n", 32),
+            num=num,
             estimator=settings.get("estimator", "reach"),
             seed=settings.get("seed", 0),
             grid_days=question.grid_days,

@@ -107,11 +107,11 @@ def trajectory_answers(trajectories: Any, meanings: Meanings, prediction_time: i
 
 
 def time_after(prediction_time: int, days: float) -> str | None:
-    """ISO 8601 of so many days after an instant (microseconds); None beyond the year 9999."""
+    """ISO 8601 of so many days after an instant (microseconds), in whole seconds; None beyond the year 9999."""
     if not np.isfinite(days):
         return None
     try:
-        return (_EPOCH + timedelta(microseconds=prediction_time) + timedelta(days=days)).isoformat()
+        return (_EPOCH + timedelta(microseconds=prediction_time) + timedelta(days=days)).isoformat(timespec="seconds")
     except OverflowError:
         return None
 
