@@ -12,6 +12,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+import polars as pl
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -27,6 +28,21 @@ STEPS = [
     ("predict", "--model", "model", "--data", "dataset", "--labels", "dataset", "--out", "risks.parquet"),
     ("evaluate", "risks.parquet", "--labels", "dataset", "--out", "evaluation", "--resamples", "20"),
     ("explain", "--data", "dataset", "--subject", "1", "--task", "mortality_30d", "--out", "pages"),
+    (
+        *(
+            "forecast",
+            "--data",
+            "dataset",
+            "--task",
+            "readmission_30d",
+            "--task",
+            "mortality_30d",
+            "--labels",
+            "dataset",
+        ),
+        *("--split", "held_out", "--num", "4", "--out", "forecasts.parquet", "--page", "pages/forecasts.html"),
+        *("--workers", "1"),
+    ),
 ]
 
 
@@ -67,6 +83,20 @@ def check_a_risk(**model: str) -> None:
         raise SystemExit(f"expected contributions beside each score, got {scores}")
 
 
+def check_forecasts() -> None:
+    """What the command wrote, and that the pipeline says the like of one patient."""
+    table = pl.read_parquet("forecasts.parquet").filter(pl.col("score").is_not_null())
+    if set(table["task"]) != {"readmission_30d", "mortality_30d"} or table["standard_error"].min() <= 0:
+        raise SystemExit(f"expected two tasks with standard errors, got {table}")
+    if "<svg" not in Path("pages", "forecasts.html").read_text(encoding="utf-8"):
+        raise SystemExit("expected curves of cumulative incidence in pages/forecasts.html")
+    events = EventDataset("dataset").events()
+    patient = events.filter(events["subject_id"] == table["subject_id"][0])
+    answer = pipeline("ehr-forecast")(patient, n=4, prediction_time=table["prediction_time"][0])
+    if not all(0 <= each["probability"] <= 1 for each in answer["outcomes"]):
+        raise SystemExit(f"expected probabilities, got {answer}")
+
+
 def walk_the_whole_way() -> None:
     """Every command, then the Auto classes and the pipeline on what they wrote."""
     for words in STEPS:
@@ -76,6 +106,7 @@ def walk_the_whole_way() -> None:
     check_a_risk(model="model")
     if PIPELINE_REGISTRY.supported_tasks["ehr-risk"]["default"]:  # a checkpoint to start with is in the wheel
         check_a_risk()
+    check_forecasts()
     if not Path("evaluation", "evaluation.md").is_file():
         raise SystemExit(f"expected an evaluation, got {sorted(Path('.').rglob('*.md'))}")
     page = Path("pages", "patient_1.html")
