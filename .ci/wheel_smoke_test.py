@@ -20,6 +20,8 @@ from ehrseq.cli.app import main
 from ehrseq.data import EventDataset
 from ehrseq.tasks import list_tasks
 
+_FORECAST = """forecast --data dataset --split held_out --labels dataset --task readmission_30d --task mortality_30d
+    --num 4 --workers 1 --out forecasts.parquet --page pages/forecasts.html"""
 STEPS = [
     ("simulate", "records", "-n", "60"),
     ("prepare", "records", "dataset", "--workers", "1"),
@@ -28,21 +30,7 @@ STEPS = [
     ("predict", "--model", "model", "--data", "dataset", "--labels", "dataset", "--out", "risks.parquet"),
     ("evaluate", "risks.parquet", "--labels", "dataset", "--out", "evaluation", "--resamples", "20"),
     ("explain", "--data", "dataset", "--subject", "1", "--task", "mortality_30d", "--out", "pages"),
-    (
-        *(
-            "forecast",
-            "--data",
-            "dataset",
-            "--task",
-            "readmission_30d",
-            "--task",
-            "mortality_30d",
-            "--labels",
-            "dataset",
-        ),
-        *("--split", "held_out", "--num", "4", "--out", "forecasts.parquet", "--page", "pages/forecasts.html"),
-        *("--workers", "1"),
-    ),
+    tuple(_FORECAST.split()),
 ]
 
 
