@@ -312,7 +312,8 @@ def mean_vectors(events: pl.DataFrame, labels: pl.DataFrame, keys: pl.DataFrame,
     np.add.at(sums, (table.stay_ids, table.variable_ids), table.values)
     np.add.at(counts, (table.stay_ids, table.variable_ids), 1)
     means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
-    means = np.where(np.isnan(means), np.nanmean(means, axis=0), means)
+    measured = np.maximum((counts > 0).sum(axis=0), 1)  # a variable that nobody has has the mean 0
+    means = np.where(np.isnan(means), np.nansum(means, axis=0) / measured, means)
     whole = np.hstack([means, counts > 0, np.nan_to_num(table.static)]).astype(np.float32)
     rows = pl.DataFrame({"subject_id": table.subject_ids, "row": np.arange(len(table))})
     place = keys.join(rows, on="subject_id", how="left", maintain_order="left")["row"].to_numpy()

@@ -88,7 +88,7 @@ def test_the_same_again_is_the_same(folders, cohort):
     records = read_records(cohort.events(), None, cohort.end_of_data)
     pages = []
     for batch_size in (3, 16):
-        asked = ForecastQuestions(**{**vars(QUICK), "batch_size": batch_size})
+        asked = ForecastQuestions(**{**vars(QUICK), "batch_size": batch_size, "max_patients": 12, "max_predictions": 8})
         found = evaluate_forecaster(forecaster, records, asked, name="m", progress=False)
         pages.append(forecast_evaluation_page(found))
     assert pages[0] == pages[1]

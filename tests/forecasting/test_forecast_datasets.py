@@ -63,7 +63,7 @@ def test_the_columns_and_what_is_counted(whole: Any) -> None:
     assert whole.report.notes["forecasts not given: the patient died at or before the prediction time"] == 2 * len(dead)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_dataset_gives_the_same_bytes(
     whole: Any, checkpoint: Path, dataset: Path, tmp_path: Path, workers: int
 ) -> None:

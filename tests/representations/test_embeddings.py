@@ -144,7 +144,9 @@ def in_order(found):
     return found.table[order], found.vectors[order]
 
 
-@pytest.mark.parametrize(("level", "workers"), [("patient", 2), ("visit", 1)])
+@pytest.mark.parametrize(
+    ("level", "workers"), [("patient", 1), ("visit", 1), pytest.param("patient", 2, marks=pytest.mark.slow)]
+)
 def test_files_and_batches_change_nothing(dataset, tmp_path, level, workers):
     events = simulate(30, seed=5, progress=False).events()
     whole, report = embed("ehrmamba", tmp_path, events, level=level)
