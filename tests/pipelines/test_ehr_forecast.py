@@ -216,7 +216,7 @@ def test_a_fhir_bundle(forecast: Any) -> None:
         ({"horizon": "4000d"}, "more than ten years"),
         ({"horizon": "99999999999999d"}, "more than ten years|above 0"),
         ({"n": 0}, "^n got 0"),
-        ({"n": 2.5}, "^n got 2.5"),
+        ({"n": 2.5}, r"^n got 2\.5"),
         ({"estimator": "guess"}, "estimator got 'guess'"),
         ({"outcomes": {}}, "no outcome is asked for"),
         ({"outcomes": 3}, "outcomes got 3"),
