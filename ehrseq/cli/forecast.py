@@ -97,10 +97,10 @@ def forecast_command(
     from ehrseq.forecasting.page import write_forecast_page
     from ehrseq.forecasting.prompts import ForecastSettings
     from ehrseq.forecasting.stay_values import foretells_values
-    from ehrseq.forecasting.trajectory_files import write_trajectories
+    from ehrseq.forecasting.trajectory_files import check_trajectory_folder, write_trajectories
     from ehrseq.hub.families import STARTER_FORECAST
     from ehrseq.work.engine import get_engine
-    from ehrseq.work.files import write_whole
+    from ehrseq.work.files import check_apart, write_whole
 
     if labels is not None and times is not None:
         raise ValueError("--labels and --times both say when to forecast; give one of them.")
@@ -110,6 +110,8 @@ def forecast_command(
         raise ValueError(f"{page} cannot be written; give the name of a .html file in a folder of yours.")
     if trajectories is not None:
         check_folder(trajectories)
+        check_trajectory_folder(trajectories)
+        check_apart(trajectories, data)
     checkpoint = str(STARTER_FORECAST) if model is None else model
     here = get_engine(engine.value, num_workers=workers) if written_by_us(data) else None
     if here is None and (engine is not EngineName.local or workers is not None or split):

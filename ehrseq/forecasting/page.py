@@ -70,7 +70,7 @@ def write_forecast_page(tables: ForecastTables, file: str | Path, *, patients: S
             sharex=False,
         ),
         note(
-            "Lines: mean over the patients of the probability that the outcome has happened by then, with the 95 % "
+            "Lines: mean over the forecasts of the probability that the outcome has happened by then, with the 95 % "
             "interval that the trajectories leave. Dotted: 10 % and 90 % of the patients lie below."
         ),
         _summary_table(given, names, tables),
@@ -129,7 +129,8 @@ def _draw_means(axes: Sequence[Axes], incidence: pl.DataFrame, names: Sequence[s
         axis.plot(days, high, color=colour, lw=0.8, ls=":")
         axis.plot(days, low, color=colour, lw=0.8, ls=":")
         mean, error = _from_zero(table["mean"]), _from_zero(table["error"])
-        axis.fill_between(days, np.maximum(mean - _Z * error, 0), mean + _Z * error, color=colour, alpha=0.35, lw=0)
+        low, high = np.maximum(mean - _Z * error, 0), np.minimum(mean + _Z * error, 1)
+        axis.fill_between(days, low, high, color=colour, alpha=0.35, lw=0)
         axis.plot(days, mean, color=colour, lw=1.6)
         axis.set_title(name, loc="left", fontsize=9, fontweight="bold")
         axis.set_xlim(0, days[-1])
@@ -152,6 +153,7 @@ def _draw_patients(
                 continue
             days, value, error = (_from_zero(table[column]) for column in ("days", "probability", "standard_error"))
             low, high = np.maximum(value - _Z * error, 0), np.minimum(value + _Z * error, 1)
+            high = np.maximum.accumulate(high)  # what may have happened by a day, may have by the next
             axis.fill_between(days, low, high, color=colours[name], alpha=0.18, lw=0)
             axis.plot(days, value, color=colours[name], lw=1.4, label=name)
             last = max(last, float(days[-1]))

@@ -45,7 +45,7 @@ from ehrseq.tokenization.ehr_outcomes import death_ids
 from ehrseq.tokenization.ehr_sequence import EPOCH, subjects_digest
 from ehrseq.tokenization.ehr_vocabulary import VS
 from ehrseq.work.engine import Engine, get_engine
-from ehrseq.work.files import remove, write_text, write_whole
+from ehrseq.work.files import check_apart, remove, write_text, write_whole
 from ehrseq.work.parts import RecordedPart, run_parts, settings_key
 
 if TYPE_CHECKING:
@@ -356,6 +356,7 @@ def synthesize(
     """
     _check_numbers(num_patients, seed, max_years)
     output = Path(output)
+    check_apart(output, like)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and is not empty; give a new folder, so that nothing is overwritten.")
     if tasks:

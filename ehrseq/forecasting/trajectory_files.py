@@ -10,6 +10,7 @@ known, so that whoever labels it can tell what did not happen from what was not 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ import polars as pl
 
 from ehrseq.modeling.ehr_trajectories import PatientTrajectories, TrajectoryEnd
 from ehrseq.tokenization.ehr_codes import DAY_US
-from ehrseq.work.files import write_whole
+from ehrseq.work.files import check_replaceable, write_whole
 
 if TYPE_CHECKING:
     from ehrseq.tokenization.ehr_forecast_questions import TokenMeaning
@@ -35,6 +36,7 @@ TRAJECTORY_SCHEMA = pl.Schema(
 )
 END_CODE = "TRAJECTORY_END"
 
+_FILE = re.compile(r"\d+\.parquet")
 _NUMBERED = pl.Schema({"trajectory": pl.Int32(), **TRAJECTORY_SCHEMA})
 
 
@@ -102,6 +104,11 @@ def no_trajectories() -> pl.DataFrame:
     return pl.DataFrame(schema=_NUMBERED)
 
 
+def check_trajectory_folder(folder: str | Path) -> None:
+    """Raise ValueError where files of trajectories would replace what is none of them."""
+    check_replaceable(folder, lambda name: _FILE.fullmatch(name) is not None, "files of trajectories")
+
+
 def write_trajectories(tables: Sequence[Path] | pl.DataFrame, folder: str | Path, num: int) -> Path:
     """Write one file a trajectory number, the folder whole or not at all.
 
@@ -109,7 +116,11 @@ def write_trajectories(tables: Sequence[Path] | pl.DataFrame, folder: str | Path
         tables: Numbered rows: Parquet files, or a table.
         folder: Where to; replaced where it is there.
         num: Number of trajectories a prompt.
+
+    Raises:
+        ValueError: The folder holds something else.
     """
+    check_trajectory_folder(folder)
     lazy = tables.lazy() if isinstance(tables, pl.DataFrame) else pl.concat([pl.scan_parquet(file) for file in tables])
 
     def write(unfinished: Path) -> None:

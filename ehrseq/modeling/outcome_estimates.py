@@ -11,7 +11,8 @@ standard error is:
   together therefore do not look certain, and from some dozens on it makes no difference. Where all agree to the last
   digit (one trajectory among them), they say no more than Monte Carlo's would, and the error is Monte Carlo's. What few
   trajectories say of an outcome that hangs on rare turns (a number that is near 0 in most of them) is skewed: intervals
-  of 95 % then cover 88 to 93 % of the time with 10 to 60 of them.
+  of 95 % then cover 88 to 93 % of the time with 10 to 60 of them. Where the one turn that matters is in none of them,
+  they agree on a number near 0 and cannot know better; so nobody's error is taken for reached before `LEAST_TRUSTED`.
 
 The *effective number* is that of Monte Carlo trajectories which would have this standard error: for Monte Carlo itself
 n, for a better estimator more.
@@ -42,6 +43,8 @@ logger = logging.get_logger(__name__)
 
 _Z2 = 1.959963984540054**2  # of 95 %
 _FEWEST, _MOST = 1e-6, 1e12  # effective numbers that are told
+LEAST_TRUSTED = 128
+"""Trajectories of SCOPE or REACH below which a small standard error may be that of a turn that none of them took."""
 
 Draw = Callable[[Sequence[ForecastPrompt], TrajectoryRequest], Iterator[PatientTrajectories]]
 """What draws trajectories (`EhrMambaForCausalLM.trajectories`): one answer a prompt, in their order."""
@@ -160,8 +163,9 @@ def estimate_to_error(
     """Draw until every outcome of a patient is known to a standard error, patient by patient.
 
     The first round draws `request.num` trajectories of everybody, each further one doubles those of the patients who
-    need more. Trajectory k is the same whichever round draws it, so a patient's answer does not depend on the others.
-    (To stop where the error looks small favours small errors a little; what keeps them above 0 keeps that small.)
+    need more; of SCOPE and REACH everybody gets `LEAST_TRUSTED` at least. Trajectory k is the same whichever round
+    draws it, so a patient's answer does not depend on the others. (To stop where the error looks small favours small
+    errors a little; what keeps them above 0 keeps that small.)
 
     Args:
         draw: Gives the trajectories of each prompt, in order.
@@ -186,6 +190,7 @@ def estimate_to_error(
     drawn: list[PatientTrajectories | None] = [None] * len(waiting)
     estimates: list[list[OutcomeEstimate]] = [[] for _ in waiting]
     step = replace(request, keep_tokens=False)
+    least = 1 if request.estimator == "monte_carlo" else min(LEAST_TRUSTED, max_num)
     short = 0
     while waiting:
         still = []
@@ -194,7 +199,8 @@ def estimate_to_error(
             earlier = drawn[place]
             whole = answer if earlier is None else _joined(earlier, answer)
             estimates[place] = estimate_outcomes(whole, request)
-            if max(estimate.standard_error for estimate in estimates[place]) <= standard_error:
+            is_known = max(estimate.standard_error for estimate in estimates[place]) <= standard_error
+            if is_known and len(whole.incidence) >= least:
                 drawn[place] = None
             elif len(whole.incidence) >= max_num:
                 drawn[place], short = None, short + 1

@@ -12,6 +12,7 @@ import polars as pl
 from ehrseq._html import COLOURS, GUIDE, figure, html_page, note
 from ehrseq.representations.clustering import CRITERIA
 from ehrseq.representations.phenotype_report import PHENOTYPE_TABLES, PhenotypeReport
+from ehrseq.work.files import check_replaceable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,13 +25,7 @@ _LARGEST_RATE = 0.05
 def check_phenotype_folder(folder: Path) -> None:
     """Raise ValueError where a page cannot be written: it would replace what is not a page of ours."""
     ours = {"index.html", "assignments.parquet", "report.json", *(f"{name}.csv" for name in PHENOTYPE_TABLES)}
-    unknown = sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.is_dir() else []
-    if not folder.is_dir() and folder.exists():
-        unknown = [folder.name]
-    if unknown:
-        raise ValueError(
-            f"{folder} holds something other than a page of `ehrseq phenotypes` ({unknown[0]}); name a new folder."
-        )
+    check_replaceable(folder, ours.__contains__, "a page of `ehrseq phenotypes`")
 
 
 def phenotype_page(report: PhenotypeReport) -> str:

@@ -36,7 +36,7 @@ from ehrseq.evaluation.reports import MIN_CLASS_COUNT
 from ehrseq.representations.embedding_files import read_embeddings
 from ehrseq.tasks.label_sources import read_audited
 from ehrseq.tasks.moments import LabelSource
-from ehrseq.work.files import write_whole
+from ehrseq.work.files import check_replaceable, write_whole
 
 SHOT_SIZES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -387,12 +387,7 @@ def write_probe(report: ProbeReport, folder: str | Path) -> Path:
 def check_probe_folder(folder: Path) -> None:
     """Raise ValueError where a report would replace what is none of ours."""
     ours = {"probe.html", "probe.md", "probe.csv", "risks.parquet"}
-    unknown = sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.is_dir() else []
-    if unknown or (folder.exists() and not folder.is_dir()):
-        raise ValueError(
-            f"{folder} holds something other than a report of `ehrseq probe` ({(unknown or [folder.name])[0]}); name a "
-            "new folder."
-        )
+    check_replaceable(folder, ours.__contains__, "a report of `ehrseq probe`")
 
 
 __all__ = [

@@ -38,6 +38,36 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         remove(replaced)
 
 
+def check_replaceable(folder: str | Path, is_ours: Callable[[str], bool], whose: str) -> None:
+    """Refuse a folder that holds something else than what would replace it.
+
+    Args:
+        folder: Where to write; it need not be there.
+        is_ours: Whether a name is one that is written there.
+        whose: What writes there, in words.
+
+    Raises:
+        ValueError: It is a file, or holds another name.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a new folder.")
+    unknown = sorted(path.name for path in folder.iterdir() if not is_ours(path.name)) if folder.is_dir() else []
+    if unknown:
+        raise ValueError(f"{folder} holds something other than {whose} ({unknown[0]}); name a new folder.")
+
+
+def check_apart(output: str | Path, source: str | Path) -> None:
+    """Refuse an output that is, or lies in, or holds what is read.
+
+    Raises:
+        ValueError: See above.
+    """
+    written, read = Path(output).resolve(), Path(source).resolve()
+    if written == read or read in written.parents or written in read.parents:
+        raise ValueError(f"{output} and {source}, which is read, lie in one another; write to a folder apart from it.")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file (UTF-8) that appears whole or not at all."""
 

@@ -1,5 +1,6 @@
 """`ehrseq forecast`: from records to a table of probabilities, a page and trajectories."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -49,6 +50,18 @@ def test_a_dataset_with_a_page_and_trajectories(checkpoint: Path, dataset: Path,
     )
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "g.parquet").read_bytes() == (tmp_path / "f.parquet").read_bytes()
+
+
+def test_trajectories_do_not_replace_what_is_none(checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    """An export named by mistake stays as it is."""
+    (tmp_path / "Patient.ndjson").write_text("{}")
+    asked = ["forecast", "--model", checkpoint, "--data", dataset, "--out", tmp_path.parent / "f.parquet"]
+    for folder, why in ((tmp_path, "something other than files of trajectories"), (dataset, "other than|one another")):
+        done = run_ehrseq(*asked, "--trajectories", folder)
+        assert done.returncode == 1
+        assert re.search(why, done.stderr)
+    assert (tmp_path / "Patient.ndjson").read_text() == "{}"
+    assert (dataset / "metadata").is_dir()
 
 
 @pytest.mark.parametrize(

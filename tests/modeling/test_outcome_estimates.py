@@ -204,6 +204,19 @@ def test_an_answer_does_not_depend_on_the_others() -> None:
     assert estimate_to_error(Coins(), prompts(5, 30, 60), request(num=4), standard_error=0.1) == alone
 
 
+@pytest.mark.parametrize(("estimator", "expected"), [("reach", 128), ("scope", 128), ("monte_carlo", 16)])
+def test_a_few_that_agree_are_not_taken_for_certain(estimator: str, expected: int) -> None:
+    """All trajectories say nearly 0: the turn that matters is in none of them."""
+
+    def draw(prompts: object, step: TrajectoryRequest) -> Iterator[PatientTrajectories]:
+        for _ in prompts:  # type: ignore[attr-defined]
+            yield trajectories(np.full((step.num, 1, 1), 1e-4) * (1 + 1e-3 * np.arange(step.num)[:, None, None]))
+
+    few = request(num=16, estimator=estimator)
+    ((estimate,),) = estimate_to_error(draw, prompts(1), few, standard_error=0.1)
+    assert estimate.num == expected
+
+
 def test_the_largest_number_is_kept_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     coins, said = Coins(), []
     monkeypatch.setattr("ehrseq.modeling.outcome_estimates.logger.warning", said.append)

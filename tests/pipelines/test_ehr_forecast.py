@@ -256,7 +256,7 @@ def test_what_is_no_patient(forecast: Any, patient: Any, why: str) -> None:
 
 
 def test_a_refusal_comes_before_a_generator_is_read(forecast: Any) -> None:
-    with pytest.raises(ValueError, match="^n got 0"):
+    with pytest.raises(ValueError, match=r"^n got 0"):
         forecast((each for each in PATIENTS), n=0)
 
 

@@ -5,7 +5,15 @@ import os
 
 import pytest
 
-from ehrseq.work.files import file_digest, remove_unfinished, write_json, write_text, write_whole
+from ehrseq.work.files import (
+    check_apart,
+    check_replaceable,
+    file_digest,
+    remove_unfinished,
+    write_json,
+    write_text,
+    write_whole,
+)
 
 
 def folder_of(name):
@@ -79,3 +87,24 @@ def test_digests_tell_files_apart(tmp_path):
 
 def test_nothing_to_remove_is_no_error(tmp_path):
     remove_unfinished(tmp_path / "nowhere")
+
+
+def test_a_folder_of_others_is_not_replaced(tmp_path):
+    whose = (lambda name: name == "0.parquet", "files of trajectories")
+    check_replaceable(tmp_path / "new", *whose)
+    (tmp_path / "0.parquet").touch()
+    check_replaceable(tmp_path, *whose)
+    (tmp_path / "Patient.ndjson").touch()
+    with pytest.raises(ValueError, match=r"other than files of trajectories \(Patient.ndjson\); name a new folder"):
+        check_replaceable(tmp_path, *whose)
+    with pytest.raises(ValueError, match="is a file"):
+        check_replaceable(tmp_path / "0.parquet", *whose)
+
+
+@pytest.mark.parametrize("output", ["data", "data/x", "."])
+def test_an_output_lies_apart_from_what_is_read(tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    check_apart("other", "data")
+    with pytest.raises(ValueError, match="lie in one another"):
+        check_apart(output, "data")
