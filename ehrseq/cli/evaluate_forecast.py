@@ -12,10 +12,15 @@ from ehrseq.cli.options import check_folder
 
 
 def evaluate_forecast_command(
-    model: Annotated[str, typer.Option(help="Folder of a pretrained checkpoint, or owner/name on the Hub.")],
     data: Annotated[
         Path, typer.Option(help="Dataset of `ehrseq prepare`, or FHIR (NDJSON, Bundles) or MEDS: folder or file.")
     ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of a pretrained model, or owner/name on the Hub. Default: the package's own, of events."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write: report.html, .md, results.json, .csv.")] = Path(
         "forecast_evaluation"
     ),
@@ -62,6 +67,7 @@ def evaluate_forecast_command(
     beside forecasts that only count.
     """
     from ehrseq.forecasting.evaluation_files import ForecastQuestions, evaluate_forecast_files
+    from ehrseq.hub.families import STARTER_FORECAST
 
     check_folder(out)
     questions = ForecastQuestions(
@@ -79,7 +85,7 @@ def evaluate_forecast_command(
         seed=seed,
     )
     report = evaluate_forecast_files(
-        model, data, out=out, questions=questions, splits=split or None, end_of_data=end_of_data
+        model or STARTER_FORECAST, data, out=out, questions=questions, splits=split or None, end_of_data=end_of_data
     )
     typer.echo(report)
     page = out / "report.html"

@@ -67,7 +67,7 @@ def forecast_command(
     standard_error: Annotated[
         float | None, typer.Option(help="Draw more, beginning with --num, until no error is above this.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the trajectories.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the trajectories.")] = 0,
     trajectories: Annotated[
         Path | None, typer.Option(help="Folder for --num ordinary trajectories a patient, as MEDS files.")
     ] = None,

@@ -222,10 +222,11 @@ def _privacy(found: PrivacyReport) -> ReportTable:
         ["... the same about held-out patients", number(found.attribute_held_out), ""],
     ]
     words = (
-        "Half is chance in the third and fifth row. In the right column held-out patients stand in place of the "
-        "synthetic ones, from whom nothing of the training patients can leak. A code that is guessed as well of "
-        f"held-out patients was inferred, not leaked; asked were {len(found.sensitive)} diagnoses. Compared were "
-        f"{found.patients[0]:,} synthetic, {found.patients[1]:,} training and {found.patients[2]:,} held-out patients."
+        "Half is chance where a row asks for an AUROC, or for who lies closer. In the right column held-out patients "
+        "stand in place of the synthetic ones, from whom nothing of the training patients can leak. A code that is "
+        "guessed as well of held-out patients was inferred, not leaked; asked were "
+        f"{len(found.sensitive)} diagnoses. Compared were {found.patients[0]:,} synthetic, {found.patients[1]:,} "
+        f"training and {found.patients[2]:,} held-out patients."
     )
     return ReportTable("Attacks", ["", "synthetic", "held-out in their place"], rows, words)
 
