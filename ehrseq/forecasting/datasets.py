@@ -40,6 +40,7 @@ from ehrseq.tasks.moments import (
     LabelSource,
     check_known,
     checked_times,
+    last_times,
     moments_of_all,
     moments_of_labels,
     of_patients,
@@ -303,8 +304,11 @@ def forecast_events(
     """
     rows: list[tuple[Any, ...]] = []
     points: list[tuple[Any, ...]] = []
+    untimed = events["subject_id"].n_unique() - last_times(events).height if moments is None else 0
+    if untimed:
+        notes["patients without a timed event, not forecast"] += untimed
     for group in groups_of(asked, apart=apart):
-        times = moments_here(events, moments, [each.name for each in group], notes)
+        times = moments_here(events, moments, [each.name for each in group])
         records = records_at(forecaster, events, times)
         while chunk := list(islice(records, _AT_ONCE)):
             drawn = draw(forecaster, [record for _, _, record in chunk if record.reason is None], group, settings)
@@ -340,7 +344,7 @@ def _futures(
     if settings.trajectories:
         tokenizer: Any = forecaster.tokenizer
         to_rows = TokenRows(tokenizer.token_meanings(), len(tokenizer))
-        times = moments_here(events, moments, [each.name for each in asked], Counter())
+        times = moments_here(events, moments, [each.name for each in asked])
         records = records_at(forecaster, events, times)
         while chunk := list(islice(records, _AT_ONCE)):
             living = [(subject, record) for subject, _, record in chunk if record.reason is None]

@@ -7,7 +7,6 @@ reading is a small part of what its futures cost.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -216,22 +215,16 @@ def draw_futures(
     return forecasts
 
 
-def moments_here(
-    events: pl.DataFrame, moments: pl.DataFrame | None, names: Sequence[str], notes: Counter[str]
-) -> pl.DataFrame:
+def moments_here(events: pl.DataFrame, moments: pl.DataFrame | None, names: Sequence[str]) -> pl.DataFrame:
     """subject_id and prediction_time of some questions about these patients, in order.
 
     Args:
         events: Event table of whole patients.
         moments: subject_id, prediction_time, task; None = the end of each record.
         names: The questions.
-        notes: Counts patients that have no time.
     """
     if moments is None:
         times = last_times(events)
-        without = events["subject_id"].n_unique() - times.height
-        if without:
-            notes["patients without a timed event, not forecast"] = without
     else:
         here = pl.col("task").is_in(list(names)) & pl.col("subject_id").is_in(events["subject_id"].unique().implode())
         times = moments.filter(here).select(LABEL_KEYS).unique()

@@ -63,8 +63,11 @@ def to_prompt(record: TokenRecord) -> ForecastPrompt:
     """One record as a model reads it.
 
     Raises:
-        ValueError: Several records, a packed or padded one, an empty one, or an elapsed time that is none.
+        ValueError: Several records, a packed or padded one, an empty one, one of which nothing can be forecast, or an
+            elapsed time that is none.
     """
+    if reason := getattr(record, "reason", None):
+        raise ValueError(f"this record has no forecast ({reason}); leave out records that have a reason.")
     channels = {name: torch.as_tensor(channel) for name, channel in record.inputs.items()}
     ids = channels.get("input_ids")
     if ids is None:

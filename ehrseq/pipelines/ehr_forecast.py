@@ -16,7 +16,7 @@ from transformers.pipelines import base as pipelines_base  # by way of its packa
 from transformers.utils import logging
 
 from .forecast_answers import next_events, outcome_answers, trajectory_answers, words_of_counts
-from .patient_inputs import check_rows_at_once, is_fhir, nothing_is_known, patient_from_fhir
+from .patient_inputs import check_rows_at_once, is_fhir, patient_from_fhir
 from .stay_forecasts import StayForecaster
 
 logger = logging.get_logger(__name__)
@@ -219,12 +219,7 @@ class EhrForecastPipeline(pipelines_base.Pipeline):
         context = max_length
         if context is None:
             context = getattr(self.model.config, "max_position_embeddings", None)
-        record = self._tokenizer.forecast_prompt(patient, prediction_time, context)
-        if record.reason is None:
-            words = nothing_is_known(self._tokenizer.all_special_ids, patient, record.inputs, "forecast")
-            if words is not None:
-                logger.warning(words)
-        return record
+        return self._tokenizer.forecast_prompt(patient, prediction_time, context)
 
     # Records -> their forecasts, None where there is nothing to forecast.
     def _forward(self, records: Any, question: Any = None, settings: Any = None) -> Any:  # type: ignore[override]

@@ -208,7 +208,7 @@ class EhrRiskPipeline(pipelines_base.ChunkPipeline):
         encoder = self.encoder
         if isinstance(encoder, _PromptTokenizer):
             rows = encoder.encode_prompts(patient, names, prediction_time, context)
-            if words := nothing_is_known(encoder.all_special_ids, patient, rows[0], "risk"):
+            if words := nothing_is_known(encoder.all_special_ids, patient, rows[0]):
                 logger.warning(words)
         else:  # triplets carry no prompt: every task reads the same row
             rows = [encoder(patient, prediction_time=prediction_time, max_length=context)] * len(names)

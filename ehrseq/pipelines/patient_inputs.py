@@ -48,19 +48,18 @@ def subject_of(patient: Any) -> str:
     return str(patient.get("subject_id")) if isinstance(patient, dict) else "?"
 
 
-def nothing_is_known(special_ids: Collection[int], patient: Any, row: Mapping[str, Any], answer: str) -> str | None:
-    """What to warn of where no event of a patient could be read: the answer is a guess. None where one could.
+def nothing_is_known(special_ids: Collection[int], patient: Any, row: Mapping[str, Any]) -> str | None:
+    """What to warn of where no event of a patient could be read: the risk is a guess. None where one could.
 
     Args:
         special_ids: Tokens that are no event, [UNK] among them.
         patient: Whose row it is.
         row: `input_ids` and `visit_orders`, [l].
-        answer: What the patient gets, in a word.
     """
     in_visits = row["input_ids"][row["visit_orders"] > 0]
     if not set(in_visits.tolist()) <= set(special_ids):
         return None
     return (
-        f"Subject {subject_of(patient)} has no event of a known code up to the prediction time: the {answer} says "
+        f"Subject {subject_of(patient)} has no event of a known code up to the prediction time: the risk says "
         f"nothing about this patient. Check prediction_time, and the codes with tokenizer.coverage(events)."
     )

@@ -100,8 +100,11 @@ def find_phenotypes(
             group = pl.col("code").replace_strict(wanted, return_dtype=pl.String).alias("group")
             pairs.append(of_group.select("row", group).unique())
         counts.add(block)
-    if not seen.any():
-        raise ValueError(f"none of the {len(found):,} vectors is of a patient of these data; give what was embedded.")
+    if 2 * seen.sum() <= len(found):
+        raise ValueError(
+            f"{len(found) - int(seen.sum()):,} of the {len(found):,} vectors are of patients who are not in these "
+            "data; give the data that were embedded."
+        )
     groups, names = group_matrix(pl.concat(pairs), len(found)) if known is None else known
 
     # 2. How far clusters go with the groups, and what else they have in common.

@@ -19,6 +19,7 @@ from .ehr_anchors import reasons_against
 from .ehr_codes import DAY_US
 from .ehr_prompts import PatientPrompts
 from .ehr_rows import HistoryRows
+from .ehr_vocabulary import UNK
 
 NOTHING_KNOWN = "nothing_known"
 REASONS_AGAINST_FORECAST = {
@@ -72,7 +73,7 @@ def record_to_forecast(
     asked = prompts.prediction_time
     last = _last_token_time(prompts.rows)
     reason = reasons_against(prompts.events, kind_of, [{"name": "forecast"}], asked)[0]
-    if reason is None and last is None:
+    if reason is None and (last is None or not _names_an_event(prompts)):
         reason = NOTHING_KNOWN
     elapsed = 0.0 if last is None or asked is None else max(0, asked - last) / DAY_US
     return RecordToForecast(prompts.row(0), elapsed, forecast_key(subject_id, asked), asked, reason)
@@ -82,6 +83,12 @@ def forecast_key(subject_id: Any, prediction_time: int | None) -> int:
     """A number of 63 bits that stands for this subject at this time."""
     named = f"{subject_id}\n{prediction_time}".encode()
     return int.from_bytes(hashlib.blake2b(named, digest_size=8).digest(), "big") >> 1
+
+
+def _names_an_event(prompts: PatientPrompts) -> bool:
+    """Whether any timed event has a code that the vocabulary knows, itself or by a parent."""
+    own = prompts.rows.ids[prompts.rows.types > 0]
+    return bool((own != prompts.history.vocabulary.token_ids[UNK]).any())
 
 
 def _last_token_time(rows: HistoryRows) -> int | None:

@@ -216,5 +216,5 @@ def test_what_would_be_overwritten_and_other_data_are_refused(planted, tmp_path)
     with pytest.raises(ValueError, match="something other than a page"):
         find_phenotypes(file, events, tmp_path, settings=SETTINGS)
     others = events.with_columns(pl.col("subject_id") + 5000)
-    with pytest.raises(ValueError, match="none of the 120 vectors"):
+    with pytest.raises(ValueError, match="120 of the 120 vectors are of patients who are not in these data"):
         find_phenotypes(file, others, tmp_path / "out", settings=SETTINGS)
