@@ -56,6 +56,9 @@ class EhrMambaForecastMixin:
             )
         if slots is not None and (isinstance(slots, bool) or not isinstance(slots, int) or slots < 1):
             raise ValueError(f"slots got {slots!r}; expected an integer of at least 1, or None.")
+        if not isinstance(request, TrajectoryRequest):
+            raise ValueError(f"request got {type(request).__name__}; expected a TrajectoryRequest.")
+        _check_iterable("prompts", prompts, "a list of ForecastPrompt")
         check_trajectory_request(model.config, request)
         return _drawn(model, prompts, request, DEFAULT_SLOTS if slots is None else slots, progress)
 
@@ -92,8 +95,17 @@ class EhrMambaForecastMixin:
             records = prompts_of_batch(records, elapsed_days, keys)
         elif elapsed_days != 0.0 or keys is not None:
             raise ValueError("elapsed_days and keys are those of a batch's rows; records have their own.")
+        _check_iterable("records", records, "a list of EhrTokenizer.forecast_prompt(patient)")
+        _check_iterable("outcomes", outcomes, "a mapping of name -> token ids, or OutcomeTokens")
         if isinstance(outcomes, Mapping):
             outcomes = [OutcomeTokens(name, _sorted_ids(name, ids)) for name, ids in outcomes.items()]
+        outcomes = list(outcomes)
+        if unknown := [each for each in outcomes if not hasattr(each, "ids")]:
+            raise ValueError(
+                f"outcomes holds {unknown[0]!r}; expected a mapping of name -> token ids, or OutcomeTokens."
+            )
+        for name in ("grid_days", "death_ids", "until_ids"):
+            _check_iterable(name, request.get(name, ()), "a tuple of numbers")
         return forecast_records(self, records, outcomes=outcomes, **request)
 
 
@@ -112,6 +124,12 @@ def _drawn(
         for patient in engine.run(prompts):
             yield patient
             bar.update()
+
+
+def _check_iterable(name: str, value: object, expected: str) -> None:
+    """Refuse what cannot be gone through, or is gone through letter by letter."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} got {value!r}; expected {expected}.")
 
 
 def _sorted_ids(name: str, ids: Any) -> np.ndarray:

@@ -66,6 +66,10 @@ def to_prompt(record: TokenRecord) -> ForecastPrompt:
         ValueError: Several records, a packed or padded one, an empty one, one of which nothing can be forecast, or an
             elapsed time that is none.
     """
+    if not all(hasattr(record, name) for name in ("inputs", "elapsed_days", "key")):
+        raise ValueError(
+            f"a record got {type(record).__name__}; expected what EhrTokenizer.forecast_prompt(patient) gives."
+        )
     if reason := getattr(record, "reason", None):
         raise ValueError(f"this record has no forecast ({reason}); leave out records that have a reason.")
     channels = {name: torch.as_tensor(channel) for name, channel in record.inputs.items()}

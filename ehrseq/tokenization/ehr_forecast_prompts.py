@@ -21,11 +21,14 @@ from .ehr_prompts import PatientPrompts
 from .ehr_rows import HistoryRows
 from .ehr_vocabulary import UNK
 
-NOTHING_KNOWN = "nothing_known"
+NOTHING_KNOWN, SILENT_TOO_LONG = "nothing_known", "silent_too_long"
+LONGEST_SILENCE_DAYS = 50 * 365.25
+"""Days before the prediction time without any event, beyond which no model has learnt what comes."""
 REASONS_AGAINST_FORECAST = {
     "died_before_prediction": "the patient died at or before the prediction time",
     "death_time_unknown": "the patient has died, and it is not known whether before the prediction time",
     NOTHING_KNOWN: "no timed event that the model reads is known at the prediction time",
+    SILENT_TOO_LONG: "the last event lies more than 50 years before the prediction time",
 }
 """Why a record has no forecast, in words, in the order in which they are tried."""
 
@@ -76,6 +79,8 @@ def record_to_forecast(
     if reason is None and (last is None or not _names_an_event(prompts)):
         reason = NOTHING_KNOWN
     elapsed = 0.0 if last is None or asked is None else max(0, asked - last) / DAY_US
+    if reason is None and elapsed > LONGEST_SILENCE_DAYS:
+        reason = SILENT_TOO_LONG
     return RecordToForecast(prompts.row(0), elapsed, forecast_key(subject_id, asked), asked, reason)
 
 

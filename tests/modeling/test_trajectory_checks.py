@@ -1,6 +1,7 @@
 """What a trajectory sampler refuses, and in which words; random numbers that depend on what they are for alone."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -168,3 +169,34 @@ def test_random_numbers_are_even_and_their_own():
     assert abs(np.corrcoef(numbers[0, 1:], numbers[0, :-1])[0, 1]) < 0.1
     several = [trajectory_keys(s, k, np.arange(50), p) for s in (0, 1) for k in (0, 1) for p in (0, 1)]
     assert len(np.unique(np.concatenate(several), axis=0)) == 400
+
+
+DEAD = SimpleNamespace(inputs={}, elapsed_days=0.0, key=1, reason="died_before_prediction")
+KNOWN = {"horizon_days": 30.0, "outcomes": {"lab": [ID["LAB"]]}}
+
+
+@pytest.mark.parametrize(
+    ("records", "changes", "message"),
+    [
+        (None, {}, "records got None; expected a list"),
+        ("abc", {}, "records got 'abc'"),
+        ([{"subject_id": 1, "events": []}], {}, "a record got dict"),
+        ([DEAD], {}, r"no forecast \(died_before_prediction\)"),
+        ([], {"outcomes": ["death"]}, "outcomes holds 'death'"),
+        ([], {"outcomes": 5}, "outcomes got 5"),
+        ([], {"grid_days": 5}, "grid_days got 5"),
+        ([], {"death_ids": None}, "death_ids got None"),
+        ([], {"until_ids": None}, "until_ids got None"),
+    ],
+)
+def test_forecasts_that_are_refused(records, changes, message):
+    with pytest.raises(ValueError, match=message):
+        list(NETWORK.forecast(records, **(KNOWN | changes)))
+
+
+@pytest.mark.parametrize("request_", [None, {}])
+def test_a_request_is_one(request_):
+    with pytest.raises(ValueError, match="expected a TrajectoryRequest"):
+        NETWORK.trajectories([prompt()], request_)
+    with pytest.raises(ValueError, match="prompts got None"):
+        NETWORK.trajectories(None, TrajectoryRequest(horizon_days=30.0))

@@ -84,6 +84,7 @@ def test_the_most_recent_tokens_stay() -> None:
         (STAY, -1, "nothing_known"),
         ([event(None, "GENDER//F")], None, "nothing_known"),
         ([event(0, "NOBODY//KNOWS"), event(3, "NOR//THIS")], 5, "nothing_known"),
+        (STAY, 51 * 366 * 24, "silent_too_long"),
     ],
 )
 def test_records_that_have_no_future(events: list[dict[str, Any]], hours: float | None, reason: str | None) -> None:
