@@ -7,7 +7,7 @@ import hashlib
 import html
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -78,6 +78,18 @@ def html_page(title: str, parts: Sequence[str], *, style: str = "", script: str 
 def _source(text: str) -> str:
     """How a policy names an element's text: by its hash."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def rows_as_html(columns: Sequence[str], rows: Iterable[Sequence[Any]], cell: Callable[[str, Any], str]) -> str:
+    """A table; `cell` makes HTML of a column's name and a value. Nothing where there are no rows."""
+    lines = []
+    for row in rows:
+        cells = "".join(f"<td>{cell(name, value)}</td>" for name, value in zip(columns, row, strict=True))
+        lines.append(f"<tr>{cells}</tr>")
+    if not lines:
+        return ""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    return f"<table><tr>{head}</tr>\n" + "\n".join(lines) + "\n</table>"
 
 
 def note(text: str) -> str:

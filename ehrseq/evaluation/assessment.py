@@ -28,6 +28,7 @@ from ehrseq.evaluation.decisions import (
     decision_curve,
 )
 from ehrseq.evaluation.metrics import FloatArray, Ranking, best_f1_threshold, f1_score
+from ehrseq.evaluation.report_tables import json_ready
 from ehrseq.evaluation.reports import MIN_CLASS_COUNT, NOT_ESTIMABLE, not_estimable
 
 NO_TUNING = "no tuning rows were given"
@@ -87,17 +88,7 @@ class RiskAssessment:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: plain(each) for key, each in value.items()}
-            if isinstance(value, list | tuple):
-                return [plain(each) for each in value]
-            if isinstance(value, np.ndarray):
-                return value.tolist()
-            return None if isinstance(value, float) and not math.isfinite(value) else value
-
-        fields: dict[str, Any] = plain(asdict(self))
+        fields: dict[str, Any] = json_ready(asdict(self))
         return fields | {"prevalence": self.prevalence}
 
     def to_markdown(self) -> str:

@@ -1,10 +1,25 @@
-"""A table of texts, in Markdown and in HTML."""
+"""What reports are made of: tables of texts, in Markdown and in HTML, and values as JSON holds them."""
 
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+def json_ready(value: Any) -> Any:
+    """A value as JSON holds it: tuples and arrays as lists, None where a number is not finite."""
+    if isinstance(value, dict):
+        return {key: json_ready(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(each) for each in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)

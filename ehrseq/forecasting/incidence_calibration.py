@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ehrseq.evaluation.bootstrap import Interval, patient_weights
 from ehrseq.evaluation.metrics import FloatArray, check_scores
+from ehrseq.evaluation.report_tables import json_ready
 
 CENSORED, CAME, DIED_FIRST = 0, 1, 2
 NUM_GROUPS = 5
@@ -163,15 +164,7 @@ class IncidenceCalibration:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; None where something is not known."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: plain(each) for key, each in value.items()}
-            if isinstance(value, list | tuple):
-                return [plain(each) for each in value]
-            return None if isinstance(value, float) and not math.isfinite(value) else value
-
-        fields: dict[str, Any] = plain(asdict(self))
+        fields: dict[str, Any] = json_ready(asdict(self))
         return fields
 
 

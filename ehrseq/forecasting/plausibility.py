@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ehrseq.evaluation.bootstrap import Interval, patient_weights
+from ehrseq.evaluation.report_tables import json_ready
 from ehrseq.forecasting.evaluation import KIND_OF_TYPE
 from ehrseq.forecasting.recorded_futures import RecordedFuture
 from ehrseq.modeling.ehr_trajectories import PatientTrajectories, TrajectoryEnd
@@ -151,15 +152,7 @@ class PlausibilityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: plain(each) for key, each in value.items()}
-            if isinstance(value, list | tuple):
-                return [plain(each) for each in value]
-            return None if isinstance(value, float) and not math.isfinite(value) else value
-
-        fields: dict[str, Any] = plain(asdict(self))
+        fields: dict[str, Any] = json_ready(asdict(self))
         return fields
 
 

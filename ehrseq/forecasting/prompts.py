@@ -19,7 +19,7 @@ import polars as pl
 from ehrseq.data.schema import LABEL_KEYS
 from ehrseq.forecasting.task_forecast import TaskForecast
 from ehrseq.forecasting.task_outcomes import task_outcome
-from ehrseq.hub.checkpoints import check_checkpoint_files, checkpoint_digest, quiet_loading
+from ehrseq.hub.checkpoints import checkpoint_digest, load_parts
 from ehrseq.modeling.ehr_trajectories import ESTIMATORS, Estimator, OutcomeTokens
 from ehrseq.pipelines.ehr_forecast import EhrForecastPipeline
 from ehrseq.tasks.moments import last_times
@@ -60,19 +60,12 @@ def load_forecaster(checkpoint: str | Path) -> EhrForecastPipeline:
         ValueError: A checkpoint without a trained forecasting head, of another family, or with another's tokenizer.
         OSError: There is none.
     """
-    from transformers import AutoConfig, AutoModelForPreTraining, AutoTokenizer
-
-    checkpoint = str(checkpoint)
-    check_checkpoint_files(checkpoint)
-    with quiet_loading():
-        kind = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).model_type
-        if kind == "hymate":
-            raise ValueError(
-                f"{checkpoint} reads stays and foretells values, no events: use forecast_stays, or "
-                'pipeline("ehr-forecast").'
-            )
-        model = AutoModelForPreTraining.from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    model, tokenizer, _ = load_parts(str(checkpoint), "AutoModelForPreTraining")
+    if model.config.model_type == "hymate":
+        raise ValueError(
+            f"{checkpoint} reads stays and foretells values, no events: use forecast_stays, or "
+            'pipeline("ehr-forecast").'
+        )
     return EhrForecastPipeline(model=model, tokenizer=tokenizer, device="cpu")
 
 

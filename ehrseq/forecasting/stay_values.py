@@ -21,7 +21,7 @@ from ehrseq.batches.readable_stays import ReadableStays, readable_stays
 from ehrseq.batches.reasons import leaves_nothing_to_foretell, with_reasons
 from ehrseq.batches.triplet_rows import TripletRows
 from ehrseq.data.schema import LABEL_KEYS, validate_events
-from ehrseq.hub.checkpoints import check_checkpoint_files, quiet_loading
+from ehrseq.hub.checkpoints import check_checkpoint_files, load_parts, quiet_loading
 from ehrseq.pipelines.stay_forecasts import StayForecaster, StayValues, stay_values
 
 if TYPE_CHECKING:
@@ -71,13 +71,9 @@ def load_stay_forecaster(checkpoint: str | Path, *, alpha: float = 0.1) -> StayF
         ValueError: A checkpoint of another family, without a trained forecast head, or without intervals for `alpha`.
         OSError: There is none.
     """
-    from transformers import AutoFeatureExtractor, AutoModelForPreTraining
-
     if not foretells_values(checkpoint):
         raise ValueError(f"{checkpoint} holds a model of events; expected HyMaTE, which reads stays.")
-    with quiet_loading():
-        model = AutoModelForPreTraining.from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
-        extractor = AutoFeatureExtractor.from_pretrained(checkpoint, trust_remote_code=False)
+    model, extractor, _ = load_parts(str(checkpoint), "AutoModelForPreTraining")
     return StayForecaster(model, extractor, alpha=alpha)
 
 

@@ -87,7 +87,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     from ehrseq.hub.families import load_class
 
     checkpoint = str(checkpoint)
-    model, encoder, _ = _loaded(checkpoint, "AutoModelForSequenceClassification")
+    model, encoder, _ = load_parts(checkpoint, "AutoModelForSequenceClassification")
     family = FAMILIES.get(model.config.model_type, _UNKNOWN_FAMILY)
     is_risk_model = isinstance(model, RiskModel)
     untrained = model.untrained_weights() if is_risk_model else []
@@ -116,7 +116,7 @@ def load_backbone(checkpoint: str | Path) -> Backbone:
     from ehrseq.hub.families import load_class
 
     checkpoint = str(checkpoint)
-    model, encoder, missing = _loaded(checkpoint, "AutoModel")
+    model, encoder, missing = load_parts(checkpoint, "AutoModel")
     family = FAMILIES.get(model.config.model_type, _UNKNOWN_FAMILY)
     if not family.models or not isinstance(encoder, load_class(family.encoder)):
         raise ValueError(
@@ -178,7 +178,7 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _loaded(checkpoint: str, auto_model: str) -> tuple[Any, Any, list[str]]:
+def load_parts(checkpoint: str, auto_model: str) -> tuple[Any, Any, list[str]]:
     """The model of an Auto class, its encoder, and the names of weights that the files lack.
 
     Raises:

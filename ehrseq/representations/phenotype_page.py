@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from ehrseq._html import COLOURS, GUIDE, figure, html_page, note
+from ehrseq._html import COLOURS, GUIDE, figure, html_page, note, rows_as_html
 from ehrseq.representations.clustering import CRITERIA
 from ehrseq.representations.phenotype_report import PHENOTYPE_TABLES, PhenotypeReport
 from ehrseq.work.files import check_replaceable
@@ -142,11 +142,5 @@ def _table(table: pl.DataFrame, formats: dict[str, str]) -> str:
             return f"{value:,}" if not isinstance(value, bool) else ("yes" if value else "")
         return formats.get(name, "{:.3f}").format(value) if isinstance(value, float) else html.escape(str(value))
 
-    if table.is_empty():
-        return ""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
-    lines = [
-        "<tr>" + "".join(f"<td>{cell(name, value)}</td>" for name, value in row.items()) + "</tr>"
-        for row in table.iter_rows(named=True)
-    ]
-    return f"<div class=wide><table><tr>{head}</tr>\n" + "\n".join(lines) + "\n</table></div>"
+    whole = rows_as_html(table.columns, table.iter_rows(), cell)
+    return f"<div class=wide>{whole}</div>" if whole else ""

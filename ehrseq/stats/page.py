@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from ehrseq._html import COLOURS, figure, html_page, note
+from ehrseq._html import COLOURS, figure, html_page, note, rows_as_html
 from ehrseq.stats.counting import DatasetStatistics
 from ehrseq.stats.privacy import hide_few
 from ehrseq.work.files import write_whole
@@ -145,14 +145,7 @@ def _table(table: pl.DataFrame) -> str:
             return f"{value:.1%}"
         return f"{value:,}" if isinstance(value, int) else html.escape(str(value))
 
-    if table.is_empty():
-        return ""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
-    lines = [
-        "<tr>" + "".join(f"<td>{cell(name, value)}</td>" for name, value in row.items()) + "</tr>"
-        for row in table.iter_rows(named=True)
-    ]
-    return f"<table><tr>{head}</tr>\n" + "\n".join(lines) + "\n</table>"
+    return rows_as_html(table.columns, table.iter_rows(), cell)
 
 
 # -- plots -----------------------------------------------------------------------------------------------------------
